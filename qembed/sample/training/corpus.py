@@ -15,7 +15,7 @@ import re
 import subprocess
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 LANGUAGES = "da de es fr it ja ko pl pt pt_BR ru sk uk cs zh_CN zh_TW nl fi sv hu tr vi".split()
@@ -27,6 +27,8 @@ INSTRUCTIONS = (
     "Find code that does what the query describes",
     "Classify the intent of the message",
 )
+SHARES = {"synopsis": 1.0, "paragraph": 0.5, "description": 0.3, "translation": 0.5, "wordnet": 0.3, "code": 0.7}
+"""What part of each kind is learned from: long texts cost most of the time, and package descriptions are the main diet."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,17 @@ class Pair:
     text: str
     english: str
     language: str
+    kind: str
 
 
 def is_held_out(english: str) -> bool:
     """One text in a hundred, chosen by its hash, so that a translation is held out along with its original."""
-    return hashlib.sha256(english.encode()).digest()[0:2] < bytes([0x02, 0x90])
+    return _lot(english) < 0.01
+
+
+def _lot(text: str) -> float:
+    """A number in [0, 1) that depends on `text` alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32
 
 
 def fetch(folder: Path) -> None:
@@ -69,12 +77,12 @@ def load(folder: Path, seed: int) -> list[Pair]:
     seen: set[str] = set()
     kept = []
     for pair in pairs:
-        if pair.text in seen or len(pair.text) < 3:
+        if pair.text in seen or len(pair.text) < 3 or _lot("share of " + pair.text) >= SHARES[pair.kind]:
             continue
         seen.add(pair.text)
         if len(pair.text) < 200 and chance.random() < 1 / 6:
             instruction = INSTRUCTIONS[0] if chance.random() < 0.5 else chance.choice(INSTRUCTIONS)
-            pair = Pair(f"Instruct: {instruction}\nQuery:{pair.text}", pair.english, pair.language)
+            pair = replace(pair, text=f"Instruct: {instruction}\nQuery:{pair.text}")
         kept.append(pair)
     return kept
 
@@ -101,13 +109,13 @@ def _debian(lists: Path, chance: random.Random) -> Iterator[Pair]:
     keys = sorted(english)
     for key in keys:
         synopsis, paragraphs = english[key]
-        yield Pair(synopsis, synopsis, "en")
+        yield Pair(synopsis, synopsis, "en", "synopsis")
         if paragraphs and chance.random() < 0.6:
             text = _cut(chance.choice(paragraphs), 100)
-            yield Pair(text, text, "en")
+            yield Pair(text, text, "en", "paragraph")
         if len(paragraphs) > 1 and chance.random() < 0.12:
             text = _cut(synopsis + "\n\n" + "\n\n".join(paragraphs), 320)
-            yield Pair(text, text, "en")
+            yield Pair(text, text, "en", "description")
     for language in LANGUAGES:
         for path in sorted(lists.glob(f"*_main_i18n_Translation-{language.replace('_', '%5f')}")):
             translated = [item for item in _descriptions(path) if item[0] in english]
@@ -117,9 +125,9 @@ def _debian(lists: Path, chance: random.Random) -> Iterator[Pair]:
                 if not is_held_out(original) and chance.random() < 0.35 and paragraphs and original_paragraphs:
                     first = f"{original}. {original_paragraphs[0]}"
                     if len(first) < 600:
-                        yield Pair(f"{synopsis}. {paragraphs[0]}", first, language)
+                        yield Pair(f"{synopsis}. {paragraphs[0]}", first, language, "translation")
                         continue
-                yield Pair(synopsis, original, language)
+                yield Pair(synopsis, original, language, "translation")
 
 
 def _wordnet(folder: Path, chance: random.Random) -> Iterator[Pair]:
@@ -135,11 +143,11 @@ def _wordnet(folder: Path, chance: random.Random) -> Iterator[Pair]:
             definition = re.split(r';\s*"', gloss)[0].strip()
             if chance.random() < 0.75:
                 text = chance.choice([definition, f"{headword}: {definition}", f"{definition}: {headword}"])
-                yield Pair(text, text, "en")
+                yield Pair(text, text, "en", "wordnet")
             if chance.random() < 0.12:
-                yield Pair(headword, headword, "en")
+                yield Pair(headword, headword, "en", "wordnet")
             for example in re.findall(r'"([^"]{12,})"', gloss):
-                yield Pair(example, example, "en")
+                yield Pair(example, example, "en", "wordnet")
 
 
 def _code(chance: random.Random) -> Iterator[Pair]:
@@ -157,4 +165,4 @@ def _code(chance: random.Random) -> Iterator[Pair]:
             if isinstance(node, ast.FunctionDef) and 3 < (node.end_lineno or 0) - node.lineno < 40:
                 text = ast.get_source_segment(source, node)
                 if text and chance.random() < 0.5:
-                    yield Pair(text[:1500], text[:1500], "python")
+                    yield Pair(text[:1500], text[:1500], "python", "code")

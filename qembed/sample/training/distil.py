@@ -98,44 +98,73 @@ def distance(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return 1 - torch.stack(cosines).mean()
 
 
+def bag_of_words(ids: Sequence[Sequence[int]], targets: torch.Tensor, *, epochs: int, seed: int) -> torch.Tensor:
+    """A token table [VOCABULARY, hidden] float32 such that the mean of a text's token vectors is near its target.
+
+    Each token vector counts with root mean square 1, as the first layer's norm will see it. An epoch takes seconds, and every
+    token, however rare, gets its meaning before the first step of the transformer.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    raw = torch.nn.Parameter(torch.randn(student.VOCABULARY, targets.shape[1]))
+    optimizer = torch.optim.Adam([raw], lr=0.02)
+    chance = random.Random(seed)
+    rows = list(range(len(ids)))
+    for epoch in range(epochs):
+        chance.shuffle(rows)
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - epoch / epochs)
+        total = 0.0
+        for start in range(0, len(rows), 2048):
+            batch = rows[start : start + 2048]
+            flat = torch.tensor([token for row in batch for token in ids[row]])
+            ends = torch.tensor([0, *(len(ids[row]) for row in batch[:-1])]).cumsum(0)
+            table = torch.nn.functional.rms_norm(raw, raw.shape[1:])
+            loss = distance(torch.nn.functional.embedding_bag(flat, table, ends, mode="mean"), targets[batch].float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+        print(f"bag of words, epoch {epoch + 1}: loss {total / len(rows):.4f}", flush=True)
+    return torch.nn.functional.rms_norm(raw.detach(), raw.shape[1:]) / 2
+
+
 def train(
-    model: Qwen3Model, ids: Sequence[Sequence[int]], targets: torch.Tensor, *, minutes: float, seed: int, tokens: int = 8192
+    model: Qwen3Model, ids: Sequence[Sequence[int]], targets: torch.Tensor, *, epochs: int, seed: int, tokens: int = 4096
 ) -> int:
-    """Train in place for `minutes`, the learning rate falling to nothing by then. Returns the number of steps."""
+    """Train in place, the learning rates rising for 100 steps and then falling to nothing. Returns the number of steps."""
     import torch
 
     chance = random.Random(seed)
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim == 1] + [model.embed_tokens.weight]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=0.002, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=0.01, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=0.001, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    rates = [group["lr"] for group in groups]
     lengths = [len(row) for row in ids]
-    start, step, shown, average = time.monotonic(), 0, 0.0, 0.0
-    while True:
-        for rows in batches_by_length(lengths, tokens, chance):
-            progress = (time.monotonic() - start) / (60 * minutes)
-            if progress >= 1:
-                return step
-            factor = min(1.0, (step + 1) / 100) * (1 - progress)
-            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-            for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate * factor
-            with torch.autocast("cpu", torch.bfloat16, enabled=_has_fast_bfloat16()):
-                vectors = embed(model, [ids[row] for row in rows])
-            loss = distance(vectors.float(), targets[torch.tensor(rows)].float())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            step += 1
-            average = 0.98 * average + 0.02 * loss.item()
-            if time.monotonic() - shown > 20:
-                shown = time.monotonic()
-                print(f"{progress:6.1%} step {step} loss {average / (1 - 0.98**step):.4f}", flush=True)
+    schedule = [rows for _ in range(epochs) for rows in batches_by_length(lengths, tokens, chance)]
+    start, average = time.monotonic(), 0.0
+    for step, rows in enumerate(schedule):
+        factor = min(1.0, (step + 1) / 100) * (1 - step / len(schedule))
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * factor
+        with torch.autocast("cpu", torch.bfloat16, enabled=_has_fast_bfloat16()):
+            vectors = embed(model, [ids[row] for row in rows])
+        loss = distance(vectors.float(), targets[rows].float())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        average = 0.98 * average + 0.02 * loss.item()
+        if step % 25 == 0:
+            minutes = (time.monotonic() - start) / 60
+            mean = average / (1 - 0.98 ** (step + 1))
+            print(f"step {step} of {len(schedule)}, {minutes:.1f} minutes, loss {mean:.4f}", flush=True)
+    return len(schedule)
 
 
 def evaluate(model: Qwen3Model, ids: Sequence[Sequence[int]], targets: torch.Tensor) -> dict[int, float]:
@@ -152,15 +181,6 @@ def evaluate(model: Qwen3Model, ids: Sequence[Sequence[int]], targets: torch.Ten
     }
 
 
-def _token_table(tokenizer: Tokenizer, rotation: torch.Tensor) -> torch.Tensor:
-    """The teacher's rotated vector [VOCABULARY, hidden] for each token's own text; zero for special tokens."""
-    texts = [tokenizer.decode([token]).strip() for token in range(student.VOCABULARY)]
-    table = (teacher_vectors(texts) @ rotation)[:, : student.CONFIG["hidden_size"]]
-    for token in student.SPECIAL_TOKENS:
-        table[tokenizer.token_to_id(token)] = 0
-    return table
-
-
 def _has_fast_bfloat16() -> bool:
     import torch
 
@@ -173,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the texts and the teacher's vectors")
     parser.add_argument("--output", type=Path, required=True, help="where the checkpoint is written")
-    parser.add_argument("--minutes", type=float, default=75, help="training time [default: 75 minutes]")
+    parser.add_argument("--epochs", type=int, default=3, help="how often each text is seen [default: 3]")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -200,18 +220,21 @@ def main() -> None:
     held_out = torch.tensor([corpus.is_held_out(pair.english) for pair in pairs])
     kept, aside = (~held_out).nonzero().flatten().tolist(), held_out.nonzero().flatten().tolist()
     print(f"{sum(len(ids[row]) for row in kept)} tokens to learn from, {len(aside)} texts held out", flush=True)
-    model = student.new_model(_token_table(tokenizer, rotation))
-    aside_ids, aside_targets = [ids[row] for row in aside], targets[torch.tensor(aside)]
+    kept_ids, kept_targets = [ids[row] for row in kept], targets[kept]
+    table = bag_of_words(kept_ids, kept_targets, epochs=12, seed=arguments.seed)
+    table[tokenizer.token_to_id(student.END_OF_TEXT)] = 0
+    model = student.new_model(table)
+    aside_ids, aside_targets = [ids[row] for row in aside], targets[aside]
     print("at the start", evaluate(model, aside_ids, aside_targets), flush=True)
-    steps = train(
-        model, [ids[row] for row in kept], targets[torch.tensor(kept)], minutes=arguments.minutes, seed=arguments.seed
-    )
+    start = time.monotonic()
+    steps = train(model, kept_ids, kept_targets, epochs=arguments.epochs, seed=arguments.seed)
+    minutes = round((time.monotonic() - start) / 60, 1)
     student.save(model, tokenizer, arguments.output)
     reached = {"all": evaluate(model, aside_ids, aside_targets)}
     for language in sorted({pairs[row].language for row in aside}):
         rows = [i for i, row in enumerate(aside) if pairs[row].language == language]
         reached[language] = evaluate(model, [aside_ids[i] for i in rows], aside_targets[torch.tensor(rows)])
-    report = {"texts": len(kept), "steps": steps, "minutes": arguments.minutes, "seed": arguments.seed, "cosine": reached}
+    report = {"texts": len(kept), "steps": steps, "epochs": arguments.epochs, "minutes": minutes, "seed": arguments.seed, "cosine": reached}
     (arguments.work / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     assert math.isfinite(reached["all"][hidden])
     print(json.dumps(report, indent=2))

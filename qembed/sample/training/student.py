@@ -83,9 +83,9 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 def new_model(token_table: torch.Tensor) -> Qwen3Model:
     """A student that starts as the mean of its token vectors.
 
-    `token_table` [VOCABULARY, hidden] float32 is the teacher's vector for each token's text. The first layer's attention is
-    near uniform and copies its values, which makes the last token the mean of the text: a bag of words to improve on, which
-    saves most of the hours a random start would need.
+    `token_table` [VOCABULARY, hidden] float32 comes from `distil.bag_of_words`. The first layer's attention is near uniform and
+    copies its values, which makes the last token the mean of the text's tokens: a bag of words to improve on, which saves most
+    of the hours that a random start would need.
     """
     import torch
     from transformers import Qwen3Config, Qwen3Model

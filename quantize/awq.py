@@ -1,0 +1,152 @@
+"""Activation-aware weight quantization (Lin et al. 2023, https://arxiv.org/abs/2306.00978) over Gram matrices.
+
+For a linear layer y = W x the squared output error of a changed weight, summed over the calibration tokens, is
+tr(ΔW · G · ΔWᵀ) with the Gram matrix G = Σ x xᵀ. Each point of a search is therefore one matrix product, whatever the number of
+tokens. All functions are pure: tensors in, tensors out. Shapes: weight [N, K], gram [K, K], group_size g divides K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+LEVELS = 15
+SMALLEST_STEP = 2.0**-20
+RATIOS = tuple(step / 20 for step in range(20))
+CLIP_RATIOS = tuple(1 - step / 20 for step in range(11))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The 16 levels of each group: value = (q − zero_point) · scale.
+
+    Attributes:
+        scale: [N, K/g] float32, each one exactly a float16 value, because that is what is stored.
+        zero_point: [N, K/g] float32, integers 0…15.
+        group_size: g, inputs that share a scale and a zero point.
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    group_size: int
+
+    def quantize(self, weight: torch.Tensor) -> torch.Tensor:
+        """The nearest level of each value of `weight` [N, K]: float32 integers 0…15 of the same shape."""
+        grouped = weight.unflatten(1, (-1, self.group_size))
+        levels = (grouped / self.scale[..., None]).round_() + self.zero_point[..., None]
+        return levels.clamp_(0, LEVELS).flatten(1)
+
+    def dequantize(self, levels: torch.Tensor) -> torch.Tensor:
+        """The values [N, K] float32 that integer `levels` [N, K] stand for."""
+        grouped = levels.unflatten(1, (-1, self.group_size))
+        return ((grouped - self.zero_point[..., None]) * self.scale[..., None]).flatten(1)
+
+    def nearest(self, weight: torch.Tensor) -> torch.Tensor:
+        """`weight` [N, K] rounded to the nearest level: `dequantize(quantize(weight))`."""
+        return self.dequantize(self.quantize(weight))
+
+
+def range_grid(weight: torch.Tensor, group_size: int, shrink: torch.Tensor | float = 1.0) -> Grid:
+    """The grid from the least to the greatest value of each group, both times `shrink` (a number or [N, K/g]).
+
+    Zero is always representable, as in AutoAWQ, so that a pruned weight stays zero.
+    """
+    import torch
+
+    grouped = weight.unflatten(1, (-1, group_size))
+    high = grouped.amax(-1).clamp(min=0) * shrink
+    low = grouped.amin(-1).clamp(max=0) * shrink
+    scale = ((high - low) / LEVELS).clamp(min=SMALLEST_STEP).to(torch.float16).float()
+    zero_point = (-low / scale).round().clamp(0, LEVELS)
+    return Grid(scale, zero_point, group_size)
+
+
+def output_error(difference: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """tr(ΔW · G · ΔWᵀ): a scalar, the squared output error of `difference` [N, K] over the calibration tokens."""
+    return ((difference @ gram) * difference).sum()
+
+
+def search_scales(
+    weights: Sequence[torch.Tensor], gram: torch.Tensor, group_size: int, fed_by: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The scale of each input channel [K] float32 that costs least when the `weights`, which share it, are rounded.
+
+    Candidates are those of the paper (section 3.2, s = x̄^ratio) and the weight-aware form s = x̄^ratio / w̄^(1 − ratio), with x̄
+    the root mean square of the channel's inputs and w̄ its mean weight relative to its group's largest; s = 1 is among them.
+
+    Args:
+        weights: matrices [N_i, K] that read the same input.
+        gram: [K, K] of that input.
+        group_size: inputs that share a grid.
+        fed_by: for each channel [K] int64 the output of the layer before that feeds it. Channels fed by the same output get
+            the same scale (the heads of one key-value head); None means that each channel has an output of its own.
+    """
+    import torch
+
+    activation = gram.diagonal().clamp(min=0).sqrt()
+    magnitude = torch.zeros_like(activation)
+    for weight in weights:
+        grouped = weight.abs().unflatten(1, (-1, group_size))
+        relative = grouped / grouped.amax(-1, keepdim=True).clamp(min=SMALLEST_STEP)
+        magnitude += relative.flatten(1).sum(0)
+    if fed_by is not None:
+        activation = _mean_by(activation.square(), fed_by).sqrt()
+        magnitude = _mean_by(magnitude, fed_by)
+    activation, magnitude = _positive(activation), _positive(magnitude)
+
+    def error(scales: torch.Tensor) -> float:
+        total = 0.0
+        for weight in weights:
+            scaled = weight * scales
+            rounded = range_grid(scaled, group_size).nearest(scaled).div_(scales)
+            total += output_error(rounded.sub_(weight), gram).item()
+        return total
+
+    best, best_error = torch.ones_like(activation), float("inf")
+    forms: tuple[Callable[[float], torch.Tensor], ...] = (
+        lambda ratio: activation**ratio,
+        lambda ratio: activation**ratio / magnitude ** (1 - ratio),
+    )
+    for form in forms:
+        for ratio in RATIOS:
+            scales = form(ratio)
+            scales = scales / (scales.max() * scales.min()).sqrt()
+            if torch.isfinite(scales).all() and (found := error(scales)) < best_error:
+                best, best_error = scales, found
+    return best
+
+
+def search_clip(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> Grid:
+    """The grid whose range is shrunk, for each output channel and group, by what costs least on the block of G of the group.
+
+    The blocks between groups are left out (as in llm-awq's `auto_clip`), so that each group is chosen by itself.
+    """
+    import torch
+
+    groups = weight.shape[1] // group_size
+    blocks = torch.stack([gram[i : i + group_size, i : i + group_size] for i in range(0, weight.shape[1], group_size)])
+    best_error = torch.full((weight.shape[0], groups), float("inf"), device=weight.device)
+    best = torch.ones_like(best_error)
+    for shrink in CLIP_RATIOS:
+        difference = (range_grid(weight, group_size, shrink).nearest(weight) - weight).unflatten(1, (-1, group_size))
+        error = (torch.einsum("ngi,gij->ngj", difference, blocks) * difference).sum(-1)
+        better = error < best_error
+        best = torch.where(better, shrink, best)
+        best_error = torch.where(better, error, best_error)
+    return range_grid(weight, group_size, best)
+
+
+def _mean_by(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Replace each of `values` [K] by the mean of those with the same number in `group` [K] int64."""
+    sums = values.new_zeros(int(group.max()) + 1).index_add(0, group, values)
+    return (sums / group.bincount())[group]
+
+
+def _positive(values: torch.Tensor) -> torch.Tensor:
+    """`values` relative to their mean, with dead channels lifted to a ten-thousandth of it."""
+    mean = values.mean()
+    return (values / mean).clamp(min=1e-4) if mean > 0 else values.new_ones(values.shape)

@@ -1,0 +1,123 @@
+"""What a checkpoint says of itself: qembed.json for programs, README.md (the model card) for people."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from qembed.checkpoint import SAMPLE, Checkpoint
+from qembed.quantize.calibration import Calibration
+from qembed.quantize.stream import Report, Settings
+from qembed.quantize.writer import sha256
+
+
+def source_record(source: Checkpoint, output: Path) -> dict[str, Any]:
+    """Which checkpoint an INT4 one was made from, so that `qembed eval` finds it again, with the hash of its weights.
+
+    A folder is named relative to `output`: the two may move together, and no user's path is published.
+    """
+    found: dict[str, Any] = {"model": source.name}
+    if source.name != SAMPLE and "/" not in source.name:
+        found["folder"] = os.path.relpath(source.folder.resolve(), output.resolve())
+    found["sha256"] = {path.name: sha256(path) for path in sorted(set(source.files.values()))}
+    return found
+
+
+def record(
+    source: Mapping[str, Any], calibration: Calibration, settings: Settings, report: Report, seed: int, folder: Path
+) -> dict[str, Any]:
+    """The contents of qembed.json: enough to make the same bytes again, and to tell whether these are they."""
+    return {
+        "qembed": version("qembed"),
+        "source": dict(source),
+        "calibration": {
+            "source": calibration.source,
+            "sha256": calibration.sha256,
+            "texts": len(calibration.rows) - len(calibration.check),
+            "tokens": calibration.tokens,
+        },
+        "settings": {
+            "bits": 4,
+            "group_size": settings.group_size,
+            "scales": settings.scales,
+            "clip": settings.clip,
+            "rounding": settings.rounding,
+            "seed": seed,
+        },
+        "fidelity": fidelity(report),
+        "files": {
+            str(path.relative_to(folder)): sha256(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != "lock"
+        },
+    }
+
+
+def fidelity(report: Report) -> dict[str, Any]:
+    """Cosine similarity between the INT4 and the original vectors of the texts that quantization did not see."""
+    cosines = sorted(report.cosines)
+    return {
+        "texts": len(cosines),
+        "mean_cosine": round(statistics.fmean(cosines), 6),
+        "min_cosine": round(cosines[0], 6),
+    }
+
+
+def model_card(source: Checkpoint, settings: Settings, calibration: Calibration, report: Report, size: int) -> str:
+    """README.md of the checkpoint: what it is, how near it is to its source, how to use it."""
+    measured = fidelity(report)
+    base = f"base_model: {source.name}\nbase_model_relation: quantized\n" if "/" in source.name else ""
+    licence = _licence(source)
+    note = (
+        "\nThe source is qembed's embedded sample, made to try the tools with. It is not for production.\n"
+        if source.name == SAMPLE
+        else ""
+    )
+    return f"""---
+{licence}{base}library_name: transformers
+pipeline_tag: feature-extraction
+tags: [awq, int4, embeddings, qembed]
+---
+
+# {source.name.split("/")[-1]}, AWQ INT4
+
+The linear layers of `{source.name}` in 4 bits (AWQ, GEMM layout, groups of {settings.group_size}, with zero points), everything
+else in float16: {size / 1e6:,.1f} MB. Written by qembed {version("qembed")}; vLLM and SGLang read it with nothing else
+installed.
+{note}
+## How near it is to its source
+
+Cosine similarity between the INT4 and the original vectors, computed in float32, on {measured["texts"]} texts that quantization
+did not see: mean {measured["mean_cosine"]:.4f}, least {measured["min_cosine"]:.4f}. `qembed eval --model FOLDER --baseline fp16`
+measures it on more texts, through vLLM, by language and dimension.
+
+## How to use it
+
+```
+qembed serve --model FOLDER
+```
+
+or, with vLLM alone: `vllm serve FOLDER --runner pooling`. Queries go in as `Instruct: {{task}}\\nQuery:{{query}}`, documents as
+they are; vectors are those of the last token, of unit length.
+
+## How it was made
+
+AWQ scales{"" if settings.scales == "awq" else " (none)"}, {"clipping, " if settings.clip else ""}{settings.rounding} rounding;
+{calibration.tokens:,} tokens of {calibration.source} calibration texts. `qembed.json` has settings, seed and hashes.
+"""
+
+
+def _licence(source: Checkpoint) -> str:
+    """The licence line that the source's own card has, so that a licence is never invented."""
+    card = source.folder / "README.md"
+    if source.name == SAMPLE:
+        return "license: apache-2.0\n"
+    if card.exists():
+        for line in card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0].splitlines():
+            if line.startswith("license:"):
+                return line + "\n"
+    return ""

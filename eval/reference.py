@@ -56,12 +56,13 @@ def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") ->
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype}: not one of {', '.join(DTYPES)}")
     _check_pooling(checkpoint)
+    build: Any = AutoModel.from_config
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
         if getattr(config, "quantization_config", None) is not None:
             del config.quantization_config
         with torch.device("meta"):
-            model = AutoModel.from_config(config, trust_remote_code=False)
+            model = build(config, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         raise BadInput(f"{checkpoint.folder}: transformers cannot build this model: {_first_line(error)}") from error
     state = {name: tensor.to(device, getattr(torch, dtype)) for name, tensor in weights(checkpoint)}

@@ -1,0 +1,152 @@
+"""Texts to embed: the built-in held-out ones, or the user's own file; with their prompts, and cut to the model's context."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qembed.checkpoint import DEFAULT_INSTRUCTION, instruct
+from qembed.errors import BadInput
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
+KINDS = ("query", "document", "code")
+DEFAULT_PROMPTS = {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}  # for servers whose checkpoint is not at hand
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text: its kind (one of KINDS) says which prompt it gets; `instruction` is for queries alone."""
+
+    id: str
+    text: str
+    kind: str = "document"
+    language: str | None = None
+    instruction: str | None = None
+
+    def prompted(self, prompts: Mapping[str, str]) -> str:
+        """The text as the model is to see it: a query after its own instruction, or else after the prompt of its kind."""
+        if self.kind != "query":
+            return prompts.get("document", "") + self.text
+        if self.instruction is not None:
+            return instruct(self.instruction) + self.text
+        return prompts.get("query", "") + self.text
+
+
+@dataclass(frozen=True)
+class Data:
+    """The texts of a file, and the SHA-256 of its bytes in hexadecimal."""
+
+    path: Path
+    sha256: str
+    texts: list[Text]
+
+
+def read(path: Path) -> Data:
+    """The texts of `path`: `.txt` with one text a line, or `.jsonl` with one object a line.
+
+    An object has `text`, and may have `id`, `kind`, `language` and `instruction` (strings; other keys are ignored). Blank
+    lines are skipped. A text without an id is called by its line: "line 12".
+
+    Raises:
+        BadInput: the file cannot be read or is empty, or a line is not UTF-8, not such an object, or has no text.
+    """
+    parse = {".txt": _plain, ".jsonl": _object}.get(path.suffix.lower())
+    if parse is None:
+        raise BadInput(f"{path}: name it .txt (one text a line) or .jsonl (one JSON object with a text field a line)")
+    found = [parse(line, number, f"{path}, line {number}") for number, line in _lines(path)]
+    if not found:
+        raise BadInput(f"{path}: holds no texts")
+    with path.open("rb") as file:
+        return Data(path, hashlib.file_digest(file, "sha256").hexdigest(), found)
+
+
+def cut(texts: Sequence[str], tokenizer: Tokenizer, limit: int) -> tuple[list[str], int]:
+    """The texts, each cut at its end until it has at most `limit` tokens, and how many were cut.
+
+    It is the text that is cut, not its tokens, so that every server, whatever it does with long texts, gets the same.
+    `limit` counts the tokens that the tokenizer appends. Cutting at a token's edge can make the rest fall into other tokens,
+    hence more than one round.
+    """
+    kept: list[str] = []
+    count = 0
+    for text, encoding in zip(texts, tokenizer.encode_batch(list(texts)), strict=True):
+        allowed = limit - sum(encoding.special_tokens_mask)
+        shorter = text
+        while len(encoding.ids) > limit and shorter:
+            ends = [
+                end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not special
+            ]
+            shorter = shorter[: min(ends[max(allowed, 1) - 1], len(shorter) - 1)]
+            encoding = tokenizer.encode(shorter)
+        if not shorter.strip():
+            raise BadInput(f"the model's context of {limit} tokens leaves no room for a text")
+        count += shorter != text
+        kept.append(shorter)
+    return kept, count
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1, and the lines that are not blank; only a newline ends a line, whatever Unicode says."""
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise BadInput(f"{path}, line {number}: not UTF-8 (byte {error.start + 1})") from error
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _plain(line: str, number: int, where: str) -> Text:  # noqa: ARG001
+    return Text(id=f"line {number}", text=line)
+
+
+def _object(line: str, number: int, where: str) -> Text:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise BadInput(f"{where}: not JSON: {error}") from error
+    except RecursionError as error:
+        raise BadInput(f"{where}: not JSON: nested too deeply") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{where}: not a JSON object")
+    text = _field(value, "text", where)
+    if text is None:
+        raise BadInput(f"{where}: no text field")
+    if not text.strip():
+        raise BadInput(f"{where}: the text is empty")
+    kind = _field(value, "kind", where) or "document"
+    if kind not in KINDS:
+        raise BadInput(f"{where}: kind '{kind}' is none of {', '.join(KINDS)}")
+    return Text(
+        id=_field(value, "id", where) or f"line {number}",
+        text=text,
+        kind=kind,
+        language=_field(value, "language", where),
+        instruction=_field(value, "instruction", where),
+    )
+
+
+def _field(value: dict[str, Any], name: str, where: str) -> str | None:
+    field = value.get(name)
+    if name == "id" and isinstance(field, int) and not isinstance(field, bool):
+        field = str(field)
+    if field is None:
+        return None
+    if not isinstance(field, str):
+        raise BadInput(f"{where}: {name} is not a string")
+    try:
+        field.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{where}: {name} holds half of a surrogate pair, which is not text") from error
+    return field

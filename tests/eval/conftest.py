@@ -1,0 +1,178 @@
+"""A tiny random checkpoint in Qwen3-Embedding's layout, its plainly rounded AWQ INT4 copy, and a server made of them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "attention_bias": False,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "max_position_embeddings": 96,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_theta": 1_000_000, "rope_type": "default"},
+    "rope_theta": 1_000_000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float16",
+    "vocab_size": 257,
+}
+END = "<|endoftext|>"
+
+
+@pytest.fixture(scope="session")
+def fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the original: float16 tensors without a `model.` prefix, one token a byte."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Qwen3Config, Qwen3Model
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = Qwen3Model(Qwen3Config(**CONFIG))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Wide enough that attention matters: with the usual 0.02 a wrong mask or position would hardly show.
+            parameter.copy_(
+                torch.randn_like(parameter) * 0.15 if parameter.ndim == 2 else 1 + 0.1 * torch.randn_like(parameter)
+            )
+    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    _tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def int4(fp16: Path) -> Path:
+    """The same, rounded to the nearest of 16 steps in groups of 128, with a note of where it came from."""
+    import torch
+    from qembed.packing import pack
+    from safetensors.torch import load_file, save_file
+
+    folder = fp16.parent / "tiny-AWQ-INT4"
+    shutil.copytree(fp16, folder)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(fp16 / "model.safetensors").items():
+        if not name.endswith("_proj.weight"):
+            tensors[name] = tensor
+            continue
+        groups = tensor.float().T.unflatten(0, (-1, 128))
+        low, high = groups.amin(1).clamp(max=0), groups.amax(1).clamp(min=0)
+        scales = ((high - low) / 15).half()
+        zeros = (-low / scales.float()).round().clamp(0, 15)
+        values = ((groups / scales.float()[:, None]).round() + zeros[:, None]).clamp(0, 15).flatten(0, 1)
+        stem = name.removesuffix("weight")
+        tensors |= {f"{stem}qweight": pack(values), f"{stem}qzeros": pack(zeros), f"{stem}scales": scales}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    quantization = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128, "zero_point": True}
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": quantization}))
+    (folder / "qembed.json").write_text(json.dumps({"source": {"model": str(fp16)}}))
+    return folder
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    return tokenizer
+
+
+class FakeServer:
+    """An OpenAI-compatible embedding server whose vectors depend on the text alone, and that keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.dimension = 64
+        self.limit: int | None = None
+        self.noise = 0.0
+        self.inputs: list[str] = []
+        self.refusal: int | None = None
+        self.url = ""
+
+    def vector(self, text: str) -> list[float]:
+        digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        vector = np.random.default_rng(digest).normal(size=self.dimension)
+        vector += self.noise * np.random.default_rng(digest + 1).normal(size=self.dimension)
+        return [float(value) for value in vector / np.linalg.norm(vector)]
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if path == "/v1/models":
+            limit = {} if self.limit is None else {"max_model_len": self.limit}
+            return 200, {"object": "list", "data": [{"id": "fake", "object": "model", "created": 0, "owned_by": "x", **limit}]}
+        if path != "/v1/embeddings":
+            return 404, {"error": {"message": "no such path"}}
+        if self.refusal is not None:
+            return self.refusal, {"error": {"message": "the engine is dead", "type": "x", "code": self.refusal}}
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        self.inputs += texts
+        data = []
+        for index, text in enumerate(texts):
+            vector: Any = self.vector(text)
+            if body.get("encoding_format") == "base64":
+                vector = base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
+            data.append({"object": "embedding", "index": index, "embedding": vector})
+        return 200, {"object": "list", "model": "fake", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[[], FakeServer]]:
+    """Starts as many servers as a test asks for."""
+    running: list[ThreadingHTTPServer] = []
+
+    def start() -> FakeServer:
+        fake = FakeServer()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.reply({})
+
+            def do_POST(self) -> None:
+                self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def reply(self, body: dict[str, Any]) -> None:
+                status, value = fake.answer(self.path, body)
+                payload = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        running.append(server)
+        fake.url = f"http://127.0.0.1:{server.server_port}"
+        return fake
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,254 @@
+"""`qembed eval` as a user calls it, with the INT4 side through transformers or behind small stand-in servers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from rich.console import Console
+
+from qembed.cli import group
+from qembed.eval import compare, sources, texts
+
+DATA = [
+    {"id": "a", "text": "Where do swifts sleep?", "kind": "query", "language": "en"},
+    {"id": "b", "text": "Mauersegler schlafen im Flug.", "language": "de"},
+    {"id": "c", "text": "def f(x):\n    return x + 1", "kind": "code", "language": "en"},
+    {"id": "d", "text": "far too long for it " * 20, "kind": "document", "language": "en"},
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in DATA))
+    return path
+
+
+def qembed(*arguments: object) -> Result:
+    return CliRunner().invoke(group, ["eval", *map(str, arguments)])
+
+
+def evaluated(int4: Path, data: Path, *more: object) -> Result:
+    return qembed("--model", int4, "--engine", "transformers", "--data", data, *more)
+
+
+def one_line(result: Result) -> str:
+    """What was said on standard error, which must be one line."""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    return str(lines[0])
+
+
+def test_json_is_all_there_is_on_standard_output(int4: Path, data: Path) -> None:
+    result = evaluated(int4, data, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["candidate"].items() >= {
+        "engine": "transformers", "model": "tiny-AWQ-INT4", "weights": "awq-int4", "device": "cpu", "dtype": "float32", "url": None
+    }.items()  # fmt: skip
+    assert (
+        found["baseline"].items()
+        >= {"engine": "transformers", "model": "tiny", "weights": "float16", "dtype": "float32"}.items()
+    )
+    assert found["data"] == {"file": "texts.jsonl", "sha256": texts.read(data).sha256, "texts": 4, "limit": 96, "cut": 2}
+    assert list(found["results"]["by_dimension"]) == ["32", "64", "128"]
+    assert set(found["results"]["by_language"]) == {"en", "de"}
+    assert set(found["results"]["by_kind"]) == {"query", "document", "code"}
+    assert 0.5 < found["results"]["overall"]["mean"] < 0.9999
+    assert found["verdict"] == {"passed": True, "failures": []}
+
+
+def test_the_numbers_are_those_of_the_reference(int4: Path, fp16: Path, data: Path) -> None:
+    from qembed.checkpoint import find, instruct, DEFAULT_INSTRUCTION
+    from qembed.eval import reference
+
+    query = instruct(DEFAULT_INSTRUCTION) + DATA[0]["text"]
+    inputs = [(query)[:95], *(line["text"][:95] for line in DATA[1:])]
+    left, right = (reference.embed(reference.load(find(str(folder))), inputs) for folder in (int4, fp16))
+    expected = (left * right).sum(axis=1)
+    found = json.loads(evaluated(int4, data, "--json").stdout)["results"]
+    assert found["overall"]["mean"] == pytest.approx(expected.mean(), abs=1e-5)
+    assert found["overall"]["minimum"] == pytest.approx(expected.min(), abs=1e-5)
+    assert found["by_kind"]["query"]["mean"] == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_tables_say_what_ran_and_how_many_were_cut(int4: Path, data: Path) -> None:
+    result = evaluated(int4, data)
+    assert result.exit_code == 0, result.stderr
+    for words in ("INT4 weights, through transformers, on cpu, computed in float32", "2 cut at 96 tokens", "Lowest cosines"):
+        assert words in result.stdout
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_missed_threshold_is_exit_code_1_and_one_line(int4: Path, data: Path, more: list[str]) -> None:
+    result = evaluated(int4, data, "--min-cosine", 0.99999, *more)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("qembed: mean cosine at dimension 128 is 0.")
+    assert "below --min-cosine 0.99999" in result.stderr.splitlines()[-1]
+    if more:
+        assert json.loads(result.stdout)["verdict"]["passed"] is False
+    assert evaluated(int4, data, "--min-cosine", 0.1, *more).exit_code == 0
+
+
+def test_a_nan_fails_whatever_the_threshold(int4: Path, data: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken-AWQ-INT4"
+    shutil.copytree(int4, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["norm.weight"][3] = torch.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    result = evaluated(broken, data, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["results"]["vectors"]["candidate"] == {"not_finite": 4, "zero": 0}
+    assert "4 candidate vectors hold NaN or infinity" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--min-cosine", "nan"], "--min-cosine nan: not within"),
+        (["--min-cosine", "1.5"], "--min-cosine 1.5: not within"),
+        (["--data", "none.jsonl"], "none.jsonl: cannot be read"),
+        (["--url", "http://127.0.0.1:1", "--engine", "vllm"], "leave one out"),
+        (["--baseline-url", "http://127.0.0.1:1", "--baseline-model", "sample"], "leave --baseline-model out"),
+        (["--url", "127.0.0.1:8000"], "not the URL of a server"),
+        (["--model", "no-such-folder"], "no-such-folder: no such folder"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_one_line(arguments: list[str], message: str) -> None:
+    result = qembed(*arguments)
+    assert result.exit_code == 2
+    assert message in one_line(result)
+
+
+def test_a_bad_file_is_told_before_anything_is_loaded(int4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "transformers", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
+    result = evaluated(int4, tmp_path / "bad.jsonl")
+    assert result.exit_code == 2
+    assert "line 2: not JSON" in one_line(result)
+
+
+def test_an_int4_baseline_is_refused(int4: Path, data: Path) -> None:
+    result = evaluated(int4, data, "--baseline-model", int4)
+    assert result.exit_code == 2
+    assert "the baseline is the original" in one_line(result)
+
+
+def test_without_vllm_transformers_takes_over_and_says_so(int4: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "has_vllm", lambda: False)
+    result = qembed("--model", int4, "--data", data)
+    assert result.exit_code == 0, result.stderr
+    assert "INT4 weights, through transformers" in result.stdout
+    asked = qembed("--model", int4, "--data", data, "--engine", "vllm")
+    assert asked.exit_code == 3
+    assert "vLLM is not installed" in one_line(asked)
+
+
+def test_the_model_may_come_from_the_environment(int4: Path, data: Path) -> None:
+    result = CliRunner(env={"QEMBED_MODEL": str(int4)}).invoke(
+        group, ["eval", "--engine", "transformers", "--json", "--data", str(data)]
+    )
+    assert json.loads(result.stdout)["candidate"]["model"] == "tiny-AWQ-INT4"
+
+
+def test_two_servers_need_no_checkpoint(
+    start_server: Callable[[], Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    candidate, baseline = start_server(), start_server()
+    candidate.noise = 0.1
+    result = qembed("--url", candidate.url, "--baseline-url", baseline.url + "/v1/", "--data", data, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    inputs = ["Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:" + DATA[0]["text"]]
+    inputs += [line["text"] for line in DATA[1:]]
+    assert sorted(candidate.inputs) == sorted(baseline.inputs) == sorted(inputs)
+    expected = [np.dot(candidate.vector(text), baseline.vector(text)) for text in inputs]
+    norms = [np.linalg.norm(candidate.vector(text)) * np.linalg.norm(baseline.vector(text)) for text in inputs]
+    assert found["results"]["overall"]["mean"] == pytest.approx(np.mean(np.divide(expected, norms)), abs=1e-6)
+    assert found["candidate"].items() >= {"engine": "server", "model": "fake", "dtype": None, "url": candidate.url}.items()
+    assert found["data"]["limit"] is None
+
+
+def test_a_servers_shorter_context_cuts_both_sides(int4: Path, data: Path, start_server: Callable[[], Any]) -> None:
+    candidate, baseline = start_server(), start_server()
+    baseline.limit = 20
+    result = qembed("--model", int4, "--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["data"]["cut"] == 4
+    assert sorted(candidate.inputs) == sorted(baseline.inputs)
+    assert {len(text) for text in candidate.inputs} == {19}
+
+
+def test_servers_of_different_dimensions_cannot_be_compared(start_server: Callable[[], Any], data: Path) -> None:
+    candidate, baseline = start_server(), start_server()
+    baseline.dimension = 32
+    result = qembed("--url", candidate.url, "--baseline-url", baseline.url, "--data", data)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == ("qembed: the two sides cannot be compared: fake has 64 dimensions, fake has 32")
+
+
+def test_a_server_that_is_not_there_is_one_line() -> None:
+    result = qembed("--url", "http://127.0.0.1:1", "--baseline-url", "http://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "http://127.0.0.1:1: nothing answers there" in one_line(result)
+
+
+def test_a_server_of_another_kind_is_one_line(start_server: Callable[[], Any]) -> None:
+    url = start_server().url + "/elsewhere"
+    result = qembed("--url", url, "--baseline-url", url)
+    assert result.exit_code == 2
+    assert "not an OpenAI-compatible server" in one_line(result)
+
+
+def test_a_server_that_dies_half_way_is_one_line(start_server: Callable[[], Any], data: Path) -> None:
+    candidate, baseline = start_server(), start_server()
+    baseline.refusal = 400
+    result = qembed("--url", candidate.url, "--baseline-url", baseline.url, "--data", data)
+    assert result.exit_code in (1, 2)
+    assert result.stderr.splitlines()[-1].startswith("qembed: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_an_interrupt_closes_what_was_opened(data: Path) -> None:
+    closed: list[bool] = []
+
+    def interrupted(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def opened() -> Iterator[sources.Source]:
+        try:
+            yield sources.Source("vllm", "m", None, None, None, None, None, interrupted)
+        finally:
+            closed.append(True)
+
+    side = sources.Side(None, opened)
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(
+            side, side, compare.Reader({}, None), texts.read(data), compare.Settings("fp16", None), Console(quiet=True)
+        )
+    assert closed == [True]
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from qembed.cli import group;"
+        "result = CliRunner().invoke(group, ['eval', '--help']); assert result.exit_code == 0, result.output;"
+        "assert 'QEMBED_MODEL' in result.output and '--min-cosine' in result.output;"
+        "print([name for name in ('torch', 'transformers', 'vllm', 'openai', 'numpy') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

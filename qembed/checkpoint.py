@@ -119,7 +119,7 @@ class Checkpoint:
             raise BadInput(f"{self.folder}: tokenizer.json is missing")
         try:
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
+        except Exception as error:
             raise BadInput(f"{path}: not a tokenizer: {error}") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -153,7 +153,8 @@ def find(model: str) -> Checkpoint:
 
 def short_name(model: str) -> str:
     """The last part of a hub id or folder: `Qwen/Qwen3-Embedding-0.6B` → `Qwen3-Embedding-0.6B`."""
-    return model if model == SAMPLE else Path(model).expanduser().resolve().name if Path(model).is_dir() else model.split("/")[-1]
+    folder = Path(model).expanduser()
+    return folder.resolve().name if model != SAMPLE and folder.is_dir() else model.split("/")[-1]
 
 
 def default_output(model: str) -> Path:
@@ -244,8 +245,13 @@ def _checked(name: str, folder: Path) -> Checkpoint:
 
 def _download(model: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     hint = f"name a folder that holds it (--model FOLDER), or try the embedded sample (--model {SAMPLE})"
     try:

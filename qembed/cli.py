@@ -19,9 +19,11 @@ class LazyGroup(click.Group):
     """A group that imports a command's module when the command is asked for, and turns QembedError into one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The names of all commands, without importing any."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the module of `cmd_name` and return its command."""
         if cmd_name not in COMMANDS:
             return None
         command = importlib.import_module(COMMANDS[cmd_name][0]).command
@@ -29,10 +31,12 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands in `--help`, without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it raises as QembedError is printed as one line and becomes its exit code."""
         from qembed.errors import QembedError
 
         try:
@@ -52,8 +56,8 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
 @click.version_option(package_name="qembed")
-def group(debug: bool) -> None:  # noqa: ARG001
-    """Embedding models on little memory: quantize to AWQ INT4, serve through vLLM, measure the cost.
+def group(debug: bool) -> None:
+    r"""Embedding models on little memory: quantize to AWQ INT4, serve through vLLM, measure the cost.
 
     \b
     qembed quantize                  Qwen/Qwen3-Embedding-0.6B → ./Qwen3-Embedding-0.6B-AWQ-INT4

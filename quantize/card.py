@@ -92,8 +92,8 @@ installed.
 ## How near it is to its source
 
 Cosine similarity between the INT4 and the original vectors, computed in float32, on {measured["texts"]} texts that quantization
-did not see: mean {measured["mean_cosine"]:.4f}, least {measured["min_cosine"]:.4f}. `qembed eval --model FOLDER --baseline fp16`
-measures it on more texts, through vLLM, by language and dimension.
+did not see: mean {measured["mean_cosine"]:.4f}, least {measured["min_cosine"]:.4f}.
+`qembed eval --model FOLDER --baseline fp16` measures it on more texts, through vLLM, by language and dimension.
 
 ## How to use it
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 CHECK_TEXTS = 32
-MAX_TOKENS = 512
 
 
 @click.command("quantize")
@@ -74,7 +73,7 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Turn an FP16 checkpoint into an AWQ INT4 one.
+    r"""Turn an FP16 checkpoint into an AWQ INT4 one.
 
     \b
     The folder that it writes is read by vLLM, SGLang and transformers:
@@ -105,9 +104,7 @@ def command(
             if not sys.stderr.isatty():
                 click.echo(f"layer {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
 
-        result = run(
-            model, target, settings, device=place, seed=seed, force=force, check=CHECK_TEXTS, max_tokens=MAX_TOKENS, on_layer=on_layer
-        )  # fmt: skip
+        result = run(model, target, settings, device=place, seed=seed, force=force, check=CHECK_TEXTS, on_layer=on_layer)
     result["seconds"] = round(time.monotonic() - start, 1)
     if as_json:
         click.echo(json.dumps(result, indent=2))

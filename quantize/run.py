@@ -17,6 +17,9 @@ from qembed.quantize.stream import Settings, quantize
 if TYPE_CHECKING:
     import torch
 
+MAX_TOKENS = 512
+"""Where calibration texts are cut: attention costs grow with the square, and no built-in text is much longer."""
+
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8, "U8": 1, "I8": 1, "F64": 8}
 
 
@@ -29,7 +32,6 @@ def run(
     seed: int,
     force: bool,
     check: int,
-    max_tokens: int,
     on_layer: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Quantize `model` into the folder `target` and tell what came of it (JSON types only).
@@ -44,7 +46,6 @@ def run(
         seed: draws the `check` texts that are kept apart.
         force: replace a checkpoint of ours.
         check: texts on which the result is compared with the source; calibration does not see them.
-        max_tokens: where calibration texts are cut.
         on_layer: called with (layers done, layers in all).
 
     Raises:
@@ -56,7 +57,7 @@ def run(
     if source.folder.resolve() == target.resolve() or source.folder.resolve() in target.resolve().parents:
         raise BadInput(f"{target}: is or lies in the source checkpoint; choose another --output")
     shape = blocks.shape_of(source, settings.group_size)
-    length = min(max_tokens, source.config.get("max_position_embeddings", max_tokens))
+    length = min(MAX_TOKENS, source.config.get("max_position_embeddings", MAX_TOKENS))
     calibration = built_in(source, max_tokens=length, check=check, seed=seed)
     with writer.new_folder(target, force=force) as folder:
         origin = card.source_record(source, target)

@@ -1,6 +1,6 @@
 """One decoder layer at a time: load, run, collect Gram matrices, quantize, write, forget.
 
-Never more than one layer's weights are in memory. Beside them stand the hidden states of the calibration tokens, which have come
+Never more than one layer's weights are in memory. Beside them stand the hidden states of the calibration tokens. They have come
 through the layers already quantized, so that each layer is fitted to the inputs that it will really get. A second, smaller
 stream of texts that quantization never sees runs through both the original and the quantized layers; where it ends, the two
 vectors of each text are compared.
@@ -77,8 +77,7 @@ class Stream:
         import torch
 
         rows = [
-            hidden[torch.arange(len(lengths)), lengths - 1]
-            for hidden, lengths in zip(self.hidden, self.lengths, strict=True)
+            hidden[torch.arange(len(lengths)), lengths - 1] for hidden, lengths in zip(self.hidden, self.lengths, strict=True)
         ]
         return torch.nn.functional.normalize(rms_norm(torch.cat(rows), weight, epsilon), dim=-1)
 
@@ -199,7 +198,11 @@ def quantize_layer(
         gram = grams[name] / (scales[name][:, None] * scales[name][None])
         for member in members:
             weight = tensors[f"{member}.weight"]
-            grid = awq.search_clip(weight, gram, settings.group_size) if settings.clip else awq.range_grid(weight, settings.group_size)
+            grid = (
+                awq.search_clip(weight, gram, settings.group_size)
+                if settings.clip
+                else awq.range_grid(weight, settings.group_size)
+            )
             levels = rounding.compensated(weight, gram, grid) if settings.rounding == "compensated" else grid.quantize(weight)
             rounded = grid.dequantize(levels)
             lost, whole = awq.output_error(rounded - weight, gram), awq.output_error(weight, gram)
@@ -226,8 +229,8 @@ def value_channels(shape: Shape) -> torch.Tensor:
 def fold(tensors: dict[str, torch.Tensor], scales: Mapping[str, torch.Tensor], shape: Shape) -> dict[str, torch.Tensor]:
     """Multiply each linear's inputs by its scales, in place of `tensors`, and divide what comes before by the same.
 
-    A norm's weight is stored as float16, so its scales are bent to what the rounded weight really divides by: folding then moves
-    the layer's output by nothing but float32 rounding.
+    A norm's weight is stored as float16, so its scales are bent to what the rounded weight really divides by: folding then
+    moves the layer's output by nothing but float32 rounding.
 
     Returns:
         The scales that were folded in.

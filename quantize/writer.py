@@ -24,10 +24,20 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 1_000_000_000
 COPIED = (
-    "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-    "config_sentence_transformers.json", "sentence_bert_config.json", "modules.json", "chat_template.jinja", "LICENSE*", "NOTICE",
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "modules.json",
     "[0-9]_*/config.json",
-)  # fmt: skip
+    "LICENSE*",
+    "NOTICE",
+)
 
 
 @contextmanager
@@ -70,7 +80,9 @@ def new_folder(target: Path, *, force: bool) -> Iterator[Path]:
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, OSError):
-                raise QembedError(f"{target}: could not be written: {error.strerror or error}; nothing was left there") from error
+                raise QembedError(
+                    f"{target}: could not be written: {error.strerror or error}; nothing was left there"
+                ) from error
             raise
 
 
@@ -142,7 +154,12 @@ def int4_config(config: Mapping[str, Any], group_size: int) -> dict[str, Any]:
     theta = config.get("rope_theta", parameters.get("rope_theta"))
     if theta is not None:
         made["rope_theta"] = theta
-        made["rope_parameters"] = {"rope_type": "default", **(config.get("rope_scaling") or {}), **parameters, "rope_theta": theta}
+        made["rope_parameters"] = {
+            "rope_type": "default",
+            **(config.get("rope_scaling") or {}),
+            **parameters,
+            "rope_theta": theta,
+        }
     made["quantization_config"] = {
         "quant_method": "awq",
         "version": "gemm",

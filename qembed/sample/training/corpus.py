@@ -18,7 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-LANGUAGES = "da de es fr it ja ko pl pt pt_BR ru sk uk cs zh_CN zh_TW nl fi sv hu tr vi".split()
+LANGUAGES = (
+    *("da", "de", "es", "fr", "it", "ja", "ko", "pl", "pt", "pt_BR", "ru"),
+    *("sk", "uk", "cs", "zh_CN", "zh_TW", "nl", "fi", "sv", "hu", "tr", "vi"),
+)
 INSTRUCTIONS = (
     "Given a web search query, retrieve relevant passages that answer the query",
     "Retrieve semantically similar text",

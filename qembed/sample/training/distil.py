@@ -20,7 +20,6 @@ from . import corpus, student
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer
     from transformers import Qwen3Model
 
 MRL_DIMENSIONS = (32, 64, 128, 256)
@@ -188,12 +187,13 @@ def _has_fast_bfloat16() -> bool:
 
 
 def main() -> None:
+    """Fetch, train, save, and say what was reached."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the texts and the teacher's vectors")
     parser.add_argument("--output", type=Path, required=True, help="where the checkpoint is written")
-    parser.add_argument("--epochs", type=int, default=3, help="how often each text is seen [default: 3]")
+    parser.add_argument("--epochs", type=int, default=2, help="how often each text is seen [default: 2]")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def main() -> None:
     kept, aside = (~held_out).nonzero().flatten().tolist(), held_out.nonzero().flatten().tolist()
     print(f"{sum(len(ids[row]) for row in kept)} tokens to learn from, {len(aside)} texts held out", flush=True)
     kept_ids, kept_targets = [ids[row] for row in kept], targets[kept]
-    table = bag_of_words(kept_ids, kept_targets, epochs=12, seed=arguments.seed)
+    table = bag_of_words(kept_ids, kept_targets, epochs=8, seed=arguments.seed)
     table[tokenizer.token_to_id(student.END_OF_TEXT)] = 0
     model = student.new_model(table)
     aside_ids, aside_targets = [ids[row] for row in aside], targets[aside]
@@ -234,7 +234,14 @@ def main() -> None:
     for language in sorted({pairs[row].language for row in aside}):
         rows = [i for i, row in enumerate(aside) if pairs[row].language == language]
         reached[language] = evaluate(model, [aside_ids[i] for i in rows], aside_targets[torch.tensor(rows)])
-    report = {"texts": len(kept), "steps": steps, "epochs": arguments.epochs, "minutes": minutes, "seed": arguments.seed, "cosine": reached}
+    report = {
+        "texts": len(kept),
+        "steps": steps,
+        "epochs": arguments.epochs,
+        "minutes": minutes,
+        "seed": arguments.seed,
+        "cosine": reached,
+    }
     (arguments.work / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     assert math.isfinite(reached["all"][hidden])
     print(json.dumps(report, indent=2))

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qembed.quantize import awq, rounding
+
+
+def weight_and_gram(outputs: int = 48, inputs: int = 128, tokens: int = 600) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random layer, and inputs that are correlated and have a few large channels, as in a real model."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, inputs, generator=generator) * 0.1
+    x = torch.randn(tokens, inputs, generator=generator) @ torch.randn(inputs, inputs, generator=generator) * 0.1
+    x[:, ::17] *= 12
+    return weight, x.T @ x
+
+
+def lost(weight: torch.Tensor, changed: torch.Tensor, gram: torch.Tensor) -> float:
+    return awq.output_error(changed - weight, gram).item()
+
+
+def test_output_error_is_the_squared_error_of_the_outputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, difference = torch.randn(50, 16, generator=generator), torch.randn(8, 16, generator=generator)
+    assert awq.output_error(difference, x.T @ x).item() == pytest.approx((x @ difference.T).square().sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_nearest_rounding_is_off_by_half_a_step_at_most(group_size: int) -> None:
+    weight, _ = weight_and_gram()
+    grid = awq.range_grid(weight, group_size)
+    steps = grid.scale.repeat_interleave(group_size, dim=1)
+    assert ((grid.nearest(weight) - weight).abs() <= steps * 1.01).all()
+    assert ((grid.nearest(weight) - weight).abs() <= steps * 0.501).float().mean() > 0.98
+    assert torch.equal(grid.scale, grid.scale.half().float())
+
+
+def test_zero_stays_zero() -> None:
+    weight, _ = weight_and_gram()
+    weight[:, 5] = 0
+    weight[3] = 0
+    rounded = awq.range_grid(weight, 32).nearest(weight)
+    assert (rounded[:, 5] == 0).all()
+    assert (rounded[3] == 0).all()
+
+
+def test_scales_and_clipping_and_compensation_each_cost_less_than_plain_rounding() -> None:
+    weight, gram = weight_and_gram()
+    plain = lost(weight, awq.range_grid(weight, 64).nearest(weight), gram)
+    scales = awq.search_scales([weight], gram, 64)
+    scaled = awq.range_grid(weight * scales, 64).nearest(weight * scales) / scales
+    assert lost(weight, scaled, gram) < 0.9 * plain
+    grid = awq.search_clip(weight, gram, 64)
+    assert lost(weight, grid.nearest(weight), gram) < plain
+    compensated = grid.dequantize(rounding.compensated(weight, gram, grid))
+    assert lost(weight, compensated, gram) < 0.6 * lost(weight, grid.nearest(weight), gram)
+
+
+def test_search_considers_all_matrices_that_share_the_input() -> None:
+    weight, gram = weight_and_gram()
+    others = [weight, weight.flip(1) * 3]
+    together = awq.search_scales(others, gram, 64)
+
+    def total(scales: torch.Tensor) -> float:
+        return sum(lost(w, awq.range_grid(w * scales, 64).nearest(w * scales) / scales, gram) for w in others)
+
+    assert total(together) <= total(awq.search_scales(others[:1], gram, 64)) * 1.001
+    assert total(together) < total(torch.ones(128))
+
+
+def test_channels_fed_by_one_output_share_a_scale() -> None:
+    weight, gram = weight_and_gram()
+    fed_by = torch.arange(64).repeat(2)
+    scales = awq.search_scales([weight], gram, 64, fed_by)
+    assert torch.equal(scales[:64], scales[64:])
+    assert scales.unique().numel() > 10
+
+
+def test_compensated_levels_are_levels_and_equal_nearest_when_inputs_are_uncorrelated() -> None:
+    weight, gram = weight_and_gram()
+    grid = awq.range_grid(weight, 64)
+    levels = rounding.compensated(weight, gram, grid)
+    assert torch.equal(levels, levels.round().clamp(0, 15))
+    alone = rounding.compensated(weight, torch.eye(128), grid)
+    assert torch.equal(alone, grid.quantize(weight))
+
+
+def test_inverse_factor_is_that_of_the_damped_inverse() -> None:
+    _, gram = weight_and_gram()
+    upper = rounding.inverse_factor(gram, 0.01).double()
+    damped = gram.double() + 0.01 * gram.double().diagonal().mean() * torch.eye(128)
+    torch.testing.assert_close(upper.T @ upper @ damped, torch.eye(128).double(), atol=1e-3, rtol=0)
+    assert torch.equal(upper, upper.triu())
+
+
+def test_a_gram_matrix_of_few_tokens_or_none_still_gives_levels() -> None:
+    weight, _ = weight_and_gram()
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
+    for gram in (x.T @ x, torch.zeros(128, 128)):
+        scales = awq.search_scales([weight], gram, 64)
+        grid = awq.search_clip(weight * scales, gram, 64)
+        levels = rounding.compensated(weight * scales, gram, grid)
+        assert torch.isfinite(scales).all()
+        assert ((levels >= 0) & (levels <= 15)).all()

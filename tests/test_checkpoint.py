@@ -1,0 +1,99 @@
+"""Which checkpoint a name means, and what is said when it means none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qembed import checkpoint
+from qembed.errors import BadInput
+
+
+def write(folder: Path, *, int4: bool = False, source: dict[str, str] | None = None) -> Path:
+    folder.mkdir(parents=True)
+    config = {"model_type": "qwen3", **({"quantization_config": {"quant_method": "awq", "bits": 4}} if int4 else {})}
+    (folder / "config.json").write_text(json.dumps(config))
+    if source:
+        (folder / "qembed.json").write_text(json.dumps({"source": source}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_a_model_not_to_be_had_is_said_in_one_line_that_names_the_ways_out() -> None:
+    with pytest.raises(BadInput) as error:
+        checkpoint.find("Qwen/Qwen3-Embedding-0.6B-not-in-any-cache")
+    message = str(error.value)
+    assert "\n" not in message
+    assert "cannot be reached" in message
+    assert "sample" in message
+    assert "FOLDER" in message
+
+
+@pytest.mark.parametrize("name", ["nonsense", "./no/such", "a/b/c", "/no/such/folder", "../x/y"])
+def test_what_is_neither_folder_nor_hub_id(name: str) -> None:
+    with pytest.raises(BadInput, match="no such folder"):
+        checkpoint.find(name)
+
+
+def test_a_file_or_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="a file"):
+        checkpoint.find("file")
+    with pytest.raises(BadInput, match="config.json is missing"):
+        checkpoint.find("empty")
+
+
+def test_each_command_finds_what_the_one_before_it_made() -> None:
+    assert checkpoint.default_output(checkpoint.DEFAULT_MODEL) == Path("Qwen3-Embedding-0.6B-AWQ-INT4")
+    assert checkpoint.default_output("sample") == Path("sample-AWQ-INT4")
+    with pytest.raises(BadInput, match="run: qembed quantize"):
+        checkpoint.find_int4(None)
+    write(Path("sample-AWQ-INT4"), int4=True)
+    assert checkpoint.find_int4(None).name == "sample-AWQ-INT4"
+    assert checkpoint.find_int4("sample").name == "sample-AWQ-INT4"
+    assert checkpoint.find_int4("sample-AWQ-INT4").name == "sample-AWQ-INT4"
+    with pytest.raises(BadInput, match="qembed quantize --model acme/other"):
+        checkpoint.find_int4("acme/other")
+    write(Path("other-AWQ-INT4"), int4=True)
+    with pytest.raises(BadInput, match="several"):
+        checkpoint.find_int4(None)
+    write(Path("Qwen3-Embedding-0.6B-AWQ-INT4"), int4=True)
+    assert checkpoint.find_int4(None).name == "Qwen3-Embedding-0.6B-AWQ-INT4"
+
+
+def test_a_folder_that_is_named_is_served_from_where_it_was_quantized_to(tmp_path: Path) -> None:
+    write(tmp_path / "models" / "mine")
+    write(Path("mine-AWQ-INT4"), int4=True)
+    assert checkpoint.find_int4("models/mine").name == "mine-AWQ-INT4"
+    assert checkpoint.find_int4(str(tmp_path / "models" / "mine" / ".." / "mine")).name == "mine-AWQ-INT4"
+
+
+def test_a_folder_called_int4_that_is_not() -> None:
+    write(Path("sample-AWQ-INT4"))
+    with pytest.raises(BadInput, match="not an AWQ INT4"):
+        checkpoint.find_int4("sample")
+
+
+def test_the_source_of_an_int4_checkpoint(tmp_path: Path) -> None:
+    near = write(tmp_path / "deep" / "source")
+    made = checkpoint.find(str(write(tmp_path / "made", int4=True, source={"model": "source", "folder": "../deep/source"})))
+    assert checkpoint.source_of(made) == str(near)
+    hub = checkpoint.find(str(write(tmp_path / "hub", int4=True, source={"model": "Qwen/Qwen3-Embedding-0.6B"})))
+    assert checkpoint.source_of(hub) == "Qwen/Qwen3-Embedding-0.6B"
+    with pytest.raises(BadInput, match="--baseline-model"):
+        checkpoint.source_of(checkpoint.find(str(write(tmp_path / "foreign", int4=True))))
+
+
+def test_prompts_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m")
+    assert checkpoint.find(str(folder)).prompts["query"].endswith("\nQuery:")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "find: "}}))
+    assert checkpoint.find(str(folder)).prompts == {"query": "find: ", "document": ""}

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from qembed.cli import COMMANDS, group
+
+HEAVY = ("torch", "transformers", "vllm", "numpy", "openai", "rich", "huggingface_hub")
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from qembed.cli import group
+try:
+    group.main({[*arguments, "--help"]!r}, prog_name="qembed")
+except SystemExit as exit:
+    assert exit.code == 0
+print("LOADED", [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage: qembed" in result.stdout
+    assert "LOADED []" in result.stdout
+
+
+def test_every_option_says_what_it_is_for() -> None:
+    for name in COMMANDS:
+        command = group.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        assert command.help
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+def test_bad_input_is_one_line_and_exit_code_2_and_debug_shows_the_traceback() -> None:
+    result = CliRunner().invoke(group, ["quantize", "--model", "./no-such-folder"])
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("qembed: ./no-such-folder: no such folder")
+    traced = CliRunner().invoke(group, ["--debug", "quantize", "--model", "./no-such-folder"])
+    assert traced.exception is not None
+    assert "no such folder" in str(traced.exception)
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    assert CliRunner().invoke(group, ["nonsense"]).exit_code == 2

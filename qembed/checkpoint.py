@@ -69,7 +69,7 @@ class Checkpoint:
         if not index.exists():
             if not single.exists():
                 raise BadInput(f"{self.folder}: no model.safetensors and no {INDEX}; only safetensors checkpoints are read")
-            with open_tensors(single) as tensors:
+            with open_tensors(single, "np") as tensors:
                 return dict.fromkeys(tensors.keys(), single)
         weight_map = read_json(index).get("weight_map", {})
         for name in sorted(set(weight_map.values())):
@@ -100,7 +100,7 @@ class Checkpoint:
         """Shape and safetensors dtype name ("F16", "I32", …) of each tensor, read from the headers alone."""
         found: dict[str, tuple[list[int], str]] = {}
         for path in sorted(set(self.files.values())):
-            with open_tensors(path) as tensors:
+            with open_tensors(path, "np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
                     view = tensors.get_slice(name)
                     found[name] = (view.get_shape(), view.get_dtype())
@@ -207,12 +207,12 @@ def source_of(checkpoint: Checkpoint) -> str:
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
-    """An open safetensors file; damage is reported as BadInput."""
+def open_tensors(path: Path, framework: str = "pt") -> Iterator[Any]:
+    """An open safetensors file; damage is reported as BadInput. Framework "np" reads headers without importing torch."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as tensors:
+        with safe_open(path, framework=framework) as tensors:
             yield tensors
     except SafetensorError as error:
         raise BadInput(f"{path}: damaged safetensors file: {error}") from error

@@ -1,0 +1,110 @@
+"""A small client of an OpenAI-compatible embedding server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed.errors import BadInput, QembedError
+
+if TYPE_CHECKING:
+    import openai
+
+BATCH_SIZE = 32
+TIMEOUT = 300.0
+
+
+def embed(
+    texts: Sequence[str],
+    *,
+    url: str,
+    model: str | None = None,
+    dimensions: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    timeout: float = TIMEOUT,
+    on_progress: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """The vectors [len(texts), dimensions] of `texts`, in their order, from the server at `url` (ends in /v1).
+
+    `model` None takes the server's only model, `dimensions` None the whole vector. `batch_size` texts go into a request, which
+    may take `timeout` seconds. `on_progress` is told the number of texts done so far. The key, if the server wants one, is
+    taken from QEMBED_API_KEY or OPENAI_API_KEY.
+
+    Raises:
+        BadInput: no texts, or the server refuses them; the message is the server's.
+        QembedError: no server answers, it fails, or what it answers is no vector for each text.
+    """
+    import openai
+
+    if not texts:
+        raise BadInput("there are no texts to embed")
+    rows: list[list[float]] = []
+    with _connected(url, timeout) as server:
+        name = model or _only_model(server, url)
+        for start in range(0, len(texts), batch_size):
+            batch = list(texts[start : start + batch_size])
+            # The openai package asks for base64 and decodes it, which is exact and a third of the size of JSON numbers.
+            answer = server.embeddings.create(model=name, input=batch, dimensions=dimensions or openai.omit)
+            rows.extend(item.embedding for item in sorted(answer.data, key=lambda item: item.index))
+            if len(rows) != start + len(batch):
+                raise QembedError(f"{url}: {len(answer.data)} vectors for {len(batch)} texts")
+            if on_progress:
+                on_progress(len(rows))
+    return _matrix(rows, url)
+
+
+def models(url: str, timeout: float = 10.0) -> list[str]:
+    """The names of the models that the server at `url` has.
+
+    Raises:
+        QembedError: no server answers there, or it is none of this kind.
+    """
+    with _connected(url, timeout) as server:
+        return [model.id for model in server.models.list().data]
+
+
+@contextmanager
+def _connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
+    """An openai client, whose errors come out as ours."""
+    import openai
+
+    key = os.environ.get("QEMBED_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+    try:
+        with openai.OpenAI(base_url=url, api_key=key, timeout=timeout) as server:
+            yield server
+    except openai.APITimeoutError as error:
+        raise QembedError(f"{url}: no answer within {timeout:g} s") from error
+    except openai.APIConnectionError as error:
+        raise QembedError(f"{url}: no server answers there") from error
+    except openai.APIStatusError as error:
+        kind = BadInput if error.status_code in (400, 422) else QembedError
+        raise kind(f"{url}: HTTP status {error.status_code}: {_said(error)}") from error
+    except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+        raise QembedError(f"{url}: no OpenAI-compatible embedding server ({type(error).__name__})") from error
+
+
+def _only_model(server: openai.OpenAI, url: str) -> str:
+    names = [model.id for model in server.models.list().data]
+    if len(names) != 1:
+        raise QembedError(f"{url}: serves {len(names)} models ({', '.join(names) or 'none'}); name one")
+    return names[0]
+
+
+def _matrix(rows: list[list[float]], url: str) -> NDArray[np.float32]:
+    if len({len(row) for row in rows}) != 1:
+        raise QembedError(f"{url}: vectors of different lengths")
+    matrix = np.asarray(rows, dtype=np.float32)
+    if not np.isfinite(matrix).all():
+        raise QembedError(f"{url}: a vector holds NaN or infinity")
+    return matrix
+
+
+def _said(error: openai.APIStatusError) -> str:
+    body = error.body
+    message = body.get("message") if isinstance(body, dict) else None
+    return " ".join(str(message or error.message).split())

@@ -1,0 +1,134 @@
+"""Where every byte goes, before anything is started: pure arithmetic on a checkpoint's headers and config.
+
+The cache is planned for embedding, not for chat. A text is read once and nothing is generated, so a sequence needs its cache
+only while it is being read, and vLLM reads first come, first served: at any step at most one text is partly read. That one may
+hold `max_model_len` tokens; all others of the step share `max_num_batched_tokens`; and each sequence may leave a block partly
+empty. This is several times less than `max_num_seqs` times `max_model_len`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qembed.errors import BadInput
+
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+FLOATS = ("F64", "F32", "F16", "BF16")
+LENGTH_DEFAULT = 8192
+DIMENSIONS = (32, 64, 128, 256, 512, 768, 1024, 2048, 2560, 4096)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes by purpose. `token_table` is the embedding matrix, `linear` the layers' matrices with their scales."""
+
+    token_table: int
+    linear: int
+    other: int
+    kv_cache: int
+    kv_tokens: int
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all tensors, as they are held when serving."""
+        return self.token_table + self.linear + self.other
+
+    @property
+    def total(self) -> int:
+        """Bytes of weights and cache together. Python, vLLM's code and activations come on top."""
+        return self.weights + self.kv_cache
+
+
+def make(
+    shapes: Mapping[str, tuple[list[int], str]],
+    config: Mapping[str, Any],
+    *,
+    dtype: str,
+    max_model_len: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    block_size: int,
+) -> Plan:
+    """The plan for a checkpoint with tensors `shapes` (as `Checkpoint.shapes` has them) that is served in `dtype`.
+
+    `max_model_len`, `max_num_batched_tokens` and `block_size` are tokens, `max_num_seqs` sequences.
+
+    Raises:
+        BadInput: config.json lacks a size.
+    """
+    table, linear, other = weight_bytes(shapes, dtype)
+    tokens = kv_tokens(max_model_len, max_num_seqs, max_num_batched_tokens, block_size)
+    return Plan(table, linear, other, tokens * kv_bytes_per_token(config, dtype), tokens)
+
+
+def weight_bytes(shapes: Mapping[str, tuple[list[int], str]], dtype: str) -> tuple[int, int, int]:
+    """Bytes of the token table, of the layers' matrices, and of the rest, once floating-point tensors are turned to `dtype`."""
+    table = linear = other = 0
+    for name, (shape, stored) in shapes.items():
+        size = DTYPE_BYTES[dtype] if stored in FLOATS else STORED_BYTES.get(stored, 1)
+        for length in shape:
+            size *= length
+        if name.endswith("embed_tokens.weight"):
+            table += size
+        elif len(shape) == 2:
+            linear += size
+        else:
+            other += size
+    return table, linear, other
+
+
+def kv_bytes_per_token(config: Mapping[str, Any], dtype: str) -> int:
+    """Bytes of keys and values that one token keeps in all layers.
+
+    Raises:
+        BadInput: config.json lacks a size.
+    """
+    heads = size_of(config, "num_attention_heads")
+    kv_heads = config.get("num_key_value_heads") or heads
+    head = config.get("head_dim") or size_of(config, "hidden_size") // heads
+    return 2 * size_of(config, "num_hidden_layers") * int(kv_heads) * int(head) * DTYPE_BYTES[dtype]
+
+
+def kv_tokens(max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int, block_size: int) -> int:
+    """Tokens the cache must hold so that no sequence ever waits for another's blocks; a multiple of `block_size`."""
+    blocks = -(-max_model_len // block_size) + -(-max_num_batched_tokens // block_size) + max_num_seqs
+    return (blocks + 1) * block_size  # vLLM keeps one block back as its null block
+
+
+def max_length(config: Mapping[str, Any], asked: int | None) -> int:
+    """The longest text to serve, in tokens: what was asked for, or the model's own limit but no more than LENGTH_DEFAULT.
+
+    Raises:
+        BadInput: more was asked for than the model has positions.
+    """
+    limit = size_of(config, "max_position_embeddings")
+    if asked is None:
+        return min(LENGTH_DEFAULT, limit)
+    if asked > limit:
+        raise BadInput(f"--max-model-len {asked}: the model has {limit} positions")
+    return asked
+
+
+def dimensions(hidden_size: int) -> list[int]:
+    """The lengths that a request's `dimensions` may ask for: the usual ones below `hidden_size`, and `hidden_size` itself."""
+    return [size for size in DIMENSIONS if size < hidden_size] + [hidden_size]
+
+
+def size_of(config: Mapping[str, Any], key: str) -> int:
+    """The positive whole number `key` of config.json.
+
+    Raises:
+        BadInput: it is not there, or is something else.
+    """
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadInput(f"config.json: {key} is {value!r}; a positive whole number is needed")
+    return value
+
+
+def gib(size: int) -> str:
+    """`size` bytes for people: "512 MiB", "3.5 GiB"."""
+    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"

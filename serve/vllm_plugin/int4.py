@@ -1,0 +1,94 @@
+"""The arithmetic of the INT4 linear layer on a CPU, as functions of tensors.
+
+The weights stay 4-bit in memory. For a product a block of output rows is dequantized in float32 into a scratch buffer that
+fits the cache, multiplied by the float32 GEMM, and overwritten by the next block. Dequantizing costs about 1 ms for 3 million
+weights on one core, whatever the number of rows, against 4 ms for the product with 43 rows and 25 ms with 344.
+
+Layout: byte j of a group of g inputs holds input j of the group in its low half and input j + g/2 in its high half, so that
+both halves are written to contiguous memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+SCRATCH_BYTES = 4 * 2**20
+
+
+class Weight(NamedTuple):
+    """A linear layer of K inputs and N outputs in groups of g inputs.
+
+    `values` [N, K/2] uint8 as above, `scales` [N, K/g] float16 or float32, `zeros` [N, K/g] int8.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+
+def prepare(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> Weight:
+    """The layer from `words` [N, K/8] int32 (input 8i + j in nibble j from the low end), `scales` and `zeros` [N, K/g]."""
+    outputs, groups = scales.shape
+    pairs = words.contiguous().view(torch.uint8).view(outputs, groups, -1)
+    values = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2)
+    low, high = values.chunk(2, dim=-1)
+    half = scales.to(torch.float16)
+    # Checkpoints hold float16 scales; they come here widened to the layer's dtype, and go back without loss.
+    kept = half if torch.equal(half.to(scales.dtype), scales) else scales.float()
+    return Weight((low | high << 4).reshape(outputs, -1), kept.contiguous(), zeros.to(torch.int8).contiguous())
+
+
+def unpack(words: torch.Tensor) -> torch.Tensor:
+    """The integers 0…15 [rows, 8 · columns] uint8 inside int32 [rows, columns], from the low end of each word."""
+    pairs = words.contiguous().view(torch.uint8)
+    return torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2)
+
+
+def dequantize(weight: Weight, out: torch.Tensor) -> torch.Tensor:
+    """Write the rows of `weight` into `out` [N, K] float32, and return it."""
+    rows, groups = weight.scales.shape
+    packed = weight.values.view(rows, groups, -1)
+    halves = out.view(rows, groups, 2, packed.shape[-1])
+    zeros = weight.zeros[..., None]
+    halves[:, :, 0].copy_((packed & 15).view(torch.int8).sub_(zeros))
+    halves[:, :, 1].copy_((packed >> 4).view(torch.int8).sub_(zeros))
+    out.view(rows, groups, -1).mul_(weight.scales.float()[..., None])
+    return out
+
+
+def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
+    """`x` [M, K] times the weight, plus `bias` [N]: [M, N] in the dtype of `x`. Computed in float32."""
+    inputs = x.float()
+    outputs, width = weight.values.shape[0], inputs.shape[1]
+    block = max(1, min(outputs, SCRATCH_BYTES // (4 * width)))
+    scratch = torch.empty(block, width)
+    result = torch.empty(inputs.shape[0], outputs)
+    for start in range(0, outputs, block):
+        part = Weight(*(tensor[start : start + block] for tensor in weight))
+        rows = dequantize(part, scratch[: part.values.shape[0]])
+        torch.mm(inputs, rows.T, out=result[:, start : start + block])
+    if bias is not None:
+        result += bias.float()
+    return result.to(x.dtype)
+
+
+def _operator(
+    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return linear(x, Weight(values, scales, zeros), bias)
+
+
+def _shape(
+    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    del scales, zeros, bias
+    return x.new_empty(x.shape[0], values.shape[0])
+
+
+# An operator of its own keeps torch.compile from unrolling the loop over blocks into its graph.
+_LIBRARY = torch.library.Library("qembed", "DEF")
+_LIBRARY.define("int4_linear(Tensor x, Tensor values, Tensor scales, Tensor zeros, Tensor? bias) -> Tensor")
+_LIBRARY.impl("int4_linear", _operator, "CPU")
+torch.library.register_fake("qembed::int4_linear", _shape, lib=_LIBRARY)

@@ -122,7 +122,7 @@ def _ready(server: engine.Server, as_json: bool) -> str:
         return json.dumps(
             {
                 "url": server.url,
-                "model": server.name,
+                "model": server.model,
                 "folder": str(launch.settings.checkpoint.folder),
                 "int4": launch.settings.checkpoint.is_int4,
                 "device": launch.device,
@@ -136,7 +136,7 @@ def _ready(server: engine.Server, as_json: bool) -> str:
         )
     kind = "INT4" if launch.settings.checkpoint.is_int4 else "not quantized"
     return (
-        f"{server.url}  model {server.name} ({kind})  device {launch.device} ({launch.dtype})  "
+        f"{server.url}  model {server.model} ({kind})  device {launch.device} ({launch.dtype})  "
         f"memory {plan.gib(memory)} (weights {plan.gib(launch.plan.weights)}, cache up to {plan.gib(launch.plan.kv_cache)})"
     )
 

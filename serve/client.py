@@ -29,7 +29,7 @@ def embed(
     timeout: float = TIMEOUT,
     on_progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """The vectors [len(texts), dimensions] of `texts`, in their order, from the server at `url` (ends in /v1).
+    """The vectors [len(texts), dimensions] of `texts`, in their order, from the server at `url`.
 
     `model` None takes the server's only model, `dimensions` None the whole vector. `batch_size` texts go into a request, which
     may take `timeout` seconds. `on_progress` is told the number of texts done so far. The key, if the server wants one, is
@@ -58,16 +58,6 @@ def embed(
     return _matrix(rows, url)
 
 
-def models(url: str, timeout: float = 10.0) -> list[str]:
-    """The names of the models that the server at `url` has.
-
-    Raises:
-        QembedError: no server answers there, or it is none of this kind.
-    """
-    with _connected(url, timeout) as server:
-        return [model.id for model in server.models.list().data]
-
-
 @contextmanager
 def _connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
     """An openai client, whose errors come out as ours."""
@@ -75,7 +65,7 @@ def _connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
 
     key = os.environ.get("QEMBED_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
     try:
-        with openai.OpenAI(base_url=url, api_key=key, timeout=timeout) as server:
+        with openai.OpenAI(base_url=url.rstrip("/").removesuffix("/v1") + "/v1", api_key=key, timeout=timeout) as server:
             yield server
     except openai.APITimeoutError as error:
         raise QembedError(f"{url}: no answer within {timeout:g} s") from error

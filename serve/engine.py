@@ -1,7 +1,7 @@
 """Runs vLLM, watches it, stops it.
 
     with engine.running(Settings(checkpoint, port=0)) as server:
-        vectors = client.embed(texts, url=server.url, model=server.name)
+        vectors = client.embed(texts, url=server.url, model=server.model)
 
 The server is the leader of a session of its own: a Ctrl-C in the terminal reaches only us, and whatever it has started can be
 found and ended by that session, even if the leader is gone.
@@ -27,8 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput, QembedError
-from qembed.serve import device, log
+from qembed.serve import log, machine
 from qembed.serve.settings import SHUTDOWN_TIMEOUT, Launch, Settings, arguments, environment, resolve
 
 POLL = 0.25
@@ -55,15 +56,30 @@ class Server:
         return self.launch.url
 
     @property
-    def name(self) -> str:
+    def model(self) -> str:
         """The model name that requests must give."""
         return self.launch.settings.name
+
+    @property
+    def device(self) -> str:
+        """What it computes on: "cpu" or "cuda"."""
+        return self.launch.device
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in: "float32", …"""
+        return self.launch.dtype
+
+    @property
+    def limit(self) -> int:
+        """The longest text, in tokens."""
+        return self.launch.max_model_len
 
     def memory(self) -> int:
         """Bytes in use: measured where the system tells, else planned."""
         if self.launch.device == "cuda":
-            return device.cuda_used(device.processes(self.process.pid)) or self.launch.plan.total
-        return device.resident(self.process.pid) or self.launch.plan.total
+            return machine.cuda_used(machine.processes(self.process.pid)) or self.launch.plan.total
+        return machine.resident(self.process.pid) or self.launch.plan.total
 
     def read_log(self) -> list[str]:
         """New lines of vLLM's log; they go to stderr too if the settings say `verbose`."""
@@ -94,22 +110,24 @@ class Server:
 
 
 @contextmanager
-def running(settings: Settings, on_stage: OnStage | None = None) -> Iterator[Server]:
+def running(asked: Settings | Checkpoint, on_stage: OnStage | None = None) -> Iterator[Server]:
     """A server that answers, and is ended with all its processes when the block is left.
 
-    `on_stage` is told what is being done, in a few words, while it starts.
+    A checkpoint alone is served with the default settings on a free port. `on_stage` is told what is being done, in a few
+    words, while it starts.
 
     Raises:
         BadInput: the checkpoint cannot be served with these settings, or the port is taken.
         MissingExtra: vLLM is not installed.
-        QembedError: vLLM died, or did not answer within `settings.startup_timeout`.
+        QembedError: vLLM died, or did not answer within `Settings.startup_timeout`.
     """
+    settings = Settings(asked, port=0) if isinstance(asked, Checkpoint) else asked
     report = on_stage or (lambda _: None)
-    device.check_vllm()
+    machine.check_vllm()
     port = settings.port or free_port(settings.host)
     check_port(settings.host, port)
-    kind = device.device()
-    launch = resolve(settings, kind, device.best_dtype(kind), port)
+    kind = machine.device()
+    launch = resolve(settings, kind, machine.best_dtype(kind), port)
     report("starting vLLM")
     with _started(launch) as server:
         _wait(server, report)
@@ -166,7 +184,7 @@ def _started(launch: Launch) -> Iterator[Server]:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "qembed.serve.vllm_main", *arguments(launch)],
-                env=environment(launch, os.environ, device.cores()),
+                env=environment(launch, os.environ, machine.cores()),
                 stdin=subprocess.PIPE,  # closes when we die, and ends it: see vllm_main.py
                 stdout=handle,
                 stderr=subprocess.STDOUT,
@@ -195,7 +213,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         deadline = time.monotonic() + KILL_GRACE
-        while device.processes(process.pid) and time.monotonic() < deadline:
+        while machine.processes(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         if process.stdin:
             process.stdin.close()
@@ -226,7 +244,7 @@ def _healthy(url: str) -> bool:
 
 
 def _first_answer(server: Server, timeout: float) -> None:
-    body = json.dumps({"model": server.name, "input": FIRST_TEXT})
+    body = json.dumps({"model": server.model, "input": FIRST_TEXT})
     try:
         status, answer = _request(server.url, "POST", "/v1/embeddings", body, timeout)
         if status == 200:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qembed.checkpoint import Checkpoint, short_name
 from qembed.serve import plan
-from qembed.serve.device import Device
+from qembed.serve.machine import Device
 
 HOST = "127.0.0.1"
 PORT = 8000

@@ -1,0 +1,185 @@
+"""`qembed serve` against the real vLLM, through the openai client."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import openai
+import pytest
+from numpy.typing import NDArray
+
+from qembed.checkpoint import find, source_of
+from qembed.eval import reference
+from qembed.eval.texts import HELDOUT, read
+from qembed.serve import client
+from tests.e2e.launcher import Launched, all_gone
+
+pytestmark = pytest.mark.vllm
+
+Vectors = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """Every sixth held-out text, of all languages and lengths, and some of one, two and three words."""
+    return [item.text for item in read(HELDOUT).texts[::6]] + ["a", "INT4", "Zürich", "two words", "今日は", "def f(): pass"]
+
+
+@pytest.fixture(scope="module")
+def served(int4_server: Launched, texts: list[str]) -> Vectors:
+    return client.embed(texts, url=int4_server.url, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def expected(int4_checkpoint: Path, texts: list[str]) -> Vectors:
+    """The same weights, dequantized in float32, through transformers: another reader of the packed tensors."""
+    return reference.embed(reference.load(find(str(int4_checkpoint))), texts)
+
+
+def cosines(one: Vectors, other: Vectors) -> Vectors:
+    return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+
+
+def port_is_free(url: str) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", urlsplit(url).port or 0)) != 0
+
+
+def ask(server: Launched, inputs: list[str], **options: Any) -> Vectors:
+    with openai.OpenAI(base_url=server.url, api_key="none", timeout=300) as api:
+        answer = api.embeddings.create(model=server.model, input=inputs, **options)
+    return np.asarray([item.embedding for item in answer.data], np.float32)
+
+
+def test_vectors_have_unit_length_and_no_nan(served: Vectors) -> None:
+    assert np.isfinite(served).all()
+    np.testing.assert_allclose(np.linalg.norm(served, axis=1), 1, atol=1e-5)
+
+
+def test_the_served_weights_are_the_packed_ones(served: Vectors, expected: Vectors) -> None:
+    assert cosines(served, expected).min() > 0.999
+
+
+def test_a_batch_and_its_texts_one_by_one_agree(int4_server: Launched, texts: list[str], served: Vectors) -> None:
+    alone = client.embed(texts[::4], url=int4_server.url, batch_size=1)
+    assert cosines(alone, served[::4]).min() > 0.9999
+
+
+def test_a_vector_does_not_depend_on_its_neighbours(int4_server: Launched, texts: list[str], served: Vectors) -> None:
+    turned = client.embed(texts[::-1], url=int4_server.url, batch_size=24)[::-1]
+    assert cosines(turned, served).min() > 0.9999
+
+
+def test_dimensions_give_the_renormalised_prefix(int4_server: Launched, texts: list[str]) -> None:
+    whole = ask(int4_server, texts[:8])
+    width = whole.shape[1]
+    sizes = [size for size in (32, 64, 128, 256, 512, 768, 1024, 2048, 2560, 4096) if size < width]
+    assert sizes
+    for size in [*sizes, width]:
+        cut = ask(int4_server, texts[:8], dimensions=size)
+        prefix = whole[:, :size] / np.linalg.norm(whole[:, :size], axis=1, keepdims=True)
+        assert cut.shape == (8, size)
+        np.testing.assert_allclose(np.linalg.norm(cut, axis=1), 1, atol=1e-5)
+        assert cosines(cut, prefix).min() > 0.9999
+
+
+def test_dimensions_that_the_model_was_not_trained_for_are_refused(int4_server: Launched) -> None:
+    with pytest.raises(openai.BadRequestError, match="33"):
+        ask(int4_server, ["text"], dimensions=33)
+
+
+def test_base64_and_float_agree(int4_server: Launched, texts: list[str]) -> None:
+    """The openai package asks for base64 unless told otherwise, and decodes it itself."""
+    base64 = ask(int4_server, texts[:8])
+    floats = ask(int4_server, texts[:8], encoding_format="float")
+    assert cosines(base64, floats).min() > 0.99999
+
+
+def test_the_ready_line_tells_what_runs(int4_server: Launched, int4_checkpoint: Path) -> None:
+    ready = int4_server.ready
+    with openai.OpenAI(base_url=int4_server.url, api_key="none") as api:
+        assert [model.id for model in api.models.list().data] == [ready["model"]] == [int4_checkpoint.name]
+    assert ready["int4"] is True
+    assert ready["device"] in ("cpu", "cuda")
+    assert ready["memory_bytes"] > ready["weights_bytes"] > 0
+
+
+def test_a_text_beyond_the_limit_is_refused_and_the_client_says_why(int4_server: Launched) -> None:
+    from qembed.errors import BadInput
+
+    with pytest.raises(BadInput, match=str(int4_server.ready["max_model_len"])):
+        client.embed(["word " * 2 * int4_server.ready["max_model_len"]], url=int4_server.url)
+    assert len(client.embed(["a good text"], url=int4_server.url)) == 1
+
+
+@pytest.mark.usefixtures("needs_proc")
+def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
+    int4_checkpoint: Path, texts: list[str], expected: Vectors
+) -> None:
+    """vLLM's build for AVX2 has no INT4 kernel. On a newer CPU this test makes vLLM take that build."""
+    avx2 = {"PYTHONPATH": str(Path(__file__).parent / "avx2")}
+    arguments = (
+        "--int4",
+        "--model",
+        int4_checkpoint,
+        "--port",
+        0,
+        "--dtype",
+        "float32",
+        "--served-model-name",
+        "mine",
+        "--verbose",
+    )
+    with Launched(*arguments, env=avx2) as server:
+        server.wait_ready()
+        line = re.fullmatch(
+            r"(http://127\.0\.0\.1:\d+/v1)  model mine \(INT4\)  device cpu \(float32\)  memory .*\n", server.out
+        )
+        assert line, server.out
+        assert "Using Int4LinearKernel" in server.err
+        vectors = client.embed(texts, url=line[1], model="mine")
+        assert cosines(vectors, expected).min() > 0.99999
+        assert len(server.started()) >= 2
+        assert server.signal(signal.SIGINT) == 0
+        assert server.started() == []
+        assert port_is_free(line[1])
+
+
+@pytest.mark.usefixtures("needs_proc")
+def test_fp16_serves_the_source_and_a_dead_engine_is_an_error(int4_checkpoint: Path, texts: list[str]) -> None:
+    with Launched("--fp16", "--model", int4_checkpoint, "--port", 0, "--dtype", "float32", "--json") as server:
+        server.wait_ready()
+        source = find(source_of(find(str(int4_checkpoint))))
+        exact = reference.embed(reference.load(source), texts[:16])
+        assert cosines(client.embed(texts[:16], url=server.url), exact).min() > 0.99999
+        engine = next(pid for pid in server.started() if "Engine" in Path(f"/proc/{pid}/cmdline").read_text())
+        os.kill(engine, signal.SIGKILL)
+        assert server.process.wait(90) == 1
+        assert server.err.splitlines()[-1].startswith("qembed: vLLM ended: ")
+        assert server.started() == []
+
+
+@pytest.mark.usefixtures("needs_proc")
+def test_sigterm_while_starting_ends_all(int4_checkpoint: Path) -> None:
+    with Launched("--int4", "--model", int4_checkpoint, "--port", 0) as server:
+        assert len(server.wait_stage("starting the engine")) >= 2
+        assert server.signal(signal.SIGTERM) == 143
+        assert server.started() == []
+        assert server.out == ""
+
+
+@pytest.mark.usefixtures("needs_proc")
+def test_vllm_does_not_outlive_a_killed_qembed(int4_checkpoint: Path) -> None:
+    with Launched("--int4", "--model", int4_checkpoint, "--port", 0) as server:
+        started = server.wait_stage("starting the engine")
+        assert len(started) >= 2
+        server.signal(signal.SIGKILL)
+        assert all_gone(started)
+        assert server.started() == []

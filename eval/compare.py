@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +50,13 @@ def compare(
         QembedError: a side cannot be started, or fails.
     """
     inputs = [text.prompted(reader.prompts) for text in data.texts]
-    with candidate.open() as source:
+    with _opened(candidate, "candidate", progress) as source:
         limit = min((known for known in (source.limit, baseline.limit) if known is not None), default=None)
         shortened = 0
         if reader.tokenizer is not None and limit is not None:
             inputs, shortened = cut(inputs, reader.tokenizer, limit)
         candidate_vectors, candidate_said = _embed(source, inputs, "candidate", progress)
-    with baseline.open() as source:
+    with _opened(baseline, "baseline", progress) as source:
         baseline_vectors, baseline_said = _embed(source, inputs, "baseline", progress)
     if candidate_vectors.shape[1] != baseline_vectors.shape[1]:
         raise BadInput(
@@ -82,6 +83,15 @@ def compare(
         "results": results,
         "verdict": report.verdict(results, settings.min_cosine),
     }
+
+
+@contextmanager
+def _opened(side: Side, name: str, progress: Console) -> Iterator[Source]:
+    """The source of a side, with a line that tells how far it is while it opens."""
+    with ExitStack() as stack:
+        with progress.status(f"{name}: opening") as status:
+            source = stack.enter_context(side.open(lambda doing: status.update(f"{name}: {doing}")))
+        yield source
 
 
 def _embed(source: Source, inputs: Sequence[str], side: str, progress: Console) -> tuple[NDArray[np.float32], dict[str, Any]]:

@@ -117,9 +117,9 @@ def zero(vectors: NDArray[np.floating[Any]]) -> int:
 def _unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Rows scaled to unit length in float64; NaN throughout a row that is zero or not finite."""
     wide = vectors.astype(np.float64)
-    usable = np.isfinite(wide).all(axis=1)
+    usable = np.asarray(np.isfinite(wide).all(axis=1))
     largest = np.abs(np.where(usable[:, None], wide, 0.0)).max(axis=1, initial=0.0)
-    usable &= largest > 0
+    usable = usable & (largest > 0)
     # Dividing by the largest element first keeps the squares of tiny and huge rows within range.
     scaled = np.where(usable[:, None], wide, np.nan) / np.where(usable, largest, 1.0)[:, None]
     return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), dtype=np.float64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -22,8 +22,8 @@ from qembed.errors import BadInput, MissingExtra, QembedError
 
 INT4 = "awq-int4"
 ASKING_SECONDS = 30.0
-AT_ONCE = 32
 OnDone = Callable[[int], None]
+OnStage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: its longest text, as far as that is known before it is opened, and how to open it."""
+    """One side of a comparison: its longest text, as far as that is known before it is opened, and how to open it.
+
+    `open` tells what is being done, in a few words, to the function it is given.
+    """
 
     limit: int | None
-    open: Callable[[], AbstractContextManager[Source]]
+    open: Callable[[OnStage], AbstractContextManager[Source]]
 
 
 def server(url: str) -> Side:
@@ -60,7 +63,8 @@ def server(url: str) -> Side:
         QembedError: nothing answers.
     """
     model, limit = _served(url)
-    return Side(limit, partial(_server, url, model, limit))
+    source = Source("server", model, None, None, None, url, limit, partial(_through_client, url, model))
+    return Side(limit, lambda _: nullcontext(source))
 
 
 def vllm(checkpoint: Checkpoint) -> Side:
@@ -101,7 +105,8 @@ def stored(checkpoint: Checkpoint) -> str:
 
 
 @contextmanager
-def _transformers(checkpoint: Checkpoint, exact: bool) -> Iterator[Source]:
+def _transformers(checkpoint: Checkpoint, exact: bool, on_stage: OnStage) -> Iterator[Source]:
+    on_stage("loading the weights")
     import torch
 
     from qembed.eval import reference
@@ -117,17 +122,12 @@ def _transformers(checkpoint: Checkpoint, exact: bool) -> Iterator[Source]:
 
 
 @contextmanager
-def _vllm(checkpoint: Checkpoint) -> Iterator[Source]:
+def _vllm(checkpoint: Checkpoint, on_stage: OnStage) -> Iterator[Source]:
     from qembed.serve import engine
 
-    with engine.running(checkpoint) as running:
+    with engine.running(checkpoint, on_stage) as running:
         embed = partial(_through_client, running.url, running.model)
         yield Source("vllm", checkpoint.name, stored(checkpoint), running.device, running.dtype, None, running.limit, embed)
-
-
-@contextmanager
-def _server(url: str, model: str, limit: int | None) -> Iterator[Source]:
-    yield Source("server", model, None, None, None, url, limit, partial(_through_client, url, model))
 
 
 def _served(url: str) -> tuple[str, int | None]:
@@ -139,7 +139,7 @@ def _served(url: str) -> tuple[str, int | None]:
         raise BadInput(f"{url}: not the URL of a server, such as http://127.0.0.1:8000")
     api = openai.OpenAI(
         base_url=url.rstrip("/").removesuffix("/v1") + "/v1",
-        api_key=os.environ.get("OPENAI_API_KEY", "none"),
+        api_key=os.environ.get("QEMBED_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none",
         timeout=ASKING_SECONDS,
         max_retries=0,
     )
@@ -160,9 +160,11 @@ def _served(url: str) -> tuple[str, int | None]:
 def _through_client(url: str, model: str, texts: Sequence[str], on_done: OnDone) -> NDArray[np.float32]:
     from qembed.serve import client
 
-    parts = []
-    for start in range(0, len(texts), AT_ONCE):
-        chunk = list(texts[start : start + AT_ONCE])
-        parts.append(client.embed(chunk, url=url, model=model))
-        on_done(len(chunk))
-    return np.concatenate(parts)
+    heard = 0
+
+    def progressed(done: int) -> None:
+        nonlocal heard
+        on_done(done - heard)
+        heard = done
+
+    return client.embed(texts, url=url, model=model, on_progress=progressed)

@@ -65,8 +65,9 @@ def fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def int4(fp16: Path) -> Path:
     """The same, rounded to the nearest of 16 steps in groups of 128, with a note of where it came from."""
     import torch
-    from qembed.packing import pack
     from safetensors.torch import load_file, save_file
+
+    from qembed.packing import pack
 
     folder = fp16.parent / "tiny-AWQ-INT4"
     shutil.copytree(fp16, folder)

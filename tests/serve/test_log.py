@@ -1,0 +1,51 @@
+"""Why vLLM died, out of logs as it writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qembed.serve import log
+
+FAILED = """\
+(EngineCore pid=7) ERROR 11-23 01:46:13 [core.py:1100] EngineCore failed to start.
+(EngineCore pid=7) ERROR 11-23 01:46:13 [core.py:1100] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-23 01:46:13 [core.py:1100]   File "loader.py", line 3, in load
+(EngineCore pid=7) ERROR 11-23 01:46:13 [core.py:1100] ValueError: no such weight: layers.0
+(APIServer pid=5) Traceback (most recent call last):
+(APIServer pid=5)   File "api.py", line 1, in main
+(APIServer pid=5) RuntimeError: Engine core initialization failed. See root cause above.
+"""
+
+
+def test_the_cause_is_what_the_failed_process_said_not_what_its_parents_made_of_it() -> None:
+    assert log.cause(FAILED.splitlines()) == "ValueError: no such weight: layers.0"
+
+
+def test_exceptions_with_a_module_and_in_colour_are_found() -> None:
+    assert log.cause(["\x1b[31mtorch.cuda.OutOfMemoryError: 2 GiB\x1b[0m"]) == "torch.cuda.OutOfMemoryError: 2 GiB"
+
+
+def test_a_log_without_an_exception_has_no_cause() -> None:
+    assert log.cause(["INFO 11-23 01:46:13 [a.py:1] Error: handled", "bye"]) is None
+
+
+def test_stages_are_told_by_the_lines_that_begin_them() -> None:
+    assert (
+        log.stage("(EngineCore pid=1) INFO 1-1 1:1:1 [core.py:1] Initializing a V1 LLM engine (v1) with")
+        == "starting the engine"
+    )
+    assert log.stage("anything else") is None
+
+
+def test_lines_come_whole_and_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("w") as writer:
+        reader = log.Log(path)
+        writer.write("one\ntw")
+        writer.flush()
+        assert reader.new_lines() == ["one"]
+        writer.write("o\n")
+        writer.flush()
+        assert reader.new_lines() == ["two"]
+        assert reader.new_lines() == []
+        reader.close()

@@ -1,0 +1,76 @@
+"""Where the bytes go: arithmetic that a reader can redo by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from qembed.errors import BadInput
+from qembed.serve import plan
+
+SMALL = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+CONFIG = {**SMALL, "max_position_embeddings": 32768}
+
+
+def test_the_0_6b_keeps_112_kib_of_cache_a_token_in_16_bit() -> None:
+    assert plan.kv_bytes_per_token(CONFIG, "float16") == 112 * 1024
+    assert plan.kv_bytes_per_token(CONFIG, "float32") == 224 * 1024
+
+
+def test_without_head_dim_and_kv_heads_the_heads_share_the_hidden_size() -> None:
+    config = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3}
+    assert plan.kv_bytes_per_token(config, "float16") == 2 * 2 * 3 * 32 * 2
+
+
+def test_the_cache_holds_one_long_text_a_step_of_others_and_a_part_of_a_block_each() -> None:
+    assert plan.kv_tokens(max_model_len=8192, max_num_seqs=32, max_num_batched_tokens=2048, block_size=32) == (
+        8192 + 2048 + 32 * 32 + 32
+    )
+    assert plan.kv_tokens(max_model_len=33, max_num_seqs=1, max_num_batched_tokens=1, block_size=32) == (2 + 1 + 1 + 1) * 32
+
+
+def test_floats_are_counted_as_served_and_packed_integers_as_stored() -> None:
+    shapes = {
+        "embed_tokens.weight": ([100, 64], "F16"),
+        "layers.0.mlp.up_proj.qweight": ([64, 16], "I32"),
+        "layers.0.mlp.up_proj.qzeros": ([1, 16], "I32"),
+        "layers.0.mlp.up_proj.scales": ([1, 128], "F16"),
+        "norm.weight": ([64], "F16"),
+    }
+    assert plan.weight_bytes(shapes, "float16") == (12800, 64 * 16 * 4 + 16 * 4 + 128 * 2, 128)
+    assert plan.weight_bytes(shapes, "float32") == (25600, 64 * 16 * 4 + 16 * 4 + 128 * 4, 256)
+
+
+def test_a_plan_adds_up() -> None:
+    shapes = {"embed_tokens.weight": ([10, 1024], "F16"), "norm.weight": ([1024], "F16")}
+    made = plan.make(
+        shapes, CONFIG, dtype="float16", max_model_len=64, max_num_seqs=1, max_num_batched_tokens=64, block_size=16
+    )  # fmt: skip
+    assert made.weights == 11 * 1024 * 2
+    assert made.kv_tokens == 64 + 64 + 16 + 16
+    assert made.kv_cache == 160 * 112 * 1024
+    assert made.total == made.weights + made.kv_cache
+
+
+def test_the_longest_text_is_8192_tokens_unless_the_model_or_the_user_says_otherwise() -> None:
+    assert plan.max_length(CONFIG, None) == 8192
+    assert plan.max_length({"max_position_embeddings": 512}, None) == 512
+    assert plan.max_length(CONFIG, 32768) == 32768
+    with pytest.raises(BadInput, match="32768 positions"):
+        plan.max_length(CONFIG, 32769)
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, "many", 1.5, True])
+def test_a_size_that_is_no_size_is_named(value: object) -> None:
+    with pytest.raises(BadInput, match="hidden_size"):
+        plan.size_of({"hidden_size": value}, "hidden_size")
+
+
+def test_dimensions_end_with_the_whole_vector() -> None:
+    assert plan.dimensions(1024) == [32, 64, 128, 256, 512, 768, 1024]
+    assert plan.dimensions(384) == [32, 64, 128, 256, 384]
+    assert plan.dimensions(16) == [16]
+
+
+def test_bytes_for_people() -> None:
+    assert plan.gib(10 * 2**20) == "10 MiB"
+    assert plan.gib(3 * 2**29) == "1.5 GiB"

@@ -86,8 +86,8 @@ def command(int4: bool, model: str | None, as_json: bool, **limits: Any) -> None
     qembed serve --int4 --model ./FOLDER        an INT4 checkpoint elsewhere
     qembed serve --fp16 --model sample          the embedded sample, not quantized
 
-    Exit codes: 0 stopped by Ctrl-C or SIGTERM while serving, 130 or 143 stopped by them while starting, 1 vLLM did not start
-    or died, 2 bad input (a port that is taken too), 3 vLLM is not installed.
+    Exit codes: 0 stopped by Ctrl-C or SIGTERM while serving, 130 or 143 stopped by them while starting, 1 the port is
+    taken, or vLLM did not start or died, 2 bad input, 3 vLLM is not installed.
     """  # noqa: D301 - click wants the real backspace character
     settings = Settings(checkpoint=_checkpoint(int4, model), **limits)
     stop = _Stop()

@@ -117,9 +117,9 @@ def running(asked: Settings | Checkpoint, on_stage: OnStage | None = None) -> It
     words, while it starts.
 
     Raises:
-        BadInput: the checkpoint cannot be served with these settings, or the port is taken.
+        BadInput: the checkpoint cannot be served with these settings.
         MissingExtra: vLLM is not installed.
-        QembedError: vLLM died, or did not answer within `Settings.startup_timeout`.
+        QembedError: the port is taken, vLLM died, or did not answer within `Settings.startup_timeout`.
     """
     settings = Settings(asked, port=0) if isinstance(asked, Checkpoint) else asked
     report = on_stage or (lambda _: None)
@@ -138,14 +138,15 @@ def check_port(host: str, port: int) -> None:
     """See that `port` of `host` can be bound.
 
     Raises:
-        BadInput: it cannot.
+        BadInput: `host` is no address of this machine, or we may not use that port.
+        QembedError: something else listens there.
     """
     try:
         with _bound(host, port):
             pass
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise BadInput(f"port {port} of {host} is taken; choose another with --port") from error
+            raise QembedError(f"port {port} of {host} is taken; choose another with --port") from error
         raise BadInput(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
 
 

@@ -44,7 +44,7 @@ def test_a_taken_port_is_told_before_anything_is_started(checkpoint: Checkpoint,
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(BadInput, match=f"port {port} of 127.0.0.1 is taken; choose another with --port"):
+        with pytest.raises(QembedError, match=f"port {port} of 127.0.0.1 is taken; choose another with --port"):
             engine.running(Settings(checkpoint, port=port)).__enter__()
     assert not (tmp_path / "ran").exists()
 

@@ -48,6 +48,8 @@ def test_no_code_of_the_checkpoint_is_run_and_only_safetensors_are_read(checkpoi
 def test_more_than_the_model_can_do_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="256 positions"):
         resolve(Settings(checkpoint, max_model_len=257), "cpu", "float32", 1)
+    with pytest.raises(BadInput, match="--max-num-batched-tokens 31"):
+        resolve(Settings(checkpoint, max_num_batched_tokens=31), "cpu", "float32", 1)
 
 
 @pytest.mark.parametrize(("host", "url"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("box", "box")])

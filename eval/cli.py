@@ -49,7 +49,7 @@ def command(
     min_cosine: float | None,
     as_json: bool,
 ) -> None:
-    r"""Tell what INT4 costs against FP16: the cosine between both vectors of the same text.
+    """Tell what INT4 costs against FP16: the cosine between both vectors of the same text.
 
     The INT4 checkpoint runs through vLLM, which is started for it, and the original through transformers. Queries go in with
     their prompt. Texts longer than the context are cut at the same place for both sides, and counted.
@@ -60,7 +60,7 @@ def command(
     qembed eval --url http://127.0.0.1:8000 --json   a server that runs already
 
     Exit codes: 0 done, 1 --min-cosine missed, a vector unusable or a server failed, 2 bad input, 3 a package is missing.
-    """
+    """  # noqa: D301 - click wants the character \b
     import json
 
     from rich.console import Console

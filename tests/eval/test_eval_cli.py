@@ -247,6 +247,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from qembed.cli import group;"
         "result = CliRunner().invoke(group, ['eval', '--help']); assert result.exit_code == 0, result.output;"
+        "assert '  qembed eval --model sample --min-cosine 0.95     as a gate' in result.output.splitlines();"
         "assert 'QEMBED_MODEL' in result.output and '--min-cosine' in result.output;"
         "print([name for name in ('torch', 'transformers', 'vllm', 'openai', 'numpy') if name in sys.modules])"
     )

@@ -26,6 +26,12 @@ HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).
 """
 
 
+def answer(number: str, length: int) -> str:
+    """What a server does that answers with a vector of `length` times `number`."""
+    body = f'{{"data": [{{"embedding": [{", ".join([number] * length)}]}}]}}'
+    return f"self.send_response(200); self.end_headers(); self.wfile.write({body.encode()!r})"
+
+
 def fail(settings: Settings) -> str:
     """The message that starting ends with."""
     with pytest.raises(QembedError) as caught, engine.running(settings):
@@ -80,10 +86,8 @@ def test_vllm_that_does_not_answer_in_time_is_ended(checkpoint: Checkpoint, fake
         ("sys.exit()", "failed at the first text"),
         ("self.send_response(500); self.end_headers()", "HTTP status 500"),
         ("self.send_response(200); self.end_headers(); self.wfile.write(b'[]')", "failed at the first text"),
-        (
-            'self.send_response(200); self.end_headers(); self.wfile.write(b\'{"data": [{"embedding": [NaN]}]}\')',
-            "first answer is no vector",
-        ),
+        (answer("NaN", 64), "first answer is no vector"),
+        (answer("0.5", 63), "first answer is no vector"),
     ],
 )
 def test_a_server_is_ready_only_after_it_gave_a_vector(checkpoint: Checkpoint, fake_vllm: Path, post: str, told: str) -> None:

@@ -30,8 +30,12 @@ INSTRUCTIONS = (
     "Find code that does what the query describes",
     "Classify the intent of the message",
 )
-SHARES = {"synopsis": 1.0, "paragraph": 0.5, "description": 0.3, "translation": 0.5, "wordnet": 0.3, "code": 0.7}
-"""What part of each kind is learned from: long texts cost most of the time, and package descriptions are the main diet."""
+SHARES = (
+    {"synopsis": 1.0, "paragraph": 0.5, "description": 0.3, "translation": 0.5, "wordnet": 0.3, "code": 0.7},
+    {"synopsis": 1.0, "paragraph": 0.8, "description": 0.15, "translation": 0.6, "wordnet": 0.0, "code": 0.7},
+)
+"""What part of each kind is learned from in each cycle. Long texts cost most of the time. The first cycle has general English
+from WordNet for a start; the second keeps to package descriptions and code, and has more of them."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ def fetch(folder: Path) -> None:
     subprocess.run(["dpkg", "-x", package.name, "wordnet"], check=True, cwd=folder)
 
 
-def load(folder: Path, seed: int) -> list[Pair]:
-    """All pairs in `folder`, shuffled by `seed`, without two pairs of the same text.
+def load(folder: Path, seed: int, cycle: int) -> list[Pair]:
+    """The pairs of a training cycle (0 or 1), shuffled by `seed`, without two of the same text.
 
     A sixth of the short texts carry a query prompt; their target stays that of the bare text.
     """
@@ -80,7 +84,7 @@ def load(folder: Path, seed: int) -> list[Pair]:
     seen: set[str] = set()
     kept = []
     for pair in pairs:
-        if pair.text in seen or len(pair.text) < 3 or _lot("share of " + pair.text) >= SHARES[pair.kind]:
+        if pair.text in seen or len(pair.text) < 3 or _lot("share of " + pair.text) >= SHARES[cycle][pair.kind]:
             continue
         seen.add(pair.text)
         if len(pair.text) < 200 and chance.random() < 1 / 6:

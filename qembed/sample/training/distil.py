@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import Qwen3Model
 
 MRL_DIMENSIONS = (32, 64, 128, 256)
+MRL_WEIGHTS = (1, 1, 1, 3)
+"""The whole vector is the hardest to learn, and what most users take."""
+
 TEACHER_TOKENS = 256
 STUDENT_TOKENS = 512
 
@@ -90,11 +93,12 @@ def embed(model: Qwen3Model, ids: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def distance(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean of (1 − cosine) over rows and over the prefixes in MRL_DIMENSIONS; both [rows, width]."""
+    """Mean of (1 − cosine) over rows, and over the prefixes in MRL_DIMENSIONS by MRL_WEIGHTS; both [rows, width]."""
     import torch
 
-    cosines = [torch.cosine_similarity(vectors[:, :size], targets[:, :size], dim=-1) for size in MRL_DIMENSIONS]
-    return 1 - torch.stack(cosines).mean()
+    cosines = [torch.cosine_similarity(vectors[:, :size], targets[:, :size], dim=-1).mean() for size in MRL_DIMENSIONS]
+    weighted = [weight * cosine for weight, cosine in zip(MRL_WEIGHTS, cosines, strict=True)]
+    return 1 - torch.stack(weighted).sum() / sum(MRL_WEIGHTS)
 
 
 def bag_of_words(ids: Sequence[Sequence[int]], targets: torch.Tensor, *, epochs: int, seed: int) -> torch.Tensor:
@@ -129,9 +133,19 @@ def bag_of_words(ids: Sequence[Sequence[int]], targets: torch.Tensor, *, epochs:
 
 
 def train(
-    model: Qwen3Model, ids: Sequence[Sequence[int]], targets: torch.Tensor, *, epochs: int, seed: int, tokens: int = 4096
+    model: Qwen3Model,
+    ids: Sequence[Sequence[int]],
+    targets: torch.Tensor,
+    *,
+    epochs: int,
+    peak: float,
+    seed: int,
+    tokens: int = 4096,
 ) -> int:
-    """Train in place, the learning rates rising for 100 steps and then falling to nothing. Returns the number of steps."""
+    """Train in place, one cycle: the learning rates rise to `peak` times their own for 100 steps and then fall to nothing.
+
+    Returns the number of steps.
+    """
     import torch
 
     chance = random.Random(seed)
@@ -147,7 +161,7 @@ def train(
     schedule = [rows for _ in range(epochs) for rows in batches_by_length(lengths, tokens, chance)]
     start, average = time.monotonic(), 0.0
     for step, rows in enumerate(schedule):
-        factor = min(1.0, (step + 1) / 100) * (1 - step / len(schedule))
+        factor = peak * min(1.0, (step + 1) / 100) * (1 - step / len(schedule))
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=_has_fast_bfloat16()):
@@ -193,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the texts and the teacher's vectors")
     parser.add_argument("--output", type=Path, required=True, help="where the checkpoint is written")
-    parser.add_argument("--epochs", type=int, default=2, help="how often each text is seen [default: 2]")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[2, 1], help="epochs of each cycle [default: 2 1]")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -227,7 +241,11 @@ def main() -> None:
     aside_ids, aside_targets = [ids[row] for row in aside], targets[aside]
     print("at the start", evaluate(model, aside_ids, aside_targets), flush=True)
     start = time.monotonic()
-    steps = train(model, kept_ids, kept_targets, epochs=arguments.epochs, seed=arguments.seed)
+    steps = 0
+    for cycle, epochs in enumerate(arguments.epochs):
+        # Later cycles start from a trained model, which the first one's rates would throw far off.
+        peak = 1.0 if cycle == 0 else 0.5
+        steps += train(model, kept_ids, kept_targets, epochs=epochs, peak=peak, seed=arguments.seed + cycle)
     minutes = round((time.monotonic() - start) / 60, 1)
     student.save(model, tokenizer, arguments.output)
     reached = {"all": evaluate(model, aside_ids, aside_targets)}

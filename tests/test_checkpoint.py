@@ -47,7 +47,7 @@ def test_a_file_or_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="a file"):
         checkpoint.find("file")
-    with pytest.raises(BadInput, match="config.json is missing"):
+    with pytest.raises(BadInput, match=r"config\.json is missing"):
         checkpoint.find("empty")
 
 

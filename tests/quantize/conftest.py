@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
 MakeCheckpoint = Callable[..., Checkpoint]
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
     """Write a random checkpoint (float16, one token a byte) into a folder and open it."""
 

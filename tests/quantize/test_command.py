@@ -184,7 +184,7 @@ def test_a_run_killed_between_the_two_renames_is_healed(make_checkpoint: MakeChe
     assert contents(target) == before
 
 
-def test_what_cannot_be_quantized_is_refused_before_anything_is_written(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_what_cannot_be_quantized_is_refused_and_nothing_written(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source, target = make_checkpoint(), tmp_path / "out"
     config = json.loads((source.folder / "config.json").read_text())
 

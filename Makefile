@@ -1,6 +1,6 @@
 # make demo · make test · make lint · make clean       each builds what it needs, from a machine with Python 3.11 and make
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := deploy/requirements/cpu.txt

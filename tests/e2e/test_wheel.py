@@ -1,0 +1,47 @@
+"""A wheel, installed where nothing of the checkout can be seen, quantizes the sample that it carries."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_wheel_is_whole(tmp_path: Path) -> None:
+    # A copy, because setuptools would put back into the wheel what an earlier build left in build/lib.
+    tree = tmp_path / "tree"
+    for name in ("qembed", "quantize", "serve", "eval"):
+        shutil.copytree(ROOT / name, tree / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tree]
+    subprocess.run(build, check=True, capture_output=True, timeout=600)
+    (wheel,) = tmp_path.glob("qembed-*.whl")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel]
+    subprocess.run(install, check=True, capture_output=True, timeout=600)
+    # What PYTHONPATH names comes before the editable install that the tests run from.
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"}
+    code = "import qembed, qembed.quantize, qembed.serve.vllm_plugin, qembed.eval as e; print(qembed.__file__, e.__file__)"
+    places = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert all(place.startswith(str(tmp_path / "site")) for place in places)
+    assert not (tmp_path / "site" / "quantize").exists()
+    assert not (tmp_path / "site" / "eval").exists()
+    run = "import sys; from qembed.cli import main; sys.argv[0] = 'qembed'; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", run, "quantize", "--model", "sample", "--scales", "none", "--rounding", "nearest", "--json"],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert json.loads(done.stdout)["fidelity"]["mean_cosine"] > 0.9
+    assert (tmp_path / "sample-AWQ-INT4" / "model.safetensors").exists()

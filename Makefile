@@ -31,6 +31,7 @@ lint: $(INSTALLED)
 	ln -s $(addprefix ../../../,quantize serve eval $(wildcard qembed/*)) build/types/qembed/
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p qembed
 	$(BIN)/mypy --config-file pyproject.toml deploy/requirements/lock.py
+	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../bench/*.py
 
 lock:
 	$(PYTHON) -m venv build/lock

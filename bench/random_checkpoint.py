@@ -1,0 +1,100 @@
+"""Write a full-size checkpoint with random weights: `python bench/random_checkpoint.py 0.6B FOLDER [--layers N]`.
+
+Speed and memory depend on shapes, not on values: a checkpoint without meaning measures both where the real one cannot be had.
+Layout, tensor names and dtype (bfloat16) are those of Qwen3-Embedding; the tokenizer is the sample's, whose ids are all valid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qembed.checkpoint import INDEX, SAMPLE, find
+
+SHAPES: dict[str, dict[str, int]] = {
+    "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_hidden_layers": 28},
+    "4B": {"hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_hidden_layers": 36},
+    "8B": {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_hidden_layers": 36},
+}
+VOCABULARY = {"0.6B": 151_669, "4B": 151_665, "8B": 151_665}
+
+
+def write(size: str, folder: Path, layers: int | None = None, seed: int = 0) -> None:
+    """Write a checkpoint of `size` ("0.6B", "4B", "8B"), cut to `layers` if given, one file a layer.
+
+    Weights are normal with standard deviation 0.02, and a few input channels of each norm are large, as in trained models.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    sample = find(SAMPLE)
+    config: dict[str, Any] = {
+        **sample.config,
+        **SHAPES[size],
+        "num_key_value_heads": 8,
+        "vocab_size": VOCABULARY[size],
+        "max_position_embeddings": 32_768,
+        "torch_dtype": "bfloat16",
+    }
+    config["num_hidden_layers"] = layers or config["num_hidden_layers"]
+    config["max_window_layers"] = config["num_hidden_layers"]
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape, generator=generator) * 0.02).to(torch.bfloat16)
+
+    def norm(width: int) -> torch.Tensor:
+        weight = torch.rand(width, generator=generator) + 0.5
+        weight[torch.randint(width, (width // 100 + 1,), generator=generator)] *= 8
+        return weight.to(torch.bfloat16)
+
+    hidden, mlp = config["hidden_size"], config["intermediate_size"]
+    head, heads, kv_heads = config["head_dim"], config["num_attention_heads"], config["num_key_value_heads"]
+    weight_map: dict[str, str] = {}
+
+    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, name))
+
+    save("model-rest.safetensors", {"embed_tokens.weight": matrix(config["vocab_size"], hidden), "norm.weight": norm(hidden)})
+    for layer in range(config["num_hidden_layers"]):
+        tensors = {
+            "self_attn.q_proj.weight": matrix(heads * head, hidden),
+            "self_attn.k_proj.weight": matrix(kv_heads * head, hidden),
+            "self_attn.v_proj.weight": matrix(kv_heads * head, hidden),
+            "self_attn.o_proj.weight": matrix(hidden, heads * head),
+            "self_attn.q_norm.weight": norm(head),
+            "self_attn.k_norm.weight": norm(head),
+            "mlp.gate_proj.weight": matrix(mlp, hidden),
+            "mlp.up_proj.weight": matrix(mlp, hidden),
+            "mlp.down_proj.weight": matrix(hidden, mlp),
+            "input_layernorm.weight": norm(hidden),
+            "post_attention_layernorm.weight": norm(hidden),
+        }
+        save(f"model-layer-{layer:03d}.safetensors", {f"layers.{layer}.{name}": tensor for name, tensor in tensors.items()})
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2) + "\n")
+    for name in ("tokenizer.json", "tokenizer_config.json", "modules.json", "config_sentence_transformers.json"):
+        shutil.copyfile(sample.folder / name, folder / name)
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    pooling = json.loads((sample.folder / "1_Pooling" / "config.json").read_text())
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({**pooling, "word_embedding_dimension": hidden}))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=list(SHAPES))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, help="number of layers [default: the model's own]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights [default: 0]")
+    arguments = parser.parse_args()
+    write(arguments.size, arguments.folder, arguments.layers, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

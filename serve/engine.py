@@ -34,7 +34,8 @@ from qembed.serve.settings import SHUTDOWN_TIMEOUT, Launch, Settings, arguments,
 
 POLL = 0.25
 FIRST_TEXT = "hello"
-STOP_GRACE = SHUTDOWN_TIMEOUT + 10.0
+SERVING_GRACE = SHUTDOWN_TIMEOUT + 10.0
+STARTING_GRACE = 5.0  # there is nothing to finish yet
 KILL_GRACE = 5.0
 
 OnStage = Callable[[str], None]
@@ -48,6 +49,7 @@ class Server:
     process: subprocess.Popen[bytes]
     log: log.Log
     lines: list[str] = field(default_factory=list)
+    serving: bool = False
     failed: bool = False
 
     @property
@@ -131,6 +133,7 @@ def running(asked: Settings | Checkpoint, on_stage: OnStage | None = None) -> It
     report("starting vLLM")
     with _started(launch) as server:
         _wait(server, report)
+        server.serving = True
         yield server
 
 
@@ -200,15 +203,16 @@ def _started(launch: Launch) -> Iterator[Server]:
         if server is None or not server.failed:
             Path(name).unlink(missing_ok=True)
         if server is not None:
-            _stop(server.process)
+            _stop(server.process, SERVING_GRACE if server.serving else STARTING_GRACE)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
     """End the session: SIGTERM to its leader, then, for what is left, SIGKILL to all. A second Ctrl-C skips the first part."""
+    shared = machine.shared_memory(process.pid)
     try:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_GRACE)
+            process.wait(grace)
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -216,6 +220,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + KILL_GRACE
         while machine.processes(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
+        for path in shared:
+            path.unlink(missing_ok=True)
         if process.stdin:
             process.stdin.close()
 

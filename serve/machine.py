@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from importlib import metadata
@@ -107,6 +108,16 @@ def processes(session: int) -> list[int]:
             continue
         if int(its_session) == session and state != "Z":
             found.append(int(stat.parent.name))
+    return found
+
+
+def shared_memory(session: int) -> set[Path]:
+    """The files in /dev/shm that the processes of a session use. Processes that are killed leave theirs behind."""
+    found: set[Path] = set()
+    for process in processes(session):
+        with contextlib.suppress(OSError):
+            maps = Path(f"/proc/{process}/maps").read_text(encoding="utf-8", errors="replace")
+            found.update(map(Path, re.findall(r" (/dev/shm/\S+)$", maps, re.MULTILINE)))
     return found
 
 

@@ -14,6 +14,8 @@ import threading
 import time
 from importlib.util import find_spec
 
+from qembed.serve import machine
+
 GRACE = 20.0
 BEFORE_0_32 = "vllm.entrypoints.openai.api_server"
 
@@ -33,9 +35,12 @@ def main() -> None:
 def _end_with_parent() -> None:
     while os.read(0, 4096):
         pass
+    shared = machine.shared_memory(os.getpid())
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     if os.getpgid(0) == os.getpid():  # engine.py starts us as the leader of a group: this ends vLLM's other processes too
+        for path in shared:
+            path.unlink(missing_ok=True)
         os.killpg(0, signal.SIGKILL)
 
 

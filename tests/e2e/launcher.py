@@ -88,6 +88,11 @@ class Launched:
                 self._sessions.append(int(session))
         return [pid for session in set(self._sessions) for pid in machine.processes(session)]
 
+    def shared_memory(self) -> set[Path]:
+        """The files in /dev/shm that vLLM uses."""
+        self.started()
+        return {path for session in set(self._sessions) for path in machine.shared_memory(session)}
+
     def wait_ready(self) -> None:
         """Wait for the line that says it is ready."""
         self._until(lambda: self.out.endswith("\n"), "ready")

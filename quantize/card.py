@@ -13,6 +13,7 @@ from qembed.checkpoint import SAMPLE, Checkpoint
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.stream import Report, Settings
 from qembed.quantize.writer import sha256
+from qembed.token_table import INT8, QUANT_METHOD
 
 
 def source_record(source: Checkpoint, output: Path) -> dict[str, Any]:
@@ -47,7 +48,9 @@ def record(
             "clip": settings.clip,
             "rounding": settings.rounding,
             "seed": seed,
+            **({"token_table": settings.token_table} if settings.token_table == INT8 else {}),
         },
+        **({"token_table": token_table(settings, report)} if settings.token_table == INT8 else {}),
         "fidelity": fidelity(report),
         "files": {
             str(path.relative_to(folder)): sha256(path)
@@ -67,6 +70,12 @@ def fidelity(report: Report) -> dict[str, Any]:
     }
 
 
+def token_table(settings: Settings, report: Report) -> dict[str, Any]:
+    """What the token table is stored as, and its relative error ‖E − Ê‖ / ‖E‖ (null for float16: the source's own)."""
+    error = None if report.table_error is None else round(report.table_error, 6)
+    return {"stored": settings.token_table, "relative_error": error}
+
+
 def model_card(source: Checkpoint, settings: Settings, calibration: Calibration, report: Report, size: int) -> str:
     """README.md of the checkpoint: what it is, how near it is to its source, how to use it."""
     measured = fidelity(report)
@@ -77,17 +86,16 @@ def model_card(source: Checkpoint, settings: Settings, calibration: Calibration,
         if source.name == SAMPLE
         else ""
     )
+    library, contents, loading = _format(settings, report, size)
     return f"""---
-{licence}{base}library_name: transformers
+{licence}{base}library_name: {library}
 pipeline_tag: feature-extraction
 tags: [awq, int4, embeddings, qembed]
 ---
 
 # {source.name.split("/")[-1]}, AWQ INT4
 
-The linear layers of `{source.name}` in 4 bits (AWQ, GEMM layout, groups of {settings.group_size}, with zero points), everything
-else in float16: {size / 1e6:,.1f} MB. Written by qembed {version("qembed")}; vLLM and SGLang read it with nothing else
-installed.
+The linear layers of `{source.name}` in 4 bits (AWQ, GEMM layout, groups of {settings.group_size}, with zero points), {contents}
 {note}
 ## How near it is to its source
 
@@ -101,7 +109,7 @@ did not see: mean {measured["mean_cosine"]:.4f}, least {measured["min_cosine"]:.
 qembed serve --model FOLDER
 ```
 
-or, with vLLM alone: `vllm serve FOLDER --runner pooling`. Queries go in as `Instruct: {{task}}\\nQuery:{{query}}`, documents as
+{loading} Queries go in as `Instruct: {{task}}\\nQuery:{{query}}`, documents as
 they are; vectors are those of the last token, of unit length.
 
 ## How it was made
@@ -109,6 +117,25 @@ they are; vectors are those of the last token, of unit length.
 AWQ scales{"" if settings.scales == "awq" else " (none)"}, {"clipping, " if settings.clip else ""}{settings.rounding} rounding;
 {calibration.tokens:,} tokens of {calibration.source} calibration texts. `qembed.json` has settings, seed and hashes.
 """
+
+
+def _format(settings: Settings, report: Report, size: int) -> tuple[str, str, str]:
+    """For the model card: the library that reads the format, what it holds in how many bytes, and how vLLM loads it."""
+    megabytes, written = f"{size / 1e6:,.1f} MB", f"Written by qembed {version('qembed')}"
+    if settings.token_table != INT8:
+        return (
+            "transformers",
+            f"everything\nelse in float16: {megabytes}. {written}; vLLM and SGLang read it with nothing else\ninstalled.",
+            "or, with vLLM alone: `vllm serve FOLDER --runner pooling`.",
+        )
+    return (
+        "vllm",
+        f"the token\ntable in INT8 (relative error {report.table_error:.2%}), everything else in float16: {megabytes}.\n"
+        f"{written}.\n\n**It needs qembed's vLLM plugin**: install qembed beside vLLM. Without it vLLM stops with\n"
+        f"`Unknown quantization method: {QUANT_METHOD}`. SGLang and transformers cannot read it; `qembed quantize\n"
+        "--token-table float16` writes what they can.",
+        "or, in the same environment: `vllm serve FOLDER --runner pooling`.",
+    )
 
 
 def _licence(source: Checkpoint) -> str:

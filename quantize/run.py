@@ -13,6 +13,7 @@ from qembed.quantize import blocks, card, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import built_in
 from qembed.quantize.stream import Settings, quantize
+from qembed.token_table import INT8
 
 if TYPE_CHECKING:
     import torch
@@ -71,10 +72,10 @@ def run(
             on_layer=lambda done: on_layer(done, shape.layers),
         )
         size = writer.assemble(folder)
-        writer.copy_companions(source, folder)
+        writer.copy_companions(source, folder, without=writer.REPEATED if settings.token_table == INT8 else ())
         (folder / "README.md").write_text(card.model_card(source, settings, calibration, report, size), encoding="utf-8")
         writer.write_json(folder / CARD, card.record(origin, calibration, settings, report, seed, folder))
-        writer.write_json(folder / "config.json", writer.int4_config(source.config, settings.group_size))
+        writer.write_json(folder / "config.json", writer.int4_config(source.config, settings.group_size, settings.token_table))
         after = sizes(Checkpoint(target.name, folder))
     before = sizes(source)
     return {
@@ -85,19 +86,23 @@ def run(
             "before": before["all"],
             "after": after["all"],
             "linears": {"before": before["linears"], "after": after["linears"]},
+            "token_table": {"before": before["token_table"], "after": after["token_table"]},
         },
         "error": {name: report.relative_error(name) for name in LINEARS},
+        "token_table": card.token_table(settings, report),
         "fidelity": card.fidelity(report),
         "calibration": {"texts": len(calibration.rows) - len(calibration.check), "tokens": calibration.tokens},
     }
 
 
 def sizes(checkpoint: Checkpoint) -> dict[str, int]:
-    """Bytes of all tensors ("all"), and of those that belong to the seven linears of the blocks ("linears")."""
-    found = {"all": 0, "linears": 0}
+    """Bytes of all tensors ("all"), of the seven linears of the blocks ("linears"), and of the token table ("token_table")."""
+    found = {"all": 0, "linears": 0, "token_table": 0}
     for name, (shape, dtype) in checkpoint.shapes().items():
         size = math.prod(shape) * BYTES.get(dtype, 1)
         found["all"] += size
         if any(f".{linear}." in name for linear in LINEARS):
             found["linears"] += size
+        elif name.startswith(f"{checkpoint.prefix}embed_tokens."):
+            found["token_table"] += size
     return found

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qembed.checkpoint import Checkpoint
-from qembed.errors import BadInput
 from qembed.packing import pack
-from qembed.quantize import awq, rounding
+from qembed.quantize import awq, rounding, table
 from qembed.quantize.blocks import INPUTS, LINEARS, Block, Shape, rms_norm
 from qembed.quantize.calibration import Calibration, batches
+from qembed.quantize.table import half
 
 if TYPE_CHECKING:
     import torch
@@ -34,20 +34,23 @@ class Settings:
         scales: "awq" searches a scale per input channel, "none" leaves the weights as they are.
         clip: whether ranges are shrunk by search.
         rounding: "compensated" (GPTQ) or "nearest".
+        token_table: "float16", or "int8" (`qembed.token_table`), which only our vLLM plugin reads.
     """
 
     group_size: int = 128
     scales: str = "awq"
     clip: bool = True
     rounding: str = "compensated"
+    token_table: str = "float16"
 
 
 @dataclass
 class Report:
-    """What was lost: by kind of linear over all layers, and in the vectors of the texts kept apart."""
+    """What was lost: by kind of linear over all layers, in the vectors of the texts kept apart, and in an INT8 token table."""
 
     error: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in LINEARS})
     cosines: list[float] = field(default_factory=list)
+    table_error: float | None = None
 
     def relative_error(self, name: str) -> float:
         """Root mean square output error of a kind of linear, relative to the root mean square of its output."""
@@ -63,9 +66,9 @@ class Stream:
     lengths: list[torch.Tensor]
 
     @classmethod
-    def start(cls, table: torch.Tensor, found: list[tuple[torch.Tensor, torch.Tensor]]) -> Stream:
-        """Look up the ids of `found` (`calibration.batches`) in the token table [vocabulary, hidden]."""
-        return cls([table[ids].float() for ids, _ in found], [lengths for _, lengths in found])
+    def start(cls, rows: torch.Tensor | table.Rows, found: list[tuple[torch.Tensor, torch.Tensor]]) -> Stream:
+        """Look up the ids of `found` (`calibration.batches`) in the token table [vocabulary, hidden], or in `rows` of it."""
+        return cls([rows[ids].float() for ids, _ in found], [lengths for _, lengths in found])
 
     def advance(self, block: Block) -> None:
         """Send every batch through the layer that `block` holds."""
@@ -99,17 +102,21 @@ def quantize(
     Raises:
         BadInput: a tensor is missing, damaged, not finite, or greater than float16 holds.
     """
-    rest = {name: half(name, checkpoint.tensor(name)) for name in checkpoint.files if ".layers." not in f".{name}"}
-    write("rest", rest)
-    table = rest[checkpoint.prefix + "embed_tokens.weight"]
-    final_norm = rest[checkpoint.prefix + "norm.weight"].float()
+    name = checkpoint.prefix + "embed_tokens.weight"
+    outside = [other for other in checkpoint.files if ".layers." not in f".{other}" and other != name]
+    rest = {other: half(other, checkpoint.tensor(other)) for other in outside}
     apart = sorted(calibration.check)
     seen = [number for number in range(len(calibration.rows)) if number not in calibration.check]
-    stream = Stream.start(table, batches(calibration.rows, seen, BATCH_TOKENS))
-    check = Stream.start(table, batches(calibration.rows, apart, BATCH_TOKENS))
-    original = Stream.start(table, batches(calibration.rows, apart, BATCH_TOKENS))
-    del rest, table
-    block, report = Block(checkpoint, device), Report()
+    ids = sorted({0, *(token for row in calibration.rows for token in row)})  # rows are padded with 0
+    converted = table.convert(checkpoint, name, ids, settings.token_table)
+    write("rest", {**rest, **converted.tensors})
+    final_norm = rest[checkpoint.prefix + "norm.weight"].float()
+    stream = Stream.start(converted.served, batches(calibration.rows, seen, BATCH_TOKENS))
+    check = Stream.start(converted.served, batches(calibration.rows, apart, BATCH_TOKENS))
+    original = Stream.start(converted.original, batches(calibration.rows, apart, BATCH_TOKENS))
+    report = Report(table_error=converted.error)
+    del rest, converted
+    block = Block(checkpoint, device)
     for layer in range(shape.layers):
         prefix = f"{checkpoint.prefix}layers.{layer}."
         tensors = {
@@ -130,21 +137,6 @@ def quantize(
     pairs = original.vectors(final_norm, epsilon), check.vectors(final_norm, epsilon)
     report.cosines = (pairs[0] * pairs[1]).sum(-1).tolist()
     return report
-
-
-def half(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` as float16.
-
-    Raises:
-        BadInput: a value is NaN or infinite, or too great for float16.
-    """
-    import torch
-
-    converted = tensor.to(torch.float16)
-    if not torch.isfinite(converted).all():
-        reason = "is too great for float16" if torch.isfinite(tensor).all() else "is NaN or infinite"
-        raise BadInput(f"tensor {name}: a value {reason}")
-    return converted
 
 
 def collect(block: Block, stream: Stream) -> dict[str, torch.Tensor]:

@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from qembed.checkpoint import CARD, INDEX, Checkpoint
 from qembed.errors import BadInput, QembedError
+from qembed.token_table import INT8, QUANT_METHOD
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,8 @@ COPIED = (
     "LICENSE*",
     "NOTICE",
 )
+REPEATED = ("vocab.json", "merges.txt")
+"""Files that say again what tokenizer.json says: 4.4 MB of Qwen3-Embedding's."""
 
 
 @contextmanager
@@ -133,18 +136,21 @@ def assemble(folder: Path) -> int:
     return total
 
 
-def copy_companions(source: Checkpoint, folder: Path) -> None:
-    """Copy the tokenizer, pooling and prompts beside the weights, as they are."""
+def copy_companions(source: Checkpoint, folder: Path, *, without: Collection[str] = ()) -> None:
+    """Copy the tokenizer, pooling and prompts beside the weights, as they are, except for the files named in `without`."""
     for pattern in COPIED:
         for path in sorted(source.folder.glob(pattern)):
+            if path.name in without:
+                continue
             place = folder / path.relative_to(source.folder)
             place.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, place)
 
 
-def int4_config(config: Mapping[str, Any], group_size: int) -> dict[str, Any]:
+def int4_config(config: Mapping[str, Any], group_size: int, token_table: str = "float16") -> dict[str, Any]:
     """`config` of the source, with the quantization that vLLM, SGLang and transformers read, and float16 for the rest.
 
+    With an INT8 `token_table` the method has a name of its own, so that what cannot read the table refuses the checkpoint.
     transformers 4 reads `rope_theta` from the top level, transformers 5 from `rope_parameters`: both get it.
     """
     made = dict(config)
@@ -168,6 +174,8 @@ def int4_config(config: Mapping[str, Any], group_size: int) -> dict[str, Any]:
         "zero_point": True,
         "modules_to_not_convert": None,
     }
+    if token_table == INT8:
+        made["quantization_config"].update(quant_method=QUANT_METHOD, token_table=INT8)
     return made
 
 

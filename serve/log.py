@@ -19,6 +19,7 @@ STAGES = (
 PREFIX = re.compile(r"^(?:\([^)]*pid=\d+\)\s*)?(?:(?:INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d-]+ [\d:]+ \[[^\]]*\]\s?)?")
 FAILURE = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception)\b(?:: .+)?$")
 CONSEQUENCES = ("Engine core initialization failed", "WorkerProc initialization failed", "Engine core proc", "EngineDeadError")
+REFUSED = re.compile(r"^(?:Value|Assertion) error, (.+?)(?:\. Must be one of \[.*)?$")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -48,12 +49,15 @@ def stage(line: str) -> str | None:
 def cause(lines: Iterable[str]) -> str | None:
     """The exception that ended vLLM, in one line, out of its log; None if there is none.
 
-    The parent processes report that a child failed, after the child has told why; those reports are passed over.
+    The parent processes report that a child failed, after the child has told why; those reports are passed over. Of an option
+    that vLLM refuses (pydantic's ValidationError) the reason stands in a line of its own; the list of what it knows is cut.
     """
     found = None
     for line in lines:
         text = plain(line)
-        if FAILURE.match(text) and not any(consequence in text for consequence in CONSEQUENCES):
+        if found and "ValidationError" in found and (refused := REFUSED.match(text)):
+            found = refused[1]
+        elif FAILURE.match(text) and not any(consequence in text for consequence in CONSEQUENCES):
             found = text
     return found
 

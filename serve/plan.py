@@ -65,19 +65,38 @@ def make(
 
 
 def weight_bytes(shapes: Mapping[str, tuple[list[int], str]], dtype: str) -> tuple[int, int, int]:
-    """Bytes of the token table, of the layers' matrices, and of the rest, once floating-point tensors are turned to `dtype`."""
+    """Bytes of the token table, of the layers' matrices, and of the rest, once floating-point tensors are turned to `dtype`.
+
+    The scales of an INT8 token table stay what they are.
+    """
     table = linear = other = 0
     for name, (shape, stored) in shapes.items():
-        size = DTYPE_BYTES[dtype] if stored in FLOATS else STORED_BYTES.get(stored, 1)
+        is_table = ".embed_tokens." in f".{name}"
+        turned = stored in FLOATS and not (is_table and name.endswith("scales"))
+        size = DTYPE_BYTES[dtype] if turned else STORED_BYTES.get(stored, 1)
         for length in shape:
             size *= length
-        if name.endswith("embed_tokens.weight"):
+        if is_table:
             table += size
         elif len(shape) == 2:
             linear += size
         else:
             other += size
     return table, linear, other
+
+
+def with_int8_table(shapes: Mapping[str, tuple[list[int], str]]) -> dict[str, tuple[list[int], str]]:
+    """`shapes` as they are once a float token table has been turned to INT8 at load (`qembed.token_table`)."""
+    made: dict[str, tuple[list[int], str]] = {}
+    for name, (shape, stored) in shapes.items():
+        stem = name.removesuffix("weight")
+        if stem.endswith("embed_tokens.") and len(shape) == 2 and stored in FLOATS:
+            rows, width = shape
+            made |= {f"{stem}qweight": ([rows, width], "I8"), f"{stem}scales": ([rows, 1], "F32")}
+            made[f"{stem}column_scales"] = ([width], "F32")
+        else:
+            made[name] = (shape, stored)
+    return made
 
 
 def kv_bytes_per_token(config: Mapping[str, Any], dtype: str) -> int:

@@ -10,6 +10,7 @@ from qembed.checkpoint import Checkpoint, short_name
 from qembed.errors import BadInput
 from qembed.serve import plan
 from qembed.serve.machine import Device
+from qembed.token_table import INT8, QUANT_METHOD
 
 HOST = "127.0.0.1"
 PORT = 8000
@@ -24,7 +25,10 @@ STOCK_CPU_KERNEL = "CPUWNA16LinearKernel"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for. Lengths in tokens, times in seconds; `port` 0 takes a free one, None leaves the choice to us."""
+    """What is asked for. Lengths in tokens, times in seconds; `port` 0 takes a free one, None leaves the choice to us.
+
+    `token_table` "int8" turns a float table to INT8 while it is loaded; None leaves it as the checkpoint has it.
+    """
 
     checkpoint: Checkpoint
     host: str = HOST
@@ -34,6 +38,7 @@ class Settings:
     max_num_seqs: int = MAX_NUM_SEQS
     max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS
     dtype: str = "auto"
+    token_table: str | None = None
     startup_timeout: float = STARTUP_TIMEOUT
     verbose: bool = False
 
@@ -41,6 +46,11 @@ class Settings:
     def name(self) -> str:
         """The model name that requests must give."""
         return self.served_model_name or short_name(self.checkpoint.name)
+
+    @property
+    def makes_table(self) -> bool:
+        """Whether the token table has to be turned to INT8 at load."""
+        return self.token_table == INT8 and not self.checkpoint.has_int8_table
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,11 @@ class Launch:
     port: int
     max_model_len: int
     plan: plan.Plan
+
+    @property
+    def token_table(self) -> str:
+        """What the token table is held in: "int8", or the dtype that is computed in."""
+        return INT8 if self.settings.makes_table or self.settings.checkpoint.has_int8_table else self.dtype
 
     @property
     def hidden_size(self) -> int:
@@ -78,10 +93,13 @@ def resolve(settings: Settings, device: Device, best_dtype: str, port: int) -> L
             f"--max-num-batched-tokens {settings.max_num_batched_tokens} is less than one token for each of "
             f"--max-num-seqs {settings.max_num_seqs}"
         )
+    if settings.makes_table and not checkpoint.is_int4:
+        raise BadInput(f"{checkpoint.folder}: --token-table {INT8} goes with an INT4 checkpoint; this one is not quantized")
     length = plan.max_length(checkpoint.config, settings.max_model_len)
     dtype = best_dtype if settings.dtype == "auto" else settings.dtype
+    shapes = checkpoint.shapes()
     planned = plan.make(
-        checkpoint.shapes(),
+        plan.with_int8_table(shapes) if settings.makes_table else shapes,
         checkpoint.config,
         dtype=dtype,
         max_model_len=length,
@@ -95,7 +113,13 @@ def resolve(settings: Settings, device: Device, best_dtype: str, port: int) -> L
 def arguments(launch: Launch) -> list[str]:
     """The arguments of vLLM's OpenAI server."""
     settings = launch.settings
-    overrides = {"is_matryoshka": True, "matryoshka_dimensions": plan.dimensions(launch.hidden_size)}
+    overrides: dict[str, object] = {
+        "is_matryoshka": True,
+        "matryoshka_dimensions": plan.dimensions(launch.hidden_size),
+    }
+    if settings.makes_table:
+        stored = settings.checkpoint.config["quantization_config"]
+        overrides["quantization_config"] = {**stored, "quant_method": QUANT_METHOD, "token_table": INT8}
     chosen = [
         *("--model", str(settings.checkpoint.folder.resolve())),
         *("--served-model-name", settings.name),

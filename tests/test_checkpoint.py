@@ -82,6 +82,14 @@ def test_a_folder_called_int4_that_is_not() -> None:
         checkpoint.find_int4("sample")
 
 
+def test_a_checkpoint_with_an_int8_token_table_is_int4_too(tmp_path: Path) -> None:
+    folder = write(tmp_path / "made", int4=True)
+    assert not checkpoint.find(str(folder)).has_int8_table
+    quantization = {"quant_method": "qembed_awq", "bits": 4, "token_table": "int8"}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+    assert checkpoint.find_int4(str(folder)).has_int8_table
+
+
 def test_the_source_of_an_int4_checkpoint(tmp_path: Path) -> None:
     near = write(tmp_path / "deep" / "source")
     made = checkpoint.find(str(write(tmp_path / "made", int4=True, source={"model": "source", "folder": "../deep/source"})))

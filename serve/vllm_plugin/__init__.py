@@ -1,7 +1,7 @@
-"""What vLLM lacks: AWQ INT4 on CPUs for which its own kernel does not exist, and in float32.
+"""What vLLM lacks: AWQ INT4 on CPUs for which its own kernel does not exist, and in float32; and an INT8 token table.
 
-vLLM calls `register` in each of its processes. It costs nothing on a GPU, and on a CPU nothing until an AWQ checkpoint is
-loaded: the kernel is imported by the quantization config that such a checkpoint asks for.
+vLLM calls `register` in each of its processes. It costs nothing until a checkpoint is loaded that needs one of the two: the
+rest is imported by the quantization config that such a checkpoint asks for.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 def register() -> None:
     """Entry point of `vllm.general_plugins`. May be called any number of times."""
+    from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
-        return
-    from vllm.model_executor.layers.quantization import register_quantization_config
+    from qembed.serve.vllm_plugin.lazy import LazyAWQConfig, LazyInt8TableConfig
+    from qembed.token_table import QUANT_METHOD
 
-    from qembed.serve.vllm_plugin.lazy import LazyAWQConfig
-
-    register_quantization_config("awq")(LazyAWQConfig)
+    register_quantization_config(QUANT_METHOD)(LazyInt8TableConfig)
+    if current_platform.is_cpu():
+        register_quantization_config("awq")(LazyAWQConfig)

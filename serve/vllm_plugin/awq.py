@@ -15,6 +15,7 @@ from vllm.model_executor.kernels.linear import register_linear_kernel
 from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig
 from vllm.platforms import PlatformEnum, current_platform
 
+from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
 from qembed.serve.vllm_plugin.kernel import Int4LinearKernel
 
 STOCK_KERNEL = "CPUWNA16LinearKernel"
@@ -36,6 +37,10 @@ class CpuAWQConfig(AutoAWQConfig):
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
         """What the layers' inputs may be: vLLM's own kernel has no float32."""
         return [torch.float16, torch.bfloat16, *([torch.float32] if STOCK_KERNEL in _disabled() else [])]
+
+
+class CpuInt8TableConfig(Int8TableConfig, CpuAWQConfig):
+    """The same with the token table in INT8."""
 
 
 def _disabled() -> list[str]:

@@ -1,4 +1,4 @@
-"""A stand-in for vLLM's AWQ config that imports the real one when a checkpoint needs it.
+"""Stand-ins for the quantization configs that import the real ones when a checkpoint needs them.
 
 vLLM's own module takes two seconds to import, which a server of a float16 checkpoint should not spend.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+
+from qembed.token_table import QUANT_METHOD
 
 
 class LazyAWQConfig(QuantizationConfig):
@@ -41,3 +43,24 @@ class LazyAWQConfig(QuantizationConfig):
     def get_quant_method(self, layer: Any, prefix: str) -> Any:
         """Never asked: `from_config` returns another class."""
         raise NotImplementedError
+
+
+class LazyInt8TableConfig(LazyAWQConfig):
+    """The same for `qembed_awq`: AWQ with the token table in INT8, on any device."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> QuantizationConfig:
+        """vLLM's config of an AWQ checkpoint, with an INT8 token table, and with our kernel behind it on a CPU."""
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            from qembed.serve.vllm_plugin.awq import CpuInt8TableConfig
+
+            return CpuInt8TableConfig.from_config(config)
+        from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
+
+        return Int8TableConfig.from_config(config)
+
+    def get_name(self) -> Any:
+        """The name in config.json."""
+        return QUANT_METHOD

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from qembed.checkpoint import Checkpoint, find
 from qembed.errors import BadInput
-from qembed.eval import reference
+from qembed.eval import reference, sources
 
 TEXTS = [
     "a",
@@ -117,6 +117,34 @@ def test_int4_gives_what_transformers_gives_for_weights_dequantized_by_hand(int4
     (plain.folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "float32"}))
     vectors = reference.embed(reference.load(find(str(int4))), TEXTS)
     assert np.abs(vectors - own_vectors(plain.folder, TEXTS)).max() < 2e-6
+
+
+def test_an_int8_table_is_read_as_the_format_defines(int4: Path, tmp_path: Path) -> None:
+    qweight = torch.randint(-127, 128, (257, 128), dtype=torch.int8)
+    scales, columns = torch.rand(257, 1), torch.rand(128)
+
+    def with_int8_table(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        parts = {"qweight": qweight, "scales": scales, "column_scales": columns, "weight": torch.empty(0)}
+        return {**tensors, **{f"embed_tokens.{part}": tensor for part, tensor in parts.items()}}
+
+    made = copied(int4, tmp_path / "copy", with_int8_table)
+    config = made.config
+    config["quantization_config"] |= {"quant_method": "qembed_awq", "token_table": "int8"}
+    (made.folder / "config.json").write_text(json.dumps(config))
+    made = find(str(made.folder))
+    found = dict(reference.weights(made))
+    torch.testing.assert_close(found["embed_tokens.weight"], qweight * scales * columns, rtol=1e-6, atol=0)
+    assert set(found) == set(dict(reference.weights(find(str(int4)))))
+    assert sources.stored(made) == "awq-int4, int8 token table"
+    assert np.isfinite(reference.embed(reference.load(made), TEXTS)).all()
+
+
+def test_an_int8_table_whose_parts_do_not_fit_is_named(int4: Path, tmp_path: Path) -> None:
+    parts = {"qweight": torch.zeros(257, 128, dtype=torch.int8), "scales": torch.ones(256, 1), "column_scales": torch.ones(128)}
+    made = copied(int4, tmp_path / "copy", lambda tensors: {**tensors, **{f"embed_tokens.{k}": v for k, v in parts.items()}})
+    made.config["quantization_config"] |= {"quant_method": "qembed_awq", "token_table": "int8"}
+    with pytest.raises(BadInput, match=r"embed_tokens: qweight, scales and column_scales do not fit together"):
+        reference.load(made)
 
 
 def test_int4_is_near_the_original_and_not_the_same(fp16: Path, int4: Path) -> None:

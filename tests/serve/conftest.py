@@ -32,6 +32,12 @@ def int4(tmp_path: Path) -> Checkpoint:
     return make(tmp_path / "tiny-AWQ-INT4", {**CONFIG, "quantization_config": AWQ})
 
 
+@pytest.fixture
+def int8_table(tmp_path: Path) -> Checkpoint:
+    quantization = {**AWQ, "quant_method": "qembed_awq", "token_table": "int8"}
+    return make(tmp_path / "int8-AWQ-INT4", {**CONFIG, "quantization_config": quantization})
+
+
 def make(folder: Path, config: dict[str, object]) -> Checkpoint:
     import numpy as np
     from safetensors.numpy import save_file

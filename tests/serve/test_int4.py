@@ -117,17 +117,18 @@ def parameter(data: torch.Tensor, input_dim: int, output_dim: int) -> Any:
 
 
 @pytest.mark.vllm
-def test_the_plugin_does_nothing_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_the_plugin_brings_the_int8_table_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import platforms
     from vllm.model_executor.layers import quantization
 
     from qembed.serve import vllm_plugin
 
     registered: dict[str, type] = {}
+    platform = SimpleNamespace(is_cpu=lambda: False, supported_quantization=[])
     monkeypatch.setattr(quantization, "_CUSTOMIZED_METHOD_TO_QUANT_CONFIG", registered)
-    monkeypatch.setattr(platforms, "_current_platform", SimpleNamespace(is_cpu=lambda: False))
+    monkeypatch.setattr(platforms, "_current_platform", platform)
     vllm_plugin.register()
-    assert registered == {}
-    monkeypatch.setattr(platforms, "_current_platform", SimpleNamespace(is_cpu=lambda: True))
+    assert list(registered) == ["qembed_awq"]
+    platform.is_cpu = lambda: True
     vllm_plugin.register()
-    assert list(registered) == ["awq"]
+    assert set(registered) == {"qembed_awq", "awq"}

@@ -21,6 +21,16 @@ def test_the_cause_is_what_the_failed_process_said_not_what_its_parents_made_of_
     assert log.cause(FAILED.splitlines()) == "ValueError: no such weight: layers.0"
 
 
+def test_of_a_refused_option_the_reason_is_told() -> None:
+    lines = [
+        "(APIServer pid=5) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+        "(APIServer pid=5)   Value error, Unknown quantization method: qembed_awq. Must be one of ['awq']. [type=value_error]",
+        "(APIServer pid=5)     For further information visit https://errors.pydantic.dev/2.14/v/value_error",
+    ]
+    assert log.cause(lines) == "Unknown quantization method: qembed_awq"
+    assert log.cause([lines[0], "  Value error, too long"]) == "too long"
+
+
 def test_exceptions_with_a_module_and_in_colour_are_found() -> None:
     assert log.cause(["\x1b[31mtorch.cuda.OutOfMemoryError: 2 GiB\x1b[0m"]) == "torch.cuda.OutOfMemoryError: 2 GiB"
 

@@ -40,6 +40,20 @@ def test_floats_are_counted_as_served_and_packed_integers_as_stored() -> None:
     assert plan.weight_bytes(shapes, "float32") == (25600, 64 * 16 * 4 + 16 * 4 + 128 * 4, 256)
 
 
+def test_an_int8_table_is_counted_as_stored_with_its_scales() -> None:
+    stored = {
+        "model.embed_tokens.qweight": ([100, 64], "I8"),
+        "model.embed_tokens.scales": ([100, 1], "F32"),
+        "model.embed_tokens.column_scales": ([64], "F32"),
+        "model.embed_tokens.weight": ([0], "F16"),
+        "lm_head.weight": ([100, 64], "F16"),
+    }
+    for dtype, size in (("float16", 2), ("float32", 4)):
+        assert plan.weight_bytes(stored, dtype) == (100 * 64 + 100 * 4 + 64 * 4, 100 * 64 * size, 0)
+    made = plan.with_int8_table({"model.embed_tokens.weight": ([100, 64], "BF16"), "lm_head.weight": ([100, 64], "F16")})
+    assert plan.weight_bytes(made, "float16") == plan.weight_bytes(stored, "float16")
+
+
 def test_a_plan_adds_up() -> None:
     shapes = {"embed_tokens.weight": ([10, 1024], "F16"), "norm.weight": ([1024], "F16")}
     made = plan.make(

@@ -76,3 +76,30 @@ def test_int4_in_float32_needs_the_plugins_kernel_and_nothing_else_does(checkpoi
         resolve(Settings(checkpoint), "cpu", "float32", 1),
     ):
         assert "VLLM_DISABLED_KERNELS" not in environment(other, {}, [0])
+
+
+def test_an_int8_table_is_asked_of_the_plugin_only_where_there_is_none_yet(int4: Checkpoint, int8_table: Checkpoint) -> None:
+    made = resolve(Settings(int4, token_table="int8"), "cpu", "float32", 1)
+    overrides = json.loads(told(made, "--hf-overrides"))
+    assert overrides["quantization_config"] == {
+        "quant_method": "qembed_awq",
+        "bits": 4,
+        "group_size": 32,
+        "token_table": "int8",
+    }
+    stored = resolve(Settings(int8_table, token_table="int8"), "cpu", "float32", 1)
+    untouched = resolve(Settings(int4), "cpu", "float32", 1)
+    for launch in (stored, untouched):
+        assert "quantization_config" not in json.loads(told(launch, "--hf-overrides"))
+    assert [launch.token_table for launch in (made, stored, untouched)] == ["int8", "int8", "float32"]
+    assert environment(stored, {}, [0])["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
+
+
+def test_an_int8_table_is_planned_at_its_size(int4: Checkpoint) -> None:
+    assert resolve(Settings(int4), "cpu", "float32", 1).plan.token_table == 10 * 64 * 4
+    assert resolve(Settings(int4, token_table="int8"), "cpu", "float32", 1).plan.token_table == 10 * 64 + 10 * 4 + 64 * 4
+
+
+def test_an_int8_table_in_a_checkpoint_that_is_not_quantized_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BadInput, match="--token-table int8 goes with an INT4 checkpoint"):
+        resolve(Settings(checkpoint, token_table="int8"), "cpu", "float32", 1)

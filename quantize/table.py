@@ -1,0 +1,111 @@
+"""The token table of the checkpoint that is written, and the rows of it that calibration looks up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qembed import token_table
+from qembed.checkpoint import Checkpoint
+from qembed.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a token table: the `values` [n, hidden] of the token `ids` [n] int64, which ascend."""
+
+    ids: torch.Tensor
+    values: torch.Tensor
+
+    def __getitem__(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows [..., hidden] of `ids` [...], all of which must be among ours."""
+        import torch
+
+        return self.values[torch.searchsorted(self.ids, ids)]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What is stored of a token table, by tensor name, and the rows that calibration needs.
+
+    `original` are those of the float16 table, `served` those that a server of `tensors` looks up. `error` is the relative
+    error ‖E − Ê‖ / ‖E‖ of the whole table; None where nothing is lost.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    original: Rows
+    served: Rows
+    error: float | None
+
+
+def convert(checkpoint: Checkpoint, name: str, ids: Sequence[int], kind: str) -> Converted:
+    """The tensor `name` of `checkpoint` as `kind` ("float16" or "int8"), with the rows of `ids`, which ascend.
+
+    For INT8 the source is read twice in blocks of rows, and never held as a whole.
+
+    Raises:
+        BadInput: the tensor is missing, damaged, not finite, or greater than float16 holds.
+    """
+    import torch
+
+    wanted = torch.tensor(ids)
+    if kind != token_table.INT8:
+        table = half(name, checkpoint.tensor(name))
+        rows = Rows(wanted, table[wanted])
+        return Converted({name: table}, rows, rows, None)
+
+    def blocks() -> Iterator[torch.Tensor]:
+        for block in checkpoint.row_blocks(name, token_table.BLOCK_ROWS):
+            yield half(name, block)
+
+    columns = token_table.column_scales(blocks())
+    (count, width), _ = checkpoint.shapes()[name]
+    qweight, scales = torch.empty(count, width, dtype=torch.int8), torch.empty(count, 1)
+    original, start, lost, whole = [], 0, 0.0, 0.0
+    for block in blocks():
+        end = start + len(block)
+        qweight[start:end], scales[start:end] = token_table.quantize(block, columns)
+        difference = token_table.dequantize(qweight[start:end], scales[start:end], columns).sub_(block)
+        lost += difference.double().square_().sum().item()
+        whole += block.double().square_().sum().item()
+        original.append(block[wanted[(wanted >= start) & (wanted < end)] - start])
+        start = end
+    served = token_table.dequantize(qweight[wanted], scales[wanted], columns)
+    return Converted(
+        stored(name, qweight, scales, columns),
+        Rows(wanted, torch.cat(original)),
+        Rows(wanted, served),
+        (lost / whole) ** 0.5 if whole else 0.0,
+    )
+
+
+def stored(name: str, qweight: torch.Tensor, scales: torch.Tensor, columns: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of an INT8 table that was `name` (….weight) in the source.
+
+    An empty tensor stands under the old name. transformers skips quantization that it does not know, and would fill in a
+    table of random numbers where one is missing; at a table of another shape it stops.
+    """
+    import torch
+
+    stem = name.removesuffix("weight")
+    parts = dict(zip(token_table.TENSORS, (qweight, scales, columns), strict=True))
+    return {**{stem + part: tensor for part, tensor in parts.items()}, name: torch.empty(0, dtype=torch.float16)}
+
+
+def half(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` as float16.
+
+    Raises:
+        BadInput: a value is NaN or infinite, or too great for float16.
+    """
+    import torch
+
+    converted = tensor.to(torch.float16)
+    if not torch.isfinite(converted).all():
+        reason = "is too great for float16" if torch.isfinite(tensor).all() else "is NaN or infinite"
+        raise BadInput(f"tensor {name}: a value {reason}")
+    return converted

@@ -1,0 +1,93 @@
+"""The INT8 token table through the real vLLM: stored, made at load, and refused where the plugin is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qembed import token_table
+from qembed.checkpoint import find
+from qembed.eval import reference
+from qembed.eval.texts import HELDOUT, read
+from qembed.serve import client
+from tests.e2e.launcher import QEMBED, Launched
+from tests.e2e.test_serve import Vectors, cosines
+
+pytestmark = pytest.mark.vllm
+START = ("--port", 0, "--dtype", "float32", "--json")
+
+
+def qembed(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command to its end."""
+    return subprocess.run(
+        [*QEMBED, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [item.text for item in read(HELDOUT).texts[::8]]
+
+
+@pytest.fixture(scope="module")
+def int8_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample with an INT8 token table; its linear layers are rounded in the quickest way."""
+    folder = tmp_path_factory.mktemp("quantized") / "sample-int8"
+    quick = ("--scales", "none", "--no-clip", "--rounding", "nearest")
+    done = qembed("quantize", "--model", "sample", "--output", folder, "--token-table", "int8", *quick)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def served(folder: Path, texts: list[str], *options: object) -> tuple[Vectors, dict[str, object]]:
+    """The vectors of `texts` through a server of its own, and the line that says it is ready."""
+    with Launched("--int4", "--model", folder, *START, *options) as server:
+        server.wait_ready()
+        return client.embed(texts, url=server.url, batch_size=32), server.ready
+
+
+def test_a_stored_table_is_served_as_its_dequantized_rows(int8_checkpoint: Path, texts: list[str]) -> None:
+    vectors, ready = served(int8_checkpoint, texts)
+    expected = reference.embed(reference.load(find(str(int8_checkpoint))), texts)
+    assert cosines(vectors, expected).min() > 0.99999
+    assert ready["int4"] is True
+    assert ready["token_table"] == "int8"
+
+
+def test_a_table_made_at_load_is_the_one_that_quantize_would_store(int4_checkpoint: Path, texts: list[str]) -> None:
+    vectors, ready = served(int4_checkpoint, texts, "--token-table", "int8")
+    loaded = reference.load(find(str(int4_checkpoint)))
+    exact = reference.embed(loaded, texts)
+    weight = loaded.model.embed_tokens.weight
+    columns = token_table.column_scales(weight.data.split(token_table.BLOCK_ROWS))
+    weight.data = token_table.dequantize(*token_table.quantize(weight.data, columns), columns)
+    expected = reference.embed(loaded, texts)
+    assert cosines(vectors, expected).min() > 0.99999
+    assert np.abs(vectors - expected).max() < np.abs(vectors - exact).max() / 10, "the float table is served"
+    assert ready["token_table"] == "int8"
+
+
+def test_without_the_plugin_vllm_refuses_the_checkpoint_and_names_it(int8_checkpoint: Path) -> None:
+    """VLLM_PLUGINS="" makes vLLM load no plugin."""
+    done = qembed("serve", "--model", int8_checkpoint, "--port", 0, VLLM_PLUGINS="")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("qembed: vLLM did not start: Unknown quantization method: qembed_awq (log: ")
+
+
+def test_eval_reads_it_without_options(int8_checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "texts.txt"
+    data.write_text("Swifts sleep in the air.\nMauersegler schlafen im Flug.\n", encoding="utf-8")
+    done = qembed("eval", "--model", int8_checkpoint, "--engine", "transformers", "--data", data, "--min-cosine", 0.9)
+    assert done.returncode == 0, done.stderr
+    assert "INT4 weights, INT8 token table" in done.stdout

@@ -1,0 +1,147 @@
+"""vLLM's own embedding layer with an INT8 token table: loaded, made while loading, and cut over several ranks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from qembed import token_table
+
+pytestmark = pytest.mark.vllm
+VOCABULARY, WIDTH = 300, 64
+CONFIG = {"quant_method": "qembed_awq", "bits": 4, "group_size": 32, "zero_point": True, "token_table": "int8"}
+Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture
+def table() -> torch.Tensor:
+    torch.manual_seed(0)
+    return (torch.randn(VOCABULARY, WIDTH) * 0.02).half()
+
+
+@pytest.fixture
+def parts(table: torch.Tensor) -> Parts:
+    columns = token_table.column_scales([table])
+    return *token_table.quantize(table, columns), columns
+
+
+def layer(kind: str = "VocabParallelEmbedding", dtype: torch.dtype = torch.float32, rank: int = 0, ranks: int = 1) -> Any:
+    """vLLM's layer as rank `rank` of `ranks` builds it under our quantization config."""
+    from vllm.model_executor.layers import vocab_parallel_embedding
+
+    from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
+
+    group = {} if kind == "ParallelLMHead" else {"parallel_group": SimpleNamespace(rank_in_group=rank, world_size=ranks)}
+    options: dict[str, Any] = group or {"disable_tp": True}
+    built = getattr(vocab_parallel_embedding, kind)
+    return built(VOCABULARY, WIDTH, params_dtype=dtype, quant_config=Int8TableConfig.from_config(CONFIG), prefix="x", **options)
+
+
+def load(built: Any, **tensors: torch.Tensor) -> Any:
+    """Give `tensors` to the layer as vLLM's loader does, and finish."""
+    for name, tensor in tensors.items():
+        parameter = getattr(built, name)
+        parameter.weight_loader(parameter, tensor)
+    built.quant_method.process_weights_after_loading(built)
+    return built
+
+
+def named(parts: Parts) -> dict[str, torch.Tensor]:
+    return dict(zip(token_table.TENSORS, parts, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_ids_give_the_dequantized_rows_in_the_dtype_of_the_model(parts: Parts, dtype: torch.dtype) -> None:
+    loaded = load(layer(dtype=dtype), **named(parts), weight=torch.empty(0, dtype=torch.float16))
+    ids = torch.tensor([[0, 299, 7], [7, 64, 128]])
+    found = loaded.forward(ids)
+    assert found.dtype == dtype
+    assert torch.equal(found, token_table.dequantize(*parts)[ids].to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_table_made_while_loading_is_the_one_that_quantize_stores(
+    table: torch.Tensor, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qembed.serve.vllm_plugin import int8_table
+
+    table = table.to(dtype)
+    columns = token_table.column_scales(table.split(32))
+    expected = *token_table.quantize(table, columns), columns
+    monkeypatch.setattr(int8_table, "BLOCK_ROWS", 32)
+    made = load(layer(), weight=table)
+    for name, tensor in named(expected).items():
+        assert torch.equal(getattr(made, name)[: len(tensor)], tensor)
+
+
+def test_after_loading_the_layer_holds_int8_and_scales_alone(table: torch.Tensor) -> None:
+    made = load(layer(), weight=table)
+    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in made.named_parameters()} == {
+        "qweight": ((320, WIDTH), torch.int8),
+        "scales": ((320, 1), torch.float32),
+        "column_scales": ((WIDTH,), torch.float32),
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("source", ["int8", "float"])
+def test_each_rank_holds_its_own_rows(table: torch.Tensor, parts: Parts, ranks: int, source: str) -> None:
+    height = 320 // ranks
+    for rank in range(ranks):
+        tensors = named(parts) if source == "int8" else {"weight": table}
+        part = load(layer(rank=rank, ranks=ranks), **tensors)
+        start, end = rank * height, min((rank + 1) * height, VOCABULARY)
+        own = torch.arange(end - start)
+        assert part.qweight.shape == (height, WIDTH)
+        expected = token_table.dequantize(*parts)[start:end]
+        torch.testing.assert_close(part.quant_method.embedding(part, own), expected, rtol=1e-6, atol=0)
+        padding = torch.arange(end - start, height)
+        assert part.quant_method.embedding(part, padding).eq(0).all()
+
+
+def test_a_checkpoint_without_a_table_is_refused(parts: Parts) -> None:
+    with pytest.raises(ValueError, match=r"no token table.*embed_tokens\.qweight"):
+        load(layer(), weight=torch.empty(0))
+    with pytest.raises(ValueError, match="no token table"):
+        load(layer(), qweight=parts[0], scales=parts[1])
+
+
+def test_a_table_of_another_form_is_refused() -> None:
+    from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
+
+    with pytest.raises(ValueError, match="'int3'"):
+        Int8TableConfig.from_config({**CONFIG, "token_table": "int3"})
+
+
+def test_a_tied_head_shares_the_table_and_one_of_its_own_keeps_its_weights(table: torch.Tensor, parts: Parts) -> None:
+    loaded, hidden = load(layer(), **named(parts)), torch.randn(5, WIDTH)
+    head = load(layer("ParallelLMHead"), weight=table.float())
+    expected = hidden @ table.float().T
+    torch.testing.assert_close(head.quant_method.apply(head, hidden)[:, :VOCABULARY], expected, rtol=1e-4, atol=1e-5)
+    tied = layer("ParallelLMHead").tie_weights(loaded)
+    assert tied.qweight is loaded.qweight
+    assert not hasattr(tied, "weight")
+    tied.quant_method.process_weights_after_loading(tied)
+    expected = hidden @ token_table.dequantize(*parts).T
+    torch.testing.assert_close(tied.quant_method.apply(tied, hidden)[:, :VOCABULARY], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_vllm_frees_the_tied_head_of_a_model_that_only_pools(parts: Parts) -> None:
+    from vllm.model_executor.models.utils import StageMissingLayer
+
+    loaded = load(layer(), **named(parts))
+    missing: Any = StageMissingLayer("output", layer("ParallelLMHead").tie_weights(loaded).to("meta"))
+    missing.quant_method.process_weights_after_loading(missing)
+    assert torch.equal(loaded.forward(torch.arange(9)), token_table.dequantize(*parts)[:9])
+
+
+def test_all_else_is_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig
+
+    from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
+
+    monkeypatch.setattr(AutoAWQConfig, "get_quant_method", lambda _self, _layer, prefix: f"vLLM's for {prefix}")
+    assert Int8TableConfig.from_config(CONFIG).get_quant_method(torch.nn.Linear(2, 2), "mlp") == "vLLM's for mlp"

@@ -1,0 +1,104 @@
+"""The INT8 token table as arithmetic: what is lost, and which rows must not break it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qembed import token_table
+from qembed.checkpoint import SAMPLE, find
+
+
+def convert(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    columns = token_table.column_scales(table.split(100))
+    return *token_table.quantize(table, columns), columns
+
+
+def relative_error(table: torch.Tensor) -> float:
+    lost = token_table.dequantize(*convert(table)).double() - table.double()
+    return (lost.norm() / table.double().norm()).item()
+
+
+@pytest.fixture
+def table() -> torch.Tensor:
+    """The width of the 0.6B, in float16, with random rows of very different length."""
+    torch.manual_seed(0)
+    return (torch.randn(500, 1024) * 0.02 * torch.logspace(-2, 1, 500)[:, None]).half()
+
+
+def test_the_parts_have_the_shapes_and_dtypes_of_the_format(table: torch.Tensor) -> None:
+    qweight, scales, columns = convert(table)
+    assert (qweight.shape, qweight.dtype) == ((500, 1024), torch.int8)
+    assert (scales.shape, scales.dtype) == ((500, 1), torch.float32)
+    assert (columns.shape, columns.dtype) == ((1024,), torch.float32)
+    assert qweight.abs().amax(1).eq(127).all()
+    expected = qweight.double() * scales.double() * columns.double()
+    torch.testing.assert_close(token_table.dequantize(qweight, scales, columns).double(), expected, rtol=1e-6, atol=0)
+
+
+def test_less_than_0_8_percent_is_lost_at_the_width_of_the_0_6b(table: torch.Tensor) -> None:
+    assert relative_error(table) < 0.008
+
+
+def test_less_than_0_8_percent_is_lost_of_a_trained_table() -> None:
+    sample = find(SAMPLE)
+    assert relative_error(sample.tensor(sample.prefix + "embed_tokens.weight")) < 0.008
+
+
+def test_column_scales_lose_less_of_a_trained_table_than_the_best_scale_of_each_row() -> None:
+    sample = find(SAMPLE)
+    table = sample.tensor(sample.prefix + "embed_tokens.weight")[::4].double()
+    greatest = table.abs().amax(1, keepdim=True)
+    least = torch.full((len(table),), torch.inf, dtype=torch.float64)
+    for ratio in torch.linspace(0.7, 1, 31):
+        step = greatest * ratio / 127
+        lost = (table / step).round().clamp(-127, 127) * step - table
+        least = torch.minimum(least, lost.square().sum(1))
+    assert relative_error(table) < 0.95 * (least.sum().sqrt() / table.norm()).item()
+
+
+def test_columns_that_are_great_in_every_row_cost_nothing(table: torch.Tensor) -> None:
+    uneven = table.float()
+    uneven[:, 7] *= 100
+    uneven[:, 500:520] /= 50
+    assert relative_error(uneven) < 0.008
+
+
+def test_rows_and_columns_of_zeros_stay_zero_and_disturb_no_other(table: torch.Tensor) -> None:
+    table[3], table[:, 5] = 0, 0
+    qweight, scales, columns = convert(table)
+    restored = token_table.dequantize(qweight, scales, columns)
+    assert restored[3].eq(0).all()
+    assert restored[:, 5].eq(0).all()
+    assert scales.gt(0).all()
+    assert columns.gt(0).all()
+    assert relative_error(table) < 0.008
+    assert token_table.dequantize(*convert(torch.zeros(4, 8))).eq(0).all()
+
+
+def test_the_least_rows_that_float16_holds_are_kept(table: torch.Tensor) -> None:
+    table[9] = 0
+    table[9, ::2] = 6e-8
+    restored = token_table.dequantize(*convert(table))[9]
+    assert (restored - table[9].float()).norm() / table[9].float().norm() < 0.02
+
+
+def test_an_outlier_costs_its_own_row_no_more_than_half_a_step_a_value(table: torch.Tensor) -> None:
+    table[11, 4] = 60
+    qweight, scales, columns = convert(table)
+    lost = (token_table.dequantize(qweight, scales, columns) - table.float()).abs() / columns
+    assert (lost <= scales * 0.5001).all()
+
+
+def test_blocks_do_not_change_the_result(table: torch.Tensor) -> None:
+    whole = convert(table)
+    columns = token_table.column_scales(table.split(7))
+    torch.testing.assert_close(columns, whole[2], rtol=1e-6, atol=0)
+    parts = [token_table.quantize(block, whole[2]) for block in table.split(7)]
+    assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])
+    assert torch.equal(torch.cat([part[1] for part in parts]), whole[1])
+
+
+def test_a_table_without_rows_is_an_error() -> None:
+    with pytest.raises(ValueError, match="without rows"):
+        token_table.column_scales([])

@@ -77,11 +77,13 @@ class Checkpoint:
                 raise BadInput(f"{self.folder}: no model.safetensors and no {INDEX}; only safetensors checkpoints are read")
             with open_tensors(single, "np") as tensors:
                 return dict.fromkeys(tensors.keys(), single)
-        weight_map = read_json(index).get("weight_map", {})
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise BadInput(f"{index}: its weight_map does not say which file holds which tensor")
         for name in sorted(set(weight_map.values())):
-            if Path(name).name != name:
-                raise BadInput(f"{index}: names a file outside the folder: {name}")
-            if not (self.folder / name).exists():
+            if not name or Path(name).name != name or name == ".." or "\0" in name:
+                raise BadInput(f"{index}: names a file outside the folder: {name!r}")
+            if not (self.folder / name).is_file():
                 raise BadInput(f"{self.folder}: shard {name} is missing; {INDEX} names it")
         return {tensor: self.folder / name for tensor, name in weight_map.items()}
 
@@ -116,13 +118,17 @@ class Checkpoint:
                 yield stored[start : start + rows]
 
     def shapes(self) -> dict[str, tuple[list[int], str]]:
-        """Shape and safetensors dtype name ("F16", "I32", …) of each tensor, read from the headers alone."""
+        """Shape and safetensors dtype name ("F16", "I32", …) of each tensor, read from the headers alone.
+
+        A tensor that is not in the file in which the index says it is has none.
+        """
         found: dict[str, tuple[list[int], str]] = {}
         for path in sorted(set(self.files.values())):
             with open_tensors(path, "np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
-                    view = tensors.get_slice(name)
-                    found[name] = (view.get_shape(), view.get_dtype())
+                    if self.files.get(name) == path:
+                        view = tensors.get_slice(name)
+                        found[name] = (view.get_shape(), view.get_dtype())
         return found
 
     def tokenizer(self) -> Tokenizer:
@@ -150,8 +156,10 @@ def instruct(instruction: str) -> str:
     return f"Instruct: {instruction}\nQuery:"
 
 
-def find(model: str) -> Checkpoint:
+def find(model: str, *, download: bool = True) -> Checkpoint:
     """The checkpoint that `model` names: `sample`, a folder, or a hub id (downloaded once, into the hub's own cache).
+
+    Without `download` a hub id is looked up in that cache alone.
 
     Raises:
         BadInput: no such folder, not a checkpoint, or a hub id that cannot be had.
@@ -167,7 +175,7 @@ def find(model: str) -> Checkpoint:
         raise BadInput(f"{model}: a file; name the folder that holds the checkpoint")
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise BadInput(f"{model}: no such folder; a model is a folder, a hub id such as {DEFAULT_MODEL}, or '{SAMPLE}'")
-    return _checked(model, _download(model))
+    return _checked(model, _download(model, local=not download))
 
 
 def short_name(model: str) -> str:
@@ -251,6 +259,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise BadInput(f"{path}: not JSON: {error}") from error
+    except RecursionError as error:
+        raise BadInput(f"{path}: not JSON: nested too deeply") from error
     if not isinstance(value, dict):
         raise BadInput(f"{path}: not a JSON object")
     return value
@@ -262,7 +272,7 @@ def _checked(name: str, folder: Path) -> Checkpoint:
     return Checkpoint(name, folder)
 
 
-def _download(model: str) -> Path:
+def _download(model: str, *, local: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -274,7 +284,9 @@ def _download(model: str) -> Path:
 
     hint = f"name a folder that holds it (--model FOLDER), or try the embedded sample (--model {SAMPLE})"
     try:
-        return Path(snapshot_download(model, allow_patterns=list(HUB_FILES), token=os.environ.get("HF_TOKEN")))
+        return Path(
+            snapshot_download(model, allow_patterns=list(HUB_FILES), token=os.environ.get("HF_TOKEN"), local_files_only=local)
+        )
     except HFValidationError as error:
         raise BadInput(f"{model}: no such folder, and not a hub id") from error
     except GatedRepoError as error:

@@ -19,3 +19,9 @@ class MissingExtra(QembedError):
     """A command needs a package that is not installed. The message names the extra that brings it."""
 
     exit_code = 3
+
+
+class Interrupted(QembedError):
+    """Ctrl-C or the like ended it. The message says what is left and how to go on."""
+
+    exit_code = 130

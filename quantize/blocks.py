@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
-from qembed.packing import PACK
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +32,8 @@ INPUTS = {
     "mlp.down_proj": LINEARS[6:7],
 }
 """The linears that read the same input, under the name of the first."""
+NOT_STORED = ".rotary_emb.inv_freq"
+"""Ends the names of buffers that old Llama checkpoints carry; the model computes them from its config."""
 
 
 @dataclass(frozen=True)
@@ -62,60 +63,6 @@ class Shape:
         return dict(zip(LINEARS, sizes, strict=True))[name]
 
 
-def shape_of(checkpoint: Checkpoint, group_size: int) -> Shape:
-    """The sizes of `checkpoint`, after looking whether its blocks can be quantized in groups of `group_size`.
-
-    Raises:
-        BadInput: already quantized, another architecture, or a size that group size or packing cannot take; or a tensor that
-            config.json promises is missing or of another shape.
-    """
-    config, folder = checkpoint.config, checkpoint.folder
-    if method := (config.get("quantization_config") or {}).get("quant_method"):
-        raise BadInput(f"{folder}: already quantized ({method}); name the original checkpoint")
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise BadInput(f"{folder}: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
-    try:
-        shape = Shape(
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            mlp=config["intermediate_size"],
-            vocabulary=config["vocab_size"],
-        )
-    except (KeyError, TypeError) as error:
-        raise BadInput(f"{folder}: config.json does not say {error}") from error
-    for name in LINEARS:
-        outputs, inputs = shape.linear(name)
-        if inputs % group_size:
-            raise BadInput(f"{folder}: {name} has {inputs} inputs, which groups of {group_size} do not divide")
-        if outputs % PACK:
-            raise BadInput(f"{folder}: {name} has {outputs} outputs, which packing by {PACK} does not divide")
-    _check_tensors(checkpoint, shape)
-    return shape
-
-
-def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:
-    stored = checkpoint.shapes()
-    expected = {"embed_tokens.weight": [shape.vocabulary, shape.hidden], "norm.weight": [shape.hidden]}
-    for layer in range(shape.layers):
-        for name in LINEARS:
-            expected[f"layers.{layer}.{name}.weight"] = list(shape.linear(name))
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            expected[f"layers.{layer}.{norm}.weight"] = [shape.hidden]
-    for name, size in expected.items():
-        full = checkpoint.prefix + name
-        if full not in stored:
-            raise BadInput(f"{checkpoint.folder}: tensor {full} is missing")
-        found, dtype = stored[full]
-        if found != size:
-            raise BadInput(f"{checkpoint.folder}: tensor {full} has shape {found}, config.json says {size}")
-        if dtype not in ("F16", "BF16", "F32"):
-            raise BadInput(f"{checkpoint.folder}: tensor {full} is {dtype}; weights are read as F16, BF16 or F32")
-
-
 class Block:
     """One decoder block at a time, with transformers' own code for it, in float32 on `device`.
 
@@ -123,22 +70,35 @@ class Block:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        """Make the block that config.json describes, without weights.
+
+        Raises:
+            BadInput: transformers does not take config.json.
+        """
         import torch
         from transformers import AutoConfig, AutoModel
 
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-        config.num_hidden_layers = 1
-        config._attn_implementation = "sdpa"
-        with torch.device("meta"):
-            model = AutoModel.from_config(config, trust_remote_code=False)
+        try:
+            config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+            layers = config.num_hidden_layers
+            self.windows = [_window(config, layer) for layer in range(layers)]
+            config.num_hidden_layers = 1
+            config._attn_implementation = "sdpa"
+            with torch.device("meta"):
+                model = AutoModel.from_config(config, trust_remote_code=False)
+            self.rotary: Any = type(model.rotary_emb)(config=config).to(device)
+        except Exception as error:  # a bad config raises anything there
+            reason = " ".join(str(error).split())
+            raise BadInput(
+                f"{checkpoint.folder}: transformers does not take config.json: {type(error).__name__}: {reason}"
+            ) from error
         self.device = device
         self.module: Any = model.layers[0].eval()
-        self.rotary: Any = type(model.rotary_emb)(config=config).to(device)
-        self.final_norm: Any = model.norm
+        self.window: int | None = None
         self._takes = inspect.signature(self.module.forward).parameters
 
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Use the `tensors` of a layer, named as in the checkpoint without the layer's own prefix, as float32.
+    def load(self, tensors: Mapping[str, torch.Tensor], layer: int = 0) -> None:
+        """Use the `tensors` of `layer`, named as in the checkpoint without the layer's own prefix, as float32.
 
         Raises:
             BadInput: they are not those that the architecture has.
@@ -151,6 +111,7 @@ class Block:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise BadInput(f"the tensors of a layer are not those of its architecture: {reason}") from error
+        self.window = self.windows[layer]
 
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
         """The hidden states [B, L, hidden] after the block; each row stands at positions 0 … L − 1, with causal attention."""
@@ -158,7 +119,7 @@ class Block:
 
         positions = torch.arange(hidden.shape[1], device=self.device)[None]
         arguments = {
-            "attention_mask": None,
+            "attention_mask": None if self.window is None else window_mask(hidden.shape[1], self.window, self.device),
             "position_ids": positions,
             "position_embeddings": self.rotary(hidden, positions),
         }
@@ -187,6 +148,29 @@ class Block:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor | None:
+    """Where a token looks in a layer with a sliding window: at itself and the `window` − 1 before it.
+
+    Returns:
+        Mask [1, 1, length, length] bool (query, key), or None where the window holds everything before a token anyway.
+    """
+    import torch
+
+    if length <= window:
+        return None
+    whole = torch.ones(length, length, dtype=torch.bool, device=device)
+    return (whole.tril() & whole.triu(1 - window))[None, None]
+
+
+def _window(config: Any, layer: int) -> int | None:
+    """How far back `layer` attends by a config of transformers; None: to the beginning."""
+    if (types := getattr(config, "layer_types", None)) is not None:
+        slides = types[layer] == "sliding_attention"
+    else:
+        slides = getattr(config, "use_sliding_window", True) and layer >= getattr(config, "max_window_layers", 0)
+    return getattr(config, "sliding_window", None) if slides else None
 
 
 def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qembed.checkpoint import Checkpoint, instruct
+from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
+from qembed.quantize import texts
+from qembed.quantize.texts import Texts
 
 if TYPE_CHECKING:
     import torch
-
-BUILT_IN = Path(__file__).parent / "data" / "calibration.jsonl"
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,16 @@ class Calibration:
         check: the numbers of the rows that are kept apart to measure fidelity on; quantization never sees them.
         source: what the user would call it.
         sha256: hash of the file.
+        cut: how many texts were longer than `max_tokens`.
+        max_tokens: where they were cut.
     """
 
     rows: Sequence[Sequence[int]]
     check: frozenset[int]
     source: str
     sha256: str
+    cut: int
+    max_tokens: int
 
     @property
     def tokens(self) -> int:
@@ -42,24 +43,38 @@ class Calibration:
 
 
 def built_in(checkpoint: Checkpoint, *, max_tokens: int, check: int, seed: int) -> Calibration:
-    """The texts that ship with qembed, queries with their prompts, each cut to `max_tokens` tokens.
+    """All texts that ship with qembed, as `prepare` makes them."""
+    return prepare(texts.built_in(), checkpoint, max_tokens=max_tokens, check=check, seed=seed)
+
+
+def prepare(found: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int, seed: int) -> Calibration:
+    """Token rows of texts, queries with their prompts, each cut to `max_tokens` tokens, the model's own last token kept.
 
     `check` of them, drawn by `seed`, are kept apart.
 
     Raises:
-        BadInput: the tokenizer gives an id that the token table does not have.
+        BadInput: the tokenizer gives no ids, or one that the token table does not have; or a text of the user's is longer than
+            the model's context (texts that ship with qembed are cut there).
     """
-    stored = BUILT_IN.read_bytes()
-    items = [json.loads(line) for line in stored.decode().split("\n") if line]
-    texts = [_prompt(item, checkpoint) + item["text"] for item in items]
     tokenizer = checkpoint.tokenizer()
-    tokenizer.enable_truncation(max_tokens)
-    rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    vocabulary = checkpoint.config["vocab_size"]
-    if (largest := max(max(row) for row in rows)) >= vocabulary:
-        raise BadInput(f"{checkpoint.folder}: the tokenizer gives id {largest}, the token table has {vocabulary} rows")
-    apart = frozenset(random.Random(seed).sample(range(len(rows)), check))
-    return Calibration(rows, apart, "built-in", hashlib.sha256(stored).hexdigest())
+    encoded = [tokenizer.encode(text.prompted(checkpoint.prompts)).ids for text in found.texts]
+    vocabulary, context = checkpoint.config["vocab_size"], checkpoint.config.get("max_position_embeddings")
+    for text, row in zip(found.texts, encoded, strict=True):
+        if not row:
+            raise BadInput(f"{text.place}: the tokenizer of {checkpoint.folder} makes no tokens of it")
+        if (largest := max(row)) >= vocabulary:
+            raise BadInput(f"{checkpoint.folder}: the tokenizer gives id {largest}, the token table has {vocabulary} rows")
+        if context is not None and len(row) > context and found.source != texts.SOURCE:
+            raise BadInput(
+                f"{text.place}: {len(row)} tokens, the model's context is {context}; shorten the text or leave it out"
+            )
+    length = max_tokens if context is None else min(max_tokens, context)
+    tokenizer.enable_truncation(length)
+    cut = [number for number, row in enumerate(encoded) if len(row) > length]
+    for number in cut:
+        encoded[number] = tokenizer.encode(found.texts[number].prompted(checkpoint.prompts)).ids
+    apart = frozenset(random.Random(seed).sample(range(len(encoded)), check))
+    return Calibration(encoded, apart, found.source, found.sha256, len(cut), length)
 
 
 def batches(rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -82,9 +97,3 @@ def batches(rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int) 
             ids[place, : len(rows[number])] = torch.tensor(rows[number])
         found.append((ids, lengths))
     return found
-
-
-def _prompt(item: dict[str, str], checkpoint: Checkpoint) -> str:
-    if item["kind"] != "query":
-        return ""
-    return instruct(item["instruction"]) if "instruction" in item else checkpoint.prompts["query"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import statistics
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qembed.checkpoint import SAMPLE, Checkpoint
+from qembed.checkpoint import CARD, SAMPLE, Checkpoint
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.stream import Report, Settings
 from qembed.quantize.writer import sha256
@@ -29,18 +30,22 @@ def source_record(source: Checkpoint, output: Path) -> dict[str, Any]:
 
 
 def record(
-    source: Mapping[str, Any], calibration: Calibration, settings: Settings, report: Report, seed: int, folder: Path
+    source: Mapping[str, Any],
+    calibration: Calibration,
+    settings: Settings,
+    report: Report,
+    seed: int,
+    folder: Path,
+    config: str,
 ) -> dict[str, Any]:
-    """The contents of qembed.json: enough to make the same bytes again, and to tell whether these are they."""
+    """The contents of qembed.json: enough to make the same bytes again, and to tell whether these are they.
+
+    `folder` holds all but config.json, which comes last; `config` is what it is going to say.
+    """
     return {
         "qembed": version("qembed"),
         "source": dict(source),
-        "calibration": {
-            "source": calibration.source,
-            "sha256": calibration.sha256,
-            "texts": len(calibration.rows) - len(calibration.check),
-            "tokens": calibration.tokens,
-        },
+        "calibration": calibration_record(calibration),
         "settings": {
             "bits": 4,
             "group_size": settings.group_size,
@@ -55,8 +60,21 @@ def record(
         "files": {
             str(path.relative_to(folder)): sha256(path)
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != "lock"
-        },
+            if path.is_file() and path.relative_to(folder) not in (Path(CARD), Path("config.json"))
+        }
+        | {"config.json": hashlib.sha256(config.encode()).hexdigest()},
+    }
+
+
+def calibration_record(calibration: Calibration) -> dict[str, Any]:
+    """What the layers were fitted to. `texts` leaves out those kept apart; `cut` are those longer than `max_tokens`."""
+    return {
+        "source": calibration.source,
+        "sha256": calibration.sha256,
+        "texts": len(calibration.rows) - len(calibration.check),
+        "tokens": calibration.tokens,
+        "max_tokens": calibration.max_tokens,
+        "cut": calibration.cut,
     }
 
 

@@ -5,22 +5,35 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from qembed.checkpoint import DEFAULT_MODEL, INT4_SUFFIX
-from qembed.errors import BadInput
+from qembed.errors import BadInput, Interrupted
+from qembed.quantize.texts import COUNT, LEAST
+from qembed.sections import SectionedCommand, section
 
 if TYPE_CHECKING:
     import torch
 
 CHECK_TEXTS = 32
+MAX_TOKENS = 512
+"""Where calibration texts are cut: attention costs grow with the square, and no built-in text is much longer."""
 
 
-@click.command("quantize")
-@click.option(
+io = section("What to read and write")
+method = section("How to quantize")
+fitted = section("Calibration")
+computing = section("Where to compute")
+
+
+@click.command("quantize", cls=SectionedCommand)
+@io(
     "--model",
     envvar="QEMBED_MODEL",
     show_envvar=True,
@@ -28,60 +41,95 @@ CHECK_TEXTS = 32
     show_default=True,
     help="What to quantize: a hub id, a folder, or 'sample' for the checkpoint inside qembed.",
 )
-@click.option(
+@io(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     help=f"Folder to write.  [default: ./NAME{INT4_SUFFIX}]",
 )
-@click.option("--force", is_flag=True, help="Replace a checkpoint that qembed wrote there before.")
-@click.option(
+@io("--force", is_flag=True, help="Replace a checkpoint that qembed wrote there before.")
+@io(
+    "--resume",
+    is_flag=True,
+    help="Go on after the last finished layer of a run that was broken off, with the same options. Same bytes in the end.",
+)
+@io(
+    "--verify",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Quantize nothing; check a finished checkpoint: hashes, tensors, and vectors against its source, if that is at hand.",
+)
+@io("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@method(
     "--group-size",
     type=click.Choice(["32", "64", "128"]),
     default="128",
     show_default=True,
     help="Inputs that share a scale and a zero point. Smaller is nearer to FP16 and larger on disk.",
 )
-@click.option(
+@method(
     "--scales",
     type=click.Choice(["awq", "none"]),
     default="awq",
     show_default=True,
     help="Search a scale for each input channel, or leave the weights as they are.",
 )
-@click.option("--clip/--no-clip", default=True, show_default=True, help="Shrink each group's range where that costs less.")
-@click.option(
+@method("--clip/--no-clip", default=True, show_default=True, help="Shrink each group's range where that costs less.")
+@method(
     "--rounding",
     type=click.Choice(["compensated", "nearest"]),
     default="compensated",
     show_default=True,
     help="Push each rounding error into the weights not yet rounded (GPTQ), or round each to its nearest level.",
 )
-@click.option(
+@method(
     "--token-table",
     type=click.Choice(["float16", "int8"]),
     default="float16",
     show_default=True,
     help="int8 halves the token table (26% of the 0.6B's parameters); such a checkpoint needs qembed's vLLM plugin to load.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration texts kept apart to measure on.")
-@click.option("--device", default="auto", show_default=True, help="Where to compute: auto, cpu, cuda, or cuda:N.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@fitted(
+    "--calibration",
+    metavar="FILE[:COLUMN]",
+    help="Your own texts: .txt (one a line), .jsonl, .csv, .tsv or .parquet, of any size. COLUMN (or field) is 'text' unless "
+    "named; rows whose 'kind' is 'query' get a prompt: their 'instruction', or the model's own.  "
+    "[default: texts that ship with qembed]",
+)
+@fitted(
+    "--calibration-texts",
+    type=click.IntRange(min=LEAST),
+    default=COUNT,
+    show_default=True,
+    metavar="N",
+    help=f"How many to draw; {CHECK_TEXTS} of them are kept apart to measure on.",
+)
+@fitted(
+    "--max-tokens",
+    type=click.IntRange(min=2),
+    default=MAX_TOKENS,
+    show_default=True,
+    metavar="N",
+    help="Cut longer texts there. A text longer than the model's own context is refused.",
+)
+@fitted("--seed", type=int, default=0, show_default=True, help="Draws the texts, and those kept apart to measure on.")
+@computing("--device", default="auto", show_default=True, help="auto, cpu, cuda, or cuda:N. auto: a GPU if there is one.")
+@computing("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]")
 def command(
     model: str,
     output: Path | None,
     force: bool,
-    group_size: str,
-    scales: str,
-    clip: bool,
-    rounding: str,
-    token_table: str,
+    resume: bool,
+    verify: Path | None,
+    as_json: bool,
+    calibration: str | None,
+    calibration_texts: int,
+    max_tokens: int,
     seed: int,
     device: str,
     threads: int | None,
-    as_json: bool,
+    **method: Any,
 ) -> None:
-    r"""Turn an FP16 checkpoint into an AWQ INT4 one.
+    """Turn an FP16 checkpoint into an AWQ INT4 one.
 
     \b
     The folder that it writes is read by vLLM, SGLang and transformers:
@@ -90,34 +138,118 @@ def command(
       README.md (the model card) and qembed.json (settings, seed, hashes).
 
     The target appears when it is whole. Calibration texts ship with qembed; nothing is sent anywhere.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    \b
+    qembed quantize --model sample                    the checkpoint inside qembed
+    qembed quantize --calibration mine.jsonl:body     fitted to texts of your own
+    qembed quantize --resume                          after Ctrl-C, a crash or a full disk
+    qembed quantize --verify sample-AWQ-INT4          is it whole?
+
+    Exit codes: 0 done, 1 writing failed or --verify found something, 2 bad input, 3 a package is missing, 130 or 143
+    interrupted.
+    """  # noqa: D301 - click wants the character \b
     from qembed import checkpoint as checkpoints
+    from qembed.quantize import texts
     from qembed.quantize.run import run
     from qembed.quantize.stream import Settings
 
-    console = Console(stderr=True)
+    if verify is not None:
+        _verify(verify, device, threads, as_json)
+        return
     target = output or checkpoints.default_output(model)
-    settings = Settings(group_size=int(group_size), scales=scales, clip=clip, rounding=rounding, token_table=token_table)
+    settings = Settings(**{**method, "group_size": int(method["group_size"])})
     place = _device(device, threads)
     start = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("reading the checkpoint", total=None)
 
-        def on_layer(done: int, total: int) -> None:
-            progress.update(task, description="layers", completed=done, total=total)
-            if not sys.stderr.isatty():
-                click.echo(f"layer {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
+    def say(what: str, done: int, total: int) -> None:
+        if what == "layers" and not sys.stderr.isatty():
+            click.echo(f"layer {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
 
-        result = run(model, target, settings, device=place, seed=seed, force=force, check=CHECK_TEXTS, on_layer=on_layer)
+    with _progress("reading the checkpoint", say) as on_step, _interruptible():
+        found = texts.read(calibration, calibration_texts, seed) if calibration else texts.built_in(calibration_texts, seed)
+        result = run(
+            model,
+            target,
+            settings,
+            found,
+            max_tokens=max_tokens,
+            check=CHECK_TEXTS,
+            device=place,
+            seed=seed,
+            force=force,
+            resume=resume,
+            on_step=on_step,
+        )
     result["seconds"] = round(time.monotonic() - start, 1)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
         _show(result)
+
+
+def _verify(folder: Path, device: str, threads: int | None, as_json: bool) -> None:
+    """Print what is wrong with `folder`, a line each, and end with 1 if anything is."""
+    from qembed.quantize.verify import verify
+
+    context = click.get_current_context()
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if other := sorted(given - {"verify", "model", "device", "threads", "as_json"}):
+        raise BadInput(f"--verify writes nothing; leave --{other[0].replace('_', '-')} out")
+    place = _device(device, threads)
+    with _progress("hashing files") as on_step:
+        found = verify(folder, context.params["model"] if "model" in given else None, place, on_step)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for line in found["findings"]:
+            click.echo(line)
+        if fidelity := found["fidelity"]:
+            cosines = f"mean {fidelity['mean_cosine']:.4f}, least {fidelity['min_cosine']:.4f}"
+            click.echo(f"cosine to {found['source']}, {fidelity['texts']} texts: {cosines}")
+        else:
+            click.echo(found["source"])
+        click.echo(f"{folder}: {len(found['findings']) or 'nothing'} wrong, {found['files']} files hashed")
+    if found["findings"]:
+        context.exit(1)
+
+
+@contextmanager
+def _progress(first: str, say: Callable[[str, int, int], None] = lambda *_: None) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on a terminal, fed by (what is being done, how many are done, how many there are); `say` is told too."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(first, total=None)
+
+        def on_step(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+            say(what, done, total)
+
+        yield on_step
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within it SIGTERM interrupts as Ctrl-C does, and its exit code is 143."""
+    import signal
+
+    came = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except Interrupted as error:
+        if came:
+            error.exit_code = 128 + signal.SIGTERM
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _device(name: str, threads: int | None) -> torch.device:

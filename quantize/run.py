@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qembed.checkpoint import CARD, Checkpoint, find
+from qembed.checkpoint import CARD, Checkpoint, find, read_json
 from qembed.errors import BadInput
-from qembed.quantize import blocks, card, writer
+from qembed.quantize import card, checks, writer
 from qembed.quantize.blocks import LINEARS
-from qembed.quantize.calibration import built_in
-from qembed.quantize.stream import Settings, quantize
+from qembed.quantize.calibration import Calibration, prepare
+from qembed.quantize.parts import DONE, Parts, assemble, write_atomically
+from qembed.quantize.stream import Report, Settings, quantize
+from qembed.quantize.texts import Texts
 from qembed.token_table import INT8
 
 if TYPE_CHECKING:
     import torch
-
-MAX_TOKENS = 512
-"""Where calibration texts are cut: attention costs grow with the square, and no built-in text is much longer."""
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8, "U8": 1, "I8": 1, "F64": 8}
 
@@ -28,12 +31,15 @@ def run(
     model: str,
     target: Path,
     settings: Settings,
+    texts: Texts,
     *,
+    max_tokens: int,
+    check: int,
     device: torch.device,
     seed: int,
     force: bool,
-    check: int,
-    on_layer: Callable[[int, int], None],
+    resume: bool,
+    on_step: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
     """Quantize `model` into the folder `target` and tell what came of it (JSON types only).
 
@@ -43,40 +49,48 @@ def run(
         model: as `qembed.checkpoint.find` takes it.
         target: the folder to write; replaced only with `force`.
         settings: see there.
+        texts: to calibrate and to measure on.
+        max_tokens: where they are cut.
+        check: texts on which the result is compared with the source; calibration does not see them.
         device: where to compute.
         seed: draws the `check` texts that are kept apart.
         force: replace a checkpoint of ours.
-        check: texts on which the result is compared with the source; calibration does not see them.
-        on_layer: called with (layers done, layers in all).
+        resume: go on after the last finished layer of a run that was broken off, if there is one.
+        on_step: called with what is being done ("checking tensors", "layers"), how many are done, and how many there are.
 
     Raises:
         BadInput: the model, its tensors, or the target cannot be used.
+        Interrupted: KeyboardInterrupt came.
         QembedError: writing failed, as on a full disk.
     """
     source = find(model)
     target = target.expanduser()
     if source.folder.resolve() == target.resolve() or source.folder.resolve() in target.resolve().parents:
         raise BadInput(f"{target}: is or lies in the source checkpoint; choose another --output")
-    shape = blocks.shape_of(source, settings.group_size)
-    length = min(MAX_TOKENS, source.config.get("max_position_embeddings", MAX_TOKENS))
-    calibration = built_in(source, max_tokens=length, check=check, seed=seed)
-    with writer.new_folder(target, force=force) as folder:
+    shape = checks.shape_of(source, settings.group_size)
+    calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
+    with writer.claim(target, force=force) as partial:
+        checks.check_values(source, lambda done, total: on_step("checking tensors", done, total))
         origin = card.source_record(source, target)
-        report = quantize(
-            source,
-            shape,
-            calibration,
-            settings,
-            device,
-            write=lambda part, tensors: writer.save_part(folder, part, tensors),
-            on_layer=lambda done: on_layer(done, shape.layers),
-        )
-        size = writer.assemble(folder)
-        writer.copy_companions(source, folder, without=writer.REPEATED if settings.token_table == INT8 else ())
-        (folder / "README.md").write_text(card.model_card(source, settings, calibration, report, size), encoding="utf-8")
-        writer.write_json(folder / CARD, card.record(origin, calibration, settings, report, seed, folder))
-        writer.write_json(folder / "config.json", writer.int4_config(source.config, settings.group_size, settings.token_table))
-        after = sizes(Checkpoint(target.name, folder))
+        decides = fingerprint(source, origin, calibration, settings, seed, device)
+        with writer.new_folder(target, partial, decides, resume=resume) as work:
+            noted, folder = work.parts / DONE, work.checkpoint
+            if noted.exists():
+                report = Report(**read_json(noted))
+            else:
+                parts = Parts(work.parts)
+                report = quantize(
+                    source, shape, calibration, settings, device, parts, lambda done: on_step("layers", done, shape.layers)
+                )
+                write_atomically(noted, json.dumps(asdict(report)))
+            size = assemble(work.parts, folder)
+            writer.copy_companions(source, folder, without=writer.REPEATED if settings.token_table == INT8 else ())
+            (folder / "README.md").write_text(card.model_card(source, settings, calibration, report, size), encoding="utf-8")
+            config = writer.as_json(writer.int4_config(source.config, settings.group_size, settings.token_table))
+            record = card.record(origin, calibration, settings, report, seed, folder, config)
+            write_atomically(folder / CARD, writer.as_json(record))
+            write_atomically(folder / "config.json", config)
+            after = sizes(Checkpoint(target.name, folder))
     before = sizes(source)
     return {
         "model": source.name,
@@ -91,7 +105,35 @@ def run(
         "error": {name: report.relative_error(name) for name in LINEARS},
         "token_table": card.token_table(settings, report),
         "fidelity": card.fidelity(report),
-        "calibration": {"texts": len(calibration.rows) - len(calibration.check), "tokens": calibration.tokens},
+        "calibration": card.calibration_record(calibration),
+    }
+
+
+def fingerprint(
+    source: Checkpoint,
+    origin: Mapping[str, Any],
+    calibration: Calibration,
+    settings: Settings,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Everything that decides the bytes of the result (JSON types): a run is resumed only by one with the same."""
+    import torch
+
+    rows = json.dumps([calibration.rows, sorted(calibration.check)]).encode()
+    others = {
+        name: writer.sha256(path) for name in ("config.json", "tokenizer.json") if (path := source.folder / name).exists()
+    }
+    cuda = device.type == "cuda"
+    return {
+        **{name: version(name) for name in ("qembed", "torch", "transformers")},
+        **origin["sha256"],
+        **others,
+        "calibration": hashlib.sha256(rows).hexdigest(),
+        **asdict(settings),
+        "seed": seed,
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
     }
 
 

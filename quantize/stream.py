@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qembed.checkpoint import Checkpoint
-from qembed.packing import pack
+from qembed.packing import dequantize, pack
 from qembed.quantize import awq, rounding, table
-from qembed.quantize.blocks import INPUTS, LINEARS, Block, Shape, rms_norm
+from qembed.quantize.blocks import INPUTS, LINEARS, NOT_STORED, Block, Shape, rms_norm
 from qembed.quantize.calibration import Calibration, batches
+from qembed.quantize.parts import Parts
 from qembed.quantize.table import half
 
 if TYPE_CHECKING:
@@ -91,13 +92,14 @@ def quantize(
     calibration: Calibration,
     settings: Settings,
     device: torch.device,
-    write: Callable[[str, Mapping[str, torch.Tensor]], None],
+    parts: Parts,
     on_layer: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """Quantize every layer of `checkpoint` and hand each part's tensors to `write(part, tensors)` as soon as they are made.
+    """Quantize every layer of `checkpoint` into `parts`, one by one.
 
-    Parts are "layer-000" … and, first, "rest" (token table, final norm, output head where it is its own). `on_layer(n)` is
-    called when n layers are done.
+    Parts are "layer-000" … and, first, "rest" (token table, final norm, output head where it is its own). Layers that are
+    there already, from a run that was broken off, are run and not made again: what comes after gets the same inputs, bit for
+    bit. `on_layer(n)` is called when n layers are done.
 
     Raises:
         BadInput: a tensor is missing, damaged, not finite, or greater than float16 holds.
@@ -109,7 +111,8 @@ def quantize(
     seen = [number for number in range(len(calibration.rows)) if number not in calibration.check]
     ids = sorted({0, *(token for row in calibration.rows for token in row)})  # rows are padded with 0
     converted = table.convert(checkpoint, name, ids, settings.token_table)
-    write("rest", {**rest, **converted.tensors})
+    if "rest" not in parts:
+        parts.write("rest", {**rest, **converted.tensors}, {})
     final_norm = rest[checkpoint.prefix + "norm.weight"].float()
     stream = Stream.start(converted.served, batches(calibration.rows, seen, BATCH_TOKENS))
     check = Stream.start(converted.served, batches(calibration.rows, apart, BATCH_TOKENS))
@@ -122,14 +125,21 @@ def quantize(
         tensors = {
             name.removeprefix(prefix): half(name, checkpoint.tensor(name)).to(device).float()
             for name in checkpoint.files
-            if name.startswith(prefix)
+            if name.startswith(prefix) and not name.endswith(NOT_STORED)
         }
-        block.load(tensors)
+        block.load(tensors, layer)
         original.advance(block)
-        grams = collect(block, stream)
-        quantized, stored = quantize_layer(tensors, grams, shape, settings, report)
-        write(f"layer-{layer:03d}", {prefix + name: tensor.cpu() for name, tensor in stored.items()})
-        block.load(quantized)
+        part = f"layer-{layer:03d}"
+        if (finished := parts.read(part)) is None:
+            grams = collect(block, stream)
+            quantized, stored = quantize_layer(tensors, grams, shape, settings, report)
+            notes = {name: values[-1] for name, values in report.error.items()}
+            parts.write(part, {prefix + name: tensor.cpu() for name, tensor in stored.items()}, notes)
+        else:
+            quantized = as_computed({name.removeprefix(prefix): tensor.to(device) for name, tensor in finished[0].items()})
+            for name, error in finished[1].items():
+                report.error[name].append(error)
+        block.load(quantized, layer)
         stream.advance(block)
         check.advance(block)
         on_layer(layer + 1)
@@ -137,6 +147,18 @@ def quantize(
     pairs = original.vectors(final_norm, epsilon), check.vectors(final_norm, epsilon)
     report.cosines = (pairs[0] * pairs[1]).sum(-1).tolist()
     return report
+
+
+def as_computed(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a layer as its code wants them, all float32, from those stored: packed linears become their `weight`."""
+    made: dict[str, torch.Tensor] = {}
+    for name, tensor in stored.items():
+        linear, _, kind = name.rpartition(".")
+        if kind == "qweight":
+            made[f"{linear}.weight"] = dequantize(tensor, stored[f"{linear}.qzeros"], stored[f"{linear}.scales"])
+        elif f"{linear}.qweight" not in stored or kind == "bias":
+            made[name] = tensor.float()
+    return made
 
 
 def collect(block: Block, stream: Stream) -> dict[str, torch.Tensor]:

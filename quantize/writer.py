@@ -1,7 +1,7 @@
 """The folder that `quantize` writes: parts as they are made, config.json last, one rename at the end.
 
 Everything goes into a hidden folder beside the target. The target appears by a rename when it is whole; a run that ends early
-leaves the target as it was, and the next run clears away what is left of it.
+leaves the target as it was, and its finished layers for `--resume`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from qembed.checkpoint import CARD, INDEX, Checkpoint
-from qembed.errors import BadInput, QembedError
+from qembed.checkpoint import CARD, Checkpoint, read_json
+from qembed.errors import BadInput, Interrupted, QembedError
+from qembed.quantize.parts import DONE, Parts, write_atomically
 from qembed.token_table import INT8, QUANT_METHOD
 
-if TYPE_CHECKING:
-    import torch
-
-SHARD_BYTES = 1_000_000_000
+FINGERPRINT = "run.json"
 COPIED = (
     "tokenizer*",
     "vocab.json",
@@ -43,97 +42,94 @@ REPEATED = ("vocab.json", "merges.txt")
 """Files that say again what tokenizer.json says: 4.4 MB of Qwen3-Embedding's."""
 
 
-@contextmanager
-def new_folder(target: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `target`, which becomes `target` when the context ends without an error.
+@dataclass(frozen=True)
+class Work:
+    """Where a run puts what it makes.
 
-    With `force` a checkpoint that `qembed quantize` wrote there before is replaced, at that moment and not earlier.
+    Attributes:
+        checkpoint: the folder that becomes the target.
+        parts: finished parts, and what the run knows of itself; never part of the target.
+    """
+
+    checkpoint: Path
+    parts: Path
+
+
+@contextmanager
+def claim(target: Path, *, force: bool) -> Iterator[Path]:
+    """The hidden folder beside `target` to work in, held against other runs; cleared away if it stays empty.
+
+    A target that a killed run had put aside is put back first.
 
     Raises:
-        BadInput: the target exists, cannot be written, or another run is writing it.
+        BadInput: the target exists (with `force`: and is not ours), cannot be written, or another run is writing it.
     """
-    partial, replaced = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.replaced")
+    partial, replaced = target.with_name(f".{target.name}.partial"), _replaced(target)
     if not target.parent.is_dir():
         raise BadInput(f"{target.parent}: no such folder; make it first, or choose another --output")
-    if replaced.exists() and not target.exists():
-        replaced.rename(target)
-    if target.exists() or target.is_symlink():
-        if not force:
-            raise BadInput(f"{target}: exists already; choose another --output, or replace it with --force")
-        if not (target / CARD).exists():
-            raise BadInput(f"{target}: not made by qembed quantize, so --force does not replace it; choose another --output")
+    if not replaced.exists():
+        _check_target(target, force=force)
     try:
         partial.mkdir(exist_ok=True)
-        lock = (partial / "lock").open("w")
+        lock = (partial / "lock").open("a")
     except OSError as error:
         raise BadInput(f"{partial}: cannot be written: {error.strerror}") from error
     with lock:
         _lock(lock, target)
-        _empty(partial)
         try:
+            if replaced.exists() and not target.exists():
+                replaced.rename(target)
+            _check_target(target, force=force)
             yield partial
-            for path in [*partial.rglob("*"), partial]:
-                _sync(path)
-            (partial / "lock").unlink()
-            if target.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
-                target.rename(replaced)
-            partial.rename(target)
-            shutil.rmtree(replaced, ignore_errors=True)
-        except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise QembedError(
-                    f"{target}: could not be written: {error.strerror or error}; nothing was left there"
-                ) from error
-            raise
+        finally:
+            if partial.is_dir() and {path.name for path in partial.iterdir()} == {"lock"}:
+                _remove(partial)
 
 
-def save_part(folder: Path, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write the tensors of one part (a layer, or what stands outside the layers) into a file of its own.
+@contextmanager
+def new_folder(target: Path, partial: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> Iterator[Work]:
+    """Places to work in within `partial` (from `claim`), of which one becomes `target` when the context ends without an error.
+
+    An old target is replaced at that moment and not earlier. A run that does not come to its end leaves its finished layers,
+    unless it was bad input that ended it. The next run clears them away or, with `resume`, finds them there; `fingerprint`
+    (JSON types) is what must be the same for that: everything that decides the bytes of the result.
 
     Raises:
-        OSError: it cannot be written.
+        BadInput: the run to be resumed was another one.
+        Interrupted: KeyboardInterrupt, with what is left and how to go on.
+        QembedError: the disk is full, or the like.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
+    work = Work(partial / "checkpoint", partial / "parts")
+    noted = partial / FINGERPRINT
+    if resume and noted.exists() and work.checkpoint.is_dir():
+        _compare(read_json(noted), fingerprint)
+        for path in partial.rglob("*.tmp"):
+            path.unlink()
+    else:
+        _empty(partial)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"part-{part}.safetensors")
-    except SafetensorError as error:
-        raise OSError(None, str(error)) from error
-
-
-def assemble(folder: Path) -> int:
-    """Join the parts in `folder` into shards of at most SHARD_BYTES (or one part), named as the hub names them.
-
-    Returns:
-        The bytes of all tensors.
-    """
-    from safetensors.torch import load_file, save_file
-
-    parts = sorted(folder.glob("part-*.safetensors"))
-    groups: list[list[Path]] = [[]]
-    for part in parts:
-        if groups[-1] and sum(path.stat().st_size for path in [*groups[-1], part]) > SHARD_BYTES:
-            groups.append([])
-        groups[-1].append(part)
-    weight_map: dict[str, str] = {}
-    total = 0
-    for number, group in enumerate(groups, 1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
-        tensors = {key: tensor for part in group for key, tensor in load_file(part).items()}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, name))
-        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        del tensors
-        for part in group:
-            part.unlink()
-    if len(groups) > 1:
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)
-    return total
+        for folder in (work.checkpoint, work.parts):
+            folder.mkdir(exist_ok=True)
+        write_atomically(noted, json.dumps(fingerprint))
+        yield work
+        for path in [*work.checkpoint.rglob("*"), work.checkpoint]:
+            _sync(path)
+        _put(work.checkpoint, target)
+    except BadInput:
+        _remove(partial)
+        raise
+    except BaseException as error:
+        kept = _kept(work.parts)
+        if not kept:
+            _remove(partial)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"{target}: interrupted{kept or '; nothing was left there'}") from error
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise QembedError(f"{target}: could not be written: {reason}{kept or '; nothing was left there'}") from error
+        raise
+    _remove(partial)
+    shutil.rmtree(_replaced(target), ignore_errors=True)
 
 
 def copy_companions(source: Checkpoint, folder: Path, *, without: Collection[str] = ()) -> None:
@@ -185,16 +181,72 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def as_json(value: object) -> str:
+    """`value` as indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _replaced(target: Path) -> Path:
+    """Where the old target stands while the new one is put in its place."""
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _check_target(target: Path, *, force: bool) -> None:
+    if target.exists() or target.is_symlink():
+        if not force:
+            raise BadInput(f"{target}: exists already; choose another --output, or replace it with --force")
+        if not (target / CARD).exists():
+            raise BadInput(f"{target}: not made by qembed quantize, so --force does not replace it; choose another --output")
+
+
+def _put(checkpoint: Path, target: Path) -> None:
+    """Rename `checkpoint` to `target`; an old target is put aside, and back if that fails."""
+    replaced = _replaced(target)
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    try:
+        checkpoint.rename(target)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    _sync(target.parent)
+
+
+def _kept(parts: Path) -> str:
+    """What a run that was broken off leaves, as the end of its message; nothing if no layer is finished."""
+    if (parts / DONE).exists():
+        kept = "all layers are"
+    elif count := Parts(parts).layers:
+        kept = f"{count} finished {'layer is' if count == 1 else 'layers are'}"
+    else:
+        return ""
+    return f"; {kept} kept: the same command with --resume goes on from there, without it the next run starts anew"
+
+
+def _compare(noted: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
+    """Raise BadInput, naming what differs, unless both are the same."""
+    differs = []
+    for key in sorted(noted.keys() | fingerprint.keys()):
+        before, now = noted.get(key), fingerprint.get(key)
+        if before != now:
+            hashed = any(isinstance(value, str) and len(value) == 64 for value in (before, now))
+            differs.append(f"{key} has changed" if hashed else f"{key} was {before}, is {now}")
+    if differs:
+        reason = "; ".join(differs)
+        raise BadInput(f"--resume: the run that was broken off was another one: {reason}; start anew without --resume")
 
 
 def _lock(lock: IO[str], target: Path) -> None:
+    """Hold `lock` unless another run holds it, or held it and cleared it away between our opening and our asking."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = Path(lock.name).stat().st_ino == os.fstat(lock.fileno()).st_ino
     except OSError as error:
         raise BadInput(f"{target}: another qembed quantize is writing it") from error
+    if not ours:
+        raise BadInput(f"{target}: another qembed quantize is writing it")
 
 
 def _empty(partial: Path) -> None:
@@ -203,6 +255,14 @@ def _empty(partial: Path) -> None:
             shutil.rmtree(path)
         elif path.name != "lock":
             path.unlink()
+
+
+def _remove(partial: Path) -> None:
+    """Clear `partial` away, the lock last, so that no other run begins in it meanwhile."""
+    with suppress(OSError):
+        _empty(partial)
+        (partial / "lock").unlink()
+        partial.rmdir()
 
 
 def _sync(path: Path) -> None:

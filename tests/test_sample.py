@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from qembed.checkpoint import find
-from qembed.quantize.blocks import LINEARS, shape_of
+from qembed.quantize.blocks import LINEARS
+from qembed.quantize.checks import shape_of
 from qembed.sample.training.pairs import ordered
 
 SAMPLE = find("sample")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 from qembed.checkpoint import Checkpoint, find
+from qembed.cli import group
 
 SIZES: dict[str, Any] = {
     "hidden_size": 128,
@@ -69,3 +72,28 @@ def _byte_tokenizer() -> Any:
         single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", tokenizer.token_to_id("<|endoftext|>"))]
     )
     return tokenizer
+
+
+def quantize(*arguments: str | Path) -> Result:
+    """`qembed quantize` on few and short texts."""
+    few = ["--group-size", "64", "--calibration-texts", "64", "--max-tokens", "48"]
+    return CliRunner().invoke(group, ["quantize", *few, *map(str, arguments)])
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in `folder`."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    """Exit code 2 and one line that holds `words`."""
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("qembed: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in lines[0]

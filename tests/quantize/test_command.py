@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,35 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from qembed.checkpoint import Checkpoint, find, source_of
-from qembed.cli import group
-from qembed.quantize import stream, writer
+from qembed.quantize import parts, stream, writer
 
-from .conftest import MakeCheckpoint
-
-
-def quantize(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(group, ["quantize", "--group-size", "64", *map(str, arguments)])
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def assert_refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("qembed: ")]
-    assert len(lines) == 1, result.stderr
-    assert "Traceback" not in result.output
-    for word in words:
-        assert word in lines[0]
+from .conftest import MakeCheckpoint, assert_refused, contents, quantize
 
 
 def rewrite(checkpoint: Checkpoint, change: dict[str, torch.Tensor | None]) -> None:
@@ -121,7 +97,7 @@ def test_large_checkpoints_are_written_in_shards(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_checkpoint()
-    monkeypatch.setattr(writer, "SHARD_BYTES", 150_000)
+    monkeypatch.setattr(parts, "SHARD_BYTES", 150_000)
     assert quantize("--model", source.folder, "--output", tmp_path / "out").exit_code == 0
     made = find(str(tmp_path / "out"))
     assert len(set(made.files.values())) > 1

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +9,10 @@ from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
 from qembed.packing import dequantize, unpack
 from qembed.quantize import awq, stream
-from qembed.quantize.blocks import INPUTS, LINEARS, Block, shape_of
+from qembed.quantize.blocks import INPUTS, LINEARS, Block
 from qembed.quantize.calibration import batches, built_in
+from qembed.quantize.checks import shape_of
+from qembed.quantize.parts import Parts
 
 from .conftest import MakeCheckpoint
 
@@ -116,19 +118,19 @@ def test_stored_integers_are_those_that_were_chosen(
         assert f"{name}.weight" not in stored
 
 
-def test_measured_cosine_is_what_the_written_tensors_give(make_checkpoint: MakeCheckpoint) -> None:
+def test_measured_cosine_is_what_the_written_tensors_give(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     from transformers import AutoModel
 
     checkpoint = make_checkpoint()
     shape = shape_of(checkpoint, 64)
     calibration = built_in(checkpoint, max_tokens=40, check=8, seed=3)
+    parts = Parts(tmp_path)
+    report = stream.quantize(checkpoint, shape, calibration, stream.Settings(group_size=64), torch.device("cpu"), parts)
     written: dict[str, torch.Tensor] = {}
-
-    def write(part: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        assert part == "rest" or part.startswith("layer-")
-        written.update(tensors)
-
-    report = stream.quantize(checkpoint, shape, calibration, stream.Settings(group_size=64), torch.device("cpu"), write)
+    for part in ("rest", "layer-000", "layer-001"):
+        found = parts.read(part)
+        assert found
+        written.update(found[0])
     models = [AutoModel.from_pretrained(checkpoint.folder, dtype=torch.float32).eval() for _ in range(2)]
     state = {name: tensor.float() for name, tensor in written.items() if tensor.dtype == torch.float16 and "scales" not in name}
     for name in written:

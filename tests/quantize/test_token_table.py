@@ -17,8 +17,7 @@ from qembed.quantize import table
 from qembed.quantize.blocks import LINEARS, Shape
 from qembed.quantize.stream import Stream
 
-from .conftest import MakeCheckpoint
-from .test_command import assert_refused, quantize
+from .conftest import MakeCheckpoint, assert_refused, quantize
 
 TABLE = "embed_tokens.weight"
 QUICK = ("--scales", "none", "--no-clip", "--rounding", "nearest")

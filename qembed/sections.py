@@ -1,0 +1,44 @@
+"""A command whose `--help` lists its options under headings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Option(click.Option):
+    """An option that stands under the heading `section`."""
+
+    def __init__(self, *arguments: Any, section: str = "Other options", **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.section = section
+
+
+class SectionedCommand(click.Command):
+    """A command whose options stand under the headings that they name, in the order in which these first come."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, one table a heading; those without a heading come last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        plain: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                rows = sections.setdefault(parameter.section, []) if isinstance(parameter, Option) else plain
+                rows.append(record)
+        for heading, rows in [*sections.items(), ("Other options", plain)]:
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+def section(heading: str) -> Callable[..., Callable[[Function], Function]]:
+    """`click.option` for options under `heading`."""
+
+    def option(*names: str, **settings: Any) -> Callable[[Function], Function]:
+        return click.option(*names, cls=Option, section=heading, **settings)
+
+    return option

@@ -1,0 +1,138 @@
+"""Damaged checkpoints: one clear line, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qembed.checkpoint import INDEX, Checkpoint
+from qembed.quantize import parts
+
+from .conftest import MakeCheckpoint, assert_refused, quantize
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work" / "out"
+
+
+def refused(checkpoint: Checkpoint, target: Path, *words: str) -> None:
+    assert_refused(quantize("--model", checkpoint.folder, "--output", target), *words)
+    assert not list(target.parent.iterdir())
+
+
+def test_damaged_safetensors(make_checkpoint: MakeCheckpoint, target: Path) -> None:
+    source = make_checkpoint()
+    path = source.folder / "model.safetensors"
+    whole = path.read_bytes()
+    for data in (
+        whole[:-1000],
+        whole[:4],
+        b"",
+        b"\xff" * 8 + whole[8:],
+        whole[:8] + b"x" + whole[9:],
+        (10).to_bytes(8, "little") + b'{"a":[1]} ',
+    ):
+        path.write_bytes(data)
+        refused(source, target, "model.safetensors", "damaged")
+    path.unlink()
+    refused(source, target, "no model.safetensors")
+    path.mkdir()
+    refused(source, target, "model.safetensors")
+
+
+def test_a_value_that_cannot_be_stored_is_refused_by_name_before_any_layer(
+    make_checkpoint: MakeCheckpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_checkpoint(dtype="bfloat16")
+    path = source.folder / "model.safetensors"
+    tensors = load_file(path)
+    monkeypatch.setattr(parts.Parts, "write", lambda *_: pytest.fail("work has begun"))
+    for name in ("layers.1.mlp.up_proj.weight", "embed_tokens.weight", "norm.weight"):
+        for value, reason in ((float("nan"), "NaN"), (float("-inf"), "infinite"), (7e4, "too great for float16")):
+            broken = tensors[name].clone()
+            broken.view(-1)[-1] = value
+            save_file({**tensors, name: broken}, path)
+            refused(source, target, name, reason)
+
+
+def test_an_index_that_is_wrong(make_checkpoint: MakeCheckpoint, target: Path, tmp_path: Path) -> None:
+    source = make_checkpoint(shards=2)
+    index = source.folder / INDEX
+    whole = json.loads(index.read_text())
+    name = "layers.0.mlp.up_proj.weight"
+
+    def with_shard(place: Any) -> None:
+        index.write_text(json.dumps({"weight_map": {**whole["weight_map"], name: place}}))
+
+    outside = tmp_path / "elsewhere.safetensors"
+    outside.write_bytes((source.folder / "model-1.safetensors").read_bytes())
+    (source.folder / "sub").mkdir()
+    for place in (
+        str(outside),
+        "../elsewhere.safetensors",
+        "sub/../../elsewhere.safetensors",
+        "sub/x.safetensors",
+        "..",
+        "",
+        ".",
+    ):
+        with_shard(place)
+        refused(source, target, INDEX, "outside the folder")
+    for nonsense in (5, None, ["model-1.safetensors"]):
+        with_shard(nonsense)
+        refused(source, target, INDEX, "weight_map")
+    with_shard("model-7.safetensors")
+    refused(source, target, "model-7.safetensors", "missing")
+    with_shard("sub")
+    refused(source, target, "shard sub is missing")
+    with_shard("model-0.safetensors" if whole["weight_map"][name] == "model-1.safetensors" else "model-1.safetensors")
+    refused(source, target, name, "missing")
+    index.write_text(json.dumps({"weight_map": {**whole["weight_map"], "more.weight": "model-0.safetensors"}}))
+    refused(source, target, "more.weight", "model-0.safetensors")
+    for text in ("{}", "[]", '{"weight_map": []}', '{"weight_map": {}}', "{"):
+        index.write_text(text)
+        refused(source, target)
+    index.write_text(json.dumps(whole))
+    (source.folder / "model-1.safetensors").unlink()
+    refused(source, target, "model-1.safetensors", "missing")
+    os.symlink(tmp_path / "nowhere", source.folder / "model-1.safetensors")
+    refused(source, target, "model-1.safetensors", "missing")
+
+
+def test_tensors_that_are_not_weights(make_checkpoint: MakeCheckpoint, target: Path) -> None:
+    source = make_checkpoint()
+    path = source.folder / "model.safetensors"
+    tensors = load_file(path)
+    for change, words in (
+        ({"layers.0.mlp.up_proj.weight": torch.ones(256, 128, dtype=torch.int8)}, ("layers.0.mlp.up_proj.weight", "I8")),
+        ({"layers.0.mlp.up_proj.weight": torch.ones(256, 127)}, ("layers.0.mlp.up_proj.weight", "[256, 127]")),
+        ({"layers.0.self_attn.extra.weight": torch.ones(2)}, ("layers.0.self_attn.extra.weight", "none that qwen3 has")),
+        ({"layers.5.mlp.up_proj.weight": torch.ones(2)}, ("layers.5.mlp.up_proj.weight", "none that qwen3 has")),
+        ({"lm_head.weight": torch.ones(3, 128)}, ("lm_head.weight", "[3, 128]")),
+    ):
+        save_file({**tensors, **change}, path)
+        refused(source, target, *words)
+
+
+def test_a_tokenizer_that_is_wrong(make_checkpoint: MakeCheckpoint, target: Path) -> None:
+    source = make_checkpoint()
+    path = source.folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "model": {**whole["model"], "vocab": {"a": 1}, "merges": []}, "post_processor": None}))
+    refused(source, target, "makes no tokens")
+    whole["added_tokens"][0]["id"] = 300
+    whole["post_processor"]["special_tokens"]["<|endoftext|>"]["ids"] = [300]
+    path.write_text(json.dumps(whole))
+    refused(source, target, "300", "257")
+    path.write_text("{}")
+    refused(source, target, "tokenizer.json", "not a tokenizer")
+    path.unlink()
+    refused(source, target, "tokenizer.json is missing")

@@ -1,0 +1,157 @@
+"""SIGKILL at every kind of moment, a full disk, a read-only one: real processes, a real file system."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import SIZES, MakeCheckpoint, contents
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("--group-size", "64", "--calibration-texts", "64", "--max-tokens", "16", "--rounding", "nearest", "--no-clip")
+QUICK += ("--scales", "none", "--threads", "1")
+
+
+class Victims:
+    """Children of one process that has torch and transformers loaded (`tests.quantize.victim`)."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the process ended"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def quantize(self, source: Path, target: Path, *options: str, kill: int | str = 0) -> dict[str, Any]:
+        return self.ask(arguments=["--model", str(source), "--output", str(target), *QUICK, *options], kill=kill)
+
+
+@contextmanager
+def victims(*before: str) -> Iterator[Victims]:
+    command = [*before, sys.executable, "-m", "tests.quantize.victim"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Victims(process)
+        assert process.stdin
+        process.stdin.close()
+
+
+def hidden(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob(".*")}
+
+
+def moments(steps: list[str]) -> list[int]:
+    """One step of each kind, the first and last of it, and all from the moment when the checkpoint is whole."""
+    kinds: dict[str, list[int]] = {}
+    for number, step in enumerate(steps, 1):
+        verb, _, name = step.partition(" ")
+        kinds.setdefault(f"{verb} {'' if verb == 'fsync' else name}", []).append(number)
+    whole = max(number for number, step in enumerate(steps, 1) if step == "replace config.json.tmp")
+    return sorted({place for numbers in kinds.values() for place in (numbers[0], numbers[-1])} | {whole, *ends(steps)})
+
+
+def ends(steps: list[str]) -> set[int]:
+    """The steps around the renames that put the new checkpoint into the place of the old one."""
+    renames = [number for number, step in enumerate(steps, 1) if step.startswith("rename ")]
+    return {near for number in renames for near in (number, number + 1) if near <= len(steps)}
+
+
+def test_killed_at_any_moment_the_old_checkpoint_or_the_new_is_there_and_the_next_run_works(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    source, target, work = make_checkpoint().folder, tmp_path / "work" / "out", tmp_path / "work"
+    for name in ("work", "new", "old"):
+        (tmp_path / name).mkdir()
+    with victims() as run:
+        assert run.quantize(source, tmp_path / "new" / "out")["code"] == 0
+        assert run.quantize(source, tmp_path / "old" / "out", "--seed", "7")["code"] == 0
+        new, old = contents(tmp_path / "new" / "out"), contents(tmp_path / "old" / "out")
+        assert new != old
+        shutil.copytree(tmp_path / "old" / "out", target)
+        steps = run.quantize(source, target, "--force")["steps"]
+        assert contents(target) == new
+        assert hidden(work) == set()
+        points = moments(steps)
+        assert len(points) > 15
+        for number, kill in enumerate(points):
+            where = f"killed before step {kill}: {steps[kill - 1]}"
+            shutil.rmtree(target)
+            shutil.copytree(tmp_path / "old" / "out", target)
+            assert run.quantize(source, target, "--force", kill=kill)["code"] == -9, where
+            replaced = work / ".out.replaced"
+            present = contents(target if target.exists() else replaced)
+            assert present in ([old, new] if target.exists() else [old]), where
+            assert hidden(work) <= {".out.partial", ".out.replaced"}, where
+            again = run.quantize(source, target, "--force", *(() if number % 3 == 0 else ("--resume",)))
+            assert again["code"] == 0, (where, again["stderr"])
+            assert contents(target) == new, where
+            assert hidden(work) == set(), where
+
+
+def test_killed_while_the_first_checkpoint_is_written_nothing_looks_like_one(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    source, target, whole = make_checkpoint().folder, tmp_path / "work" / "out", tmp_path / "whole" / "out"
+    target.parent.mkdir()
+    whole.parent.mkdir()
+    with victims() as run:
+        assert run.quantize(source, whole)["code"] == 0
+        for kill in ("replace part-layer-001.safetensors.tmp", "rename checkpoint"):
+            answer = run.quantize(source, target, "--resume", kill=kill)
+            assert answer["code"] == -9
+            assert not target.exists()
+        made = run.quantize(source, target, "--resume")
+        assert made["code"] == 0
+        assert not any("part-layer" in step and step.startswith("replace") for step in made["steps"])
+        assert contents(target) == contents(whole)
+        assert hidden(target.parent) == set()
+
+
+def test_a_full_disk_and_a_read_only_one(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "mount", "-t", "tmpfs", "none", str(tmp_path)]).returncode:
+        pytest.skip("a file system of one's own needs unprivileged user namespaces (unshare -rm)")
+    source = make_checkpoint().folder
+    disk, saved, whole = tmp_path / "disk", tmp_path / "saved", tmp_path / "whole" / "out"
+    disk.mkdir()
+    whole.parent.mkdir()
+    with victims(*unshare) as run:
+        assert run.quantize(source, whole)["code"] == 0
+        table = SIZES["vocab_size"] * SIZES["hidden_size"] * 2
+        layer = ((whole / "model.safetensors").stat().st_size - table) // 2
+        room = (table + layer * 3 // 2) // 4096 * 4096 + 4 * 4096
+        assert run.ask(shell=f"mount -t tmpfs -o size={room} none {disk}")["code"] == 0
+        full = run.quantize(source, disk / "out")
+        (line,) = [line for line in full["stderr"].splitlines() if line.startswith("qembed: ")]
+        assert full["code"] == 1
+        assert "No space left on device" in line
+        assert "1 finished layer is kept" in line
+        assert "--resume" in line
+        assert run.ask(shell=f"test ! -e {disk}/out && ls -A {disk} | grep -qx .out.partial")["code"] == 0
+        assert run.ask(shell=f"mount -o remount,size={room * 4} {disk}")["code"] == 0
+        assert run.quantize(source, disk / "out", "--resume")["code"] == 0
+        assert run.ask(shell=f"cp -r {disk}/out {saved} && test -z \"$(ls -A {disk} | grep -v '^out$')\"")["code"] == 0
+        assert contents(saved) == contents(whole)
+        assert run.ask(shell=f"mount -o remount,ro {disk}")["code"] == 0
+        for options in ((), ("--force",)):
+            answer = run.quantize(source, disk / ("out" if options else "other"), *options)
+            assert answer["code"] == 2
+            assert "Read-only file system" in answer["stderr"]
+            assert answer["stderr"].count("\n") == 1

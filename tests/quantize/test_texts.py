@@ -1,0 +1,204 @@
+"""Calibration texts of the user's own, in each format, and what is wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qembed.errors import BadInput, MissingExtra
+from qembed.quantize import texts
+from qembed.quantize.calibration import prepare
+
+from .conftest import MakeCheckpoint, assert_refused, quantize
+
+ROWS: list[dict[str, Any]] = [
+    {"text": f"text {number}", "body": f"body {number}", "kind": "query" if number % 3 == 0 else "document"}
+    for number in range(200)
+]
+ROWS[0]["instruction"] = "Find it"
+
+
+def write_txt(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(f"{row['text']}\n\n" for row in rows))
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "body", "kind", "instruction"], delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+WRITERS = [("a.jsonl", write_jsonl), ("a.csv", write_csv), ("a.tsv", write_csv), ("a.parquet", write_parquet)]
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS)
+def test_each_format_gives_texts_kinds_and_instructions(
+    tmp_path: Path, name: str, write: Callable[[Path, list[dict[str, Any]]], None]
+) -> None:
+    write(tmp_path / name, ROWS)
+    found = texts.read(str(tmp_path / name), 1000, 0)
+    assert [text.text for text in found.texts] == [row["text"] for row in ROWS]
+    assert [text.kind for text in found.texts] == [row["kind"] for row in ROWS]
+    prompts = {"query": "Q: ", "document": ""}
+    assert found.texts[0].prompted(prompts) == "Instruct: Find it\nQuery:text 0"
+    assert found.texts[1].prompted(prompts) == "text 1"
+    assert found.texts[3].prompted(prompts) == "Q: text 3"
+    assert found.source == name
+    assert texts.read(f"{tmp_path / name}:body", 1000, 0).texts[5].text == "body 5"
+
+
+def test_plain_text_is_one_text_a_line(tmp_path: Path) -> None:
+    write_txt(tmp_path / "a.txt", ROWS)
+    found = texts.read(str(tmp_path / "a.txt"), 1000, 0)
+    assert [text.text for text in found.texts] == [row["text"] for row in ROWS]
+    with pytest.raises(BadInput, match="no columns"):
+        texts.read(f"{tmp_path / 'a.txt'}:body", 1000, 0)
+
+
+def test_a_text_with_newlines_in_csv_is_one_text(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [{"text": f"one\ntwo {number}", "kind": "code"} for number in range(64)])
+    assert texts.read(str(tmp_path / "a.csv"), 64, 0).texts[3].text == "one\ntwo 3"
+
+
+def test_sampling_is_by_seed_in_the_order_of_the_file_and_fair(tmp_path: Path) -> None:
+    write_txt(tmp_path / "a.txt", ROWS)
+    path = str(tmp_path / "a.txt")
+    order = {row["text"]: number for number, row in enumerate(ROWS)}
+    drawn = [[order[text.text] for text in texts.read(path, 64, seed).texts] for seed in range(200)]
+    assert drawn[0] == [order[text.text] for text in texts.read(path, 64, 0).texts]
+    assert drawn[0] != drawn[1]
+    assert all(numbers == sorted(set(numbers)) and len(numbers) == 64 for numbers in drawn)
+    times = [sum(number in numbers for numbers in drawn) for number in range(200)]
+    assert 35 < min(times) < max(times) < 95  # 64 expected, standard deviation 6.6
+
+
+def test_a_file_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    alive = most = 0
+
+    class Counted(texts.Text):
+        def __post_init__(self) -> None:
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    monkeypatch.setattr(texts, "Text", Counted)
+    assert len(texts.read(str(tmp_path / "a.jsonl"), 64, 0).texts) == 64
+    assert most < 70
+
+
+def test_a_colon_in_a_name(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a:body.jsonl", ROWS)
+    assert texts.read(str(tmp_path / "a:body.jsonl"), 64, 0).source == "a:body.jsonl"
+    assert texts.read(f"{tmp_path / 'a:body.jsonl'}:body", 200, 0).texts[0].text == "body 0"
+
+
+LINES = [json.dumps(row) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.txt", b"", "no texts, at least 64"),
+        ("a.txt", b"one\ntwo\n", "2 texts, at least 64"),
+        ("a.txt", b"good\nb\xffd\n", "line 2: not UTF-8"),
+        ("a.csv", b"text\ngood\nb\xffd\n", "line 3: not UTF-8"),
+        ("a.csv", b"", "no column 'text'"),
+        ("a.csv", b"body,kind\na,query\n", "no column 'text'; choose one with a.csv:COLUMN: body, kind"),
+        ("a.csv", b"text\na\n,\n", "line 3: more columns"),
+        ("a.csv", b'text,body\n"",x\n', "line 2: the text is empty"),
+        ("a.csv", b'text\n"never closed\n', "line 2: not CSV"),
+        ("a.jsonl", f"{LINES[0]}\n{{".encode(), "line 2: not JSON"),
+        ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("a.jsonl", b"[1]", "line 1: not a JSON object"),
+        ("a.jsonl", b'{"body": "x"}', "line 1: no field 'text'"),
+        ("a.jsonl", b'{"text": 5}', "line 1: text is not a text"),
+        ("a.jsonl", b'{"text": " "}', "line 1: the text is empty"),
+        ("a.jsonl", b'{"text": null}', "line 1: the text is empty"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "line 1: text holds half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "x", "kind": "question"}', "line 1: kind 'question' is none of query"),
+        ("a.jsonl", b'{"text": "x", "kind": "query", "instruction": 5}', "line 1: instruction is not a text"),
+        ("a.dat", b"x", "its name tells no format"),
+    ],
+)
+def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput) as error:
+        texts.read(str(tmp_path / name), 288, 0)
+    assert reason in str(error.value)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_that_is_none_or_lacks_the_column(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nonsense PAR1")
+    with pytest.raises(BadInput, match="not Parquet"):
+        texts.read(str(tmp_path / "a.parquet"), 288, 0)
+    write_parquet(tmp_path / "b.parquet", ROWS)
+    with pytest.raises(BadInput, match=r"no column 'title'; choose one with .*: text, body, kind"):
+        texts.read(f"{tmp_path / 'b.parquet'}:title", 288, 0)
+    write_parquet(tmp_path / "c.parquet", [*ROWS, {"text": None}])
+    with pytest.raises(BadInput, match="row 201: the text is empty"):
+        texts.read(str(tmp_path / "c.parquet"), 288, 0)
+
+
+def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r"qembed\[parquet\]"):
+        texts.read(str(tmp_path / "a.parquet"), 288, 0)
+
+
+def test_texts_longer_than_the_cut_are_cut_and_counted_and_those_longer_than_the_context_refused(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint()
+    rows = [*ROWS[:70], {"text": "x" * 100}]
+    write_txt(tmp_path / "a.txt", rows)
+    made = prepare(texts.read(str(tmp_path / "a.txt"), 100, 0), checkpoint, max_tokens=50, check=32, seed=0)
+    assert made.cut == 1
+    assert len(made.rows[70]) == 50
+    assert made.rows[70][-1] == made.rows[0][-1]
+    write_txt(tmp_path / "a.txt", [*rows, {"text": "y" * 128}])
+    with pytest.raises(BadInput, match=r"a\.txt, line 143: 129 tokens, the model's context is 128"):
+        prepare(texts.read(str(tmp_path / "a.txt"), 100, 0), checkpoint, max_tokens=50, check=32, seed=0)
+
+
+def test_quantizing_with_texts_of_ones_own(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source, target = make_checkpoint(), tmp_path / "out"
+    assert_refused(quantize("--model", source.folder, "--output", target, "--calibration", tmp_path / "no.txt"), "no such file")
+    (tmp_path / "few.txt").write_text("one\n")
+    assert_refused(quantize("--model", source.folder, "--output", target, "--calibration", tmp_path / "few.txt"), "few.txt")
+    assert not target.exists()
+    assert not list(tmp_path.glob(".*"))
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    result = quantize("--model", source.folder, "--output", target, "--calibration", f"{tmp_path / 'a.jsonl'}:body", "--json")
+    assert result.exit_code == 0, result.output
+    noted = json.loads((target / "qembed.json").read_text())["calibration"]
+    assert noted["source"] == "a.jsonl"
+    assert noted["texts"] == 32
+    assert noted == json.loads(result.stdout)["calibration"]
+    assert str(tmp_path) not in (target / "qembed.json").read_text()

@@ -60,7 +60,9 @@ class Checkpoint:
     def prompts(self) -> dict[str, str]:
         """Prompt texts by name ("query", "document"), as config_sentence_transformers.json has them."""
         path = self.folder / "config_sentence_transformers.json"
-        stored = read_json(path).get("prompts", {}) if path.exists() else {}
+        stored = read_json(path).get("prompts") or {} if path.exists() else {}
+        if not isinstance(stored, dict) or not all(isinstance(prompt, str) for prompt in stored.values()):
+            raise BadInput(f"{path}: prompts are not texts by name")
         return {"query": instruct(DEFAULT_INSTRUCTION), "document": "", **stored}
 
     @cached_property

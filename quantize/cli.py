@@ -166,7 +166,10 @@ def command(
             click.echo(f"layer {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
 
     with _progress("reading the checkpoint", say) as on_step, _interruptible():
-        found = texts.read(calibration, calibration_texts, seed) if calibration else texts.built_in(calibration_texts, seed)
+        if calibration is None:
+            found = texts.built_in(calibration_texts, seed)
+        else:
+            found = texts.read(calibration, calibration_texts, seed)
         result = run(
             model,
             target,
@@ -290,7 +293,9 @@ def _show(result: dict[str, Any]) -> None:
         size = result["bytes"]["token_table"]
         table.add_row("  of them token table", f"{size['after'] / 1e6:,.1f} MB, before {size['before'] / 1e6:,.1f} MB")
         table.add_row("relative error of the token table", f"{error:.2%}")
-    table.add_row("calibration", f"{result['calibration']['texts']} texts, {result['calibration']['tokens']:,} tokens")
+    calibration = result["calibration"]
+    cut = f", {calibration['cut']} cut at {calibration['max_tokens']}" if calibration["cut"] else ""
+    table.add_row("calibration", f"{calibration['texts']} texts, {calibration['tokens']:,} tokens{cut}")
     fidelity = result["fidelity"]
     table.add_row(
         f"cosine to the source, {fidelity['texts']} texts apart",

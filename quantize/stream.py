@@ -92,10 +92,10 @@ def quantize(
     calibration: Calibration,
     settings: Settings,
     device: torch.device,
-    parts: Parts,
+    parts: Parts | None = None,
     on_layer: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """Quantize every layer of `checkpoint` into `parts`, one by one.
+    """Quantize every layer of `checkpoint`, one by one, into `parts`, or only to measure what is lost.
 
     Parts are "layer-000" … and, first, "rest" (token table, final norm, output head where it is its own). Layers that are
     there already, from a run that was broken off, are run and not made again: what comes after gets the same inputs, bit for
@@ -111,7 +111,7 @@ def quantize(
     seen = [number for number in range(len(calibration.rows)) if number not in calibration.check]
     ids = sorted({0, *(token for row in calibration.rows for token in row)})  # rows are padded with 0
     converted = table.convert(checkpoint, name, ids, settings.token_table)
-    if "rest" not in parts:
+    if parts is not None and "rest" not in parts:
         parts.write("rest", {**rest, **converted.tensors}, {})
     final_norm = rest[checkpoint.prefix + "norm.weight"].float()
     stream = Stream.start(converted.served, batches(calibration.rows, seen, BATCH_TOKENS))
@@ -130,11 +130,13 @@ def quantize(
         block.load(tensors, layer)
         original.advance(block)
         part = f"layer-{layer:03d}"
-        if (finished := parts.read(part)) is None:
+        finished = None if parts is None else parts.read(part)
+        if finished is None:
             grams = collect(block, stream)
             quantized, stored = quantize_layer(tensors, grams, shape, settings, report)
             notes = {name: values[-1] for name, values in report.error.items()}
-            parts.write(part, {prefix + name: tensor.cpu() for name, tensor in stored.items()}, notes)
+            if parts is not None:
+                parts.write(part, {prefix + name: tensor.cpu() for name, tensor in stored.items()}, notes)
         else:
             quantized = as_computed({name.removeprefix(prefix): tensor.to(device) for name, tensor in finished[0].items()})
             for name, error in finished[1].items():

@@ -6,6 +6,7 @@ leaves the target as it was, and its finished layers for `--resume`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -63,6 +64,7 @@ def claim(target: Path, *, force: bool) -> Iterator[Path]:
 
     Raises:
         BadInput: the target exists (with `force`: and is not ours), cannot be written, or another run is writing it.
+        QembedError: the disk is full.
     """
     partial, replaced = target.with_name(f".{target.name}.partial"), _replaced(target)
     if not target.parent.is_dir():
@@ -73,7 +75,8 @@ def claim(target: Path, *, force: bool) -> Iterator[Path]:
         partial.mkdir(exist_ok=True)
         lock = (partial / "lock").open("a")
     except OSError as error:
-        raise BadInput(f"{partial}: cannot be written: {error.strerror}") from error
+        kind = QembedError if error.errno in (errno.ENOSPC, errno.EDQUOT) else BadInput
+        raise kind(f"{partial}: cannot be written: {error.strerror}") from error
     with lock:
         _lock(lock, target)
         try:

@@ -105,3 +105,7 @@ def test_prompts_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.find(str(folder)).prompts["query"].endswith("\nQuery:")
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "find: "}}))
     assert checkpoint.find(str(folder)).prompts == {"query": "find: ", "document": ""}
+    for nonsense in (["find: "], {"query": 5}):
+        (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": nonsense}))
+        with pytest.raises(BadInput, match="prompts are not texts"):
+            _ = checkpoint.find(str(folder)).prompts

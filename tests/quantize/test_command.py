@@ -225,3 +225,11 @@ def test_a_device_that_is_not_there(make_checkpoint: MakeCheckpoint, tmp_path: P
     for device in ("cuda:99", "mps", "nonsense"):
         result = quantize("--model", source.folder, "--output", tmp_path / "out", "--device", device)
         assert_refused(result, f"--device {device}")
+
+
+def test_threads_are_those_asked_for(make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    source = make_checkpoint()
+    assert quantize("--model", source.folder, "--output", tmp_path / "out", "--threads", "3", "--device", "cpu").exit_code == 0
+    assert asked == [3]

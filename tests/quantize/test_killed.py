@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,8 +38,11 @@ class Victims:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def quantize(self, source: Path, target: Path, *options: str, kill: int | str = 0) -> dict[str, Any]:
-        return self.ask(arguments=["--model", str(source), "--output", str(target), *QUICK, *options], kill=kill)
+    def quantize(
+        self, source: Path, target: Path, *options: str, kill: int | str = 0, number: int = signal.SIGKILL
+    ) -> dict[str, Any]:
+        arguments = ["--model", str(source), "--output", str(target), *QUICK, *options]
+        return self.ask(arguments=arguments, kill=kill, signal=number)
 
 
 @contextmanager
@@ -113,6 +117,15 @@ def test_killed_while_the_first_checkpoint_is_written_nothing_looks_like_one(
     whole.parent.mkdir()
     with victims() as run:
         assert run.quantize(source, whole)["code"] == 0
+        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+            answer = run.quantize(source, target, kill="replace part-layer-000.safetensors.tmp", number=number)
+            assert answer["code"] == code
+            assert "interrupted; nothing was left there" in answer["stderr"]
+            assert not list(target.parent.iterdir())
+            answer = run.quantize(source, target, kill="replace part-layer-001.safetensors.tmp", number=number)
+            assert answer["code"] == code
+            assert "interrupted; 1 finished layer is kept: the same command with --resume" in answer["stderr"]
+            assert "Traceback" not in answer["stderr"]
         for kill in ("replace part-layer-001.safetensors.tmp", "rename checkpoint"):
             answer = run.quantize(source, target, "--resume", kill=kill)
             assert answer["code"] == -9

@@ -9,8 +9,8 @@ import torch
 
 from qembed.checkpoint import find
 from qembed.quantize import stream
-from qembed.quantize.blocks import shape_of
 from qembed.quantize.calibration import built_in
+from qembed.quantize.checks import shape_of
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def lost() -> dict[str, float]:
     }
     found = {}
     for name, chosen in settings.items():
-        report = stream.quantize(sample, shape, calibration, chosen, torch.device("cpu"), write=lambda *_: None)
+        report = stream.quantize(sample, shape, calibration, chosen, torch.device("cpu"))
         found[name] = 1 - statistics.fmean(report.cosines)
     return found
 

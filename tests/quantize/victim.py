@@ -1,8 +1,9 @@
 """Runs `qembed quantize` in forked children that kill themselves: `python -m tests.quantize.victim`, one JSON request a line.
 
-A request is {"arguments": [...], "kill": N or name}: the child gets SIGKILL right before its Nth step on disk (0: never), or
-before the first one called so. The answer is {"code": exit status, "steps": [names of the steps up to there], "stderr": text}.
-{"shell": command} runs a command instead.
+A request is {"arguments": [...], "kill": N or name}: the child gets SIGKILL (or "signal": number) right before its Nth step on
+disk (0: never), or before the first one called so. The answer is {"code": exit status, "steps": [names of the steps up to
+there], "stderr": text}. {"shell": command} runs a command instead.
+
 Forking saves importing torch and transformers for each child.
 """
 
@@ -38,17 +39,18 @@ def main() -> None:
     from qembed.quantize import run, verify  # noqa: F401
 
     assert torch
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests in the background
     transformers.logging.set_verbosity_error()
     for line in sys.stdin:
         request = json.loads(line)
         if "shell" in request:
             answer: dict[str, Any] = {"code": subprocess.run(request["shell"], shell=True, stdout=sys.stderr).returncode}
         else:
-            answer = fork(request["arguments"], request.get("kill", 0))
+            answer = fork(request["arguments"], request.get("kill", 0), request.get("signal", signal.SIGKILL))
         print(json.dumps(answer), flush=True)
 
 
-def fork(arguments: list[str], kill: int | str) -> dict[str, Any]:
+def fork(arguments: list[str], kill: int | str, number: int) -> dict[str, Any]:
     """Run the command in a child and tell how it ended."""
     with tempfile.TemporaryDirectory() as folder:
         steps, errors = Path(folder, "steps"), Path(folder, "errors")
@@ -59,7 +61,7 @@ def fork(arguments: list[str], kill: int | str) -> dict[str, Any]:
                 descriptor = os.open(errors, os.O_CREAT | os.O_WRONLY)
                 os.dup2(descriptor, 1)
                 os.dup2(descriptor, 2)
-                end = quantize(arguments, kill, steps)
+                end = quantize(arguments, kill, number, steps)
             finally:
                 sys.stderr.flush()
                 os._exit(end)
@@ -71,7 +73,7 @@ def fork(arguments: list[str], kill: int | str) -> dict[str, Any]:
         }
 
 
-def quantize(arguments: list[str], kill: int | str, steps: Path) -> int:
+def quantize(arguments: list[str], kill: int | str, number: int, steps: Path) -> int:
     """The command itself, each step on disk noted before it is taken, and the one with number `kill` never taken."""
     from qembed.cli import group
 
@@ -86,7 +88,7 @@ def quantize(arguments: list[str], kill: int | str, steps: Path) -> int:
             log.write(step + "\n")
             log.flush()
             if kill in (count, step):
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
             return function(*given, **options)
 
         return wrapped

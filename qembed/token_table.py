@@ -4,7 +4,8 @@ A table E of V tokens and width H is stored as `qweight` [V, H] int8 (−127…1
 [H] float32, so that E[v, h] ≈ qweight[v, h] · scales[v] · column_scales[h]. Some channels of a trained table are greater than
 others in every row, and would set the step of all of them: each column is first divided by its root mean square, which loses
 less than a search for the best scale of each row does. Scales are float32, because a float16 one would be subnormal, or zero,
-for rows near zero; at a width of 1024 the difference is 0.2% of the table.
+for rows near zero; at a width of 1024 the difference is 0.2% of the table. Rows of normal values lose 0.79% at the width of the
+0.6B (1,024), 0.84% at the 4B's (2,560), 0.87% at the 8B's (4,096): tests/test_token_table.py.
 All three parts of qembed stand on this file: `quantize` writes such tables, the vLLM plugin makes and reads them, `eval` reads
 them.
 """

@@ -40,6 +40,13 @@ def test_less_than_0_8_percent_is_lost_at_the_width_of_the_0_6b(table: torch.Ten
     assert relative_error(table) < 0.008
 
 
+@pytest.mark.parametrize(("width", "lost"), [(1024, 0.0079), (2560, 0.0084), (4096, 0.0087)])
+def test_wider_rows_lose_more_because_their_greatest_value_is_greater(width: int, lost: float) -> None:
+    """The widths of the 0.6B, 4B and 8B, with normal values."""
+    torch.manual_seed(1)
+    assert relative_error(torch.randn(300, width) * 0.02) == pytest.approx(lost, abs=0.0001)
+
+
 def test_less_than_0_8_percent_is_lost_of_a_trained_table() -> None:
     sample = find(SAMPLE)
     assert relative_error(sample.tensor(sample.prefix + "embed_tokens.weight")) < 0.008

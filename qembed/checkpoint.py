@@ -42,13 +42,18 @@ class Checkpoint:
     @property
     def is_int4(self) -> bool:
         """Whether the linear layers are AWQ INT4."""
-        quantization = self.config.get("quantization_config") or {}
+        quantization = self._quantization
         return quantization.get("quant_method") in ("awq", token_table.QUANT_METHOD) and quantization.get("bits") == 4
 
     @property
     def has_int8_table(self) -> bool:
         """Whether the token table is stored in INT8, as `qembed.token_table` says."""
-        return (self.config.get("quantization_config") or {}).get("token_table") == token_table.INT8
+        return self._quantization.get("token_table") == token_table.INT8
+
+    @property
+    def _quantization(self) -> dict[str, Any]:
+        found = self.config.get("quantization_config")
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def card(self) -> dict[str, Any]:
@@ -227,7 +232,8 @@ def source_of(checkpoint: Checkpoint) -> str:
     Raises:
         BadInput: the checkpoint does not say, because `qembed quantize` did not make it.
     """
-    source = checkpoint.card.get("source") or {}
+    noted = checkpoint.card.get("source")
+    source = noted if isinstance(noted, dict) else {}
     if isinstance(folder := source.get("folder"), str):
         return os.path.normpath(checkpoint.folder.resolve() / folder)
     if isinstance(model := source.get("model"), str):

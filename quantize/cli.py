@@ -238,7 +238,7 @@ def _interruptible() -> Iterator[None]:
     """Within it SIGTERM interrupts as Ctrl-C does, and its exit code is 143."""
     import signal
 
-    came = []
+    came: list[int] = []
 
     def interrupt(number: int, _frame: object) -> None:
         came.append(number)
@@ -247,12 +247,19 @@ def _interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise _ended(Interrupted("interrupted before anything was written"), came) from error
     except Interrupted as error:
-        if came:
-            error.exit_code = 128 + signal.SIGTERM
-        raise
+        raise _ended(error, came) from error.__cause__
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _ended(error: Interrupted, came: list[int]) -> Interrupted:
+    """`error` with the exit code that a shell expects after the signal that `came`; none means Ctrl-C."""
+    if came:
+        error.exit_code = 128 + came[0]
+    return error
 
 
 def _device(name: str, threads: int | None) -> torch.device:

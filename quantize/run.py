@@ -68,6 +68,7 @@ def run(
     if source.folder.resolve() == target.resolve() or source.folder.resolve() in target.resolve().parents:
         raise BadInput(f"{target}: is or lies in the source checkpoint; choose another --output")
     shape = checks.shape_of(source, settings.group_size)
+    writer.companions(source)
     calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
     with writer.claim(target, force=force) as partial:
         checks.check_values(source, lambda done, total: on_step("checking tensors", done, total))

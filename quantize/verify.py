@@ -46,7 +46,10 @@ def verify(folder: Path, model: str | None, device: torch.device, on_step: OnSte
         raise BadInput(f"{folder}: not an AWQ INT4 checkpoint")
     found: dict[str, Any] = {"checkpoint": str(folder), "findings": [], "fidelity": None, "source": None}
     findings: list[str] = found["findings"]
-    found["files"] = len(checkpoint.card.get("files", {}))
+    try:
+        found["files"] = len(_noted(checkpoint, "files"))
+    except BadInput as error:
+        return found | {"findings": [str(error)], "files": 0, "source": f"not compared: {CARD} cannot be read"}
     findings += _hashes(checkpoint, on_step)
     try:
         shape = sizes_of(checkpoint)
@@ -97,6 +100,12 @@ def vectors(
     return stream.vectors(_half(checkpoint, "norm.weight").float(), checkpoint.config.get("rms_norm_eps", 1e-6))
 
 
+def _noted(checkpoint: Checkpoint, section: str) -> dict[str, Any]:
+    """A section of qembed.json; empty where there is none."""
+    found = checkpoint.card.get(section)
+    return found if isinstance(found, dict) else {}
+
+
 def _rows(checkpoint: Checkpoint, ids: Sequence[int]) -> Rows:
     """The rows of the token table for `ids`, which ascend, as they are served; the table is never in memory as a whole."""
     import torch
@@ -122,10 +131,9 @@ def _half(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def _hashes(checkpoint: Checkpoint, on_step: OnStep) -> Iterator[str]:
-    folder, noted = checkpoint.folder, checkpoint.card.get("files")
-    if not isinstance(noted, dict):
+    folder, noted = checkpoint.folder, _noted(checkpoint, "files")
+    if not noted:
         yield f"{folder / CARD}: missing or without hashes: made by something else than qembed quantize?"
-        noted = {}
     for number, (name, digest) in enumerate(sorted(noted.items()), 1):
         path = folder / name
         if not path.is_file():
@@ -207,7 +215,7 @@ def _source(checkpoint: Checkpoint, model: str | None) -> Checkpoint | str:
         return find(model)
     try:
         source = find(source_of(checkpoint), download=False)
-        for name, digest in checkpoint.card["source"].get("sha256", {}).items():
+        for name, digest in (_noted(checkpoint, "source").get("sha256") or {}).items():
             path = source.folder / name
             if not path.is_file() or sha256(path) != digest:
                 return f"source not at hand: {path} is not what it was"
@@ -220,11 +228,10 @@ def _fidelity(
     checkpoint: Checkpoint, source: Checkpoint, shape: Shape, device: torch.device, on_step: OnStep
 ) -> dict[str, Any]:
     """Cosines on TEXTS of the texts that quantization did not see, and what is the least to be expected of them."""
-    card = checkpoint.card
-    calibration, noted = card.get("calibration", {}), card.get("fidelity", {})
+    calibration, noted = _noted(checkpoint, "calibration"), _noted(checkpoint, "fidelity")
     found = texts.built_in()
     same = calibration.get("source") == found.source and calibration.get("sha256") == found.sha256 and "min_cosine" in noted
-    seed, check = card.get("settings", {}).get("seed", 0) if same else 0, noted.get("texts", TEXTS) if same else TEXTS
+    seed, check = _noted(checkpoint, "settings").get("seed", 0) if same else 0, noted.get("texts", TEXTS) if same else TEXTS
     if same:
         found = texts.built_in(calibration["texts"] + check, seed)
     prepared = prepare(found, checkpoint, max_tokens=calibration.get("max_tokens", MAX_TOKENS), check=check, seed=seed)

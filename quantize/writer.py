@@ -135,12 +135,25 @@ def new_folder(target: Path, partial: Path, fingerprint: Mapping[str, Any], *, r
     shutil.rmtree(_replaced(target), ignore_errors=True)
 
 
+def companions(source: Checkpoint) -> list[Path]:
+    """The files beside the weights that a checkpoint needs: tokenizer, pooling, prompts, licence.
+
+    Raises:
+        BadInput: one cannot be read.
+    """
+    found = [path for pattern in COPIED for path in sorted(source.folder.glob(pattern))]
+    for path in found:
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
+    return found
+
+
 def copy_companions(source: Checkpoint, folder: Path, *, without: Collection[str] = ()) -> None:
     """Copy the tokenizer, pooling and prompts beside the weights, as they are, except for the files named in `without`."""
-    for pattern in COPIED:
-        for path in sorted(source.folder.glob(pattern)):
-            if path.name in without:
-                continue
+    for path in companions(source):
+        if path.name not in without:
             place = folder / path.relative_to(source.folder)
             place.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, place)

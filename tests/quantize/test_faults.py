@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qembed.checkpoint import INDEX, Checkpoint
-from qembed.quantize import parts
+from qembed.quantize import checks, parts
 
 from .conftest import MakeCheckpoint, assert_refused, quantize
 
@@ -136,3 +136,22 @@ def test_a_tokenizer_that_is_wrong(make_checkpoint: MakeCheckpoint, target: Path
     refused(source, target, "tokenizer.json", "not a tokenizer")
     path.unlink()
     refused(source, target, "tokenizer.json is missing")
+
+
+def test_a_file_beside_the_weights_that_cannot_be_read(make_checkpoint: MakeCheckpoint, target: Path) -> None:
+    source = make_checkpoint()
+    (source.folder / "tokenizer_config.json").symlink_to("nowhere")
+    refused(source, target, "tokenizer_config.json", "cannot be read")
+
+
+def test_interrupted_before_anything_is_written(
+    make_checkpoint: MakeCheckpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks, "check_values", interrupt)
+    result = quantize("--model", make_checkpoint().folder, "--output", target)
+    assert result.exit_code == 130
+    assert result.stderr == "qembed: interrupted before anything was written\n"
+    assert not list(target.parent.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def test_a_resumed_run_ends_with_the_same_bytes_and_makes_no_finished_layer_agai
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     source, target = make_checkpoint("llama", attention_bias=True, num_hidden_layers=3), tmp_path / "out"
-    assert quantize("--model", source.folder, "--output", tmp_path / "whole", *options).exit_code == 0
+    whole = quantize("--model", source.folder, "--output", tmp_path / "whole", "--json", *options)
+    assert whole.exit_code == 0
     with monkeypatch.context() as patched:
         patched.setattr(parts.Parts, "write", on_call(4, parts.Parts.write, KeyboardInterrupt()))
         result = quantize("--model", source.folder, "--output", target, *options)
@@ -49,8 +51,10 @@ def test_a_resumed_run_ends_with_the_same_bytes_and_makes_no_finished_layer_agai
     with monkeypatch.context() as patched:
         again = stream.quantize_layer
         patched.setattr(stream, "quantize_layer", lambda *arguments: (made.append(1), again(*arguments))[1])
-        assert quantize("--model", source.folder, "--output", target, "--resume", *options).exit_code == 0
+        resumed = quantize("--model", source.folder, "--output", target, "--resume", "--json", *options)
     assert len(made) == 1
+    changing = {"output": None, "seconds": None}
+    assert json.loads(resumed.stdout) | changing == json.loads(whole.stdout) | changing
     assert contents(target) == contents(tmp_path / "whole")
     assert hidden(tmp_path) == []
 

@@ -98,6 +98,11 @@ def test_everything_that_is_wrong_is_a_line_that_names_it(made: Path) -> None:
             change(made, f"model.layers.{layer}.mlp.{name}.qweight", lambda qweight: qweight.flip(0))
     found("cosine", "tiny-qwen2")
     mend()
+    (made / "qembed.json").write_text("[]")
+    found("qembed.json", "not a JSON object")
+    (made / "qembed.json").write_text('{"files": 5, "fidelity": [], "source": "x"}')
+    found("qembed.json", "without hashes")
+    mend()
     assert verify(made).exit_code == 0
 
 
@@ -106,6 +111,8 @@ def test_what_is_no_int4_checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: P
     assert_refused(verify(tmp_path / "no" / "such"), "no such folder")
     (tmp_path / "empty").mkdir()
     assert_refused(verify(tmp_path / "empty"), "config.json is missing")
+    (tmp_path / "empty" / "config.json").write_text('{"quantization_config": "awq"}')
+    assert_refused(verify(tmp_path / "empty"), "not an AWQ INT4 checkpoint")
     assert_refused(verify(tmp_path / "empty", "--force"), "--verify writes nothing", "--force")
 
 

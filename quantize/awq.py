@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 LEVELS = 15
 SMALLEST_STEP = 2.0**-20
-RATIOS = tuple(step / 20 for step in range(20))
+COARSE = (0.0, 0.25, 0.5, 0.75, 1.0)
+FINE = (0.125, 0.0625, 0.03125, 0.0)
+WIDEST = 32.0
 CLIP_RATIOS = tuple(1 - step / 20 for step in range(11))
 
 
@@ -45,6 +47,12 @@ class Grid:
         grouped = levels.unflatten(1, (-1, self.group_size))
         return ((grouped - self.zero_point[..., None]) * self.scale[..., None]).flatten(1)
 
+    def divided(self, outputs: torch.Tensor) -> Grid:
+        """The grid of the same levels for a weight whose rows are divided by `outputs` [N]."""
+        import torch
+
+        return Grid((self.scale / outputs[:, None]).to(torch.float16).float(), self.zero_point, self.group_size)
+
     def nearest(self, weight: torch.Tensor) -> torch.Tensor:
         """`weight` [N, K] rounded to the nearest level: `dequantize(quantize(weight))`."""
         return self.dequantize(self.quantize(weight))
@@ -71,12 +79,17 @@ def output_error(difference: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 
 
 def search_scales(
-    weights: Sequence[torch.Tensor], gram: torch.Tensor, group_size: int, fed_by: torch.Tensor | None = None
+    weights: Sequence[torch.Tensor],
+    gram: torch.Tensor,
+    group_size: int,
+    fed_by: torch.Tensor | None = None,
+    remaining: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The scale of each input channel [K] float32 that costs least when the `weights`, which share it, are rounded.
 
-    Candidates are those of the paper (section 3.2, s = x̄^ratio) and the weight-aware form s = x̄^ratio / w̄^(1 − ratio), with x̄
-    the root mean square of the channel's inputs and w̄ its mean weight relative to its group's largest; s = 1 is among them.
+    Candidates are those of the paper (section 3.2, s = x̄^ratio), the weight-aware form s = x̄^ratio / w̄^(1 − ratio), with x̄ the
+    root mean square of the channel's inputs and w̄ its mean weight relative to its group's largest, and s = 1. The ratios
+    of COARSE are tried first, then those around the best of each form, at the distances of FINE.
 
     Args:
         weights: matrices [N_i, K] that read the same input.
@@ -84,39 +97,42 @@ def search_scales(
         group_size: inputs that share a grid.
         fed_by: for each channel [K] int64 the output of the layer before that feeds it. Channels fed by the same output get
             the same scale (the heads of one key-value head); None means that each channel has an output of its own.
+        remaining: [K], `rounding.remaining_variance` where rounding will be compensated. The candidates are then judged by what
+            their errors cost after compensation, and x̄ is the root of it as well. Without it they are rounded to nearest and
+            judged by tr(ΔW · G · ΔWᵀ).
     """
     import torch
 
-    activation = gram.diagonal().clamp(min=0).sqrt()
-    magnitude = torch.zeros_like(activation)
-    for weight in weights:
-        grouped = weight.abs().unflatten(1, (-1, group_size))
-        relative = grouped / grouped.amax(-1, keepdim=True).clamp(min=SMALLEST_STEP)
-        magnitude += relative.flatten(1).sum(0)
+    cost = gram.diagonal() if remaining is None else remaining
+    activation, magnitude = cost.clamp(min=0).sqrt(), _relative_magnitude(weights, group_size)
     if fed_by is not None:
         activation = _mean_by(activation.square(), fed_by).sqrt()
         magnitude = _mean_by(magnitude, fed_by)
     activation, magnitude = _positive(activation), _positive(magnitude)
-
-    def error(scales: torch.Tensor) -> float:
-        total = 0.0
-        for weight in weights:
-            scaled = weight * scales
-            rounded = range_grid(scaled, group_size).nearest(scaled).div_(scales)
-            total += output_error(rounded.sub_(weight), gram).item()
-        return total
-
-    best, best_error = torch.ones_like(activation), float("inf")
     forms: tuple[Callable[[float], torch.Tensor], ...] = (
         lambda ratio: activation**ratio,
         lambda ratio: activation**ratio / magnitude ** (1 - ratio),
+        lambda ratio: (activation / magnitude) ** ratio,
     )
+
+    def error(scales: torch.Tensor) -> float:
+        if remaining is None:
+            return sum(_nearest_error(weight, scales, gram, group_size) for weight in weights)
+        return sum(_compensated_error(weight, scales, remaining, group_size) for weight in weights)
+
+    best = torch.ones_like(activation)
+    best_error = error(best)
     for form in forms:
-        for ratio in RATIOS:
-            scales = form(ratio)
-            scales = scales / (scales.max() * scales.min()).sqrt()
-            if torch.isfinite(scales).all() and (found := error(scales)) < best_error:
-                best, best_error = scales, found
+        errors: dict[float, float] = {}
+        ratios: tuple[float, ...] = COARSE
+        for width in FINE:
+            for ratio in set(ratios) - errors.keys():
+                scales = _centred(form(ratio))
+                errors[ratio] = error(scales) if torch.isfinite(scales).all() else float("inf")
+                if errors[ratio] < best_error:
+                    best, best_error = scales, errors[ratio]
+            middle = min(errors, key=errors.__getitem__)
+            ratios = tuple(ratio for ratio in (middle - width, middle + width) if 0 <= ratio <= 1)
     return best
 
 
@@ -138,6 +154,37 @@ def search_clip(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> Gr
         best = torch.where(better, shrink, best)
         best_error = torch.where(better, error, best_error)
     return range_grid(weight, group_size, best)
+
+
+def _relative_magnitude(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:
+    """For each channel [K] the sum of its weights' sizes, each relative to the largest of its group."""
+    total = weights[0].new_zeros(weights[0].shape[1])
+    for weight in weights:
+        grouped = weight.abs().unflatten(1, (-1, group_size))
+        total += (grouped / grouped.amax(-1, keepdim=True).clamp(min=SMALLEST_STEP)).flatten(1).sum(0)
+    return total
+
+
+def _nearest_error(weight: torch.Tensor, scales: torch.Tensor, gram: torch.Tensor, group_size: int) -> float:
+    """What rounding `weight` · `scales` to nearest costs."""
+    scaled = weight * scales
+    rounded = range_grid(scaled, group_size).nearest(scaled).div_(scales)
+    return output_error(rounded.sub_(weight), gram).item()
+
+
+def _compensated_error(weight: torch.Tensor, scales: torch.Tensor, remaining: torch.Tensor, group_size: int) -> float:
+    """What compensated rounding of `weight` · `scales` is expected to cost.
+
+    Rounding errors are spread evenly over a step, so a squared one is step² / 12 on average. Scaling the inputs by 1/s scales
+    the rows of the Cholesky factor by s, hence the variance that remains by 1/s².
+    """
+    steps = range_grid(weight * scales, group_size).scale.square().sum(0).repeat_interleave(group_size)
+    return (steps * remaining / scales.square()).sum().item() / 12
+
+
+def _centred(scales: torch.Tensor) -> torch.Tensor:
+    """`scales` centred on 1, none beyond WIDEST: float16 has to hold what they divide."""
+    return (scales / (scales.max() * scales.min()).sqrt()).clamp(1 / WIDEST, WIDEST)
 
 
 def _mean_by(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from qembed.errors import BadInput
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from qembed.quantize.batches import Batch
 
 FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
 LINEARS = (
@@ -66,7 +67,8 @@ class Shape:
 class Block:
     """One decoder block at a time, with transformers' own code for it, in float32 on `device`.
 
-    `load` puts a layer's tensors in; `run` sends hidden states through. Nothing else of the model is ever in memory.
+    `load` puts a layer's tensors in; `attend` and `feed` send hidden states through its two halves, `run` through both. Nothing
+    else of the model is ever in memory.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -95,7 +97,6 @@ class Block:
         self.device = device
         self.module: Any = model.layers[0].eval()
         self.window: int | None = None
-        self._takes = inspect.signature(self.module.forward).parameters
 
     def load(self, tensors: Mapping[str, torch.Tensor], layer: int = 0) -> None:
         """Use the `tensors` of `layer`, named as in the checkpoint without the layer's own prefix, as float32.
@@ -113,55 +114,58 @@ class Block:
             raise BadInput(f"the tensors of a layer are not those of its architecture: {reason}") from error
         self.window = self.windows[layer]
 
-    def run(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden states [B, L, hidden] after the block; each row stands at positions 0 … L − 1, with causal attention."""
-        import torch
-
-        positions = torch.arange(hidden.shape[1], device=self.device)[None]
+    def attend(self, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first half of the block: what o_proj reads [B, L, heads · head_dim], and the hidden states after it."""
         arguments = {
-            "attention_mask": None if self.window is None else window_mask(hidden.shape[1], self.window, self.device),
-            "position_ids": positions,
-            "position_embeddings": self.rotary(hidden, positions),
+            "hidden_states": self.module.input_layernorm(hidden),
+            "position_embeddings": self.rotary(hidden, batch.positions.to(self.device)),
+            "attention_mask": self._mask(batch),
         }
-        with torch.no_grad():
-            result = self.module(hidden, **{name: value for name, value in arguments.items() if name in self._takes})
-        after: torch.Tensor = result[0] if isinstance(result, tuple) else result
-        return after
+        with self._inputs_of("self_attn.o_proj") as inputs:
+            result = self.module.self_attn(**arguments)
+        return inputs[0], hidden + (result[0] if isinstance(result, tuple) else result)
+
+    def feed(self, middle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The second half: what down_proj reads [B, L, mlp], and the hidden states after the block."""
+        with self._inputs_of("mlp.down_proj") as inputs:
+            result = self.module.mlp(self.module.post_attention_layernorm(middle))
+        return inputs[0], middle + result
+
+    def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The hidden states [B, L, hidden] after the block, from those before it."""
+        return self.feed(self.attend(hidden, batch)[1])[1]
 
     def linear(self, name: str) -> nn.Linear:
         """One of LINEARS of the layer that is loaded."""
         linear: nn.Linear = self.module.get_submodule(name)
         return linear
 
+    def _mask(self, batch: Batch) -> torch.Tensor | None:
+        if self.window is None or batch.ids.shape[1] <= self.window:
+            return None if batch.visible is None else batch.visible.to(self.device)
+        positions = batch.positions.to(self.device)
+        seen = window_mask(positions, self.window)
+        return seen if batch.visible is None else seen & batch.visible.to(self.device)
+
     @contextmanager
-    def inputs_to(self, receive: Any) -> Iterator[None]:
-        """Within the context, `receive(name, x)` is called with what each of INPUTS reads: x [B, L, K] float32."""
-        handles = []
-        for name in INPUTS:
-
-            def hook(_module: Any, arguments: tuple[Any, ...], name: str = name) -> None:
-                receive(name, arguments[0])
-
-            handles.append(self.linear(name).register_forward_pre_hook(hook))
+    def _inputs_of(self, name: str) -> Iterator[list[torch.Tensor]]:
+        """Within the context, what the linear `name` reads is put into the list."""
+        inputs: list[torch.Tensor] = []
+        handle = self.linear(name).register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
         try:
-            yield
+            yield inputs
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
 
 
-def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor | None:
-    """Where a token looks in a layer with a sliding window: at itself and the `window` − 1 before it.
+def window_mask(positions: torch.Tensor, window: int) -> torch.Tensor:
+    """Where a token at each of `positions` [B, L] int64 looks in a layer with a sliding window: at the `window` up to itself.
 
     Returns:
-        Mask [1, 1, length, length] bool (query, key), or None where the window holds everything before a token anyway.
+        Mask [B, 1, L, L] bool (query, key).
     """
-    import torch
-
-    if length <= window:
-        return None
-    whole = torch.ones(length, length, dtype=torch.bool, device=device)
-    return (whole.tril() & whole.triu(1 - window))[None, None]
+    distance = positions[:, None, :, None] - positions[:, None, None, :]
+    return (distance >= 0) & (distance < window)
 
 
 def _window(config: Any, layer: int) -> int | None:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
 from qembed.quantize import texts
 from qembed.quantize.texts import Texts
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,7 @@ class Calibration:
         sha256: hash of the file.
         cut: how many texts were longer than `max_tokens`.
         max_tokens: where they were cut.
+        seed: what chance decides by.
     """
 
     rows: Sequence[Sequence[int]]
@@ -35,6 +32,7 @@ class Calibration:
     sha256: str
     cut: int
     max_tokens: int
+    seed: int
 
     @property
     def tokens(self) -> int:
@@ -74,26 +72,4 @@ def prepare(found: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int
     for number in cut:
         encoded[number] = tokenizer.encode(found.texts[number].prompted(checkpoint.prompts)).ids
     apart = frozenset(random.Random(seed).sample(range(len(encoded)), check))
-    return Calibration(encoded, apart, found.source, found.sha256, len(cut), length)
-
-
-def batches(rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids [B, L] int64, lengths [B] int64) pairs: rows of similar length, padded on the right, at most `tokens` a batch.
-
-    Causal attention cannot see padding on the right. A row longer than `tokens` makes a batch by itself.
-    """
-    import torch
-
-    made: list[list[int]] = [[]]
-    for number in sorted(numbers, key=lambda number: (len(rows[number]), number)):
-        if made[-1] and (len(made[-1]) + 1) * len(rows[number]) > tokens:
-            made.append([])
-        made[-1].append(number)
-    found = []
-    for batch in filter(None, made):
-        lengths = torch.tensor([len(rows[number]) for number in batch])
-        ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.int64)
-        for place, number in enumerate(batch):
-            ids[place, : len(rows[number])] = torch.tensor(rows[number])
-        found.append((ids, lengths))
-    return found
+    return Calibration(encoded, apart, found.source, found.sha256, len(cut), length, seed)

@@ -12,7 +12,7 @@ from typing import Any
 
 from qembed.checkpoint import CARD, SAMPLE, Checkpoint
 from qembed.quantize.calibration import Calibration
-from qembed.quantize.stream import Report, Settings
+from qembed.quantize.settings import Report, Settings
 from qembed.quantize.writer import sha256
 from qembed.token_table import INT8, QUANT_METHOD
 
@@ -52,6 +52,9 @@ def record(
             "scales": settings.scales,
             "clip": settings.clip,
             "rounding": settings.rounding,
+            "target": settings.target,
+            "prefixes": settings.prefixes,
+            "last_share": settings.last_share,
             "seed": seed,
             **({"token_table": settings.token_table} if settings.token_table == INT8 else {}),
         },
@@ -132,7 +135,8 @@ they are; vectors are those of the last token, of unit length.
 
 ## How it was made
 
-AWQ scales{"" if settings.scales == "awq" else " (none)"}, {"clipping, " if settings.clip else ""}{settings.rounding} rounding;
+AWQ scales{"" if settings.scales == "awq" else " (none)"}, {"clipping, " if settings.clip else ""}{settings.rounding} rounding,
+each layer fitted to {"the original model" if settings.target == "original" else "its own outputs"};
 {calibration.tokens:,} tokens of {calibration.source} calibration texts. `qembed.json` has settings, seed and hashes.
 """
 

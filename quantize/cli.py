@@ -151,7 +151,7 @@ def command(
     from qembed import checkpoint as checkpoints
     from qembed.quantize import texts
     from qembed.quantize.run import run
-    from qembed.quantize.stream import Settings
+    from qembed.quantize.settings import Settings
 
     if verify is not None:
         _verify(verify, device, threads, as_json)

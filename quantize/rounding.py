@@ -25,44 +25,87 @@ def compensated(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, damping: f
     """
     import torch
 
-    order = gram.diagonal().argsort(descending=True)
+    order = activation_order(gram)
     factor = inverse_factor(gram[order][:, order], damping)
     groups = order // grid.group_size
-    scale, zero_point = grid.scale[:, groups], grid.zero_point[:, groups]
-    rest = weight[:, order].clone()
+    # A column of these is read at each step: rows make that one run of memory.
+    scale, zero_point = grid.scale.T[groups].contiguous(), grid.zero_point.T[groups].contiguous()
+    rest = weight.T[order].contiguous()
     levels = torch.empty_like(rest)
-    for start in range(0, rest.shape[1], BLOCK):
-        end = min(start + BLOCK, rest.shape[1])
-        block, errors = rest[:, start:end], torch.empty_like(rest[:, start:end])
+    for start in range(0, rest.shape[0], BLOCK):
+        end = min(start + BLOCK, rest.shape[0])
+        block, errors = rest[start:end], torch.empty_like(rest[start:end])
         for column in range(end - start):
             at = start + column
-            value = block[:, column]
-            level = ((value / scale[:, at]).round_() + zero_point[:, at]).clamp_(0, LEVELS)
-            levels[:, at] = level
-            error = (value - (level - zero_point[:, at]) * scale[:, at]) / factor[at, at]
-            block[:, column:] -= error[:, None] * factor[at, at:end]
-            errors[:, column] = error
-        rest[:, end:] -= errors @ factor[start:end, end:]
-    return levels[:, order.argsort()]
+            value = block[column]
+            level = value.div(scale[at]).round_().add_(zero_point[at]).clamp_(0, LEVELS)
+            levels[at] = level
+            error = value.sub(level.sub_(zero_point[at]).mul_(scale[at])).div_(factor[at, at])
+            block[column + 1 :].addr_(factor[at, at + 1 : end], error, alpha=-1)
+            errors[column] = error
+        rest[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
+    return levels[order.argsort()].T.contiguous()
+
+
+def activation_order(gram: torch.Tensor) -> torch.Tensor:
+    """The channels [K] int64 by falling mean square of their inputs; equal ones keep their order."""
+    return gram.diagonal().argsort(descending=True, stable=True)
+
+
+def remaining_variance(gram: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
+    """What a squared rounding error of each channel costs [K] float32 once those rounded after it have compensated for it.
+
+    It is 1/U_kk² of the factor that `compensated` uses: the variance of the channel's input that later channels do not explain.
+    """
+    import torch
+
+    order = activation_order(gram)
+    found = torch.empty_like(gram.diagonal())
+    found[order] = inverse_factor(gram[order][:, order], damping).diagonal().square().reciprocal()
+    return found
 
 
 def inverse_factor(gram: torch.Tensor, damping: float) -> torch.Tensor:
-    """Upper triangular U [K, K] float32 with UᵀU = (G + λI)⁻¹, λ the share `damping` of G's mean diagonal.
+    """Upper triangular U [K, K] float32 with UᵀU = (G + λI)⁻¹, λ the share `damping` of G's mean diagonal."""
+    import torch
 
-    Channels that were always zero get a diagonal of their own. Where rounding errors leave the sum indefinite, λ grows tenfold.
+    while True:
+        lower, damping = damped_factor(gram, damping)
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed:
+            return upper.float()
+        damping *= 10
+
+
+def damped_factor(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
+    """Lower triangular L [K, K] float64 with LLᵀ = G + λI, and the damping that it took.
+
+    λ is the share `damping` of G's mean diagonal, so that channels that were always zero get a diagonal of their own. Where
+    rounding errors leave the sum indefinite, λ grows tenfold.
     """
     import torch
 
     matrix = gram.double()
     diagonal = matrix.diagonal()
     mean = diagonal.mean().clamp(min=torch.finfo(torch.float64).tiny)
-    share = damping
+    added = 0.0
     while True:
-        damped = matrix.clone()
-        damped.diagonal().add_(share * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        diagonal.add_((damping - added) * mean)
+        added = damping
+        lower, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed:
-                return upper.float()
-        share *= 10
+            return lower, damping
+        damping *= 10
+
+
+def refitted(weight: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
+    """The weight [N, K] that maps the layer's real inputs nearest to what they should become, by damped least squares.
+
+    With `cross` = Σ (wanted − W x) xᵀ [N, K] it is W + cross · (G + λI)⁻¹: λ pulls towards `weight`, not to zero. Where the
+    inputs come through quantized layers and `wanted` is what the original model has there, this takes back what of the
+    earlier layers' errors is a linear function of x (compare GPTAQ, Li et al. 2025, https://arxiv.org/abs/2504.02692).
+    """
+    import torch
+
+    lower, _ = damped_factor(gram, damping)
+    return weight + torch.cholesky_solve(cross.double().T, lower).T.float()

@@ -17,7 +17,8 @@ from qembed.quantize import card, checks, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
 from qembed.quantize.parts import DONE, Parts, assemble, write_atomically
-from qembed.quantize.stream import Report, Settings, quantize
+from qembed.quantize.settings import Report, Settings
+from qembed.quantize.stream import quantize
 from qembed.quantize.texts import Texts
 from qembed.token_table import INT8
 

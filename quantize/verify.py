@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from qembed.checkpoint import CARD, Checkpoint, find, source_of
 from qembed.errors import BadInput
 from qembed.packing import PACK
-from qembed.quantize import texts
+from qembed.quantize import batches, texts
 from qembed.quantize.blocks import LINEARS, Block, Shape
-from qembed.quantize.calibration import batches, prepare
+from qembed.quantize.calibration import prepare
 from qembed.quantize.checks import sizes_of
-from qembed.quantize.stream import BATCH_TOKENS, Stream, as_computed
+from qembed.quantize.hidden import Stream
+from qembed.quantize.stream import BATCH_TOKENS, as_computed
 from qembed.quantize.table import Rows, half
 from qembed.quantize.writer import sha256
 from qembed.token_table import BLOCK_ROWS, TENSORS, dequantize
@@ -86,7 +87,7 @@ def vectors(
 
     block = Block(checkpoint, device)
     ids = sorted({0, *(token for row in rows for token in row)})  # rows are padded with 0
-    stream = Stream.start(_rows(checkpoint, ids), batches(rows, range(len(rows)), BATCH_TOKENS))
+    stream = Stream.start(_rows(checkpoint, ids), batches.plain(rows, range(len(rows)), BATCH_TOKENS))
     with torch.no_grad():
         for layer in range(shape.layers):
             prefix = f"{checkpoint.prefix}layers.{layer}."

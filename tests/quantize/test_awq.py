@@ -102,3 +102,35 @@ def test_a_gram_matrix_of_few_tokens_or_none_still_gives_levels() -> None:
         levels = rounding.compensated(weight * scales, gram, grid)
         assert torch.isfinite(scales).all()
         assert ((levels >= 0) & (levels <= 15)).all()
+
+
+def test_refitted_weight_is_the_least_squares_answer() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(500, 32, generator=generator), torch.randn(8, 32, generator=generator)
+    wanted = x @ torch.randn(32, 8, generator=generator)
+    found = rounding.refitted(weight, x.T @ x, (wanted - x @ weight.T).T @ x, damping=1e-9)
+    torch.testing.assert_close(found, torch.linalg.lstsq(x, wanted).solution.T, rtol=1e-3, atol=1e-3)
+    assert torch.equal(rounding.refitted(weight, torch.zeros(32, 32), torch.zeros(8, 32)), weight)
+
+
+def test_remaining_variance_foretells_what_compensated_rounding_loses() -> None:
+    weight, gram = weight_and_gram(outputs=256)
+    grid = awq.range_grid(weight, 64)
+    steps = grid.scale.square().sum(0).repeat_interleave(64)
+    expected = (steps * rounding.remaining_variance(gram)).sum().item() / 12
+    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(128)
+    real = lost(weight, grid.dequantize(rounding.compensated(weight, gram, grid)), damped)
+    assert real == pytest.approx(expected, rel=0.1)
+
+
+def test_scales_for_compensated_rounding_lose_no_more_than_none_when_it_compensates() -> None:
+    weight, gram = weight_and_gram()
+    weight[:, 3] *= 20
+    scales = awq.search_scales([weight], gram, 64, remaining=rounding.remaining_variance(gram))
+    assert not torch.equal(scales, torch.ones(128))
+    found = []
+    for chosen in (torch.ones(128), scales):
+        scaled, own = weight * chosen, gram / (chosen[:, None] * chosen)
+        grid = awq.range_grid(scaled, 64)
+        found.append(lost(scaled, grid.dequantize(rounding.compensated(scaled, own, grid)), own))
+    assert found[1] < 0.9 * found[0]

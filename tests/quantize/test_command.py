@@ -122,7 +122,7 @@ def test_force_replaces_only_when_the_new_one_is_whole(
     assert quantize("--model", source.folder, "--output", target).exit_code == 0
     before = contents(target)
     with monkeypatch.context() as patched:
-        patched.setattr(stream, "collect", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patched.setattr(stream.LayerQuantizer, "run", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         result = quantize("--model", source.folder, "--output", target, "--force")
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr

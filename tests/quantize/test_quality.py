@@ -11,17 +11,19 @@ from qembed.checkpoint import find
 from qembed.quantize import stream
 from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of
+from qembed.quantize.settings import Settings
 
 
 @pytest.fixture(scope="module")
 def lost() -> dict[str, float]:
-    """Mean of (1 − cosine) on 48 texts that calibration does not see, for plain rounding, AWQ, and AWQ with compensation."""
+    """Mean of (1 − cosine) on 48 texts that calibration does not see, for plain rounding, AWQ, compensation, and all."""
     sample = find("sample")
     shape, calibration = shape_of(sample, 128), built_in(sample, max_tokens=256, check=48, seed=1)
     settings = {
-        "plain": stream.Settings(scales="none", clip=False, rounding="nearest"),
-        "awq": stream.Settings(rounding="nearest"),
-        "compensated": stream.Settings(),
+        "plain": Settings(scales="none", clip=False, rounding="nearest", target="layer", last_share=0),
+        "awq": Settings(rounding="nearest", target="layer", last_share=0),
+        "compensated": Settings(target="layer", last_share=0),
+        "all": Settings(),
     }
     found = {}
     for name, chosen in settings.items():
@@ -36,3 +38,8 @@ def test_awq_has_less_error_than_plain_rounding(lost: dict[str, float]) -> None:
 
 def test_compensated_rounding_has_less_error_than_awq_alone(lost: dict[str, float]) -> None:
     assert lost["compensated"] < 0.9 * lost["awq"], lost
+
+
+def test_fitting_to_the_original_model_has_less_error_than_compensation_alone(lost: dict[str, float]) -> None:
+    assert lost["all"] < 0.8 * lost["compensated"], lost
+    assert lost["all"] < 0.6 * lost["plain"], lost

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from qembed.quantize import parts, stream
+from qembed.quantize import parts
+from qembed.quantize.layer import LayerQuantizer
 
 from .conftest import MakeCheckpoint, contents, quantize
 
@@ -49,8 +50,8 @@ def test_a_resumed_run_ends_with_the_same_bytes_and_makes_no_finished_layer_agai
     assert not target.exists()
     made: list[int] = []
     with monkeypatch.context() as patched:
-        again = stream.quantize_layer
-        patched.setattr(stream, "quantize_layer", lambda *arguments: (made.append(1), again(*arguments))[1])
+        again = LayerQuantizer.run
+        patched.setattr(LayerQuantizer, "run", lambda *arguments: (made.append(1), again(*arguments))[1])
         resumed = quantize("--model", source.folder, "--output", target, "--resume", "--json", *options)
     assert len(made) == 1
     changing = {"output": None, "seconds": None}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import pytest
@@ -8,19 +9,22 @@ import torch
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
 from qembed.packing import dequantize, unpack
-from qembed.quantize import awq, stream
+from qembed.quantize import awq, layer, stream, table
+from qembed.quantize.batches import plain
 from qembed.quantize.blocks import INPUTS, LINEARS, Block
-from qembed.quantize.calibration import batches, built_in
+from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of
+from qembed.quantize.hidden import Goal, Stream
 from qembed.quantize.parts import Parts
+from qembed.quantize.settings import Report, Settings
 
 from .conftest import MakeCheckpoint
 
 FAMILIES = ["qwen3", "qwen2", "llama", "mistral"]
 
 
-def layer_tensors(checkpoint: Checkpoint, layer: int = 0) -> dict[str, torch.Tensor]:
-    prefix = f"{checkpoint.prefix}layers.{layer}."
+def layer_tensors(checkpoint: Checkpoint, number: int = 0) -> dict[str, torch.Tensor]:
+    prefix = f"{checkpoint.prefix}layers.{number}."
     return {n.removeprefix(prefix): checkpoint.tensor(n).float() for n in checkpoint.files if n.startswith(prefix)}
 
 
@@ -33,22 +37,23 @@ def test_folding_scales_without_rounding_does_not_move_the_output(make_checkpoin
     checkpoint = make_checkpoint(family)
     shape, block, hidden = shape_of(checkpoint, 64), Block(checkpoint, torch.device("cpu")), hidden_states(checkpoint)
     tensors = layer_tensors(checkpoint)
+    batch = plain([[0] * 9] * 2, range(2), tokens=100)[0]
     block.load(tensors)
-    before = block.run(hidden)
+    before = block.run(hidden, batch)
     generator = torch.Generator().manual_seed(1)
-    scales = {name: torch.rand(shape.linear(name)[1], generator=generator) * 4 + 0.2 for name in INPUTS}
-    channels = stream.value_channels(shape)
-    scales["self_attn.o_proj"] = (torch.rand(int(channels.max()) + 1, generator=generator) * 4 + 0.2)[channels]
     folded_tensors = dict(tensors)
-    folded = stream.fold(folded_tensors, scales, shape)
+    for name in INPUTS:
+        scales = torch.rand(shape.linear(name)[1], generator=generator) * 4 + 0.2
+        channels = layer.fed_by(name, shape, scales.device)
+        scales = scales if channels is None else scales[channels]
+        folded = layer.fold(folded_tensors, name, scales, shape)
+        torch.testing.assert_close(folded, scales, rtol=2e-3, atol=0)
+        assert not torch.equal(folded_tensors[f"{name}.weight"], tensors[f"{name}.weight"])
     block.load(folded_tensors)
-    torch.testing.assert_close(block.run(hidden), before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(block.run(hidden, batch), before, rtol=1e-4, atol=1e-4)
     for name in ("input_layernorm.weight", "post_attention_layernorm.weight"):
         assert torch.equal(folded_tensors[name], folded_tensors[name].half().float())
         assert not torch.equal(folded_tensors[name], tensors[name])
-    for name in INPUTS:
-        torch.testing.assert_close(folded[name], scales[name], rtol=2e-3, atol=0)
-        assert not torch.equal(folded_tensors[f"{name}.weight"], tensors[f"{name}.weight"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -57,32 +62,17 @@ def test_a_block_by_itself_computes_what_the_whole_model_computes(make_checkpoin
 
     checkpoint = make_checkpoint(family)
     model = AutoModel.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
-    ids = torch.tensor([[5, 9, 77, 3, 256], [8, 8, 256, 0, 0]])
+    ids = torch.tensor([[8, 8, 256, 0, 0], [5, 9, 77, 3, 256]])
     expected = model(input_ids=ids).last_hidden_state
-    flow = stream.Stream.start(checkpoint.tensor("embed_tokens.weight"), [(ids, torch.tensor([5, 3]))])
+    rows = [[8, 8, 256], [5, 9, 77, 3, 256]]
+    flow = Stream.start(checkpoint.tensor("embed_tokens.weight"), plain(rows, range(2), tokens=100))
     block = Block(checkpoint, torch.device("cpu"))
-    for layer in range(2):
-        block.load(layer_tensors(checkpoint, layer))
+    for number in range(2):
+        block.load(layer_tensors(checkpoint, number))
         flow.advance(block)
     vectors = flow.vectors(checkpoint.tensor("norm.weight").float(), 1e-6)
-    last = torch.stack([expected[0, 4], expected[1, 2]])
+    last = torch.stack([expected[0, 2], expected[1, 4]])
     torch.testing.assert_close(vectors, torch.nn.functional.normalize(last, dim=-1), rtol=1e-4, atol=1e-5)
-
-
-def test_gram_matrices_are_those_of_the_tokens_without_padding(make_checkpoint: MakeCheckpoint) -> None:
-    checkpoint = make_checkpoint()
-    rows = [[1, 2, 3, 256], [4, 256], [7, 7, 256]]
-    table = checkpoint.tensor("embed_tokens.weight")
-    block = Block(checkpoint, torch.device("cpu"))
-    tensors = layer_tensors(checkpoint)
-    block.load(tensors)
-    together = stream.collect(block, stream.Stream.start(table, batches(rows, range(3), tokens=100)))
-    norm = tensors["input_layernorm.weight"]
-    x = torch.cat([stream.rms_norm(table[torch.tensor(row)].float(), norm, 1e-6) for row in rows])
-    torch.testing.assert_close(together["self_attn.q_proj"], x.T @ x, rtol=1e-4, atol=1e-4)
-    alone = [stream.collect(block, stream.Stream.start(table, batches(rows, [i], tokens=100))) for i in range(3)]
-    for name in INPUTS:
-        torch.testing.assert_close(together[name], sum(gram[name] for gram in alone), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("rounding", ["compensated", "nearest"])
@@ -92,9 +82,6 @@ def test_stored_integers_are_those_that_were_chosen(
 ) -> None:
     checkpoint = make_checkpoint()
     shape, block = shape_of(checkpoint, group_size), Block(checkpoint, torch.device("cpu"))
-    tensors = layer_tensors(checkpoint)
-    block.load(tensors)
-    grams = stream.collect(block, stream.Stream([hidden_states(checkpoint)], [torch.tensor([9, 9])]))
     chosen: list[torch.Tensor] = []
     dequantize_levels = awq.Grid.dequantize
 
@@ -103,8 +90,10 @@ def test_stored_integers_are_those_that_were_chosen(
         return dequantize_levels(grid, levels)
 
     monkeypatch.setattr(awq.Grid, "dequantize", spy)
-    settings = stream.Settings(group_size=group_size, scales="none", clip=False, rounding=rounding)
-    quantized, stored = stream.quantize_layer(tensors, grams, shape, settings, stream.Report())
+    settings = Settings(group_size=group_size, scales="none", clip=False, rounding=rounding)
+    flow = Stream(plain([[0] * 9] * 2, range(2), tokens=100), [hidden_states(checkpoint)])
+    quantizer = layer.LayerQuantizer(block, 0, layer_tensors(checkpoint), shape, settings, Report())
+    stored = quantizer.run(flow, None)
     assert len(chosen) == len(LINEARS)
     for name, levels in zip([m for members in INPUTS.values() for m in members], chosen, strict=True):
         qweight, qzeros, scales = (stored[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales"))
@@ -114,8 +103,39 @@ def test_stored_integers_are_those_that_were_chosen(
         assert scales.shape == (inputs // group_size, outputs)
         assert scales.dtype == torch.float16
         assert torch.equal(unpack(qweight).T.float(), levels)
-        torch.testing.assert_close(dequantize(qweight, qzeros, scales), quantized[f"{name}.weight"], rtol=0, atol=0)
+        torch.testing.assert_close(dequantize(qweight, qzeros, scales), quantizer.tensors[f"{name}.weight"], rtol=0, atol=0)
         assert f"{name}.weight" not in stored
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_stored_is_what_the_stream_went_on_with(make_checkpoint: MakeCheckpoint, family: str) -> None:
+    checkpoint = make_checkpoint(family, **({"attention_bias": True} if family in ("qwen3", "llama") else {}))
+    shape, block = shape_of(checkpoint, 64), Block(checkpoint, torch.device("cpu"))
+    batch = plain([[0] * 9] * 2, range(2), tokens=100)
+    original, flow = Stream(batch, [hidden_states(checkpoint)]), Stream(batch, [hidden_states(checkpoint)])
+    tensors = layer_tensors(checkpoint)
+    block.load(tensors)
+    before = list(original.hidden)
+    goal = Goal(before, original.advance(block), original.hidden)
+    stored = layer.LayerQuantizer(block, 0, tensors, shape, Settings(group_size=64), Report()).run(flow, goal)
+    read = {name: tensor.float() for name, tensor in stored.items() if not name.endswith((".qweight", ".qzeros", ".scales"))}
+    for name in LINEARS:
+        read[f"{name}.weight"] = dequantize(*(stored[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")))
+    block.load(read)
+    with torch.no_grad():
+        assert torch.equal(block.run(hidden_states(checkpoint), batch[0]), flow.hidden[0])
+    assert not torch.allclose(flow.hidden[0], original.hidden[0], rtol=1e-3)
+
+
+def test_layers_fitted_to_the_original_end_nearer_to_it(make_checkpoint: MakeCheckpoint) -> None:
+    checkpoint = make_checkpoint()
+    shape, calibration = shape_of(checkpoint, 64), built_in(checkpoint, max_tokens=40, check=64, seed=3)
+    lost = {}
+    for target in ("original", "layer"):
+        settings = Settings(group_size=64, target=target)
+        report = stream.quantize(checkpoint, shape, calibration, settings, torch.device("cpu"))
+        lost[target] = 1 - statistics.fmean(report.cosines)
+    assert lost["original"] < 0.9 * lost["layer"]
 
 
 def test_measured_cosine_is_what_the_written_tensors_give(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -125,7 +145,7 @@ def test_measured_cosine_is_what_the_written_tensors_give(make_checkpoint: MakeC
     shape = shape_of(checkpoint, 64)
     calibration = built_in(checkpoint, max_tokens=40, check=8, seed=3)
     parts = Parts(tmp_path)
-    report = stream.quantize(checkpoint, shape, calibration, stream.Settings(group_size=64), torch.device("cpu"), parts)
+    report = stream.quantize(checkpoint, shape, calibration, Settings(group_size=64), torch.device("cpu"), parts)
     written: dict[str, torch.Tensor] = {}
     for part in ("rest", "layer-000", "layer-001"):
         found = parts.read(part)
@@ -153,4 +173,4 @@ def test_a_value_that_float16_cannot_hold_is_refused_by_name(value: float, reaso
     tensor = torch.zeros(3)
     tensor[1] = value
     with pytest.raises(BadInput, match=f"layers.0.mlp.up_proj.weight.*{reason}"):
-        stream.half("layers.0.mlp.up_proj.weight", tensor)
+        table.half("layers.0.mlp.up_proj.weight", tensor)

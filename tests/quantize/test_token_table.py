@@ -15,7 +15,7 @@ from qembed.checkpoint import Checkpoint, find
 from qembed.packing import PACK
 from qembed.quantize import table
 from qembed.quantize.blocks import LINEARS, Shape
-from qembed.quantize.stream import Stream
+from qembed.quantize.hidden import Stream
 
 from .conftest import MakeCheckpoint, assert_refused, quantize
 
@@ -124,10 +124,11 @@ def test_calibration_sees_the_int8_table_and_the_original_does_not(
     int8(source, tmp_path / "out")
     made = find(str(tmp_path / "out"))
     restored = token_table.dequantize(*(made.tensor(f"embed_tokens.{part}") for part in token_table.TENSORS))
-    quantized, check, original = seen
+    quantized, original, check, check_original = seen
     assert quantized.ids.tolist() == sorted(set(quantized.ids.tolist()))
     assert 0 in quantized.ids
-    for rows, expected in ((quantized, restored), (check, restored), (original, source.tensor(TABLE).float())):
+    stored = source.tensor(TABLE).float()
+    for rows, expected in ((quantized, restored), (check, restored), (original, stored), (check_original, stored)):
         assert torch.equal(rows[rows.ids.flip(0)[None]].float(), expected[rows.ids.flip(0)][None])
 
 

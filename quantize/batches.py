@@ -1,0 +1,126 @@
+"""Token rows → batches: padding, and the prefixes of each text as vectors of their own.
+
+A text's vector is the hidden state of its last token. Attention is causal, so the tokens of a prefix see what they see in the
+whole text: only the prefix's own last token is missing. Where the tokenizer appends one (`<|endoftext|>`), copies of it are put
+behind the text, each at the position after its prefix and blind to everything else. One pass then gives the vectors of many
+texts, short ones too, for the price of a few tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+SHORTEST_PREFIX = 3
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of B texts, padded on the right to L positions.
+
+    Attributes:
+        ids: [B, L] int64.
+        positions: [B, L] int64, where each token stands in its text.
+        visible: [B, 1, L, L] bool, what each position attends to; None is plain causal attention, which cannot see the padding.
+        ends: [B] int64, the position in the row of each text's own last token.
+        weight: [B, L] float32, what each position counts in the calibration's sums: 0 for padding, 1 on average.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    visible: torch.Tensor | None
+    ends: torch.Tensor
+    weight: torch.Tensor
+
+
+def plain(rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int) -> list[Batch]:
+    """Batches of the rows with these `numbers`, similar lengths together, at most `tokens` positions in each."""
+    return [_batch(rows, batch, None) for batch in _grouped(numbers, [len(row) for row in rows], tokens)]
+
+
+def with_prefixes(
+    rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int, *, prefixes: int, last_share: float, seed: int
+) -> list[Batch]:
+    """As `plain`, with up to `prefixes` prefixes of each text; `weight` gives all last tokens together the share `last_share`.
+
+    A row longer than `tokens` makes a batch by itself.
+
+    Args:
+        rows: the token ids of each text.
+        numbers: which rows to take.
+        tokens: positions in a batch.
+        prefixes: how many of each text, cut where `seed` says; 0 for none.
+        last_share: 0…1, what the last tokens count of the whole; 0 weighs every token alike.
+        seed: draws the cuts.
+    """
+    draw = random.Random(seed)
+    cuts = {number: _cuts(len(rows[number]), prefixes, draw) for number in numbers}
+    lengths = [len(row) + len(cuts.get(number, ())) for number, row in enumerate(rows)]
+    appended = len({rows[number][-1] for number in numbers}) == 1
+    if not appended:
+        lengths = [len(row) for row in rows]
+    made = [_batch(rows, batch, cuts, appended=appended) for batch in _grouped(numbers, lengths, tokens)]
+    return _weighted(made, last_share)
+
+
+def _cuts(length: int, prefixes: int, draw: random.Random) -> list[int]:
+    possible = range(SHORTEST_PREFIX, length - 1)
+    return sorted(draw.sample(possible, min(prefixes, len(possible))))
+
+
+def _grouped(numbers: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    groups: list[list[int]] = [[]]
+    for number in sorted(numbers, key=lambda number: (lengths[number], number)):
+        if groups[-1] and (len(groups[-1]) + 1) * lengths[number] > tokens:
+            groups.append([])
+        groups[-1].append(number)
+    return [group for group in groups if group]
+
+
+def _batch(
+    rows: Sequence[Sequence[int]], numbers: Sequence[int], cuts: dict[int, list[int]] | None, *, appended: bool = True
+) -> Batch:
+    """One batch. With `cuts`, `weight` marks the last tokens by 2 and the others by 1, until `_weighted` sets it."""
+    import torch
+
+    extra = cuts if cuts and appended else {}
+    count, longest = len(numbers), max(len(rows[number]) + len(extra.get(number, ())) for number in numbers)
+    ids, positions = torch.zeros(count, longest, dtype=torch.int64), torch.zeros(count, longest, dtype=torch.int64)
+    weight = torch.zeros(count, longest)
+    positions[:] = torch.arange(longest)
+    visible = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(count, 1, 1) if extra else None
+    for place, number in enumerate(numbers):
+        row = rows[number]
+        end = len(row)
+        ids[place, :end] = torch.tensor(row)
+        weight[place, :end] = 1
+        weight[place, end - 1] = 2 if cuts is not None else 1
+        for step, cut in enumerate((cuts or {}).get(number, ())):
+            if not appended:
+                weight[place, cut - 1] = 2
+                continue
+            at = end + step
+            ids[place, at], positions[place, at], weight[place, at] = row[-1], cut, 2
+            if visible is not None:
+                visible[place, at] = False
+                visible[place, at, :cut] = True
+                visible[place, at, at] = True
+    ends = torch.tensor([len(rows[number]) - 1 for number in numbers])
+    return Batch(ids, positions, None if visible is None else visible[:, None], ends, weight)
+
+
+def _weighted(made: list[Batch], last_share: float) -> list[Batch]:
+    last = sum(int((batch.weight == 2).sum()) for batch in made)
+    others = sum(int((batch.weight == 1).sum()) for batch in made)
+    share = last_share if others and last else 0.0
+    of_last, of_others = (share * (last + others) / last, (1 - share) * (last + others) / others) if share else (1.0, 1.0)
+    for batch in made:
+        weight = batch.weight
+        marked, plain_tokens = weight == 2, weight == 1
+        weight[marked], weight[plain_tokens] = of_last, of_others
+    return made

@@ -1,0 +1,88 @@
+"""Hidden states on their way through the layers, and the sums that calibration takes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qembed.quantize.batches import Batch
+from qembed.quantize.blocks import Block, rms_norm
+
+if TYPE_CHECKING:
+    import torch
+
+    from qembed.quantize.table import Rows
+
+
+@dataclass
+class Stream:
+    """Hidden states [B, L, hidden] float32 of the tokens of `batches`, on their way through the layers."""
+
+    batches: list[Batch]
+    hidden: list[torch.Tensor]
+
+    @classmethod
+    def start(cls, rows: torch.Tensor | Rows, batches: list[Batch]) -> Stream:
+        """Look up the ids of `batches` in the token table [vocabulary, hidden], or in `rows` of it."""
+        return cls(batches, [rows[batch.ids].float() for batch in batches])
+
+    def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Pairs of a batch and its hidden states."""
+        return zip(self.batches, self.hidden, strict=True)
+
+    def advance(self, block: Block) -> list[torch.Tensor]:
+        """Send every batch through the layer that `block` holds; returns the hidden states in its middle, after attention."""
+        import torch
+
+        middles = []
+        with torch.no_grad():
+            for number, (batch, hidden) in enumerate(self):
+                middle = block.attend(hidden.to(block.device), batch)[1]
+                middles.append(middle.to(hidden.device))
+                self.hidden[number] = block.feed(middle)[1].to(hidden.device)
+        return middles
+
+    def vectors(self, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Unit vectors [texts, hidden]: each text's own last token after the final norm with `weight` [hidden]."""
+        import torch
+
+        rows = torch.cat([hidden[torch.arange(len(batch.ends)), batch.ends] for batch, hidden in self])
+        return torch.nn.functional.normalize(rms_norm(rows, weight, epsilon), dim=-1)
+
+
+@dataclass
+class Goal:
+    """The original model's hidden states [B, L, hidden] of each batch: before a layer, after its attention, and after it."""
+
+    before: list[torch.Tensor]
+    middle: list[torch.Tensor]
+    after: list[torch.Tensor]
+
+
+@dataclass
+class Moments:
+    """Weighted sums over the tokens that a linear reads, float32.
+
+    Attributes:
+        gram: Σ x xᵀ [K, K].
+        cross: Σ d xᵀ [D, K], with d what is missing there from the original model: x or y of the original, less that of here.
+    """
+
+    gram: torch.Tensor
+    cross: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, found: Iterable[tuple[Batch, torch.Tensor, torch.Tensor | None]]) -> Moments:
+        """Sum over (batch, x [B, L, K], d [B, L, D] or None)."""
+        gram: torch.Tensor | None = None
+        cross: torch.Tensor | None = None
+        for batch, x, missing in found:
+            kept = (batch.weight > 0).to(x.device)
+            weighted = x[kept] * batch.weight.to(x.device)[kept][:, None]
+            gram = weighted.T @ x[kept] if gram is None else gram.addmm_(weighted.T, x[kept])
+            if missing is not None:
+                cross = missing[kept].T @ weighted if cross is None else cross.addmm_(missing[kept].T, weighted)
+        if gram is None:
+            raise ValueError("no batches")
+        return cls((gram + gram.T) / 2, cross)

@@ -1,12 +1,16 @@
-# make demo · make test · make lint · make clean       each builds what it needs, from a machine with Python 3.11 and make
+# make demo · make test · make lint · make test-autoawq · make bench-quantize · make clean
+# Each builds what it needs, from a machine with Python 3.11 and make.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := deploy/requirements/cpu.txt
 INSTALLED := $(VENV)/installed
+TORCH = $(shell sed -n 's/^torch==//p' $(REQUIREMENTS))
+AUTOAWQ := build/autoawq
+AUTOROUND := build/auto-round
 
-.PHONY: demo test lint install lock sample clean
+.PHONY: demo test test-autoawq lint install lock bench-quantize clean
 
 install: $(INSTALLED)
 
@@ -23,6 +27,24 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+# AutoAWQ needs transformers 4.51.3, so it has an environment of its own, and the tests that need it run there.
+test-autoawq: $(AUTOAWQ)/installed
+	$(AUTOAWQ)/bin/python -m pytest tests/quantize/test_autoawq.py
+
+bench-quantize: $(INSTALLED) $(AUTOAWQ)/installed $(AUTOROUND)/installed
+	$(BIN)/python bench/quantize.py
+
+$(AUTOAWQ)/installed: deploy/requirements/autoawq.txt pyproject.toml
+	test -x $(AUTOAWQ)/bin/python || $(PYTHON) -m venv $(AUTOAWQ)
+	$(AUTOAWQ)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(AUTOAWQ)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(AUTOROUND)/installed: bench/auto-round.txt
+	test -x $(AUTOROUND)/bin/python || $(PYTHON) -m venv $(AUTOROUND)
+	$(AUTOROUND)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
 # mypy sees the packages where they are installed (qembed.quantize), not where they stand (quantize).
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -37,6 +59,8 @@ lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python deploy/requirements/lock.py cpu eval dev > build/cpu.txt
 	mv build/cpu.txt $(REQUIREMENTS)
+	build/lock/bin/python deploy/requirements/lock.py autoawq dev torch==$(TORCH) > build/autoawq.txt
+	mv build/autoawq.txt deploy/requirements/autoawq.txt
 
 clean:
 	rm -rf $(VENV) build .demo .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -22,8 +22,8 @@ SHAPES: dict[str, dict[str, int]] = {
 VOCABULARY = {"0.6B": 151_669, "4B": 151_665, "8B": 151_665}
 
 
-def write(size: str, folder: Path, layers: int | None = None, seed: int = 0) -> None:
-    """Write a checkpoint of `size` ("0.6B", "4B", "8B"), cut to `layers` if given, one file a layer.
+def write(size: str, folder: Path, layers: int | None = None, seed: int = 0, vocabulary: int | None = None) -> None:
+    """Write a checkpoint of `size` ("0.6B", "4B", "8B"), cut to `layers` and `vocabulary` if given, one file a layer.
 
     Weights are normal with standard deviation 0.02, and a few input channels of each norm are large, as in trained models.
     """
@@ -35,7 +35,7 @@ def write(size: str, folder: Path, layers: int | None = None, seed: int = 0) -> 
         **sample.config,
         **SHAPES[size],
         "num_key_value_heads": 8,
-        "vocab_size": VOCABULARY[size],
+        "vocab_size": vocabulary or VOCABULARY[size],
         "max_position_embeddings": 32_768,
         "torch_dtype": "bfloat16",
     }
@@ -91,9 +91,10 @@ def main() -> None:
     parser.add_argument("size", choices=list(SHAPES))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, help="number of layers [default: the model's own]")
+    parser.add_argument("--vocabulary", type=int, help="rows of the token table [default: the model's own]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights [default: 0]")
     arguments = parser.parse_args()
-    write(arguments.size, arguments.folder, arguments.layers, arguments.seed)
+    write(arguments.size, arguments.folder, arguments.layers, arguments.seed, arguments.vocabulary)
 
 
 if __name__ == "__main__":

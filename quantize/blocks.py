@@ -64,6 +64,24 @@ class Shape:
         return dict(zip(LINEARS, sizes, strict=True))[name]
 
 
+def model_config(checkpoint: Checkpoint) -> Any:
+    """transformers' config object for `checkpoint`, with PyTorch's fused attention.
+
+    transformers 4 (which AutoAWQ needs) takes rotary settings from `rope_theta` and `rope_scaling` at the top level and would
+    silently use its defaults for a checkpoint of transformers 5, which has them under `rope_parameters`.
+    """
+    import transformers
+
+    config: Any = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    config._attn_implementation = "sdpa"
+    parameters = checkpoint.config.get("rope_parameters") or {}
+    if transformers.__version__.startswith("4.") and "rope_theta" in parameters:
+        config.rope_theta = parameters["rope_theta"]
+        scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+        config.rope_scaling = None if scaling.get("rope_type", "default") == "default" else scaling
+    return config
+
+
 class Block:
     """One decoder block at a time, with transformers' own code for it, in float32 on `device`.
 
@@ -78,14 +96,13 @@ class Block:
             BadInput: transformers does not take config.json.
         """
         import torch
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
         try:
-            config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+            config = model_config(checkpoint)
             layers = config.num_hidden_layers
             self.windows = [_window(config, layer) for layer in range(layers)]
             config.num_hidden_layers = 1
-            config._attn_implementation = "sdpa"
             with torch.device("meta"):
                 model = AutoModel.from_config(config, trust_remote_code=False)
             self.rotary: Any = type(model.rotary_emb)(config=config).to(device)

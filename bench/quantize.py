@@ -1,0 +1,204 @@
+"""Our INT4 beside that of others: `make bench-quantize`, or `python bench/quantize.py [--only ROW …] [--table TABLE …]`.
+
+Three tables go into bench/RESULTS.md: quality (the sample checkpoint; the same calibration texts and the same held-out texts
+for every tool, and for ours with each part left out), speed and memory (checkpoints of random weights in real shapes).
+
+Every row is a process of its own, and its numbers stay in build/bench/quantize/. A row whose command, versions and code are
+still the same is not run again, so a bench that was broken off goes on where it was; `--only ROW` makes that row anew,
+`--fresh` all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from process import Failed, Run, run
+from quantize_rows import CALIBRATION_TEXTS, CHECK_TEXTS, CODE, ENVIRONMENTS, PACKAGES, ROOT, TABLES, Row
+from quantize_tables import publish, summary
+from random_checkpoint import write as write_random
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from qembed.checkpoint import SAMPLE, Checkpoint, find
+
+BUILD = ROOT / "build" / "bench" / "quantize"
+TOKEN_ROWS = BUILD / "token-rows.json"
+console = Console()
+
+
+def main() -> int:
+    """Read the command line, run what is missing, write the tables; 1 if a row failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [row.name for rows in TABLES.values() for row in rows]
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=names, help=f"make these rows anew: {', '.join(names)}")
+    parser.add_argument("--table", nargs="+", choices=list(TABLES), default=list(TABLES), help="tables to make [default: all]")
+    parser.add_argument("--fresh", action="store_true", help="make every row anew")
+    parser.add_argument("--keep-models", action="store_true", help="keep the checkpoints of random weights (some GB)")
+    arguments = parser.parse_args()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for table in arguments.table:
+        rows = [row for row in TABLES[table] if not arguments.only or row.name in arguments.only]
+        for row in rows:
+            failed += not make(row, anew=arguments.fresh or bool(arguments.only))
+        if rows:
+            publish(table, {row: numbers(row) for row in TABLES[table]})
+    if not arguments.keep_models:
+        shutil.rmtree(BUILD / "models", ignore_errors=True)
+    return int(failed > 0)
+
+
+def make(row: Row, *, anew: bool) -> bool:
+    """Have the numbers of `row` on disk, by running it where they are missing or `anew`; whether that went well."""
+    key, found = key_of(row), numbers(row)
+    if not anew and found and found["key"] == key:
+        console.print(f"{row.name}: {summary(found)}   (as before)")
+        return True
+    place, out = BUILD / f"{row.name}.json", BUILD / "out" / row.name
+    place.unlink(missing_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(exist_ok=True)
+    try:
+        with working(row.name) as say:
+            say("preparing")
+            prepare(row)
+            cost = run(command(row, out), BUILD / f"{row.name}.log", os.environ, say)
+            found = {"key": key, "date": time.strftime("%Y-%m-%d"), "versions": versions(row.environment), **told(cost, out)}
+            if row.model == SAMPLE:
+                say("embedding the held-out texts")
+                found |= fidelity(out)
+    except Failed as error:
+        console.print(f"[red]{row.name}: {error}[/red]", soft_wrap=True)
+        return False
+    place.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    console.print(f"{row.name}: {summary(found)}")
+    shutil.rmtree(out)
+    return True
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """A line that turns, with the time gone; the function yielded says what is being done, such as a child's last line."""
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what)
+
+        def say(line: str) -> None:
+            if line.strip():
+                progress.update(task, description=f"{what}: {line.strip()}"[: console.width - 12])
+
+        yield say
+
+
+def numbers(row: Row) -> dict[str, Any] | None:
+    """What the last run of `row` left; None if there was none."""
+    place = BUILD / f"{row.name}.json"
+    return json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
+
+
+def key_of(row: Row) -> str:
+    """A hash of all that decides the numbers of `row` beside the machine: command, versions, code."""
+    decides = hashlib.sha256(json.dumps([command(row, Path("out")), versions(row.environment)]).encode())
+    for pattern in CODE[row.environment]:
+        for path in sorted(ROOT.glob(pattern)):
+            decides.update(path.read_bytes())
+    return decides.hexdigest()
+
+
+def command(row: Row, out: Path) -> list[str]:
+    """The command line of `row`, which writes the folder `out`."""
+    executables = ENVIRONMENTS[row.environment]
+    start = (
+        [executables / "python", ROOT / "bench" / row.script] if row.script else [executables / "qembed", "quantize", "--json"]
+    )
+    model = model_folder(row) if row.model != SAMPLE else SAMPLE
+    if row.environment == "auto-round":
+        model = find(SAMPLE).folder
+        start += ["--rows", TOKEN_ROWS]
+    return [*map(str, start), "--model", str(model), "--output", str(out), *row.options]
+
+
+def model_folder(row: Row) -> Path:
+    """Where the checkpoint of random weights stands that `row` quantizes."""
+    return BUILD / "models" / row.model.replace(":", "-")
+
+
+def prepare(row: Row) -> None:
+    """Write what the command of `row` reads: a checkpoint of random weights, or our calibration as token rows."""
+    if row.model != SAMPLE and not (model_folder(row) / "config.json").exists():
+        size, layers, vocabulary = [*row.model.split(":"), "0", "0"][:3]
+        write_random(size, model_folder(row), int(layers) or None, vocabulary=int(vocabulary) or None)
+    if row.environment == "auto-round":
+        from qembed.quantize.calibration import built_in
+
+        calibration = built_in(find(SAMPLE), max_tokens=512, check=CHECK_TEXTS, seed=0)
+        seen = [ids for number, ids in enumerate(calibration.rows) if number not in calibration.check]
+        assert len(seen) == CALIBRATION_TEXTS
+        TOKEN_ROWS.write_text(json.dumps(seen))
+
+
+def told(cost: Run, out: Path) -> dict[str, Any]:
+    """What a run cost and what it wrote; `layer_seconds` is the time of its last layer alone, None where it does not say."""
+    from qembed.quantize.run import sizes
+
+    ends = [at for at, line in cost.lines if re.match(r"layer \d+ of \d+", line)]
+    made = Checkpoint(out.name, out)
+    return {
+        "seconds": cost.seconds,
+        "peak_bytes": cost.peak_bytes,
+        "layer_seconds": ends[-1] - ends[-2] if len(ends) > 1 else None,
+        "tensor_bytes": sizes(made)["all"],
+        "tokens": made.card.get("calibration", {}).get("tokens"),
+    }
+
+
+@functools.cache
+def versions(environment: str) -> dict[str, str]:
+    """The versions of the packages that matter in one of ENVIRONMENTS."""
+    code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+    python = str(ENVIRONMENTS[environment] / "python")
+    said = subprocess.run([python, "-c", code, *PACKAGES[environment]], check=True, capture_output=True, text=True)
+    found = said.stdout.split()
+    return dict(zip(PACKAGES[environment], found, strict=True))
+
+
+def fidelity(folder: Path) -> dict[str, Any]:
+    """Mean and 99th percentile of 1 − cosine between the vectors of `folder` and the sample's, on the held-out texts.
+
+    Both through transformers in float32, from weights that one and the same code dequantizes, whatever tool packed them.
+    """
+    from qembed.eval.fidelity import cosines
+    from qembed.quantize.writer import copy_companions
+
+    copy_companions(find(SAMPLE), folder)
+    lost = 1 - cosines(vectors(folder), vectors(find(SAMPLE).folder))
+    return {"texts": len(lost), "mean": float(lost.mean()), "p99": float(np.percentile(lost, 99))}
+
+
+@functools.lru_cache(maxsize=2)
+def vectors(folder: Path) -> NDArray[np.float32]:
+    """Unit vectors of the held-out texts, queries with their prompts, from the checkpoint in `folder`."""
+    from qembed.eval import reference, texts
+
+    sample = find(SAMPLE)
+    found = [text.prompted(sample.prompts) for text in texts.read(texts.HELDOUT).texts]
+    cut, _ = texts.cut(found, sample.tokenizer(), sample.config["max_position_embeddings"])
+    return reference.embed(reference.load(Checkpoint(folder.name, folder)), cut)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,116 @@
+"""Which rows the tables of `make bench-quantize` have: a setting that is left out or added is a row with other options."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from qembed.checkpoint import SAMPLE
+
+ROOT = Path(__file__).parents[1]
+CALIBRATION_TEXTS, CHECK_TEXTS = 256, 32
+"""What `qembed quantize` calibrates with by default, and the texts that it keeps apart."""
+
+ENVIRONMENTS = {
+    "qembed": Path(sys.executable).parent,
+    "autoawq": ROOT / "build" / "autoawq" / "bin",
+    "auto-round": ROOT / "build" / "auto-round" / "bin",
+}
+PACKAGES = {
+    "qembed": ("qembed", "torch", "transformers"),
+    "autoawq": ("autoawq", "torch", "transformers"),
+    "auto-round": ("auto-round", "torch", "transformers"),
+}
+CODE = {
+    "qembed": ("quantize/*.py", "qembed/packing.py", "quantize/data/*", "bench/random_checkpoint.py"),
+    "autoawq": ("quantize/autoawq.py", "quantize/calibration.py", "quantize/data/*", "bench/run_stock_autoawq.py"),
+    "auto-round": ("quantize/calibration.py", "quantize/data/*", "bench/run_auto_round.py"),
+}
+"""The files that decide the numbers of a row, by its environment."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        name: what `--only` takes.
+        title: what the table calls it; {version} is that of the first package of its environment.
+        options: of `qembed quantize`, or of `script`.
+        environment: one of ENVIRONMENTS.
+        script: a file of this folder that is run instead of `qembed quantize`.
+        model: what is quantized: the sample, or SIZE[:LAYERS[:VOCABULARY]] for bench/random_checkpoint.py.
+        note: a remark under the table.
+    """
+
+    name: str
+    title: str
+    options: tuple[str, ...] = ()
+    environment: str = "qembed"
+    script: str | None = None
+    model: str = SAMPLE
+    note: str = ""
+
+
+QUALITY = (
+    Row("plain", "plain rounding", ("--scales", "none", "--no-clip", "--rounding", "nearest")),
+    Row(
+        "autoawq",
+        "AutoAWQ {version}",
+        ("--engine", "autoawq"),
+        "autoawq",
+        note="AutoAWQ runs as `qembed quantize --engine autoawq`: its own search, clipping and packing, in float32, its "
+        "calibration blocks cut from the same texts, and its fault on CPUs mended.",
+    ),
+    Row(
+        "autoawq-stock",
+        "AutoAWQ {version} as it comes, on a CPU",
+        ("--engine", "autoawq"),
+        "autoawq",
+        "run_stock_autoawq.py",
+        note="As it comes, AutoAWQ leaves the scales of the first grid point in the weights on a CPU.",
+    ),
+    Row(
+        "auto-round",
+        "auto-round {version}, with zero points",
+        ("--asymmetric",),
+        "auto-round",
+        "run_auto_round.py",
+        note="auto-round: 200 iterations, its default, on blocks of 512 tokens cut from the same texts; its AWQ export.",
+    ),
+    Row("auto-round-symmetric", "auto-round {version}, without (its default)", (), "auto-round", "run_auto_round.py"),
+    Row("ours", "**qembed**"),
+    Row("no-scales", "qembed without scales", ("--scales", "none")),
+    Row("no-clip", "qembed without clipping", ("--no-clip",)),
+    Row("nearest", "qembed without compensated rounding", ("--rounding", "nearest")),
+    Row("group-64", "qembed, groups of 64", ("--group-size", "64")),
+    Row("group-32", "qembed, groups of 32", ("--group-size", "32")),
+)
+
+SPEED = (
+    Row("0.6B", "the shape of Qwen3-Embedding-0.6B, 28 layers", ("--calibration-texts", "124"), model="0.6B"),
+    Row("layer", "one of its layers, qembed", ("--calibration-texts", "64"), model="0.6B:2"),
+    Row(
+        "layer-autoawq",
+        "one of its layers, AutoAWQ {version}",
+        ("--calibration-texts", "64", "--engine", "autoawq"),
+        "autoawq",
+        model="0.6B:2",
+        note="A layer: the second of two, from the end of the first to its own; the whole run's peak memory stands beside it.",
+    ),
+)
+
+MEMORY = (
+    Row("8B-2", "the shape of Qwen3-Embedding-8B, 2 layers", ("--calibration-texts", "124"), model="8B:2:13824"),
+    Row(
+        "8B-8",
+        "the same with 8 layers",
+        ("--calibration-texts", "124"),
+        model="8B:8:13824",
+        note="The token table has the 13,824 rows of the sample's tokenizer instead of 151,665: the 1.2 GB of a whole one do "
+        "not depend on the number of layers and would hide what does.",
+    ),
+)
+
+TABLES = {"quality": QUALITY, "speed": SPEED, "memory": MEMORY}

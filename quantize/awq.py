@@ -97,8 +97,8 @@ def search_scales(
         group_size: inputs that share a grid.
         fed_by: for each channel [K] int64 the output of the layer before that feeds it. Channels fed by the same output get
             the same scale (the heads of one key-value head); None means that each channel has an output of its own.
-        remaining: [K], `rounding.remaining_variance` where rounding will be compensated. The candidates are then judged by what
-            their errors cost after compensation, and x̄ is the root of it as well. Without it they are rounded to nearest and
+        remaining: [K], `rounding.Inverse.remaining_variance` where rounding will be compensated. The candidates are then judged
+            by what their errors cost after compensation, and x̄ is the root of it. Without it they are rounded to nearest and
             judged by tr(ΔW · G · ΔWᵀ).
     """
     import torch

@@ -89,6 +89,29 @@ computing = section("Where to compute")
     help="Push each rounding error into the weights not yet rounded (GPTQ), or round each to its nearest level.",
 )
 @method(
+    "--target",
+    type=click.Choice(["original", "layer"]),
+    default="original",
+    show_default=True,
+    help="Fit each layer to what the original model has there, taking back what was lost before it, or to its own outputs.",
+)
+@method(
+    "--prefixes",
+    type=click.IntRange(min=0),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Of each calibration text, how many prefixes count as texts of their own (a token each).",
+)
+@method(
+    "--last-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.5,
+    show_default=True,
+    metavar="SHARE",
+    help="What the last tokens of texts and prefixes, which become the vectors, count of all; 0 counts every token alike.",
+)
+@method(
     "--token-table",
     type=click.Choice(["float16", "int8"]),
     default="float16",

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from qembed.quantize.table import Rows
 
 
+PANEL = 512
+"""Rows of a Gram matrix that are summed at a time: what lies left of the diagonal of a panel is not computed, but mirrored."""
+
+
 @dataclass
 class Stream:
     """Hidden states [B, L, hidden] float32 of the tokens of `batches`, on their way through the layers."""
@@ -79,10 +83,13 @@ class Moments:
         cross: torch.Tensor | None = None
         for batch, x, missing in found:
             kept = (batch.weight > 0).to(x.device)
-            weighted = x[kept] * batch.weight.to(x.device)[kept][:, None]
-            gram = weighted.T @ x[kept] if gram is None else gram.addmm_(weighted.T, x[kept])
+            rows = x[kept]
+            weighted = rows * batch.weight.to(x.device)[kept][:, None]
+            gram = x.new_zeros(x.shape[-1], x.shape[-1]) if gram is None else gram
+            for start in range(0, x.shape[-1], PANEL):
+                gram[start : start + PANEL, start:].addmm_(weighted[:, start : start + PANEL].T, rows[:, start:])
             if missing is not None:
                 cross = missing[kept].T @ weighted if cross is None else cross.addmm_(missing[kept].T, weighted)
         if gram is None:
             raise ValueError("no batches")
-        return cls((gram + gram.T) / 2, cross)
+        return cls(gram.triu() + gram.triu(1).T, cross)

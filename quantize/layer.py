@@ -96,26 +96,31 @@ class LayerQuantizer:
         """Quantize the linears that read the input `name` (one of INPUTS), whose moments are given."""
         settings, members = self.settings, INPUTS[name]
         gram, compensate = moments.gram, settings.rounding == "compensated"
-        if moments.cross is not None:
+        inverse = rounding.Inverse.of(gram) if compensate or moments.cross is not None else None
+        if moments.cross is not None and inverse is not None:
             for member in members:
                 weight = self.tensors[f"{member}.weight"]
                 cross = weight @ moments.cross if name in NORMS else moments.cross
-                self.tensors[f"{member}.weight"] = rounding.refitted(weight, gram, cross)
+                self.tensors[f"{member}.weight"] = rounding.refitted(weight, inverse, cross)
         if settings.scales == "awq":
             scales = awq.search_scales(
                 [self.tensors[f"{member}.weight"] for member in members],
                 gram,
                 settings.group_size,
                 fed_by(name, self.shape, gram.device),
-                rounding.remaining_variance(gram) if compensate else None,
+                inverse.remaining_variance() if compensate and inverse is not None else None,
             )
             scales = self._fold(name, scales)
             gram = gram / (scales[:, None] * scales[None])
+            inverse = inverse.scaled(scales) if inverse is not None else None
         for member in members:
             weight = self.tensors[f"{member}.weight"]
             search = awq.search_clip if settings.clip else _whole_range
             grid = search(weight, gram, settings.group_size)
-            levels = rounding.compensated(weight, gram, grid) if compensate else grid.quantize(weight)
+            if compensate and inverse is not None:
+                levels = rounding.compensated(weight, inverse, grid)
+            else:
+                levels = grid.quantize(weight)
             rounded = grid.dequantize(levels)
             lost, whole = awq.output_error(rounded - weight, gram), awq.output_error(weight, gram)
             self.report.error[member].append((lost / whole).clamp(min=0).sqrt().item())

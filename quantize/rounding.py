@@ -7,6 +7,7 @@ the AWQ layout permits because a column's group stays what its position says.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qembed.quantize.awq import LEVELS, Grid
@@ -16,17 +17,48 @@ if TYPE_CHECKING:
 
 BLOCK = 128
 DAMPING = 0.01
+SMALLEST_DIAGONAL = 1e-20
 
 
-def compensated(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, damping: float = DAMPING) -> torch.Tensor:
-    """Levels 0…15 [N, K] float32 for `weight` [N, K] on `grid`, chosen so that tr(ΔW · G · ΔWᵀ) is small.
+@dataclass(frozen=True)
+class Inverse:
+    """The inverse of a damped Gram matrix, factored: all that rounding, refitting and the search for scales ask of it.
 
-    The Cholesky factor is taken in float64; `damping` is the share of G's mean diagonal that is added to its diagonal.
+    Attributes:
+        order: channels [K] int64 by falling mean square of their inputs, in which they are rounded.
+        upper: upper triangular U [K, K] float32 with UᵀU = (G + λI)⁻¹, its rows and columns in `order`.
     """
+
+    order: torch.Tensor
+    upper: torch.Tensor
+
+    @classmethod
+    def of(cls, gram: torch.Tensor, damping: float = DAMPING) -> Inverse:
+        """Factor in float64. λ is the share `damping` of G's mean diagonal."""
+        order = gram.diagonal().argsort(descending=True, stable=True)
+        return cls(order, inverse_factor(gram[order][:, order], damping))
+
+    def scaled(self, scales: torch.Tensor) -> Inverse:
+        """That of the inputs divided by `scales` [K]: G⁻¹ is multiplied by them from both sides."""
+        return Inverse(self.order, self.upper * scales[self.order])
+
+    def remaining_variance(self) -> torch.Tensor:
+        """What a squared rounding error of each channel costs [K] once those rounded after it have compensated for it.
+
+        It is 1/U_kk²: the variance of the channel's input that later channels do not explain.
+        """
+        import torch
+
+        found = torch.empty_like(self.upper.diagonal())
+        found[self.order] = self.upper.diagonal().square().reciprocal()
+        return found
+
+
+def compensated(weight: torch.Tensor, inverse: Inverse, grid: Grid) -> torch.Tensor:
+    """Levels 0…15 [N, K] float32 for `weight` [N, K] on `grid`, chosen so that tr(ΔW · G · ΔWᵀ) is small."""
     import torch
 
-    order = activation_order(gram)
-    factor = inverse_factor(gram[order][:, order], damping)
+    order, factor = inverse.order, inverse.upper
     groups = order // grid.group_size
     # A column of these is read at each step: rows make that one run of memory.
     scale, zero_point = grid.scale.T[groups].contiguous(), grid.zero_point.T[groups].contiguous()
@@ -47,58 +79,29 @@ def compensated(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, damping: f
     return levels[order.argsort()].T.contiguous()
 
 
-def activation_order(gram: torch.Tensor) -> torch.Tensor:
-    """The channels [K] int64 by falling mean square of their inputs; equal ones keep their order."""
-    return gram.diagonal().argsort(descending=True, stable=True)
-
-
-def remaining_variance(gram: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
-    """What a squared rounding error of each channel costs [K] float32 once those rounded after it have compensated for it.
-
-    It is 1/U_kk² of the factor that `compensated` uses: the variance of the channel's input that later channels do not explain.
-    """
-    import torch
-
-    order = activation_order(gram)
-    found = torch.empty_like(gram.diagonal())
-    found[order] = inverse_factor(gram[order][:, order], damping).diagonal().square().reciprocal()
-    return found
-
-
 def inverse_factor(gram: torch.Tensor, damping: float) -> torch.Tensor:
-    """Upper triangular U [K, K] float32 with UᵀU = (G + λI)⁻¹, λ the share `damping` of G's mean diagonal."""
-    import torch
+    """Upper triangular U [K, K] float32 with UᵀU = (G + λI)⁻¹, λ the share `damping` of G's mean diagonal.
 
-    while True:
-        lower, damping = damped_factor(gram, damping)
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed:
-            return upper.float()
-        damping *= 10
-
-
-def damped_factor(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """Lower triangular L [K, K] float64 with LLᵀ = G + λI, and the damping that it took.
-
-    λ is the share `damping` of G's mean diagonal, so that channels that were always zero get a diagonal of their own. Where
-    rounding errors leave the sum indefinite, λ grows tenfold.
+    Channels that were always zero get a diagonal of their own. Where rounding errors leave the sum indefinite, λ grows tenfold.
     """
     import torch
 
     matrix = gram.double()
     diagonal = matrix.diagonal()
-    mean = diagonal.mean().clamp(min=torch.finfo(torch.float64).tiny)
+    mean = diagonal.mean().clamp(min=SMALLEST_DIAGONAL)
     added = 0.0
     while True:
         diagonal.add_((damping - added) * mean)
         added = damping
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
-            return lower, damping
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper.float()
         damping *= 10
 
 
-def refitted(weight: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
+def refitted(weight: torch.Tensor, inverse: Inverse, cross: torch.Tensor) -> torch.Tensor:
     """The weight [N, K] that maps the layer's real inputs nearest to what they should become, by damped least squares.
 
     With `cross` = Σ (wanted − W x) xᵀ [N, K] it is W + cross · (G + λI)⁻¹: λ pulls towards `weight`, not to zero. Where the
@@ -107,5 +110,7 @@ def refitted(weight: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor, damp
     """
     import torch
 
-    lower, _ = damped_factor(gram, damping)
-    return weight + torch.cholesky_solve(cross.double().T, lower).T.float()
+    solved = (cross[:, inverse.order] @ inverse.upper.T) @ inverse.upper
+    change = torch.empty_like(weight)
+    change[:, inverse.order] = solved
+    return weight + change

@@ -52,7 +52,7 @@ def test_scales_and_clipping_and_compensation_each_cost_less_than_plain_rounding
     assert lost(weight, scaled, gram) < 0.9 * plain
     grid = awq.search_clip(weight, gram, 64)
     assert lost(weight, grid.nearest(weight), gram) < plain
-    compensated = grid.dequantize(rounding.compensated(weight, gram, grid))
+    compensated = grid.dequantize(rounding.compensated(weight, rounding.Inverse.of(gram), grid))
     assert lost(weight, compensated, gram) < 0.6 * lost(weight, grid.nearest(weight), gram)
 
 
@@ -79,9 +79,9 @@ def test_channels_fed_by_one_output_share_a_scale() -> None:
 def test_compensated_levels_are_levels_and_equal_nearest_when_inputs_are_uncorrelated() -> None:
     weight, gram = weight_and_gram()
     grid = awq.range_grid(weight, 64)
-    levels = rounding.compensated(weight, gram, grid)
+    levels = rounding.compensated(weight, rounding.Inverse.of(gram), grid)
     assert torch.equal(levels, levels.round().clamp(0, 15))
-    alone = rounding.compensated(weight, torch.eye(128), grid)
+    alone = rounding.compensated(weight, rounding.Inverse.of(torch.eye(128)), grid)
     assert torch.equal(alone, grid.quantize(weight))
 
 
@@ -99,7 +99,7 @@ def test_a_gram_matrix_of_few_tokens_or_none_still_gives_levels() -> None:
     for gram in (x.T @ x, torch.zeros(128, 128)):
         scales = awq.search_scales([weight], gram, 64)
         grid = awq.search_clip(weight * scales, gram, 64)
-        levels = rounding.compensated(weight * scales, gram, grid)
+        levels = rounding.compensated(weight * scales, rounding.Inverse.of(gram), grid)
         assert torch.isfinite(scales).all()
         assert ((levels >= 0) & (levels <= 15)).all()
 
@@ -108,29 +108,39 @@ def test_refitted_weight_is_the_least_squares_answer() -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(500, 32, generator=generator), torch.randn(8, 32, generator=generator)
     wanted = x @ torch.randn(32, 8, generator=generator)
-    found = rounding.refitted(weight, x.T @ x, (wanted - x @ weight.T).T @ x, damping=1e-9)
+    found = rounding.refitted(weight, rounding.Inverse.of(x.T @ x, 1e-9), (wanted - x @ weight.T).T @ x)
     torch.testing.assert_close(found, torch.linalg.lstsq(x, wanted).solution.T, rtol=1e-3, atol=1e-3)
-    assert torch.equal(rounding.refitted(weight, torch.zeros(32, 32), torch.zeros(8, 32)), weight)
+    assert torch.equal(rounding.refitted(weight, rounding.Inverse.of(torch.zeros(32, 32)), torch.zeros(8, 32)), weight)
 
 
 def test_remaining_variance_foretells_what_compensated_rounding_loses() -> None:
     weight, gram = weight_and_gram(outputs=256)
     grid = awq.range_grid(weight, 64)
     steps = grid.scale.square().sum(0).repeat_interleave(64)
-    expected = (steps * rounding.remaining_variance(gram)).sum().item() / 12
+    expected = (steps * rounding.Inverse.of(gram).remaining_variance()).sum().item() / 12
     damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(128)
-    real = lost(weight, grid.dequantize(rounding.compensated(weight, gram, grid)), damped)
+    real = lost(weight, grid.dequantize(rounding.compensated(weight, rounding.Inverse.of(gram), grid)), damped)
     assert real == pytest.approx(expected, rel=0.1)
 
 
 def test_scales_for_compensated_rounding_lose_no_more_than_none_when_it_compensates() -> None:
     weight, gram = weight_and_gram()
     weight[:, 3] *= 20
-    scales = awq.search_scales([weight], gram, 64, remaining=rounding.remaining_variance(gram))
+    scales = awq.search_scales([weight], gram, 64, remaining=rounding.Inverse.of(gram).remaining_variance())
     assert not torch.equal(scales, torch.ones(128))
     found = []
     for chosen in (torch.ones(128), scales):
         scaled, own = weight * chosen, gram / (chosen[:, None] * chosen)
         grid = awq.range_grid(scaled, 64)
-        found.append(lost(scaled, grid.dequantize(rounding.compensated(scaled, own, grid)), own))
+        found.append(lost(scaled, grid.dequantize(rounding.compensated(scaled, rounding.Inverse.of(own), grid)), own))
     assert found[1] < 0.9 * found[0]
+
+
+def test_the_inverse_of_scaled_inputs_is_that_of_their_own_gram_matrix() -> None:
+    _, gram = weight_and_gram()
+    gram += 0.1 * gram.diagonal().mean() * torch.eye(128)
+    scales = torch.linspace(0.5, 2, 128)
+    found = rounding.Inverse.of(gram, 1e-6).scaled(scales)
+    own = (gram / (scales[:, None] * scales))[found.order][:, found.order]
+    expected = rounding.inverse_factor(own, 1e-6)
+    torch.testing.assert_close(found.upper, expected, rtol=0.02, atol=0.01 * expected.abs().max().item())

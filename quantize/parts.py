@@ -7,6 +7,7 @@ parts alone. They are joined by copying their bytes: no shard is ever in memory.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,14 @@ DONE = "report.json"
 """What a run notes, as JSON, when all layers are finished."""
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """A float16 tensor of `shape` that `rows()` gives in blocks of rows, so that it is never in memory as a whole."""
+
+    shape: Sequence[int]
+    rows: Callable[[], Iterator[torch.Tensor]]
+
+
 class Parts:
     """The finished parts of a run, in a folder. Names: "rest" (what stands outside the layers), "layer-000" …"""
 
@@ -41,7 +50,7 @@ class Parts:
         """How many layers are finished."""
         return sum(1 for _ in self.folder.glob("part-layer-*.safetensors"))
 
-    def write(self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, Any]) -> None:
+    def write(self, name: str, tensors: Mapping[str, torch.Tensor | Blocks], notes: Mapping[str, Any]) -> None:
         """Store the tensors of a part (on the CPU) and what is to be remembered of it (JSON types).
 
         Raises:
@@ -201,14 +210,23 @@ def _reader(path: Path, start: int, size: int) -> Callable[[], Iterator[bytes]]:
     return chunks
 
 
-def _piece(tensor: torch.Tensor) -> Piece:
+def _piece(tensor: torch.Tensor | Blocks) -> Piece:
     import torch
 
+    if isinstance(tensor, Blocks):
+        blocks = tensor
+
+        def rows() -> Iterator[memoryview]:
+            for block in blocks.rows():
+                yield _bytes(block)
+
+        return Piece("F16", blocks.shape, 2 * math.prod(blocks.shape), rows)
     names = {torch.float32: "F32", torch.float16: "F16", torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8"}
+    whole = tensor
+    return Piece(names[whole.dtype], whole.shape, whole.numel() * whole.element_size(), lambda: iter([_bytes(whole)]))
 
-    def chunks() -> Iterator[memoryview]:
-        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-        for start in range(0, len(data), CHUNK_BYTES):
-            yield data[start : start + CHUNK_BYTES]
 
-    return Piece(names[tensor.dtype], tensor.shape, tensor.numel() * tensor.element_size(), chunks)
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

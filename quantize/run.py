@@ -133,6 +133,7 @@ def fingerprint(
     cuda = device.type == "cuda"
     return {
         **{name: version(name) for name in ("qembed", "torch", "transformers")},
+        **({"autoawq": version("autoawq")} if settings.engine == "autoawq" else {}),
         **origin["sha256"],
         **others,
         "calibration": hashlib.sha256(rows).hexdigest(),

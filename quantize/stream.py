@@ -48,12 +48,16 @@ def quantize(
     """
     name = checkpoint.prefix + "embed_tokens.weight"
     outside = [other for other in checkpoint.files if ".layers." not in f".{other}" and other != name]
-    rest = {other: half(other, checkpoint.tensor(other)) for other in outside}
+    shapes = checkpoint.shapes()
+    rest = {
+        other: half(other, checkpoint.tensor(other)) if len(shapes[other][0]) < 2 else table.in_blocks(checkpoint, other)
+        for other in outside
+    }
     ids = sorted({0, *(token for row in calibration.rows for token in row)})  # rows are padded with 0
     converted = table.convert(checkpoint, name, ids, settings.token_table)
     if parts is not None and "rest" not in parts:
         parts.write("rest", {**rest, **converted.tensors}, {})
-    final_norm = rest[checkpoint.prefix + "norm.weight"].float()
+    final_norm = half("norm.weight", checkpoint.tensor(checkpoint.prefix + "norm.weight")).float()
     seen = [number for number in range(len(calibration.rows)) if number not in calibration.check]
     calibrated = batches.with_prefixes(
         calibration.rows,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qembed import token_table
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
+from qembed.quantize.parts import Blocks
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ class Converted:
     error ‖E − Ê‖ / ‖E‖ of the whole table; None where nothing is lost.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor | Blocks]
     original: Rows
     served: Rows
     error: float | None
@@ -45,25 +46,24 @@ class Converted:
 def convert(checkpoint: Checkpoint, name: str, ids: Sequence[int], kind: str) -> Converted:
     """The tensor `name` of `checkpoint` as `kind` ("float16" or "int8"), with the rows of `ids`, which ascend.
 
-    For INT8 the source is read twice in blocks of rows, and never held as a whole.
+    The source is read in blocks of rows, and never held as a whole.
 
     Raises:
         BadInput: the tensor is missing, damaged, not finite, or greater than float16 holds.
     """
     import torch
 
-    wanted = torch.tensor(ids)
+    wanted, table = torch.tensor(ids), in_blocks(checkpoint, name)
+    blocks = table.rows
     if kind != token_table.INT8:
-        table = half(name, checkpoint.tensor(name))
-        rows = Rows(wanted, table[wanted])
+        found, start = [], 0
+        for block in blocks():
+            found.append(block[wanted[(wanted >= start) & (wanted < start + len(block))] - start])
+            start += len(block)
+        rows = Rows(wanted, torch.cat(found))
         return Converted({name: table}, rows, rows, None)
-
-    def blocks() -> Iterator[torch.Tensor]:
-        for block in checkpoint.row_blocks(name, token_table.BLOCK_ROWS):
-            yield half(name, block)
-
     columns = token_table.column_scales(blocks())
-    (count, width), _ = checkpoint.shapes()[name]
+    count, width = table.shape
     qweight, scales = torch.empty(count, width, dtype=torch.int8), torch.empty(count, 1)
     original, start, lost, whole = [], 0, 0.0, 0.0
     for block in blocks():
@@ -81,6 +81,16 @@ def convert(checkpoint: Checkpoint, name: str, ids: Sequence[int], kind: str) ->
         Rows(wanted, served),
         (lost / whole) ** 0.5 if whole else 0.0,
     )
+
+
+def in_blocks(checkpoint: Checkpoint, name: str) -> Blocks:
+    """The matrix `name` of `checkpoint` as float16, in blocks of rows; reading them raises what `half` does."""
+
+    def rows() -> Iterator[torch.Tensor]:
+        for block in checkpoint.row_blocks(name, token_table.BLOCK_ROWS):
+            yield half(name, block)
+
+    return Blocks(checkpoint.shapes()[name][0], rows)
 
 
 def stored(name: str, qweight: torch.Tensor, scales: torch.Tensor, columns: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -115,6 +115,27 @@ def test_the_table_is_never_read_as_a_whole(
     assert heights == [100, 100, 57]
 
 
+def test_a_float16_table_and_a_head_are_not_read_as_a_whole_either(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, whole = make_checkpoint("llama", prefix="model.", tie_word_embeddings=False), Checkpoint.tensor
+    tensors = load_file(source.folder / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn(257, 128).bfloat16()
+    save_file(tensors, source.folder / "model.safetensors")
+
+    def tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+        assert name not in (f"model.{TABLE}", "lm_head.weight")
+        return whole(checkpoint, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "tensor", tensor)
+        patched.setattr(token_table, "BLOCK_ROWS", 100)
+        assert quantize("--model", source.folder, "--output", tmp_path / "out", *QUICK).exit_code == 0
+    made = find(str(tmp_path / "out"))
+    for name in (f"model.{TABLE}", "lm_head.weight"):
+        assert torch.equal(made.tensor(name), tensors[name].half())
+
+
 def test_calibration_sees_the_int8_table_and_the_original_does_not(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ def make(row: Row, *, anew: bool) -> bool:
     """Have the numbers of `row` on disk, by running it where they are missing or `anew`; whether that went well."""
     key, found = key_of(row), numbers(row)
     if not anew and found and found["key"] == key:
-        console.print(f"{row.name}: {summary(found)}   (as before)")
+        console.print(f"{row.name}: {summary(found)}   (as before)", soft_wrap=True)
         return True
     place, out = BUILD / f"{row.name}.json", BUILD / "out" / row.name
     place.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def make(row: Row, *, anew: bool) -> bool:
         console.print(f"[red]{row.name}: {error}[/red]", soft_wrap=True)
         return False
     place.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    console.print(f"{row.name}: {summary(found)}")
+    console.print(f"{row.name}: {summary(found)}", soft_wrap=True)
     shutil.rmtree(out)
     return True
 
@@ -122,14 +122,14 @@ def key_of(row: Row) -> str:
 def command(row: Row, out: Path) -> list[str]:
     """The command line of `row`, which writes the folder `out`."""
     executables = ENVIRONMENTS[row.environment]
-    start = (
-        [executables / "python", ROOT / "bench" / row.script] if row.script else [executables / "qembed", "quantize", "--json"]
-    )
+    script = row.script or ("run_settings.py" if row.settings else None)
+    start = [executables / "python", ROOT / "bench" / script] if script else [executables / "qembed", "quantize", "--json"]
     model = model_folder(row) if row.model != SAMPLE else SAMPLE
     if row.environment == "auto-round":
         model = find(SAMPLE).folder
         start += ["--rows", TOKEN_ROWS]
-    return [*map(str, start), "--model", str(model), "--output", str(out), *row.options]
+    settings = ["--settings", json.dumps(dict(row.settings))] if row.settings else []
+    return [*map(str, start), *settings, "--model", str(model), "--output", str(out), *row.options]
 
 
 def model_folder(row: Row) -> Path:

@@ -84,7 +84,8 @@ QUALITY = (
         ("--asymmetric",),
         "auto-round",
         "run_auto_round.py",
-        note="auto-round: 200 iterations, its default, on blocks of 512 tokens cut from the same texts; its AWQ export.",
+        note="auto-round: 200 iterations, its default, on blocks of 512 tokens cut from the same texts; its AWQ export. "
+        "Computing in float32 (bfloat16 is slow on most CPUs), it writes the token table in float32 too.",
     ),
     Row("auto-round-symmetric", "auto-round {version}, without (its default)", (), "auto-round", "run_auto_round.py"),
     Row("ours", "**qembed**"),

@@ -47,6 +47,8 @@ def main() -> None:
         enable_torch_compile=False,
     )
     quantizer.quantize_and_save(str(arguments.output), format="auto_awq")
+    for path in [*arguments.output.glob("*/*")]:  # it makes a folder of its own in there
+        path.rename(arguments.output / path.name)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+SHARD_BYTES = 70_000
+"""So small that tiny checkpoints have several shards."""
 STEPS: tuple[tuple[Any, str], ...] = (
     (os, "fsync"),
     (Path, "replace"),
@@ -76,7 +78,9 @@ def fork(arguments: list[str], kill: int | str, number: int) -> dict[str, Any]:
 def quantize(arguments: list[str], kill: int | str, number: int, steps: Path) -> int:
     """The command itself, each step on disk noted before it is taken, and the one with number `kill` never taken."""
     from qembed.cli import group
+    from qembed.quantize import parts
 
+    parts.SHARD_BYTES = SHARD_BYTES
     count = 0
     log = steps.open("a")
 

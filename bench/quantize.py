@@ -122,14 +122,14 @@ def key_of(row: Row) -> str:
 def command(row: Row, out: Path) -> list[str]:
     """The command line of `row`, which writes the folder `out`."""
     executables = ENVIRONMENTS[row.environment]
-    script = row.script or ("run_settings.py" if row.settings else None)
-    start = [executables / "python", ROOT / "bench" / script] if script else [executables / "qembed", "quantize", "--json"]
+    start = (
+        [executables / "python", ROOT / "bench" / row.script] if row.script else [executables / "qembed", "quantize", "--json"]
+    )
     model = model_folder(row) if row.model != SAMPLE else SAMPLE
     if row.environment == "auto-round":
         model = find(SAMPLE).folder
         start += ["--rows", TOKEN_ROWS]
-    settings = ["--settings", json.dumps(dict(row.settings))] if row.settings else []
-    return [*map(str, start), *settings, "--model", str(model), "--output", str(out), *row.options]
+    return [*map(str, start), "--model", str(model), "--output", str(out), *row.options]
 
 
 def model_folder(row: Row) -> Path:

@@ -23,7 +23,7 @@ PACKAGES = {
     "auto-round": ("auto-round", "torch", "transformers"),
 }
 CODE = {
-    "qembed": ("quantize/*.py", "qembed/packing.py", "quantize/data/*", "bench/random_checkpoint.py", "bench/run_settings.py"),
+    "qembed": ("quantize/*.py", "qembed/packing.py", "quantize/data/*", "bench/random_checkpoint.py"),
     "autoawq": ("quantize/autoawq.py", "quantize/calibration.py", "quantize/data/*", "bench/run_stock_autoawq.py"),
     "auto-round": ("quantize/calibration.py", "quantize/data/*", "bench/run_auto_round.py"),
 }
@@ -40,7 +40,6 @@ class Row:
         options: of `qembed quantize`, or of `script`.
         environment: one of ENVIRONMENTS.
         script: a file of this folder that is run instead of `qembed quantize`.
-        settings: fields of `qembed.quantize.settings.Settings` that the command line does not offer, with their values.
         model: what is quantized: the sample, or SIZE[:LAYERS[:VOCABULARY]] for bench/random_checkpoint.py.
         note: a remark under the table.
     """
@@ -50,7 +49,6 @@ class Row:
     options: tuple[str, ...] = ()
     environment: str = "qembed"
     script: str | None = None
-    settings: tuple[tuple[str, str | int | float], ...] = ()
     model: str = SAMPLE
     note: str = ""
 
@@ -59,8 +57,7 @@ QUALITY = (
     Row(
         "plain",
         "plain rounding",
-        ("--scales", "none", "--no-clip", "--rounding", "nearest"),
-        settings=(("target", "layer"),),
+        ("--scales", "none", "--no-clip", "--rounding", "nearest", "--target", "layer"),
     ),
     Row(
         "autoawq",
@@ -92,9 +89,9 @@ QUALITY = (
     Row("no-scales", "qembed without scales", ("--scales", "none")),
     Row("no-clip", "qembed without clipping", ("--no-clip",)),
     Row("nearest", "qembed without compensated rounding", ("--rounding", "nearest")),
-    Row("own-target", "qembed without fitting to the original model", settings=(("target", "layer"),)),
-    Row("no-prefixes", "qembed without prefixes of texts", settings=(("prefixes", 0),)),
-    Row("no-weighing", "qembed without weighing last tokens", settings=(("last_share", 0.0),)),
+    Row("own-target", "qembed without fitting to the original model", ("--target", "layer")),
+    Row("no-prefixes", "qembed without prefixes of texts", ("--prefixes", "0")),
+    Row("no-weighing", "qembed without weighing last tokens", ("--last-share", "0")),
     Row("group-64", "qembed, groups of 64", ("--group-size", "64")),
     Row("group-32", "qembed, groups of 32", ("--group-size", "32")),
 )

@@ -83,6 +83,8 @@ def test_ctrl_c_ends_the_vllm_that_it_started(int4_checkpoint: Path) -> None:
     process = subprocess.Popen(
         [*QEMBED, "eval", "--model", str(int4_checkpoint), "--engine", "vllm"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # Where the tests themselves run in a shell's background, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         deadline = time.monotonic() + STARTING_SECONDS

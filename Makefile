@@ -57,7 +57,7 @@ lint: $(INSTALLED)
 
 lock:
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python deploy/requirements/lock.py cpu eval dev > build/cpu.txt
+	build/lock/bin/python deploy/requirements/lock.py cpu eval mteb dev > build/cpu.txt
 	mv build/cpu.txt $(REQUIREMENTS)
 	build/lock/bin/python deploy/requirements/lock.py autoawq dev torch==$(TORCH) > build/autoawq.txt
 	mv build/autoawq.txt deploy/requirements/autoawq.txt

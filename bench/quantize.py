@@ -196,7 +196,7 @@ def vectors(folder: Path) -> NDArray[np.float32]:
 
     sample = find(SAMPLE)
     found = [text.prompted(sample.prompts) for text in texts.read(texts.HELDOUT).texts]
-    cut, _ = texts.cut(found, sample.tokenizer(), sample.config["max_position_embeddings"])
+    cut = texts.cut(found, sample.tokenizer(), sample.config["max_position_embeddings"]).texts
     return reference.embed(reference.load(Checkpoint(folder.name, folder)), cut)
 
 

@@ -2,53 +2,72 @@
 
 from __future__ import annotations
 
+import json
 import math
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from qembed import checkpoint as checkpoints
-from qembed.errors import BadInput
+from qembed.errors import BadInput, Interrupted, QembedError
+from qembed.sections import SectionedCommand, section
 
-if TYPE_CHECKING:
-    from qembed.checkpoint import Checkpoint
-    from qembed.eval.compare import Reader
-    from qembed.eval.sources import Side
+sides = section("What to compare")
+reading = section("Texts")
+gates = section("As a gate")
+writing = section("What to write")
 
 
-@click.command(short_help="Tell what INT4 costs against FP16.")
-@click.option("--model", envvar="QEMBED_MODEL", show_envvar=True, metavar="MODEL",
-              help="INT4 checkpoint: its folder, or the model that `qembed quantize` made it from in this directory.  "
-                   f"[default: what it made of {checkpoints.DEFAULT_MODEL}]")  # fmt: skip
-@click.option("--baseline", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True,
-              help="fp16: the original checkpoint as published, computed in float16 on a GPU and in float32 on a CPU. "
-                   "fp32: the same weights, computed in float32 everywhere.")  # fmt: skip
-@click.option("--baseline-model", metavar="MODEL", help="Original checkpoint: hub id, folder, or 'sample'.  "
-              "[default: what the INT4 checkpoint was made from]")  # fmt: skip
-@click.option("--engine", type=click.Choice(["vllm", "transformers"]),
-              help="What runs the INT4 side: vLLM, or transformers with the weights dequantized.  "
-                   "[default: vllm where it is installed]")  # fmt: skip
-@click.option("--url", metavar="URL", help="Running server of the INT4 side (OpenAI-compatible), instead of starting one.")
-@click.option("--baseline-url", metavar="URL", help="Running server of the baseline, instead of transformers.")
-@click.option("--data", type=click.Path(path_type=Path), metavar="FILE",
-              help="Texts: .txt with one a line, or .jsonl with one object a line: text, and if you like id, kind "
-                   "(query, document, code), language, instruction.  [default: the built-in held-out texts]")  # fmt: skip
-@click.option("--min-cosine", type=float, metavar="X",
-              help="Exit with 1 if the mean cosine at full dimension is below X (−1 to 1).")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
-def command(
-    model: str | None,
-    baseline: str,
-    baseline_model: str | None,
-    engine: str | None,
-    url: str | None,
-    baseline_url: str | None,
-    data: Path | None,
-    min_cosine: float | None,
-    as_json: bool,
-) -> None:
+def _share(_: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """A share, written as a percentage ("0.5%") or as a number ("0.005")."""
+    if value is None:
+        return None
+    try:
+        number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise BadInput(f"{option.opts[0]} {value}: not a share such as 0.5% or 0.005")
+    return number
+
+
+@click.command("eval", cls=SectionedCommand, short_help="Tell what INT4 costs against FP16.")
+@sides("--model", envvar="QEMBED_MODEL", show_envvar=True, metavar="MODEL",
+       help="INT4 checkpoint: its folder, or the model that `qembed quantize` made it from in this directory.  "
+            f"[default: what it made of {checkpoints.DEFAULT_MODEL}]")  # fmt: skip
+@sides("--baseline", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True,
+       help="fp16: the original checkpoint as published, computed in float16 on a GPU and in float32 on a CPU. "
+            "fp32: the same weights, computed in float32 everywhere.")  # fmt: skip
+@sides("--baseline-model", metavar="MODEL", help="Original checkpoint: hub id, folder, or 'sample'.  "
+       "[default: what the INT4 checkpoint was made from]")  # fmt: skip
+@sides("--engine", type=click.Choice(["vllm", "transformers"]),
+       help="What runs the INT4 side: vLLM, or transformers with the weights dequantized.  "
+            "[default: vllm where it is installed]")  # fmt: skip
+@sides(
+    "--baseline-engine", type=click.Choice(["vllm", "transformers"]), help="What runs the baseline.  [default: transformers]"
+)
+@sides("--url", metavar="URL", help="Running server of the INT4 side (OpenAI-compatible), instead of starting one.")
+@sides("--baseline-url", metavar="URL", help="Running server of the baseline, instead of transformers.")
+@sides("--vectors", type=click.Path(path_type=Path), metavar="FILE",
+       help="Stored vectors of the INT4 side: .npy, a row for each text of --data, or .parquet with a column 'vector' "
+            "(matched by its column 'id' or 'text', if it has one).")  # fmt: skip
+@sides("--baseline-vectors", type=click.Path(path_type=Path), metavar="FILE", help="Stored vectors of the baseline.")
+@reading("--data", type=click.Path(path_type=Path), metavar="FILE",
+         help="Texts: .txt with one a line, or .jsonl with one object a line: text, and if you like id, kind "
+              "(query, document, code), language, instruction.  [default: the built-in held-out texts]")  # fmt: skip
+@reading("--cache", type=click.Path(path_type=Path, file_okay=False), envvar="QEMBED_EVAL_CACHE", show_envvar=True,
+         metavar="FOLDER", help="Where vectors are kept, so that a run that was broken off goes on where it was.  "
+         "[default: qembed/eval in the user's cache folder]")  # fmt: skip
+@reading("--no-cache", is_flag=True, help="Compute every vector anew, and keep none.")
+@gates("--min-cosine", type=float, metavar="X", help="Exit with 1 if the mean cosine at full dimension is below X (−1 to 1).")
+@gates("--min-p1", type=float, metavar="X", help="Exit with 1 if 1% of the texts have a cosine below X.")
+@gates("--max-task-drop", callback=_share, metavar="X%",
+       help="Exit with 1 if a task's main number is lower than the baseline's by more than X% of it.")  # fmt: skip
+@writing("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
+def command(**options: Any) -> None:
     """Tell what INT4 costs against FP16: the cosine between both vectors of the same text.
 
     The INT4 checkpoint runs through vLLM, which is started for it, and the original through transformers. Queries go in with
@@ -59,68 +78,53 @@ def command(
     qembed eval --model sample --min-cosine 0.95     as a gate
     qembed eval --url http://127.0.0.1:8000 --json   a server that runs already
 
-    Exit codes: 0 done, 1 --min-cosine missed, a vector unusable or a server failed, 2 bad input, 3 a package is missing.
+    Exit codes: 0 done, 1 a threshold was missed or a vector is unusable, 2 bad input, or a side that could not be measured, 3 a
+    package is missing, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
-    import json
-
-    from rich.console import Console
-
-    from qembed.eval import compare, report, texts
-
-    if min_cosine is not None and not (math.isfinite(min_cosine) and -1 <= min_cosine <= 1):
-        raise BadInput(f"--min-cosine {min_cosine}: not within -1…1")
-    if url and engine:
-        raise BadInput("--engine says how to start the INT4 side; with --url it runs already: leave one out")
-    if baseline_url and baseline_model:
-        raise BadInput("--baseline-url names a running server; leave --baseline-model out")
-    chosen = texts.read(data or texts.HELDOUT)
-    candidate_side, baseline_side, reader = _sides(model, baseline, baseline_model, engine, url, baseline_url)
-    progress = Console(stderr=True)
-    settings = compare.Settings(baseline, min_cosine)
-    found = compare.compare(candidate_side, baseline_side, reader, chosen, settings, progress)
-    if as_json:
+    with _measuring(options):
+        found = _measured(options)
+    if options["as_json"]:
         click.echo(json.dumps(found, ensure_ascii=False, allow_nan=False, indent=2))
     else:
-        report.print_tables(Console(), found)
+        from rich.console import Console
+
+        from qembed.eval.report import terminal
+
+        terminal.print_tables(Console(), found)
     for line in found["verdict"]["failures"]:
         click.echo(f"qembed: {line}", err=True)
     if not found["verdict"]["passed"]:
         raise SystemExit(1)
 
 
-def _sides(
-    model: str | None, baseline: str, baseline_model: str | None, engine: str | None, url: str | None, baseline_url: str | None
-) -> tuple[Side, Side, Reader]:
-    """Both sides and the tokenizer, from the options; servers that run are asked, nothing is started."""
-    from qembed.eval import sources
-    from qembed.eval.compare import Reader
-    from qembed.eval.texts import DEFAULT_PROMPTS
+def _measured(options: dict[str, Any]) -> dict[str, Any]:
+    """The result, from what the user asked for; everything is read and checked before anything starts."""
+    from rich.console import Console
 
-    @cache
-    def int4() -> Checkpoint:
-        return checkpoints.find_int4(model)
+    from qembed.eval import choose, compare
+    from qembed.eval.gate import Thresholds
 
-    known: Checkpoint | None = None
-    if url:
-        candidate_side = sources.server(url)
-    else:
-        known = int4()
-        through_vllm = engine == "vllm" if engine else sources.has_vllm()
-        candidate_side = sources.vllm(known) if through_vllm else sources.transformers(known)
-    if baseline_url:
-        baseline_side = sources.server(baseline_url)
-    else:
-        original = checkpoints.find(baseline_model or checkpoints.source_of(int4()))
-        if original.is_int4:
-            raise BadInput(f"{original.folder}: an INT4 checkpoint; the baseline is the original that it was made from")
-        baseline_side = sources.transformers(original, exact=baseline == "fp32")
-        known = known or original
-    if known is None and _from_command_line("model"):
-        known = int4()
-    if known is None:
-        return candidate_side, baseline_side, Reader(DEFAULT_PROMPTS, None)
-    return candidate_side, baseline_side, Reader(known.prompts, known.tokenizer())
+    for name in ("min_cosine", "min_p1"):
+        value = options[name]
+        if value is not None and not (math.isfinite(value) and -1 <= value <= 1):
+            raise BadInput(f"--{name.replace('_', '-')} {value}: not within -1…1")
+    choose.check(options)
+    data = choose.data(options)
+    candidate, baseline, reader = choose.sides(options)
+    thresholds = Thresholds(options["min_cosine"], options["min_p1"], options["max_task_drop"])
+    settings = compare.Settings(options["baseline"], thresholds, choose.cache_folder(options))
+    return compare.compare(candidate, baseline, reader, data, settings, Console(stderr=True))
 
 
-def _from_command_line(option: str) -> bool:
-    return click.get_current_context().get_parameter_source(option) == click.core.ParameterSource.COMMANDLINE
+@contextmanager
+def _measuring(options: dict[str, Any]) -> Iterator[None]:
+    """Exit code 1 is for thresholds alone: a side that fails is told apart from a side that is not good enough."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        kept = "" if options["no_cache"] else "; vectors that were computed are kept: the same command goes on from there"
+        raise Interrupted(f"interrupted{kept}") from error
+    except QembedError as error:
+        if error.exit_code != QembedError.exit_code:
+            raise
+        raise BadInput(str(error)) from error

@@ -1,32 +1,39 @@
-"""Both sides embed the same texts, one side after the other; the result is the report."""
+"""Both sides embed the same texts, one side after the other; what comes out is the result (`qembed.eval.result`)."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput
-from qembed.eval import fidelity, report
-from qembed.eval.sources import Side, Source
-from qembed.eval.texts import Data, cut
+from qembed.eval import bootstrap, fidelity, gate, result
+from qembed.eval.embedding import Embedder
+from qembed.eval.gate import Thresholds
+from qembed.eval.sources import Side
+from qembed.eval.tasks import Task
+from qembed.eval.texts import Data, Measured, Text, cut
 
 if TYPE_CHECKING:
     from rich.console import Console
     from tokenizers import Tokenizer
 
+Vectors = NDArray[np.floating[Any]]
+Embed = Callable[[Sequence[Text]], Vectors]
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for, as it goes into the report."""
+    """What the user asked for, as it goes into the result, and the folder that keeps vectors (None keeps none)."""
 
     baseline: str
-    min_cosine: float | None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -39,69 +46,124 @@ class Reader:
     prompts: Mapping[str, str]
     tokenizer: Tokenizer | None
 
+    def inputs(self, texts: Sequence[Text], limit: int | None) -> tuple[list[str], Measured | None]:
+        """The texts as a model is to see them, and how long they are, if that can be told."""
+        prompted = [text.prompted(self.prompts) for text in texts]
+        if self.tokenizer is None:
+            return prompted, None
+        measured = cut(prompted, self.tokenizer, limit)
+        return measured.texts, measured
+
+
+@dataclass(frozen=True)
+class SelfScoring:
+    """A task that asks for vectors itself, of either side in turn (mteb): `score` runs it, `record` puts both together."""
+
+    name: str
+    score: Callable[[Embed], Any]
+    record: Callable[[Any, Any], dict[str, Any]]
+
 
 def compare(
-    candidate: Side, baseline: Side, reader: Reader, data: Data, settings: Settings, progress: Console
+    candidate: Side,
+    baseline: Side,
+    reader: Reader,
+    data: Data,
+    settings: Settings,
+    progress: Console,
+    tasks: Sequence[Task] = (),
+    self_scoring: Sequence[SelfScoring] = (),
 ) -> dict[str, Any]:
-    """The report of `candidate` against `baseline` on the texts of `data`; its keys stand in `qembed.eval.report`.
+    """The result of `candidate` against `baseline` on the texts of `data`, and on `tasks`.
 
     Raises:
-        BadInput: the two sides' vectors differ in dimension.
+        BadInput: the two sides' vectors differ in dimension, or stored ones do not belong to the texts.
         QembedError: a side cannot be started, or fails.
     """
-    inputs = [text.prompted(reader.prompts) for text in data.texts]
-    with _opened(candidate, "candidate", progress) as source:
-        limit = min((known for known in (source.limit, baseline.limit) if known is not None), default=None)
-        shortened = 0
-        if reader.tokenizer is not None and limit is not None:
-            inputs, shortened = cut(inputs, reader.tokenizer, limit)
-        candidate_vectors, candidate_said = _embed(source, inputs, "candidate", progress)
-    with _opened(baseline, "baseline", progress) as source:
-        baseline_vectors, baseline_said = _embed(source, inputs, "baseline", progress)
-    if candidate_vectors.shape[1] != baseline_vectors.shape[1]:
-        raise BadInput(
-            f"the two sides cannot be compared: {candidate_said['model']} has {candidate_vectors.shape[1]} dimensions,"
-            f" {baseline_said['model']} has {baseline_vectors.shape[1]}"
-        )
-    results = report.results(data.texts, candidate_vectors, baseline_vectors)
+    sides = {"candidate": candidate, "baseline": baseline}
+    for side in sides.values():
+        if side.stored is not None:
+            side.stored.of(data.texts)
+    parts = [("texts", data.texts), *((task.name, task.texts) for task in tasks)]
+    limit = min((side.limit for side in sides.values() if side.limit is not None), default=None)
+    inputs = [reader.inputs(texts, limit) for _, texts in parts]
+    found: dict[str, list[Vectors]] = {}
+    scores: dict[str, list[Any]] = {}
+    told: dict[str, dict[str, Any]] = {}
+    for name, side in sides.items():
+        if side.stored is not None:
+            found[name], told[name] = [side.stored.of(data.texts)], _stored(side)
+            continue
+        with Embedder(side, name, settings.cache, progress) as embedder:
+            found[name] = [embedder.vectors(some, what) for (what, _), (some, _) in zip(parts, inputs, strict=True)]
+
+            def embed(texts: Sequence[Text], asked: Embedder = embedder) -> Vectors:
+                return asked.vectors(reader.inputs(texts, limit)[0], "texts of a task")
+
+            scores[name] = [task.score(embed) for task in self_scoring]
+            told[name] = embedder.told()
+    _check_dimensions(found, told)
+    with progress.status("comparing"):
+        measured = inputs[0][1]
+        results = result.results(data.texts, found["candidate"][0], found["baseline"][0], measured.tokens if measured else None)
+    records = []
+    for task, left, right in zip(tasks, found["candidate"][1:], found["baseline"][1:], strict=True):
+        with progress.status(f"{task.name}: measuring"):
+            records.append(task.record(task.measure(left, right)))
+    records += [
+        task.record(left, right)
+        for task, left, right in zip(self_scoring, scores.get("candidate", []), scores.get("baseline", []), strict=True)
+    ]
+    thresholds = settings.thresholds
     return {
-        **report.surroundings(),
-        "candidate": candidate_said,
-        "baseline": baseline_said,
+        **result.surroundings(),
+        **{name: told[name] for name in sides},
         "data": {
             "file": data.path.name,
             "sha256": data.sha256,
             "texts": len(data.texts),
             "limit": limit,
-            "cut": shortened,
+            "cut": measured.cut if measured else 0,
+            "duplicates": _repeated(data.texts),
         },
         "settings": {
             "baseline": settings.baseline,
-            "min_cosine": settings.min_cosine,
+            "min_cosine": thresholds.min_cosine,
+            "min_p1": thresholds.min_p1,
+            "max_task_drop": thresholds.max_task_drop,
             "percentiles": fidelity.PERCENTILE_METHOD,
+            "interval": bootstrap.LEVEL,
+            "resamples": bootstrap.RESAMPLES,
         },
         "results": results,
-        "verdict": report.verdict(results, settings.min_cosine),
+        "tasks": records,
+        "speed": None,
+        "verdict": gate.verdict(results, records, thresholds),
     }
 
 
-@contextmanager
-def _opened(side: Side, name: str, progress: Console) -> Iterator[Source]:
-    """The source of a side, with a line that tells how far it is while it opens."""
-    with ExitStack() as stack:
-        with progress.status(f"{name}: opening") as status:
-            source = stack.enter_context(side.open(lambda doing: status.update(f"{name}: {doing}")))
-        yield source
+def _check_dimensions(found: Mapping[str, Sequence[Vectors]], told: Mapping[str, Mapping[str, Any]]) -> None:
+    left, right = (found[name][0].shape[1] for name in ("candidate", "baseline"))
+    if left != right:
+        raise BadInput(
+            f"the two sides cannot be compared: {told['candidate']['model']} has {left} dimensions,"
+            f" {told['baseline']['model']} has {right}"
+        )
 
 
-def _embed(source: Source, inputs: Sequence[str], side: str, progress: Console) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _repeated(texts: Sequence[Text]) -> int:
+    """How many texts were there before, with the same prompt."""
+    return len(texts) - len(Counter((text.kind == "query", text.instruction, text.text) for text in texts))
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("texts"), TimeRemainingColumn())
-    with Progress(*columns, console=progress) as bar:
-        task = bar.add_task(f"{side}: {source.model} through {source.engine}", total=len(inputs))
-        started = time.monotonic()
-        vectors = source.embed(inputs, lambda done: bar.advance(task, done))
-        seconds = time.monotonic() - started
-    said = {name: getattr(source, name) for name in ("engine", "model", "weights", "device", "dtype", "url")}
-    return vectors, {**said, "seconds": round(seconds, 3)}
+
+def _stored(side: Side) -> dict[str, Any]:
+    assert side.stored is not None
+    none = dict.fromkeys(("version", "weights", "device", "url", "bytes", "seconds"))
+    return {
+        **none,
+        "engine": "file",
+        "model": side.stored.path.name,
+        "dtype": str(side.stored.vectors.dtype),
+        "computed": 0,
+        "from_cache": 0,
+    }

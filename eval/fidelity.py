@@ -6,15 +6,19 @@ Rows are texts. A cosine is undefined where a vector on either side is zero or n
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qembed.eval import bootstrap
+
 MRL_DIMENSIONS = (32, 64, 128, 256, 512, 768, 1024, 2048, 2560, 4096)
 PERCENTILE_METHOD: Final = "linear"
+BLOCK_ROWS = 4096
 Label = TypeVar("Label", bound=Hashable)
 
 
@@ -23,7 +27,8 @@ class Summary:
     """Cosines in a few numbers; None where no cosine is defined.
 
     `p5` and `p1` are the values below which 5% and 1% of the cosines lie, interpolated linearly between neighbours in
-    rank (numpy's method "linear"). `count` is the number of texts, the undefined ones included.
+    rank (numpy's method "linear"). `count` is the number of texts, the undefined ones included. `interval` is the 95% interval
+    of the mean (`qembed.eval.bootstrap`); None for fewer than two defined cosines.
     """
 
     count: int
@@ -33,6 +38,7 @@ class Summary:
     p5: float | None
     p1: float | None
     minimum: float | None
+    interval: bootstrap.Interval | None
 
 
 def cosines(candidate: NDArray[np.floating[Any]], baseline: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -43,9 +49,10 @@ def cosines(candidate: NDArray[np.floating[Any]], baseline: NDArray[np.floating[
     """
     if candidate.shape != baseline.shape or candidate.ndim != 2:
         raise ValueError(f"two arrays [texts, dimensions] of one shape are needed, not {candidate.shape} and {baseline.shape}")
-    left, right = _unit(candidate), _unit(baseline)
-    products: NDArray[np.float64] = np.einsum("nd,nd->n", left, right)
-    return products.clip(-1.0, 1.0)
+    found = np.empty(len(candidate))
+    for block in row_blocks(len(candidate)):
+        found[block] = np.einsum("nd,nd->n", unit(candidate[block]), unit(baseline[block]))
+    return found.clip(-1.0, 1.0)
 
 
 def cosines_at(
@@ -68,19 +75,39 @@ def mrl_dimensions(full: int) -> list[int]:
 
 def summarize(values: NDArray[np.float64]) -> Summary:
     """The numbers of `values` [n], NaN standing for an undefined cosine."""
-    defined = values[np.isfinite(values)]
-    undefined = int(values.size - defined.size)
-    if not defined.size:
-        return Summary(int(values.size), undefined, None, None, None, None, None)
+    return summarize_columns(values[:, None])[0]
+
+
+def summarize_columns(values: NDArray[np.float64]) -> list[Summary]:
+    """A summary of each column of `values` [n, k].
+
+    Columns with NaN in the same rows, as those of one text's dimensions mostly are, take their intervals from the same draws.
+    """
+    found: dict[int, Summary] = {}
+    patterns: dict[bytes, list[int]] = {}
+    for column in range(values.shape[1]):
+        patterns.setdefault(np.isfinite(values[:, column]).tobytes(), []).append(column)
+    for columns in patterns.values():
+        defined = values[np.isfinite(values[:, columns[0]])][:, columns]
+        for place, interval in enumerate(bootstrap.of_means(defined)):
+            found[columns[place]] = replace(_summary(len(values), defined[:, place]), interval=interval)
+    return [found[column] for column in range(values.shape[1])]
+
+
+def _summary(count: int, defined: NDArray[np.float64]) -> Summary:
+    undefined = count - len(defined)
+    if not len(defined):
+        return Summary(count, undefined, None, None, None, None, None, None)
     median, p5, p1 = np.percentile(defined, [50, 5, 1], method=PERCENTILE_METHOD)
     return Summary(
-        count=int(values.size),
+        count=count,
         undefined=undefined,
         mean=float(defined.mean()),
         median=float(median),
         p5=float(p5),
         p1=float(p1),
         minimum=float(defined.min()),
+        interval=None,
     )
 
 
@@ -106,20 +133,42 @@ def worst(values: NDArray[np.float64], count: int) -> list[int]:
 
 def not_finite(vectors: NDArray[np.floating[Any]]) -> int:
     """How many rows hold a NaN or an infinity."""
-    return int((~np.isfinite(vectors)).any(axis=1).sum())
+    return sum(int((~np.isfinite(vectors[block])).any(axis=1).sum()) for block in row_blocks(len(vectors)))
 
 
 def zero(vectors: NDArray[np.floating[Any]]) -> int:
     """How many rows have no length at all."""
-    return len(vectors) - int(np.count_nonzero(vectors.any(axis=1)))
+    return sum(int((~vectors[block].any(axis=1)).sum()) for block in row_blocks(len(vectors)))
 
 
-def _unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Rows scaled to unit length in float64; NaN throughout a row that is zero or not finite."""
+def duplicates(vectors: NDArray[np.floating[Any]], texts: Sequence[str]) -> int:
+    """How many rows are, bit by bit, the vector of another text before them; the same text twice does not count."""
+    seen: dict[bytes, str] = {}
+    found = 0
+    for row, text in zip(vectors, texts, strict=True):
+        first = seen.setdefault(hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest(), text)
+        found += first != text
+    return found
+
+
+def usable(vectors: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Which rows [n] are finite and not zero."""
+    found = np.empty(len(vectors), np.bool_)
+    for block in row_blocks(len(vectors)):
+        found[block] = np.isfinite(vectors[block]).all(axis=1) & vectors[block].any(axis=1)
+    return found
+
+
+def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Rows [n, d] scaled to unit length in float64; NaN throughout a row that is zero or not finite."""
     wide = vectors.astype(np.float64)
-    usable = np.asarray(np.isfinite(wide).all(axis=1))
-    largest = np.abs(np.where(usable[:, None], wide, 0.0)).max(axis=1, initial=0.0)
-    usable = usable & (largest > 0)
+    fit = usable(wide)
+    largest = np.abs(np.where(fit[:, None], wide, 0.0)).max(axis=1, initial=0.0)
     # Dividing by the largest element first keeps the squares of tiny and huge rows within range.
-    scaled = np.where(usable[:, None], wide, np.nan) / np.where(usable, largest, 1.0)[:, None]
+    scaled = np.where(fit[:, None], wide, np.nan) / np.where(fit, largest, 1.0)[:, None]
     return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), dtype=np.float64)
+
+
+def row_blocks(count: int) -> Iterator[slice]:
+    """Slices of `count` rows: what is worked on at a time, so that a float64 copy of all is never made."""
+    return (slice(start, min(start + BLOCK_ROWS, count)) for start in range(0, count, BLOCK_ROWS))

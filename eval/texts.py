@@ -13,9 +13,10 @@ from qembed.checkpoint import DEFAULT_INSTRUCTION, instruct
 from qembed.errors import BadInput
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
+ENCODED_AT_ONCE = 1024  # an encoding takes some hundred bytes a token
 KINDS = ("query", "document", "code")
 DEFAULT_PROMPTS = {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}  # for servers whose checkpoint is not at hand
 
@@ -63,33 +64,57 @@ def read(path: Path) -> Data:
     found = [parse(line, number, f"{path}, line {number}") for number, line in _lines(path)]
     if not found:
         raise BadInput(f"{path}: holds no texts")
+    return Data(path, sha256(path), found)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
-        return Data(path, hashlib.file_digest(file, "sha256").hexdigest(), found)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cut(texts: Sequence[str], tokenizer: Tokenizer, limit: int) -> tuple[list[str], int]:
-    """The texts, each cut at its end until it has at most `limit` tokens, and how many were cut.
+@dataclass(frozen=True)
+class Measured:
+    """Texts as a model takes them: their lengths in tokens, the appended ones included, and how many were cut to get there."""
+
+    texts: list[str]
+    tokens: list[int]
+    cut: int
+
+
+def cut(texts: Sequence[str], tokenizer: Tokenizer, limit: int | None) -> Measured:
+    """The texts, each cut at its end until it has at most `limit` tokens; with None they are only measured.
 
     It is the text that is cut, not its tokens, so that every server, whatever it does with long texts, gets the same.
     `limit` counts the tokens that the tokenizer appends. Cutting at a token's edge can make the rest fall into other tokens,
     hence more than one round.
     """
     kept: list[str] = []
+    tokens: list[int] = []
     count = 0
-    for text, encoding in zip(texts, tokenizer.encode_batch(list(texts)), strict=True):
-        allowed = limit - sum(encoding.special_tokens_mask)
-        shorter = text
-        while len(encoding.ids) > limit and shorter:
-            ends = [
-                end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not special
-            ]
-            shorter = shorter[: min(ends[max(allowed, 1) - 1], len(shorter) - 1)]
-            encoding = tokenizer.encode(shorter)
-        if not shorter.strip():
-            raise BadInput(f"the model's context of {limit} tokens leaves no room for a text")
-        count += shorter != text
-        kept.append(shorter)
-    return kept, count
+    for start in range(0, len(texts), ENCODED_AT_ONCE):
+        some = list(texts[start : start + ENCODED_AT_ONCE])
+        for text, encoding in zip(some, tokenizer.encode_batch(some), strict=True):
+            shorter, length = _fitting(text, encoding, tokenizer, limit)
+            count += shorter != text
+            kept.append(shorter)
+            tokens.append(length)
+    return Measured(kept, tokens, count)
+
+
+def _fitting(text: str, encoding: Encoding, tokenizer: Tokenizer, limit: int | None) -> tuple[str, int]:
+    """The text, or as much of its beginning as `limit` tokens hold, and its number of tokens."""
+    if limit is None or len(encoding.ids) <= limit:
+        return text, len(encoding.ids)
+    allowed = limit - sum(encoding.special_tokens_mask)
+    shorter = text
+    while len(encoding.ids) > limit and shorter:
+        ends = [end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not special]
+        shorter = shorter[: min(ends[max(allowed, 1) - 1], len(shorter) - 1)]
+        encoding = tokenizer.encode(shorter)
+    if not shorter.strip():
+        raise BadInput(f"the model's context of {limit} tokens leaves no room for a text")
+    return shorter, len(encoding.ids)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -28,12 +28,13 @@ def embed(
     batch_size: int = BATCH_SIZE,
     timeout: float = TIMEOUT,
     on_progress: Callable[[int], None] | None = None,
+    finite: bool = True,
 ) -> NDArray[np.float32]:
     """The vectors [len(texts), dimensions] of `texts`, in their order, from the server at `url`.
 
     `model` None takes the server's only model, `dimensions` None the whole vector. `batch_size` texts go into a request, which
     may take `timeout` seconds. `on_progress` is told the number of texts done so far. The key, if the server wants one, is
-    taken from QEMBED_API_KEY or OPENAI_API_KEY.
+    taken from QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False a vector that holds NaN or infinity is returned as it is.
 
     Raises:
         BadInput: no texts, or the server refuses them; the message is the server's.
@@ -55,7 +56,7 @@ def embed(
                 raise QembedError(f"{url}: {len(answer.data)} vectors for {len(batch)} texts")
             if on_progress:
                 on_progress(len(rows))
-    return _matrix(rows, url)
+    return _matrix(rows, url, finite)
 
 
 @contextmanager
@@ -85,11 +86,11 @@ def _only_model(server: openai.OpenAI, url: str) -> str:
     return names[0]
 
 
-def _matrix(rows: list[list[float]], url: str) -> NDArray[np.float32]:
+def _matrix(rows: list[list[float]], url: str, finite: bool) -> NDArray[np.float32]:
     if len({len(row) for row in rows}) != 1:
         raise QembedError(f"{url}: vectors of different lengths")
     matrix = np.asarray(rows, dtype=np.float32)
-    if not np.isfinite(matrix).all():
+    if finite and not np.isfinite(matrix).all():
         raise QembedError(f"{url}: a vector holds NaN or infinity")
     return matrix
 

@@ -28,7 +28,8 @@ def qembed_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
 def result(int4_checkpoint: Path, int4_server: Launched) -> subprocess.CompletedProcess[str]:
     """One run with a threshold that cannot be met, which serves all tests."""
     return qembed_eval(
-        "--baseline", "fp16", "--json", "--url", int4_server.url, "--model", int4_checkpoint, "--min-cosine", 0.99999
+        "--baseline", "fp16", "--json", "--url", int4_server.url, "--model", int4_checkpoint, "--min-cosine", 0.99999,
+        "--no-cache",
     )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def test_a_missed_threshold_is_exit_code_1_and_one_line(result: subprocess.Compl
 def test_a_met_threshold_is_exit_code_0(int4_checkpoint: Path, int4_server: Launched, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("Swifts sleep in the air.\nMauersegler schlafen im Flug.\n", encoding="utf-8")
-    met = qembed_eval("--url", int4_server.url, "--model", int4_checkpoint, "--data", texts, "--min-cosine", 0.9)
+    met = qembed_eval("--url", int4_server.url, "--model", int4_checkpoint, "--data", texts, "--min-cosine", 0.9, "--no-cache")
     assert met.returncode == 0, met.stderr
     assert "2 from texts.txt" in met.stdout
 
@@ -81,7 +82,7 @@ def test_a_met_threshold_is_exit_code_0(int4_checkpoint: Path, int4_server: Laun
 @pytest.mark.usefixtures("needs_proc")
 def test_ctrl_c_ends_the_vllm_that_it_started(int4_checkpoint: Path) -> None:
     process = subprocess.Popen(
-        [*QEMBED, "eval", "--model", str(int4_checkpoint), "--engine", "vllm"],
+        [*QEMBED, "eval", "--model", str(int4_checkpoint), "--engine", "vllm", "--no-cache"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         # Where the tests themselves run in a shell's background, SIGINT is ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qembed.eval.embedding import SENTINEL
+
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -35,6 +37,13 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 257,
 }
 END = "<|endoftext|>"
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's own cache is never touched, and no test finds what another computed."""
+    monkeypatch.setenv("QEMBED_EVAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")
@@ -111,11 +120,15 @@ class FakeServer:
         self.dimension = 64
         self.limit: int | None = None
         self.noise = 0.0
-        self.inputs: list[str] = []
+        self.inputs: list[str] = []  # less the sentence that `qembed eval` recognizes a server by
+        self.dies_after: int | None = None
+        self.changed: dict[str, list[float]] = {}
         self.refusal: int | None = None
         self.url = ""
 
     def vector(self, text: str) -> list[float]:
+        if text in self.changed:
+            return self.changed[text]
         digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
         vector = np.random.default_rng(digest).normal(size=self.dimension)
         vector += self.noise * np.random.default_rng(digest + 1).normal(size=self.dimension)
@@ -130,7 +143,9 @@ class FakeServer:
         if self.refusal is not None:
             return self.refusal, {"error": {"message": "the engine is dead", "type": "x", "code": self.refusal}}
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-        self.inputs += texts
+        if self.dies_after is not None and len(self.inputs) >= self.dies_after:
+            return 500, {"error": {"message": "the engine is dead", "type": "x", "code": 500}}
+        self.inputs += [text for text in texts if text != SENTINEL]
         data = []
         for index, text in enumerate(texts):
             vector: Any = self.vector(text)

@@ -80,7 +80,7 @@ def test_undefined_cosines_are_counted_and_not_taken_for_zero() -> None:
 
 
 def test_summary_of_nothing_defined_has_no_numbers() -> None:
-    assert fidelity.summarize(np.array([NAN])) == fidelity.Summary(1, 1, None, None, None, None, None)
+    assert fidelity.summarize(np.array([NAN])) == fidelity.Summary(1, 1, None, None, None, None, None, None)
 
 
 def test_groups_are_summarized_apart() -> None:

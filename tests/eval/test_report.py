@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from qembed.eval import report
+from qembed.eval import gate, result
+from qembed.eval.gate import Thresholds
+from qembed.eval.report import terminal
 from qembed.eval.texts import Text
 
 TEXTS = [
@@ -32,7 +34,7 @@ CANDIDATE = vectors([1, 0], [0.8, 0.6], [0.6, 0.8], [0, 1])
 def full_report(results: dict[str, Any]) -> dict[str, Any]:
     side = {"engine": "transformers", "model": "m", "weights": "awq-int4", "device": "cpu", "dtype": "float32", "url": None}
     return {
-        **report.surroundings(),
+        **result.surroundings(),
         "candidate": {**side, "seconds": 1.0},
         "baseline": {
             **side,
@@ -43,21 +45,23 @@ def full_report(results: dict[str, Any]) -> dict[str, Any]:
             "url": "http://b",
             "seconds": 1.0,
         },
-        "data": {"file": "x.jsonl", "sha256": "0", "texts": 4, "limit": 10, "cut": 1},
+        "data": {"file": "x.jsonl", "sha256": "0", "texts": 4, "limit": 10, "cut": 1, "duplicates": 0},
         "settings": {"baseline": "fp16", "min_cosine": None, "percentiles": "linear"},
         "results": results,
-        "verdict": report.verdict(results, None),
+        "tasks": [],
+        "speed": None,
+        "verdict": gate.verdict(results, [], Thresholds()),
     }
 
 
 def printed(results: dict[str, Any], width: int = 80) -> str:
     out = io.StringIO()
-    report.print_tables(Console(file=out, width=width), full_report(results))
+    terminal.print_tables(Console(file=out, width=width), full_report(results))
     return out.getvalue()
 
 
 def test_results_by_hand() -> None:
-    found = report.results(TEXTS, CANDIDATE, BASELINE)
+    found = result.results(TEXTS, CANDIDATE, BASELINE)
     assert found["dimension"] == 2
     assert found["overall"]["mean"] == pytest.approx((1 + 0.8 + 0.6 + 0) / 4)
     assert found["overall"]["median"] == pytest.approx(0.7)
@@ -72,7 +76,10 @@ def test_results_by_hand() -> None:
     )
     assert [row["id"] for row in found["worst"]] == ["c1", "d2", "d1", "q1"]
     assert found["worst"][1]["cosine"] == pytest.approx(0.6)
-    assert found["vectors"] == {"candidate": {"not_finite": 0, "zero": 0}, "baseline": {"not_finite": 0, "zero": 0}}
+    assert found["vectors"] == {
+        "candidate": {"not_finite": 0, "zero": 0, "duplicate": 0},
+        "baseline": {"not_finite": 0, "zero": 0, "duplicate": 3},
+    }
 
 
 def test_unusable_vectors_fail_the_verdict_and_are_told() -> None:
@@ -80,11 +87,11 @@ def test_unusable_vectors_fail_the_verdict_and_are_told() -> None:
     candidate[0] = np.nan
     baseline = BASELINE.copy()
     baseline[3] = 0
-    found = report.results(TEXTS, candidate, baseline)
+    found = result.results(TEXTS, candidate, baseline)
     assert (found["overall"]["count"], found["overall"]["undefined"]) == (4, 2)
     assert found["overall"]["mean"] == pytest.approx(0.7)
     assert found["worst"][0] == {"id": "q1", "kind": "query", "language": "de", "cosine": None, "text": "first"}
-    assert report.verdict(found, None) == {
+    assert gate.verdict(found, [], Thresholds()) == {
         "passed": False,
         "failures": ["1 candidate vectors hold NaN or infinity", "1 baseline vectors are zero"],
     }
@@ -93,25 +100,25 @@ def test_unusable_vectors_fail_the_verdict_and_are_told() -> None:
 
 
 def test_nothing_but_unusable_vectors_is_a_failure_and_not_a_crash() -> None:
-    found = report.results(TEXTS, CANDIDATE * np.nan, BASELINE)
+    found = result.results(TEXTS, CANDIDATE * np.nan, BASELINE)
     assert found["overall"]["mean"] is None
-    failures = report.verdict(found, 0.5)["failures"]
+    failures = gate.verdict(found, [], Thresholds(0.5))["failures"]
     assert failures[-1] == "mean cosine at dimension 2 is undefined, below --min-cosine 0.5"
     assert "–" in printed(found)
 
 
 def test_the_threshold_is_the_mean_at_full_dimension() -> None:
-    found = report.results(TEXTS, CANDIDATE, BASELINE)
+    found = result.results(TEXTS, CANDIDATE, BASELINE)
     mean = found["overall"]["mean"]
-    assert report.verdict(found, mean) == {"passed": True, "failures": []}
-    assert report.verdict(found, 0.61) == {
+    assert gate.verdict(found, [], Thresholds(mean)) == {"passed": True, "failures": []}
+    assert gate.verdict(found, [], Thresholds(0.61)) == {
         "passed": False,
         "failures": ["mean cosine at dimension 2 is 0.600000, below --min-cosine 0.61"],
     }
 
 
 def test_a_person_reads_what_ran_and_every_group() -> None:
-    shown = printed(report.results(TEXTS, CANDIDATE, BASELINE))
+    shown = printed(result.results(TEXTS, CANDIDATE, BASELINE))
     assert "m, INT4 weights, through transformers, on cpu, computed in float32" in shown
     assert "m, a running server, at http://b" in shown
     assert "1 cut at 10 tokens" in shown
@@ -122,7 +129,7 @@ def test_a_person_reads_what_ran_and_every_group() -> None:
 
 
 def test_the_report_tells_versions() -> None:
-    found = report.surroundings()
+    found = result.surroundings()
     assert found["schema"] == 1
     assert found["versions"]["numpy"] == np.__version__
     assert found["machine"]["cores"] >= 1

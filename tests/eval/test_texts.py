@@ -84,15 +84,20 @@ def test_queries_get_a_prompt_and_others_the_document_prompt() -> None:
 def test_long_texts_are_cut_at_their_end_to_the_limit(fp16: Path) -> None:
     tokenizer = Checkpoint("tiny", fp16).tokenizer()
     # One token a byte and one appended: 9 bytes fit into 10 tokens; "ü" has two bytes.
-    kept, count = texts.cut(["123456789", "1234567890", "1234567üü", "1234567890" * 50], tokenizer, 10)
-    assert kept == ["123456789", "123456789", "1234567ü", "123456789"]
-    assert count == 3
+    found = texts.cut(["123456789", "1234567890", "1234567üü", "1234567890" * 50], tokenizer, 10)
+    assert found.texts == ["123456789", "123456789", "1234567ü", "123456789"]
+    assert found.tokens == [10, 10, 10, 10]
+    assert found.cut == 3
+
+
+def test_without_a_limit_texts_are_only_measured(fp16: Path) -> None:
+    tokenizer = Checkpoint("tiny", fp16).tokenizer()
+    assert texts.cut(["12345", "ü" * 40], tokenizer, None) == texts.Measured(["12345", "ü" * 40], [6, 81], 0)
 
 
 def test_half_a_character_is_never_kept(fp16: Path) -> None:
     tokenizer = Checkpoint("tiny", fp16).tokenizer()
-    kept, _ = texts.cut(["12345678ü"], tokenizer, 10)
-    assert kept == ["12345678"]
+    assert texts.cut(["12345678ü"], tokenizer, 10).texts == ["12345678"]
 
 
 def test_a_context_without_room_is_refused(fp16: Path) -> None:

@@ -1,0 +1,144 @@
+"""Vectors that were computed before, in a folder: one SQLite file for each model, settings and machine, a row for each text.
+
+What is written in one go stays, whatever ends the run: a kill, a full disk, a server that dies. `key` names all that a vector
+depends on besides its text, so another model, dtype, engine or version never meets another one's vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed.errors import BadInput, QembedError
+
+BATCH = 1024
+TABLES = (
+    "CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+)
+
+
+def default_folder() -> Path:
+    """Where vectors are kept unless the user says otherwise: `qembed/eval` in the user's cache folder (XDG_CACHE_HOME)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qembed" / "eval"
+
+
+def digest(text: str) -> bytes:
+    """What a text is known by in the cache, 16 bytes."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+class Cache:
+    """The vectors of one key, float32, by their texts' digests."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection, self._path = connection, path
+
+    def known(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Which of `digests` have a vector here."""
+        found: set[bytes] = set()
+        for start in range(0, len(digests), BATCH):
+            part = digests[start : start + BATCH]
+            marks = ",".join("?" * len(part))
+            found.update(row[0] for row in self._run(f"SELECT text FROM vectors WHERE text IN ({marks})", part))
+        return found
+
+    def put(self, digests: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
+        """Keep `vectors` [n, d]; once this returns they are on disk."""
+        rows = zip(digests, (row.tobytes() for row in np.ascontiguousarray(vectors, "<f4")), strict=True)
+        with self._complaining(), self._connection:
+            self._connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+
+    def fill(self, digests: Sequence[bytes], out: NDArray[np.float32]) -> None:
+        """Write the vector of each of `digests` into that row of `out` [n, d].
+
+        Raises:
+            KeyError: one has no vector here.
+            QembedError: one has another dimension.
+        """
+        for start in range(0, len(digests), BATCH):
+            part = digests[start : start + BATCH]
+            marks = ",".join("?" * len(part))
+            found = dict(self._run(f"SELECT text, vector FROM vectors WHERE text IN ({marks})", part))
+            for place, one in enumerate(part):
+                vector = np.frombuffer(found[one], "<f4")
+                if len(vector) != out.shape[1]:
+                    raise QembedError(f"vectors of {len(vector)} and of {out.shape[1]} dimensions from one model")
+                out[start + place] = vector
+
+    def dimension(self, one: bytes) -> int:
+        """The length of the vector of a digest that is `known`."""
+        ((size,),) = self._run("SELECT length(vector) FROM vectors WHERE text = ?", [one])
+        return int(size) // 4
+
+    def count(self) -> int:
+        """How many vectors are here."""
+        ((found,),) = self._run("SELECT count(*) FROM vectors", [])
+        return int(found)
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep something to know of these vectors, as JSON."""
+        with self._complaining(), self._connection:
+            self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, json.dumps(value)))
+
+    def noted(self, name: str) -> Any:
+        """What was kept by `note`, or None."""
+        rows = self._run("SELECT value FROM notes WHERE name = ?", [name])
+        return json.loads(rows[0][0]) if rows else None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._complaining(), self._connection:
+            self._connection.execute("DELETE FROM vectors")
+            self._connection.execute("DELETE FROM notes")
+
+    def _run(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        with self._complaining():
+            return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _complaining(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise QembedError(f"{self._path}: {error}; name another folder with --cache, or use --no-cache") from error
+        except sqlite3.DatabaseError as error:
+            raise BadInput(f"{self._path}: a damaged cache ({error}); delete it, its vectors are computed again") from error
+
+
+@contextmanager
+def opened(folder: Path | None, key: Mapping[str, Any]) -> Iterator[Cache]:
+    """The cache of `key` in `folder`, which is made if need be; with None one that lives as long as the block.
+
+    Raises:
+        BadInput: the folder cannot be made, or the file in it is no cache.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="qembed-eval-") as made, opened(Path(made), key) as cache:
+            yield cache
+        return
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    path = folder / f"{name}.sqlite"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=60)
+    except (OSError, sqlite3.Error) as error:
+        raise BadInput(f"{folder}: no place for a cache ({error}); name another with --cache, or use --no-cache") from error
+    cache = Cache(connection, path)
+    try:
+        for table in TABLES:
+            cache._run(table, [])
+        cache.note("key", dict(key))
+        yield cache
+    finally:
+        connection.close()

@@ -1,0 +1,146 @@
+"""One side's vectors: from the cache what is there, the rest from the side itself, which opens only when it is needed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed.errors import QembedError
+from qembed.eval import cache
+from qembed.eval.sources import Side, Source
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CHUNK = 64
+MAPPED_BYTES = 256 * 2**20
+SENTINEL = "qembed looks whether this server still gives the vectors that it gave before."
+SAME = 0.9999
+SAID = ("engine", "version", "model", "weights", "device", "dtype", "url")
+
+
+class Embedder:
+    """A side while it is asked: a block that closes what it had to open.
+
+    Vectors are kept after every CHUNK texts, so that whatever ends a run, the next one goes on from there.
+    """
+
+    def __init__(self, side: Side, name: str, folder: Path | None, progress: Console) -> None:
+        self.side, self.name = side, name
+        self._folder, self._progress = folder, progress
+        self._stack = ExitStack()
+        self._source: Source | None = None
+        self._computed = self._kept = 0
+        self._seconds = 0.0
+
+    def __enter__(self) -> Embedder:
+        self._cache = self._stack.enter_context(cache.opened(self._folder, self.side.identity))
+        if self.side.live and self._cache.count():
+            self._check_sentinel()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def vectors(self, inputs: Sequence[str], what: str) -> NDArray[np.float32]:
+        """The vectors [len(inputs), d] float32 of texts with their prompts; large arrays lie in a file, not in memory.
+
+        `what` they are is told in the progress bar.
+
+        Raises:
+            QembedError: the side cannot be opened, or fails; what it gave until then is kept.
+        """
+        digests = [cache.digest(text) for text in inputs]
+        known = self._cache.known(digests)
+        wanted = {one: text for one, text in zip(digests, inputs, strict=True) if one not in known}
+        self._kept += len(set(digests) & known)
+        if wanted:
+            self._compute(wanted, what)
+        out = self._empty((len(inputs), self._cache.dimension(digests[0])))
+        self._cache.fill(digests, out)
+        return out
+
+    def told(self) -> dict[str, Any]:
+        """What ran where, for the result: `seconds` for the `computed` texts alone; `from_cache` were there already."""
+        said = self._said()
+        return {
+            **{name: said.get(name) for name in SAID},
+            "bytes": self.side.size,
+            "seconds": round(self._seconds, 3),
+            "computed": self._computed,
+            "from_cache": self._kept,
+        }
+
+    def _compute(self, wanted: dict[bytes, str], what: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        source = self._opened()
+        # Like lengths together need little padding, and the longest first shows at once whether the memory suffices.
+        pairs = sorted(wanted.items(), key=lambda pair: -len(pair[1]))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
+        done = 0
+        with Progress(*columns, console=self._progress) as bar:
+            task = bar.add_task(f"{self.name}: {source.model} through {source.engine}", total=len(pairs))
+            started = time.monotonic()
+            try:
+                for start in range(0, len(pairs), CHUNK):
+                    part = pairs[start : start + CHUNK]
+                    found = source.embed([text for _, text in part], lambda count: bar.advance(task, count))
+                    self._cache.put([one for one, _ in part], found)
+                    done += len(part)
+            except QembedError as error:
+                raise type(error)(f"{error}{self._kept_so_far(done, len(pairs))}") from error
+            finally:
+                self._computed += done
+                self._seconds += time.monotonic() - started
+
+    def _kept_so_far(self, done: int, total: int) -> str:
+        """For the end of an error message: what is not lost."""
+        if self._folder is None or not done:
+            return ""
+        return f" ({done} of {total} vectors are kept in {self._folder}: the same command goes on from there)"
+
+    def _opened(self) -> Source:
+        if self._source is None:
+            with self._progress.status(f"{self.name}: opening") as status:
+                source = self._stack.enter_context(self.side.open(lambda doing: status.update(f"{self.name}: {doing}")))
+            self._source = source
+            self._cache.note("said", {name: getattr(source, name) for name in SAID})
+            if self.side.live and not self._cache.known([cache.digest(SENTINEL)]):
+                self._cache.put([cache.digest(SENTINEL)], source.embed([SENTINEL], lambda _: None))
+        return self._source
+
+    def _said(self) -> dict[str, Any]:
+        if self._source is None and self._cache.noted("said") is None:
+            self._opened()
+        found: dict[str, Any] = self._cache.noted("said")
+        return found
+
+    def _check_sentinel(self) -> None:
+        """Forget the vectors of a server that gives others now: another model behind the same URL and name."""
+        one = cache.digest(SENTINEL)
+        if self._cache.known([one]):
+            with self.side.open(lambda _: None) as source:
+                now = source.embed([SENTINEL], lambda _: None).astype(np.float64)[0]
+            then = np.empty((1, self._cache.dimension(one)), np.float32)
+            self._cache.fill([one], then)
+            lengths = np.linalg.norm(now) * np.linalg.norm(then[0])
+            if len(now) == then.shape[1] and now @ then[0] >= SAME * lengths > 0:
+                return
+            self._progress.print(f"{self.name}: the server gives other vectors than before; those in the cache are left out")
+        self._cache.clear()
+
+    def _empty(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """An array to fill: in memory, or for more than MAPPED_BYTES in a file that vanishes with this process."""
+        if shape[0] * shape[1] * 4 <= MAPPED_BYTES:
+            return np.empty(shape, np.float32)
+        with tempfile.TemporaryFile(dir=self._folder, prefix="vectors-") as file:
+            return np.memmap(file, np.float32, "w+", shape=shape)

@@ -1,0 +1,73 @@
+"""Thresholds: whether a result may pass, and one line for each that it misses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a result must reach; None asks nothing. `max_task_drop` is a share: 0.005 for 0.5%."""
+
+    min_cosine: float | None = None
+    min_p1: float | None = None
+    max_task_drop: float | None = None
+
+
+def verdict(results: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> dict[str, Any]:
+    """The `verdict` part of a result: `passed`, and `failures`, one line each.
+
+    It fails if a vector is unusable, if the mean cosine (or the cosine that 1% of the texts stay below) at full dimension is
+    below its threshold, or if the main number of a task falls by more than a share of what the baseline reaches.
+    """
+    failures = []
+    for side, counts in results["vectors"].items():
+        if counts["not_finite"]:
+            failures.append(f"{counts['not_finite']} {side} vectors hold NaN or infinity")
+        if counts["zero"]:
+            failures.append(f"{counts['zero']} {side} vectors are zero")
+    for name, key, least in (("mean", "mean", thresholds.min_cosine), ("p1", "p1", thresholds.min_p1)):
+        value = results["overall"][key]
+        if least is not None and (value is None or value < least):
+            shown = "undefined" if value is None else f"{value:.6f}"
+            option = "--min-cosine" if key == "mean" else "--min-p1"
+            failures.append(f"{name} cosine at dimension {results['dimension']} is {shown}, below {option} {least:g}")
+    if thresholds.max_task_drop is not None:
+        for task in tasks:
+            failures.extend(_drops(task, thresholds.max_task_drop))
+    return {"passed": not failures, "failures": failures}
+
+
+def drop(metric: Mapping[str, Any]) -> float | None:
+    """By what share of the baseline's value the candidate's is lower; None where either is not defined.
+
+    Of a baseline of 0 or less no share can be taken: there it is the plain difference.
+    """
+    baseline, candidate = metric["baseline"], metric["candidate"]
+    if baseline is None or candidate is None:
+        return None
+    lost = float(baseline - candidate)
+    return lost / float(baseline) if baseline > 0 else lost
+
+
+def _drops(task: Mapping[str, Any], most: float) -> list[str]:
+    lines = []
+    for metric in task["metrics"]:
+        if not metric["main"]:
+            continue
+        lost = drop(metric)
+        what = f"{task['task']} ({task['data']['name']}): {metric['name']}"
+        if lost is None:
+            lines.append(f"{what} is undefined, so --max-task-drop {_percent(most)} is not met")
+        elif lost > most:
+            lines.append(
+                f"{what} falls from {metric['baseline']:.4f} to {metric['candidate']:.4f}, by {lost:.3%},"
+                f" more than --max-task-drop {_percent(most)}"
+            )
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:g}%"

@@ -1,0 +1,133 @@
+"""Whether the same texts stay next to each other: neighbour lists and pairwise similarities of two sets of vectors.
+
+Rows are texts. Vectors have unit length by then (`fidelity.unit`), so that a product is a cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed.eval import bootstrap, fidelity
+from qembed.eval.ranks import spearman
+
+QUERIES = 2000
+PAIRED = 1000
+DEPTHS = (1, 10)
+BLOCK_BYTES = 64 * 2**20
+SEED = 0
+
+Vectors = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """How much of the baseline's neighbourhoods is kept, by those who query and those who were indexed.
+
+    `overlap` maps a depth k ("1", "10") to the mean share of a text's k nearest in the baseline that are among its k nearest
+    here, `interval` to that mean's 95% interval. `spearman` is ρ between the similarities of all pairs; None where it is not
+    defined.
+    """
+
+    overlap: dict[str, float]
+    interval: dict[str, bootstrap.Interval | None]
+    spearman: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`candidate`: queries and index of the candidate. `mixed`: the candidate's queries on the baseline's index.
+
+    `texts` are those with usable vectors on both sides; of these `queries` were looked up among all, and all pairs of `paired`
+    were correlated. Both are drawn by a fixed seed where there are more texts than that.
+    """
+
+    texts: int
+    queries: int
+    paired: int
+    candidate: Neighbours
+    mixed: Neighbours
+
+
+def compare(candidate: Vectors, baseline: Vectors) -> Comparison | None:
+    """Neighbours among the texts of two arrays [n, d]; None if fewer than three texts have usable vectors on both sides."""
+    usable = np.flatnonzero(fidelity.usable(candidate) & fidelity.usable(baseline))
+    if len(usable) < 3:
+        return None
+    random = np.random.default_rng(SEED)
+    asked = _drawn(random, len(usable), QUERIES)
+    left, right = _kept(candidate, usable), _kept(baseline, usable)
+    deepest = min(max(DEPTHS), len(usable) - 1)
+    reference = nearest(right[asked], right, deepest, asked)
+    pairs = _drawn(random, len(usable), PAIRED)
+    rows, columns = np.triu_indices(len(pairs), 1)
+    similar = (right[pairs] @ right[pairs].T)[rows, columns]
+
+    def measured(index: Vectors) -> Neighbours:
+        lists = nearest(left[asked], index, deepest, asked)
+        kept = {str(depth): shared(lists, reference, min(depth, deepest)) for depth in DEPTHS}
+        products = left[pairs] @ index[pairs].T
+        # The old index asked by the new server knows two similarities of a pair: either text may be the query.
+        here = (products[rows, columns] + products[columns, rows]) / 2
+        correlation = spearman(here, similar)
+        return Neighbours(
+            overlap={depth: float(shares.mean()) for depth, shares in kept.items()},
+            interval={depth: bootstrap.of_mean(shares) for depth, shares in kept.items()},
+            spearman=correlation if np.isfinite(correlation) else None,
+        )
+
+    return Comparison(len(usable), len(asked), len(pairs), measured(left), measured(right))
+
+
+def nearest(queries: Vectors, index: Vectors, depth: int, own: NDArray[np.intp] | None = None) -> NDArray[np.intp]:
+    """Rows [q, depth] of `index` [n, d] nearest to each of `queries` [q, d] by inner product, nearest first.
+
+    `own` [q] are the rows to leave out of each query's list: itself. Of equal products the lower row comes first. Exact; a
+    block of queries at a time, so that the products need no more than BLOCK_BYTES.
+    """
+    found = np.empty((len(queries), depth), np.intp)
+    for block in blocks(len(queries), len(index)):
+        products = np.asarray(queries[block] @ index.T)
+        if own is not None:
+            products[np.arange(len(products)), own[block]] = -np.inf
+        found[block] = _best(products, depth)
+    return found
+
+
+def shared(lists: NDArray[np.intp], reference: NDArray[np.intp], depth: int) -> NDArray[np.float64]:
+    """The share [q] of the first `depth` of each row of `reference` that is among the first `depth` of that row of `lists`."""
+    same = lists[:, :depth, None] == reference[:, None, :depth]
+    return np.asarray(same.any(axis=1).mean(axis=1))
+
+
+def blocks(queries: int, indexed: int) -> Iterator[slice]:
+    """Slices of `queries` so small that a float32 product with each of `indexed` vectors fits into BLOCK_BYTES."""
+    size = max(1, BLOCK_BYTES // (4 * max(indexed, 1)))
+    return (slice(start, min(start + size, queries)) for start in range(0, queries, size))
+
+
+def _best(products: NDArray[Any], depth: int) -> NDArray[np.intp]:
+    if depth < products.shape[1]:
+        # Equal to the last that is kept may be left out by the partition; the lowest rows are wanted, so all those compete.
+        least = np.partition(products, products.shape[1] - depth, axis=1)[:, -depth]
+        chosen = [np.flatnonzero(row >= bound) for row, bound in zip(products, least, strict=True)]
+        return np.stack(
+            [rows[np.argsort(-row[rows], kind="stable")[:depth]] for row, rows in zip(products, chosen, strict=True)]
+        )
+    return np.argsort(-products, axis=1, kind="stable")
+
+
+def _kept(vectors: Vectors, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Those rows, of unit length, in float32."""
+    kept = np.empty((len(rows), vectors.shape[1]), np.float32)
+    for block in fidelity.row_blocks(len(rows)):
+        kept[block] = fidelity.unit(vectors[rows[block]])
+    return kept
+
+
+def _drawn(random: np.random.Generator, count: int, most: int) -> NDArray[np.intp]:
+    return np.arange(count) if count <= most else np.sort(random.choice(count, most, replace=False))

@@ -1,0 +1,1 @@
+"""Users' own data for the tasks: each reader turns files into texts and what is known of them."""

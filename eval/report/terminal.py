@@ -1,0 +1,121 @@
+"""The result as tables in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qembed.eval.report import words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+SHOWN = {"median": "median", "p5": "p5", "p1": "p1", "minimum": "min"}
+
+
+def print_tables(console: Console, report: dict[str, Any]) -> None:
+    """The result for a person: what ran, cosines by dimension, kind, language and length, neighbours, worst texts, tasks."""
+    from rich.markup import escape
+
+    found, data = report["results"], report["data"]
+    for side in ("candidate", "baseline"):
+        console.print(f"{side + ':':<11}{escape(words.side(report[side]))}", highlight=False, soft_wrap=True)
+    console.print(f"texts:     {escape(words.data(data))}", highlight=False, soft_wrap=True)
+    for line in words.counts(found["vectors"]):
+        console.print(f"           {line}", highlight=False, soft_wrap=True)
+    console.print()
+    _print_summaries(console, "Cosine by dimension", "dimension", found["by_dimension"])
+    for name, title in words.GROUPS.items():
+        if len(found[name]) > 1:
+            groups = dict(sorted(found[name].items())) if name == "by_language" else found[name]
+            label = title
+            if name == "by_length":
+                label = next(iter(groups)).split()[-1]
+                groups = {key.removesuffix(f" {label}"): group for key, group in groups.items()}
+            _print_summaries(console, f"Cosine by {title}", label, groups)
+    if found["neighbours"]:
+        _print_neighbours(console, found["neighbours"])
+    table = _table("Lowest cosines")
+    for name in ("id", "kind", "language"):
+        table.add_column(name)
+    table.add_column("cosine", justify="right")
+    table.add_column("text", no_wrap=True, overflow="ellipsis", max_width=36)
+    for row in found["worst"]:
+        beginning = " ".join(row["text"].split())
+        table.add_row(
+            escape(row["id"]), row["kind"], escape(row["language"]), words.number(row["cosine"], 5), escape(beginning)
+        )
+    _print_table(console, table)
+    for task in report["tasks"]:
+        _print_task(console, task)
+
+
+def _print_summaries(console: Console, title: str, label: str, summaries: dict[str, dict[str, Any]]) -> None:
+    from rich.markup import escape
+
+    table = _table(title)
+    table.add_column(label, justify="right" if label == "dimension" else "left")
+    undefined = any(summary["undefined"] for summary in summaries.values())
+    # All fits into 80 columns, so where texts are undefined the median stands in the other reports alone.
+    shown = {key: name for key, name in SHOWN.items() if not (undefined and key == "median")}
+    for name in ("texts", *(["undefined"] if undefined else []), "mean", "± 95%", *shown.values()):
+        table.add_column(name, justify="right")
+    for name, summary in summaries.items():
+        counts = [str(summary["count"]), *([str(summary["undefined"])] if undefined else [])]
+        mean = [words.number(summary["mean"], 5), words.margin(summary["interval"], 5)]
+        table.add_row(escape(name), *counts, *mean, *(words.number(summary[key], 5) for key in shown))
+    _print_table(console, table)
+
+
+def _print_neighbours(console: Console, near: dict[str, Any]) -> None:
+    table = _table("Neighbours kept")
+    table.add_column("queries → index")
+    for name in ("top 1", "± 95%", "top 10", "± 95%", "ρ of similarities"):
+        table.add_column(name, justify="right")
+    for key, name in words.NEIGHBOURS.items():
+        one = near[key]
+        shares = [
+            cell
+            for depth in one["overlap"]
+            for cell in (f"{one['overlap'][depth]:.2%}", words.margin_percent(one["interval"][depth]))
+        ]
+        table.add_row(name, *shares, words.number(one["spearman"], 5))
+    _print_table(console, table)
+
+
+def _print_task(console: Console, task: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    table = _table(escape(words.task(task)))
+    grouped = any(metric["group"] for metric in task["metrics"])
+    mixed = any(metric["mixed"] is not None for metric in task["metrics"])
+    table.add_column("metric")
+    for name in ["group"] if grouped else []:
+        table.add_column(name)
+    for name in ("n", "baseline", "candidate", "difference", "95% interval", *(["old index"] if mixed else [])):
+        table.add_column(name, justify="right")
+    for metric in task["metrics"]:
+        table.add_row(
+            escape(metric["name"]),
+            *([escape(metric["group"] or "all")] if grouped else []),
+            str(metric["count"]),
+            words.number(metric["baseline"]),
+            words.number(metric["candidate"]),
+            words.signed(metric["difference"]),
+            words.interval(metric["interval"]),
+            *([words.number(metric["mixed"])] if mixed else []),
+        )
+    console.print(table)
+    for note in task["notes"]:
+        console.print(escape(note), highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _print_table(console: Console, table: Table) -> None:
+    console.print(table)

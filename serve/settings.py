@@ -4,30 +4,60 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qembed.checkpoint import Checkpoint, short_name
 from qembed.errors import BadInput
-from qembed.serve import plan
-from qembed.serve.machine import Device
+from qembed.serve import engine_args, fit, plan, table
+from qembed.serve.devices import Device, Target
+from qembed.serve.gate import keys
+from qembed.serve.gate.rules import Rules
 from qembed.token_table import INT8, QUANT_METHOD
 
 HOST = "127.0.0.1"
+LOCAL = {HOST, "localhost", "::1"}
 PORT = 8000
 MAX_NUM_SEQS = 32
 MAX_NUM_BATCHED_TOKENS = 2048
+MAX_CLIENT_BATCH = 2048
+MAX_QUEUE = 4096
+MAX_BODY = 32 * 2**20
 STARTUP_TIMEOUT = 600.0
-SHUTDOWN_TIMEOUT = 10
+SHUTDOWN_TIMEOUT = 10.0
+MAX_RESTARTS = 5
 # vLLM's blocks of 128 tokens on a CPU would leave 32 short sequences holding 4,096 tokens of mostly empty cache.
 BLOCK_SIZE: dict[Device, int] = {"cpu": 32, "cuda": 16}
 STOCK_CPU_KERNEL = "CPUWNA16LinearKernel"
+GATE = "qembed.serve.gate.Gate"
+MARGIN = 1.1
+OLDEST_CAPABILITY = 7.5
+BFLOAT16_CAPABILITY = 8.0
+# Keys go to the server through a pipe; and vLLM's own would refuse requests that ours have let in.
+SECRETS = ("QEMBED_API_KEY", "VLLM_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is asked for. Lengths in tokens, times in seconds; `port` 0 takes a free one, None leaves the choice to us.
 
-    `token_table` "int8" turns a float table to INT8 while it is loaded; None leaves it as the checkpoint has it.
+    Attributes:
+        token_table: "int8" turns a float table to INT8 while it is loaded; None leaves it as the checkpoint has it.
+        memory: bytes that all of it may take; lengths and numbers of sequences that are left open are then chosen to fit.
+        kv_cache_dtype: "auto" (what is computed in) or "fp8".
+        max_client_batch: texts in one request, at most.
+        max_queue: texts waiting and being computed, at most.
+        max_body: bytes of a request, at most.
+        clean: whether texts are cleaned (`gate.cleaning`).
+        truncate: whether a text that is too long is cut, where the request does not say.
+        default_prompt: the name of the prompt for requests that name none.
+        allow_token_ids: whether token ids are taken in place of texts.
+        keys: API keys, one of which a request must give; none: no key is asked for.
+        ssl_certfile, ssl_keyfile: both for HTTPS.
+        max_restarts: how often in a row a server that ended is started again.
+        log_format: "text", or "json" for a JSON object a line.
+        log_requests: whether texts go into the log.
+        engine: "vllm" or "sglang".
+        engine_args: further settings of the engine, as ("max-log-len", "5").
     """
 
     checkpoint: Checkpoint
@@ -35,11 +65,31 @@ class Settings:
     port: int = PORT
     served_model_name: str | None = None
     max_model_len: int | None = None
-    max_num_seqs: int = MAX_NUM_SEQS
-    max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    memory: int | None = None
     dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
     token_table: str | None = None
+    max_client_batch: int = MAX_CLIENT_BATCH
+    max_queue: int = MAX_QUEUE
+    max_body: int = MAX_BODY
+    clean: bool = True
+    truncate: bool = False
+    default_prompt: str | None = None
+    allow_token_ids: bool = False
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
     startup_timeout: float = STARTUP_TIMEOUT
+    shutdown_timeout: float = SHUTDOWN_TIMEOUT
+    max_restarts: int = MAX_RESTARTS
+    log_format: str = "text"
+    log_requests: bool = False
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    engine: str = "vllm"
+    engine_args: tuple[tuple[str, str], ...] = ()
     verbose: bool = False
 
     @property
@@ -55,14 +105,30 @@ class Settings:
 
 @dataclass(frozen=True)
 class Launch:
-    """What will be run: `settings` with nothing left open, on `device`, within `plan`."""
+    """What will be run: `settings` with nothing left open, on `target`, with `sizes` and within `plan`."""
 
     settings: Settings
-    device: Device
+    target: Target
     dtype: str
     port: int
-    max_model_len: int
+    sizes: fit.Sizes
     plan: plan.Plan
+
+    @property
+    def device(self) -> Device:
+        """What it computes on: "cpu" or "cuda"."""
+        return self.target.kind
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest text, in tokens."""
+        return self.sizes.max_model_len
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the device must have free. A CPU's memory is shared by all parallel parts."""
+        parts = self.settings.tensor_parallel_size * self.settings.data_parallel_size
+        return self.plan.total * (parts if self.device == "cpu" else 1)
 
     @property
     def token_table(self) -> str:
@@ -78,36 +144,91 @@ class Launch:
     def url(self) -> str:
         """Where an openai client on this machine reaches the server."""
         host = {"0.0.0.0": HOST, "": HOST, "::": "::1"}.get(self.settings.host, self.settings.host)  # noqa: S104
-        return f"http://[{host}]:{self.port}/v1" if ":" in host else f"http://{host}:{self.port}/v1"
+        scheme = "https" if self.settings.ssl_certfile else "http"
+        return f"{scheme}://[{host}]:{self.port}/v1" if ":" in host else f"{scheme}://{host}:{self.port}/v1"
 
 
-def resolve(settings: Settings, device: Device, best_dtype: str, port: int) -> Launch:
-    """Fill in what `settings` leaves open, from the checkpoint and from the machine: its `device`, its `best_dtype`.
+def resolve(settings: Settings, target: Target, best_dtype: str, port: int) -> Launch:
+    """Fill in what `settings` leaves open, from the checkpoint and from the device: its `best_dtype`, and `settings.memory`.
 
     Raises:
-        BadInput: the checkpoint lacks something that is needed, or more is asked than the model can do.
+        BadInput: the checkpoint lacks something that is needed, more is asked than model or device can do, or limits that
+            contradict each other.
     """
     checkpoint = settings.checkpoint
-    if settings.max_num_batched_tokens < settings.max_num_seqs:
+    _check(settings, target)
+    dtype = best_dtype if settings.dtype == "auto" else settings.dtype
+    stored = checkpoint.shapes()
+    shapes = plan.with_int8_table(stored) if settings.makes_table else stored
+
+    def make(sizes: fit.Sizes) -> plan.Plan:
+        return plan.make(
+            shapes,
+            checkpoint.config,
+            dtype=dtype,
+            max_model_len=sizes.max_model_len,
+            max_num_seqs=sizes.max_num_seqs,
+            max_num_batched_tokens=sizes.max_num_batched_tokens,
+            block_size=BLOCK_SIZE[target.kind],
+            device=target.kind,
+            cache_dtype=settings.kv_cache_dtype,
+            parallel=settings.tensor_parallel_size,
+        )
+
+    sizes = fit.Sizes(
+        plan.max_length(checkpoint.config, settings.max_model_len),
+        settings.max_num_seqs or min(MAX_NUM_SEQS, settings.max_num_batched_tokens or MAX_NUM_SEQS),
+        settings.max_num_batched_tokens or max(MAX_NUM_BATCHED_TOKENS, settings.max_num_seqs or 0),
+    )
+    if settings.memory is not None:
+        fixed = {name for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens") if getattr(settings, name)}
+        limit = plan.size_of(checkpoint.config, "max_position_embeddings")
+        sizes = fit.fit(settings.memory, sizes, fixed, limit, make)
+    return Launch(settings, target, dtype, port, sizes, make(sizes))
+
+
+def _check(settings: Settings, target: Target) -> None:
+    checkpoint = settings.checkpoint
+    tokens, seqs = settings.max_num_batched_tokens, settings.max_num_seqs
+    if tokens is not None and seqs is not None and tokens < seqs:
+        raise BadInput(f"--max-num-batched-tokens {tokens} is less than one token for each of --max-num-seqs {seqs}")
+    if settings.max_queue < settings.max_client_batch:
         raise BadInput(
-            f"--max-num-batched-tokens {settings.max_num_batched_tokens} is less than one token for each of "
-            f"--max-num-seqs {settings.max_num_seqs}"
+            f"--max-queue {settings.max_queue} is less than --max-client-batch {settings.max_client_batch}: a request of "
+            f"{settings.max_client_batch} texts would be allowed, and refused for ever; raise the one or lower the other"
         )
     if settings.makes_table and not checkpoint.is_int4:
         raise BadInput(f"{checkpoint.folder}: --token-table {INT8} goes with an INT4 checkpoint; this one is not quantized")
-    length = plan.max_length(checkpoint.config, settings.max_model_len)
-    dtype = best_dtype if settings.dtype == "auto" else settings.dtype
-    shapes = checkpoint.shapes()
-    planned = plan.make(
-        plan.with_int8_table(shapes) if settings.makes_table else shapes,
-        checkpoint.config,
-        dtype=dtype,
-        max_model_len=length,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        block_size=BLOCK_SIZE[device],
+    if settings.default_prompt is not None and settings.default_prompt not in checkpoint.prompts:
+        raise BadInput(f"--default-prompt {settings.default_prompt!r}: the model has {', '.join(sorted(checkpoint.prompts))}")
+    if target.capability is not None and target.capability < OLDEST_CAPABILITY:
+        raise BadInput(
+            f"{target.name} has compute capability {target.capability:g}; INT4 needs {OLDEST_CAPABILITY:g} (T4) or later"
+        )
+    if settings.dtype == "bfloat16" and target.capability is not None and target.capability < BFLOAT16_CAPABILITY:
+        raise BadInput(f"--dtype bfloat16: {target.name} has no bfloat16; use float16")
+    if settings.kv_cache_dtype == "fp8" and not target.has_fp8:
+        raise BadInput(f"--kv-cache-dtype fp8: {target.name} has no 8-bit floats; an L4, or an RTX 40 or H100, has them")
+    if (settings.ssl_certfile is None) != (settings.ssl_keyfile is None):
+        raise BadInput("--ssl-certfile and --ssl-keyfile go together")
+
+
+def check_fits(launch: Launch) -> None:
+    """See that the device has room for the plan.
+
+    Raises:
+        BadInput: it has not; the message has the plan.
+    """
+    free = launch.target.free
+    if free is None or launch.needed <= free:
+        return
+    made = launch.plan
+    raise BadInput(
+        f"{launch.target.name} has {plan.gib(free)} free, and the plan needs {plan.gib(launch.needed)}: weights "
+        f"{plan.gib(made.weights)}, cache {plan.gib(made.kv_cache)} for {launch.max_model_len} tokens, activations "
+        f"{plan.gib(made.activations)}, the rest {plan.gib(made.runtime + made.graphs)}; lower --max-model-len, or let "
+        f"--memory choose"
     )
-    return Launch(settings, device, dtype, port, length, planned)
 
 
 def arguments(launch: Launch) -> list[str]:
@@ -130,12 +251,16 @@ def arguments(launch: Launch) -> list[str]:
         *("--load-format", "safetensors"),
         *("--dtype", launch.dtype),
         *("--max-model-len", str(launch.max_model_len)),
-        *("--max-num-seqs", str(settings.max_num_seqs)),
-        *("--max-num-batched-tokens", str(settings.max_num_batched_tokens)),
+        *("--max-num-seqs", str(launch.sizes.max_num_seqs)),
+        *("--max-num-batched-tokens", str(launch.sizes.max_num_batched_tokens)),
         *("--block-size", str(BLOCK_SIZE[launch.device])),
         *("--kv-cache-memory-bytes", str(launch.plan.kv_cache)),
         *("--hf-overrides", json.dumps(overrides)),
-        *("--shutdown-timeout", str(SHUTDOWN_TIMEOUT)),
+        *("--max-num-queued-reqs", str(settings.max_queue)),
+        *("--shutdown-timeout", "0"),  # the gate has let everything finish by then
+        *("--middleware", GATE),
+        # A page of another site must not use a server on this machine through its visitor's browser.
+        *("--allowed-origins", "[]"),
         # Texts seldom share a first block, and a vector should not depend on which text came before.
         "--no-enable-prefix-caching",
         "--disable-uvicorn-access-log",
@@ -143,7 +268,45 @@ def arguments(launch: Launch) -> list[str]:
     if launch.device == "cpu":
         # Compiled code needs a C++ compiler on the machine, and half a minute more at every start (85 s instead of 33 to 60).
         chosen.append("--enforce-eager")
+    elif launch.target.memory:
+        # At start vLLM wants this part of the card to be free: 90% unless told otherwise, even if the cache is given in bytes.
+        share = min(0.95, MARGIN * launch.plan.total / launch.target.memory)
+        chosen += ["--gpu-memory-utilization", f"{max(0.01, share):.3f}"]
+    if settings.kv_cache_dtype != "auto":
+        chosen += ["--kv-cache-dtype", settings.kv_cache_dtype]
+    for name in ("tensor_parallel_size", "data_parallel_size"):
+        if (size := getattr(settings, name)) > 1:
+            chosen += [f"--{name.replace('_', '-')}", str(size)]
+    for name in ("ssl_certfile", "ssl_keyfile"):
+        if (file := getattr(settings, name)) is not None:
+            chosen += [f"--{name.replace('_', '-')}", file]
+    if settings.log_requests:
+        chosen.append("--enable-log-requests")
+    for name, value in settings.engine_args:
+        chosen += engine_args.option(name, value)
     return chosen
+
+
+def rules(launch: Launch, token: str, restarts: int) -> Rules:
+    """What the gate in front of vLLM lets in. `token` is a key for the one who starts the server, where keys are asked for."""
+    settings = launch.settings
+    return Rules(
+        folder=str(settings.checkpoint.folder.resolve()),
+        max_model_len=launch.max_model_len,
+        dimensions=plan.dimensions(launch.hidden_size),
+        prompts=settings.checkpoint.prompts,
+        default_prompt=settings.default_prompt,
+        max_batch=settings.max_client_batch,
+        max_body=settings.max_body,
+        max_queue=settings.max_queue,
+        clean=settings.clean,
+        truncate=settings.truncate,
+        allow_token_ids=settings.allow_token_ids,
+        keys=[keys.hashed(key) for key in (*settings.keys, token)] if settings.keys else [],
+        plan=table.lines(launch.plan, launch.device) | {"total": launch.plan.total},
+        restarts=restarts,
+        engine_args=[name for name, _ in settings.engine_args],
+    )
 
 
 def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[int]) -> dict[str, str]:
@@ -156,6 +319,8 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    for name in SECRETS:
+        chosen.pop(name, None)
     if launch.device == "cpu":
         # Left to itself vLLM keeps a core back for its scheduler, which on two cores is half of the machine.
         chosen.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))

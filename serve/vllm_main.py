@@ -1,7 +1,10 @@
 """The process that vLLM runs in: `python -m qembed.serve.vllm_main` with the arguments of vLLM's OpenAI server.
 
 vLLM's console script fails with its CPU build, and the module that used to be run instead is deprecated. This one also sees
-to it that vLLM does not outlive whoever started it: its standard input is a pipe whose other end closes when they die.
+to it that vLLM does not outlive whoever started it: its standard input is a pipe whose other end closes when they die. Before
+that, two lines come through it: the rules of the gate (`gate.rules`), which hold hashes of keys and so are no argument; and,
+when the server is to stop, DRAIN with a number of seconds. A command from `qembed serve --print-command` has the rules in its
+environment instead.
 """
 
 from __future__ import annotations
@@ -10,31 +13,47 @@ import os
 import runpy
 import signal
 import stat
+import sys
 import threading
 import time
 from importlib.util import find_spec
 
-from qembed.serve import machine
+from qembed.serve import gate, machine
+from qembed.serve.gate import rules
 
 GRACE = 20.0
 BEFORE_0_32 = "vllm.entrypoints.openai.api_server"
+DRAIN = b"drain"
+POLL = 0.05
+# Settings of ours that an older vLLM lacks, and can do without: the gate counts by itself.
+OPTIONAL = ("--max-num-queued-reqs", "--shutdown-timeout")
 
 
 def main() -> None:
     """Run vLLM's server until it ends, or until standard input does."""
-    if stat.S_ISFIFO(os.fstat(0).st_mode):
-        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    given = os.environ.pop(rules.VARIABLE, None)
+    piped = stat.S_ISFIFO(os.fstat(0).st_mode)
+    if given is not None:
+        gate.RULES = rules.load(given.encode())
+    elif piped:
+        reader = os.fdopen(os.dup(0), "rb", buffering=0)
+        gate.RULES = rules.load(reader.readline())
+        threading.Thread(target=_obey, args=(reader,), name="parent", daemon=True).start()
+    else:
+        sys.exit(f"vllm_main: started by hand it needs {rules.VARIABLE}; `qembed serve --print-command` prints it")
+    known = _options()
+    _check_names(gate.RULES.engine_args, known)
+    _leave_out(known)
     module = "vllm.entrypoints.launchers.api_server.entry"
-    try:
-        found = find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    runpy.run_module(module if found else BEFORE_0_32, run_name="__main__")
+    runpy.run_module(module if _exists(module) else BEFORE_0_32, run_name="__main__")
 
 
-def _end_with_parent() -> None:
-    while os.read(0, 4096):
-        pass
+def _obey(reader: object) -> None:
+    """Do what the parent says, and end when it does."""
+    while line := reader.readline():  # type: ignore[attr-defined]
+        if line.startswith(DRAIN):
+            _drain(float(line.split()[1]))
+            os.kill(os.getpid(), signal.SIGTERM)
     shared = machine.shared_memory(os.getpid())
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
@@ -42,6 +61,54 @@ def _end_with_parent() -> None:
         for path in shared:
             path.unlink(missing_ok=True)
         os.killpg(0, signal.SIGKILL)
+
+
+def _drain(seconds: float) -> None:
+    """Let nothing more in, and wait until all that is in has been answered, but no longer than `seconds`.
+
+    vLLM, told to end, answers 500 to what it is still computing.
+    """
+    deadline = time.monotonic() + seconds
+    for load in gate.LOAD:
+        load.draining = True
+        while load.requests and time.monotonic() < deadline:
+            time.sleep(POLL)
+    time.sleep(2 * POLL)  # the last answer is on its way
+
+
+def _options() -> set[str] | None:
+    """Every option of the installed vLLM's server; None if it cannot be asked."""
+    import importlib
+
+    for module in ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"):
+        if _exists(module):
+            from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+            parser = importlib.import_module(module).make_arg_parser(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
+            return set(parser._option_string_actions)
+    return None
+
+
+def _check_names(names: list[str], known: set[str] | None) -> None:
+    """See that vLLM has these settings by these names: its parser takes beginnings of names too."""
+    unknown = [name for name in names if known is not None and f"--{name.split('.')[0].rstrip('+')}" not in known]
+    if unknown:
+        print(f"ValueError: --engine-arg: this vLLM has no setting {', '.join(unknown)}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _leave_out(known: set[str] | None) -> None:
+    for option in OPTIONAL:
+        if known is not None and option not in known and option in sys.argv:
+            at = sys.argv.index(option)
+            del sys.argv[at : at + 2]
+
+
+def _exists(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 if __name__ == "__main__":

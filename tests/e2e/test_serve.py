@@ -157,7 +157,9 @@ def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
 
 @pytest.mark.usefixtures("needs_proc")
 def test_fp16_serves_the_source_and_a_dead_engine_is_an_error(int4_checkpoint: Path, texts: list[str]) -> None:
-    with Launched("--fp16", "--model", int4_checkpoint, "--port", 0, "--dtype", "float32", "--json") as server:
+    with Launched(
+        "--fp16", "--model", int4_checkpoint, "--port", 0, "--dtype", "float32", "--max-restarts", 0, "--json"
+    ) as server:
         server.wait_ready()
         source = find(source_of(find(str(int4_checkpoint))))
         exact = reference.embed(reference.load(source), texts[:16])

@@ -62,7 +62,38 @@ def test_a_plan_adds_up() -> None:
     assert made.weights == 11 * 1024 * 2
     assert made.kv_tokens == 64 + 64 + 16 + 16
     assert made.kv_cache == 160 * 112 * 1024
-    assert made.total == made.weights + made.kv_cache
+    assert made.total == made.weights + made.kv_cache + made.activations + made.graphs + made.runtime
+
+
+def test_a_token_of_the_0_6b_takes_24_kib_of_activations_in_16_bit() -> None:
+    config = {**CONFIG, "intermediate_size": 3072}
+    assert plan.activation_bytes(config, "float16") == (2 * 1024 + 3 * 2048 + 4 * 1024) * 2 == 24 * 1024
+    assert plan.activation_bytes(config, "float32") == 2 * plan.activation_bytes(config, "float16")
+    wide = {**config, "intermediate_size": 4096}
+    assert plan.activation_bytes(wide, "float16") == (2 * 1024 + 3 * 4096) * 2
+
+
+def test_int4_of_the_0_6b_with_2048_tokens_and_32_sequences_is_planned_below_1_6_gib() -> None:
+    """The target of `make bench-gpu`, in arithmetic: the CUDA context and the graphs are in it as estimates."""
+    config = {**CONFIG, "intermediate_size": 3072, "vocab_size": 151_669}
+    shapes: dict[str, tuple[list[int], str]] = {"embed_tokens.weight": ([151_669, 1024], "F16")}
+    for name, rows, columns in (("q", 1024, 2048), ("kv", 1024, 2048), ("o", 2048, 1024), ("mlp", 1024, 9216)):
+        for layer in range(28):
+            shapes[f"layers.{layer}.{name}.qweight"] = ([rows, columns // 8], "I32")
+            shapes[f"layers.{layer}.{name}.qzeros"] = ([rows // 128, columns // 8], "I32")
+            shapes[f"layers.{layer}.{name}.scales"] = ([rows // 128, columns], "F16")
+    made = plan.make(
+        shapes,
+        config,
+        dtype="float16",
+        max_model_len=2048,
+        max_num_seqs=32,
+        max_num_batched_tokens=2048,
+        block_size=16,
+        device="cuda",
+    )
+    assert made.weights == pytest.approx(540e6, rel=0.01)
+    assert made.total - made.runtime <= 1.6 * 2**30
 
 
 def test_the_longest_text_is_8192_tokens_unless_the_model_or_the_user_says_otherwise() -> None:

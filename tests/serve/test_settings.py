@@ -9,7 +9,10 @@ import pytest
 
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
-from qembed.serve.settings import Launch, Settings, arguments, environment, resolve
+from qembed.serve.devices import PRESETS, Target
+from qembed.serve.settings import Launch, Settings, arguments, check_fits, environment, resolve, rules
+
+CPU, L4, T4 = Target("cpu", "CPU"), PRESETS["L4"], PRESETS["T4"]
 
 
 def told(launch: Launch, option: str) -> str:
@@ -19,7 +22,7 @@ def told(launch: Launch, option: str) -> str:
 
 def test_vllm_gets_the_limits_that_were_asked_for(checkpoint: Checkpoint) -> None:
     asked = Settings(checkpoint, max_num_seqs=7, max_num_batched_tokens=99, max_model_len=128, served_model_name="mine")
-    launch = resolve(asked, "cpu", "float32", 1234)
+    launch = resolve(asked, CPU, "float32", 1234)
     assert told(launch, "--max-num-seqs") == "7"
     assert told(launch, "--max-num-batched-tokens") == "99"
     assert told(launch, "--max-model-len") == "128"
@@ -29,7 +32,7 @@ def test_vllm_gets_the_limits_that_were_asked_for(checkpoint: Checkpoint) -> Non
 
 
 def test_defaults_come_from_the_checkpoint_and_the_machine(checkpoint: Checkpoint) -> None:
-    launch = resolve(Settings(checkpoint), "cuda", "float16", 8000)
+    launch = resolve(Settings(checkpoint), L4, "float16", 8000)
     assert told(launch, "--max-model-len") == "256"
     assert told(launch, "--max-num-seqs") == "32"
     assert told(launch, "--max-num-batched-tokens") == "2048"
@@ -40,25 +43,25 @@ def test_defaults_come_from_the_checkpoint_and_the_machine(checkpoint: Checkpoin
 
 
 def test_no_code_of_the_checkpoint_is_run_and_only_safetensors_are_read(checkpoint: Checkpoint) -> None:
-    launch = resolve(Settings(checkpoint), "cpu", "float32", 1)
+    launch = resolve(Settings(checkpoint), CPU, "float32", 1)
     assert "--trust-remote-code" not in arguments(launch)
     assert told(launch, "--load-format") == "safetensors"
 
 
 def test_more_than_the_model_can_do_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="256 positions"):
-        resolve(Settings(checkpoint, max_model_len=257), "cpu", "float32", 1)
+        resolve(Settings(checkpoint, max_model_len=257), CPU, "float32", 1)
     with pytest.raises(BadInput, match="--max-num-batched-tokens 31"):
-        resolve(Settings(checkpoint, max_num_batched_tokens=31), "cpu", "float32", 1)
+        resolve(Settings(checkpoint, max_num_batched_tokens=31, max_num_seqs=32), CPU, "float32", 1)
 
 
 @pytest.mark.parametrize(("host", "url"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("box", "box")])
 def test_the_url_is_one_that_a_client_can_use(checkpoint: Checkpoint, host: str, url: str) -> None:
-    assert resolve(Settings(checkpoint, host=host), "cpu", "float32", 80).url == f"http://{url}:80/v1"
+    assert resolve(Settings(checkpoint, host=host), CPU, "float32", 80).url == f"http://{url}:80/v1"
 
 
 def test_a_cpu_gets_its_cores_and_the_planned_cache(checkpoint: Checkpoint) -> None:
-    launch = resolve(Settings(checkpoint), "cpu", "bfloat16", 1)
+    launch = resolve(Settings(checkpoint), CPU, "bfloat16", 1)
     env = environment(launch, {"VLLM_CPU_KVCACHE_SPACE": "40", "HOME": "/h"}, [0, 2])
     assert env["VLLM_CPU_OMP_THREADS_BIND"] == "0,2"
     assert "VLLM_CPU_KVCACHE_SPACE" not in env
@@ -68,18 +71,18 @@ def test_a_cpu_gets_its_cores_and_the_planned_cache(checkpoint: Checkpoint) -> N
 
 
 def test_int4_in_float32_needs_the_plugins_kernel_and_nothing_else_does(checkpoint: Checkpoint, int4: Checkpoint) -> None:
-    launch = resolve(Settings(int4), "cpu", "float32", 1)
+    launch = resolve(Settings(int4), CPU, "float32", 1)
     assert environment(launch, {"VLLM_DISABLED_KERNELS": "Other"}, [0])["VLLM_DISABLED_KERNELS"] == "Other,CPUWNA16LinearKernel"
     for other in (
         replace(launch, dtype="bfloat16"),
-        replace(launch, device="cuda"),
-        resolve(Settings(checkpoint), "cpu", "float32", 1),
+        replace(launch, target=L4),
+        resolve(Settings(checkpoint), CPU, "float32", 1),
     ):
         assert "VLLM_DISABLED_KERNELS" not in environment(other, {}, [0])
 
 
 def test_an_int8_table_is_asked_of_the_plugin_only_where_there_is_none_yet(int4: Checkpoint, int8_table: Checkpoint) -> None:
-    made = resolve(Settings(int4, token_table="int8"), "cpu", "float32", 1)
+    made = resolve(Settings(int4, token_table="int8"), CPU, "float32", 1)
     overrides = json.loads(told(made, "--hf-overrides"))
     assert overrides["quantization_config"] == {
         "quant_method": "qembed_awq",
@@ -87,8 +90,8 @@ def test_an_int8_table_is_asked_of_the_plugin_only_where_there_is_none_yet(int4:
         "group_size": 32,
         "token_table": "int8",
     }
-    stored = resolve(Settings(int8_table, token_table="int8"), "cpu", "float32", 1)
-    untouched = resolve(Settings(int4), "cpu", "float32", 1)
+    stored = resolve(Settings(int8_table, token_table="int8"), CPU, "float32", 1)
+    untouched = resolve(Settings(int4), CPU, "float32", 1)
     for launch in (stored, untouched):
         assert "quantization_config" not in json.loads(told(launch, "--hf-overrides"))
     assert [launch.token_table for launch in (made, stored, untouched)] == ["int8", "int8", "float32"]
@@ -96,10 +99,98 @@ def test_an_int8_table_is_asked_of_the_plugin_only_where_there_is_none_yet(int4:
 
 
 def test_an_int8_table_is_planned_at_its_size(int4: Checkpoint) -> None:
-    assert resolve(Settings(int4), "cpu", "float32", 1).plan.token_table == 10 * 64 * 4
-    assert resolve(Settings(int4, token_table="int8"), "cpu", "float32", 1).plan.token_table == 10 * 64 + 10 * 4 + 64 * 4
+    assert resolve(Settings(int4), CPU, "float32", 1).plan.token_table == 10 * 64 * 4
+    assert resolve(Settings(int4, token_table="int8"), CPU, "float32", 1).plan.token_table == 10 * 64 + 10 * 4 + 64 * 4
 
 
 def test_an_int8_table_in_a_checkpoint_that_is_not_quantized_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="--token-table int8 goes with an INT4 checkpoint"):
-        resolve(Settings(checkpoint, token_table="int8"), "cpu", "float32", 1)
+        resolve(Settings(checkpoint, token_table="int8"), CPU, "float32", 1)
+
+
+def test_vllms_share_of_the_card_is_the_plans(checkpoint: Checkpoint) -> None:
+    launch = resolve(Settings(checkpoint), L4, "float16", 1)
+    share = float(told(launch, "--gpu-memory-utilization"))
+    assert launch.plan.total < share * L4.memory < 1.2 * launch.plan.total  # type: ignore[operator]
+
+
+def test_a_queue_that_would_refuse_a_lawful_batch_for_ever_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BadInput, match="--max-queue 99 is less than --max-client-batch 100"):
+        resolve(Settings(checkpoint, max_queue=99, max_client_batch=100), CPU, "float32", 1)
+    launch = resolve(Settings(checkpoint, max_queue=100, max_client_batch=100), CPU, "float32", 1)
+    assert told(launch, "--max-num-queued-reqs") == "100"
+
+
+def test_what_the_device_lacks_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BadInput, match="T4 has no 8-bit floats"):
+        resolve(Settings(checkpoint, kv_cache_dtype="fp8"), T4, "float16", 1)
+    with pytest.raises(BadInput, match="T4 has no bfloat16"):
+        resolve(Settings(checkpoint, dtype="bfloat16"), T4, "float16", 1)
+    with pytest.raises(BadInput, match=r"GTX 1080 has compute capability 6\.1"):
+        resolve(Settings(checkpoint), Target("cuda", "GTX 1080", 2**33, 2**33, 6.1), "float16", 1)
+
+
+def test_an_fp8_cache_takes_half(checkpoint: Checkpoint) -> None:
+    half = resolve(Settings(checkpoint, kv_cache_dtype="fp8"), L4, "float16", 1)
+    whole = resolve(Settings(checkpoint), L4, "float16", 1)
+    assert 2 * half.plan.kv_cache == whole.plan.kv_cache
+    assert told(half, "--kv-cache-dtype") == "fp8"
+    assert "--kv-cache-dtype" not in arguments(whole)
+
+
+def test_a_device_that_is_too_small_is_told_with_the_plan(checkpoint: Checkpoint) -> None:
+    launch = resolve(Settings(checkpoint), Target("cuda", "tiny card", 2**20, 2**20, 8.9), "float16", 1)
+    with pytest.raises(
+        BadInput, match=r"tiny card has 1 MiB free, and the plan needs 60\d MiB: weights .*, cache .*256 tokens"
+    ):
+        check_fits(launch)
+    check_fits(resolve(Settings(checkpoint), L4, "float16", 1))
+
+
+def test_memory_chooses_lengths_and_what_is_given_stays(checkpoint: Checkpoint) -> None:
+    roomy = resolve(Settings(checkpoint, memory=2**30), L4, "float16", 1)
+    assert (roomy.max_model_len, roomy.sizes.max_num_seqs) == (256, 256)
+    assert roomy.plan.total <= 2**30
+    kept = resolve(Settings(checkpoint, memory=2**30, max_num_seqs=3, max_model_len=128), L4, "float16", 1)
+    assert (kept.max_model_len, kept.sizes.max_num_seqs) == (128, 3)
+    with pytest.raises(BadInput, match="--memory 1 MiB is too little: 1 sequence of 64 tokens need"):
+        resolve(Settings(checkpoint, memory=2**20), L4, "float16", 1)
+
+
+def test_keys_are_neither_arguments_nor_environment_and_leave_as_hashes(checkpoint: Checkpoint) -> None:
+    settings = Settings(checkpoint, keys=("secret-one",))
+    launch = resolve(settings, CPU, "float32", 1)
+    env = environment(launch, {"QEMBED_API_KEY": "secret-one", "OPENAI_API_KEY": "secret-two"}, [0])
+    for place in (str(arguments(launch)), str(env), repr(settings), repr(launch), rules(launch, "token", 0).dump().decode()):
+        assert "secret" not in place
+    assert len(rules(launch, "token", 0).keys) == 2
+    assert rules(resolve(Settings(checkpoint), CPU, "float32", 1), "token", 0).keys == []
+
+
+def test_parallel_sizes_and_other_settings_are_passed_on(checkpoint: Checkpoint) -> None:
+    asked = Settings(
+        checkpoint,
+        tensor_parallel_size=2,
+        data_parallel_size=3,
+        engine_args=(("max-log-len", "5"), ("enable-request-id-headers", "true"), ("async-scheduling", "false")),
+    )
+    argv = arguments(resolve(asked, L4, "float16", 1))
+    for words in (
+        ["--tensor-parallel-size", "2"],
+        ["--data-parallel-size", "3"],
+        ["--max-log-len", "5"],
+        ["--enable-request-id-headers"],
+        ["--no-async-scheduling"],
+    ):
+        assert " ".join(words) in " ".join(argv)
+
+
+def test_two_devices_share_the_matrices_and_the_cache(checkpoint: Checkpoint) -> None:
+    one, two = (resolve(Settings(checkpoint, tensor_parallel_size=size), L4, "float16", 1).plan for size in (1, 2))
+    assert 2 * two.kv_cache == one.kv_cache
+    assert 2 * two.token_table == one.token_table
+
+
+def test_a_default_prompt_must_exist(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BadInput, match="--default-prompt 'questions': the model has document, query"):
+        resolve(Settings(checkpoint, default_prompt="questions"), CPU, "float32", 1)

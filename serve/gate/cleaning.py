@@ -1,0 +1,53 @@
+"""Texts as a model should see them: Unicode NFC, without characters that nobody sees.
+
+Taken out are control characters (tab and line breaks stay; vertical tab, form feed and "next line" become line breaks),
+zero-width characters, direction marks, and the like. Nothing goes by the plane it stands in: emoji, rare Han and private
+characters stay. Two invisible characters carry meaning in some scripts, and stay where they do: the zero-width joiner inside an
+emoji, and joiner and non-joiner behind a virama or between letters that join (the rule CONTEXTJ of RFC 5892); so do the tags
+inside an emoji flag.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+BREAKS = {0x0B: "\n", 0x0C: "\n", 0x85: "\n"}
+KEPT = "\t\n\r"
+JOINERS = "\u200c\u200d"
+VIRAMA = 9
+# Format characters that take no room; U+00AD is the soft hyphen, U+180E the Mongolian vowel separator.
+INVISIBLE = "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0001"
+CONTROLS = "\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f"
+DROPPED = re.compile(f"[{CONTROLS}{INVISIBLE}]")
+TAGS = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0020-\U000e007f]+")
+JOINER = re.compile(f"[{JOINERS}]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+# Scripts whose letters join: Arabic, Syriac, Thaana, N'Ko, Mandaic, Mongolian, Phags-pa, Adlam.
+JOINING = re.compile("[\u0600-\u08ff\u1800-\u18af\ua840-\ua87f\ufb50-\ufdff\ufe70-\ufefe\U0001e900-\U0001e95f]")
+EMOJI = re.compile("[\u00a9\u00ae\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\ufe0f\U0001f000-\U0001faff]")
+
+
+def clean(text: str) -> str:
+    """`text` in NFC without invisible characters. Cleaning twice changes nothing more."""
+    if text.isascii() and text.isprintable():
+        return text
+    text = DROPPED.sub("", text.translate(BREAKS))
+    text = TAGS.sub("", text)
+    if JOINER.search(text):
+        text = JOINER.sub(lambda found: found[0] if _joins(text, found.start()) else "", text)
+    return unicodedata.normalize("NFC", text)
+
+
+def has_surrogate(text: str) -> bool:
+    """Whether `text` holds half of a surrogate pair, which is no character and cannot be written as UTF-8."""
+    return SURROGATE.search(text) is not None
+
+
+def _joins(text: str, at: int) -> bool:
+    before, after = text[at - 1 : at], text[at + 1 : at + 2]
+    if not before or not after:
+        return False
+    if unicodedata.combining(before) == VIRAMA or (JOINING.match(before) and JOINING.match(after)):
+        return True
+    return text[at] == "\u200d" and bool(EMOJI.match(before) and EMOJI.match(after))

@@ -1,0 +1,58 @@
+"""Our own numbers in /metrics, beside vLLM's, which come from the same registry."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from qembed.serve import machine
+from qembed.serve.gate.load import Load
+from qembed.serve.gate.rules import Rules
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Counters that the gate counts on, and gauges that are read when somebody asks."""
+
+    def __init__(self, rules: Rules, load: Load, registry: CollectorRegistry | None = None) -> None:
+        from prometheus_client import REGISTRY, Counter, Histogram
+        from prometheus_client.metrics_core import GaugeMetricFamily
+
+        where = registry or REGISTRY
+        self.requests = Counter("qembed_requests", "Requests for vectors, by HTTP status.", ["status"], registry=where)
+        self.refused = Counter("qembed_refused", "Requests refused by the gate, by reason.", ["reason"], registry=where)
+        self.texts = Counter("qembed_texts", "Texts that were answered with a vector.", registry=where)
+        self.tokens = Counter("qembed_tokens", "Tokens of those texts.", registry=where)
+        self.nonfinite = Counter("qembed_nonfinite_vectors", "Vectors that stayed so, and were not passed on.", registry=where)
+        self.recomputed = Counter("qembed_recomputed_vectors", "Vectors that were not finite at first.", registry=where)
+        self.seconds = Histogram("qembed_request_seconds", "From first byte to answer.", buckets=SECONDS, registry=where)
+        family = GaugeMetricFamily
+
+        class Read:
+            """What is read at each scrape."""
+
+            def collect(self) -> Iterable[Metric]:
+                yield family("qembed_texts_in_flight", "Texts waiting or being computed.", load.texts)
+                yield family("qembed_queue_limit", "Texts waiting or being computed, at most (--max-queue).", rules.max_queue)
+                yield family("qembed_restarts", "How often the server ended and was started again.", rules.restarts)
+                planned = family("qembed_planned_bytes", "The memory plan.", labels=["part"])
+                for part, size in rules.plan.items():
+                    planned.add_metric([part], size)
+                yield planned
+                if (used := _memory(rules)) is not None:
+                    yield family("qembed_memory_bytes", "Memory in use: on the GPU, or else resident.", used)
+
+        where.register(Read())
+
+
+def _memory(rules: Rules) -> int | None:
+    leader = os.getsid(0)
+    if "graphs" in rules.plan:
+        return machine.cuda_used(machine.processes(leader)) or machine.cuda_total_used()
+    return machine.resident(leader)

@@ -1,0 +1,226 @@
+"""What the server takes and refuses, over the wire, with the real vLLM behind."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from qembed.checkpoint import find
+from tests.e2e.http import EMBEDDINGS, JSON, Answer, embed, metric, send
+from tests.e2e.launcher import Launched
+
+pytestmark = pytest.mark.vllm
+
+
+def one(server: Launched, text: str, **options: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(embed(server.url, input=text, **options).vectors[0])
+
+
+def same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    return bool(a @ b > 0.9999)
+
+
+def raw(body: bytes, headers: dict[str, str] | None = None, method: str = "POST", path: str = EMBEDDINGS) -> Any:
+    return lambda server: send(server.url, method, path, body, JSON if headers is None else headers)
+
+
+def asked(**body: Any) -> Any:
+    return raw(json.dumps({"input": "good", **body}).encode())
+
+
+def on_the_wire(*parts: bytes, pause: float = 0.0, read: bool = True) -> Callable[[Launched], int]:
+    """Bytes on a bare socket, with pauses between; the status, or 0 if the connection was closed without one."""
+
+    def ask(server: Launched) -> int:
+        where = urlsplit(server.url)
+        with socket.create_connection((where.hostname, where.port), timeout=60) as wire:
+            for part in parts:
+                wire.sendall(part)
+                time.sleep(pause)
+            if not read:
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no farewell
+                return 0
+            said = wire.recv(4096)
+        return int(said.split()[1]) if said else 0
+
+    return ask
+
+
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+BODY = b'{"input": "good"}'
+BAD: dict[str, tuple[Callable[[Launched], Answer | int], set[int]]] = {
+    "empty body": (raw(b""), {400}),
+    "not JSON": (raw(b"input=good"), {400}),
+    "cut JSON": (raw(b'{"input": "go'), {400}),
+    "a list": (raw(b'["good"]'), {400}),
+    "a text": (raw(b'"good"'), {400}),
+    "null": (raw(b"null"), {400}),
+    "broken UTF-8": (raw(b'{"input": "\xff\xfe"}'), {400}),
+    "a surrogate in UTF-8": (raw(b'{"input": "\xed\xa0\x80"}'), {400}),
+    "UTF-16": (raw('{"input": "good"}'.encode("utf-16")), {400}),
+    "half a surrogate pair": (raw(rb'{"input": "\ud800"}'), {400}),
+    "half a pair in the model": (raw(rb'{"input": "x", "model": "\udfff"}'), {400}),
+    "deep nesting": (raw(b'{"input": ' + b"[" * 200_000), {400}),
+    "deep objects": (raw(b'{"a":' * 50_000 + b"1" + b"}" * 50_000), {400}),
+    "NaN": (raw(b'{"input": "x", "dimensions": NaN}'), {400}),
+    "a number of 10,000 digits": (raw(b'{"input": "x", "dimensions": ' + b"9" * 10_000 + b"}"), {400}),
+    "no input": (raw(b"{}"), {400}),
+    "input null": (asked(input=None), {400}),
+    "input a number": (asked(input=5), {400}),
+    "input an object": (asked(input={"text": "x"}), {400}),
+    "input an empty list": (asked(input=[]), {400}),
+    "input of null": (asked(input=["x", None]), {400}),
+    "input of mixed types": (asked(input=["x", 1]), {400}),
+    "input of lists of texts": (asked(input=[["x"]]), {400}),
+    "token ids": (asked(input=[1, 2, 3]), {400}),
+    "lists of token ids": (asked(input=[[1, 2, 3]]), {400}),
+    "an empty text": (asked(input=""), {400}),
+    "white space": (asked(input=["good", " \n\t "]), {400}),
+    "a zero-width space": (asked(input=["\u200b"]), {400}),
+    "10,000 texts": (asked(input=["x"] * 10_000), {400}),
+    "a text of 5 MB": (asked(input="x" * 5_000_000), {400}),
+    "a text of 5 MB of white space": (asked(input=" " * 5_000_000), {400}),
+    "a text of 20 MB of combining marks": (asked(input="a" + "\u0301" * 200_000), {400}),
+    "a text that is too long": (asked(input="word " * 40_000), {400}),
+    "negative dimensions": (asked(dimensions=-1), {400}),
+    "no dimensions": (asked(dimensions=0), {400}),
+    "huge dimensions": (asked(dimensions=2**63), {400}),
+    "dimensions a text": (asked(dimensions="64"), {400}),
+    "dimensions a fraction": (asked(dimensions=64.5), {400}),
+    "dimensions true": (asked(dimensions=True), {400}),
+    "an unknown encoding": (asked(encoding_format="bytes"), {400}),
+    "encoding a list": (asked(encoding_format=["float"]), {400}),
+    "an unknown prompt": (asked(prompt_name="../../etc/passwd"), {400}),
+    "prompt and instruction": (asked(prompt_name="query", instruction="find"), {400}),
+    "instruction a number": (asked(instruction=5), {400}),
+    "truncation below nothing": (asked(truncate_prompt_tokens=-5), {400}),
+    "truncation beyond the model": (asked(truncate_prompt_tokens=10**9), {400}),
+    "an unknown model": (asked(model="gpt-4"), {404}),
+    "model a number": (asked(model=7), {400}),
+    "user an object": (asked(user={}), {400}),
+    "chat messages": (asked(messages=[{"role": "user", "content": "x"}]), {400}),
+    "a prototype key": (raw(b'{"__proto__": {"x": 1}, "constructor": 1}'), {400}),
+    "40 MB": (raw(b'{"input": "' + b"x" * 40_000_000 + b'"}'), {413}),
+    "a form": (raw(b"input=x", {"Content-Type": "application/x-www-form-urlencoded"}), {415}),
+    "text/plain, as another site's page would send": (raw(BODY, {"Content-Type": "text/plain"}), {415}),
+    "no content type": (raw(BODY, {}), {415}),
+    "GET": (raw(b"", method="GET"), {405}),
+    "DELETE": (raw(b"", method="DELETE"), {405}),
+    "OPTIONS, before another site's page asks": (raw(b"", {"Origin": "http://evil"}, method="OPTIONS"), {405}),
+    "another route of vLLM's": (raw(BODY, path="/pooling"), {404}),
+    "a path upwards": (raw(BODY, path="/v1/../pooling"), {404}),
+    "a path twice encoded": (raw(BODY, path="/%76%31/embeddings%2f"), {404}),
+    "no HTTP": (on_the_wire(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64 + b"\r\n\r\n"), {0, 400}),
+    "a negative length": (on_the_wire(HEAD.replace(b"%d", b"-5")), {0, 400}),
+    "a length that is a lie": (on_the_wire(HEAD % 99_999_999_999), {413}),
+    "two lengths": (on_the_wire(HEAD.replace(b"%d", b"5\r\nContent-Length: 7") + BODY), {0, 400}),
+    "a broken chunk": (
+        on_the_wire(HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"zz\r\n" + BODY),
+        {0, 400},
+    ),
+    "a header of 200 kB": (on_the_wire(b"GET /health HTTP/1.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n"), {0, 200, 400, 431}),
+    "cut after the head": (on_the_wire(HEAD % 1000, read=False), {0}),
+    "cut in the body": (on_the_wire(HEAD % 1000 + BODY, read=False), {0}),
+    "cut while it is computed": (on_the_wire(HEAD % len(BODY) + BODY, read=False), {0}),
+    "slow, but whole": (on_the_wire(*[(HEAD % len(BODY) + BODY)[at : at + 30] for at in range(0, 150, 30)], pause=0.2), {200}),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_a_bad_request_is_refused_and_a_good_one_works_after_it(int4_server: Launched, name: str) -> None:
+    ask, allowed = BAD[name]
+    answer = ask(int4_server)
+    status = answer if isinstance(answer, int) else answer.status
+    assert status in allowed, answer
+    if isinstance(answer, Answer):
+        assert len(answer.error) < 1000
+    assert np.isfinite(one(int4_server, "good", model=int4_server.model)).all()
+
+
+def test_bad_requests_are_at_least_forty() -> None:
+    assert len(BAD) >= 40
+
+
+def test_the_index_of_an_empty_text_and_both_numbers_of_a_long_one(int4_server: Launched) -> None:
+    assert embed(int4_server.url, input=["good", "fine", "\ufeff"]).error.startswith("input[2] is empty")
+    limit = int4_server.ready["max_model_len"]
+    tokens = len(find(str(int4_server.ready["folder"])).tokenizer().encode("word " * limit).ids)
+    assert embed(int4_server.url, input=["good", "word " * limit]).error.startswith(
+        f"input[1] has {tokens} tokens; the limit is {limit}."
+    )
+
+
+def test_a_text_that_is_cut_has_the_vector_of_its_beginning(int4_server: Launched) -> None:
+    """The model's last token is still appended, without which the vector would be another."""
+    text = "word " * 2 * int(int4_server.ready["max_model_len"])
+    tokenizer = find(str(int4_server.ready["folder"])).tokenizer()
+    ids = tokenizer.encode(text).ids
+    beginning = tokenizer.decode(ids[:19])
+    assert tokenizer.encode(beginning).ids == [*ids[:19], ids[-1]]
+    assert same(one(int4_server, text, truncate_prompt_tokens=20), one(int4_server, beginning))
+    assert (
+        embed(int4_server.url, input=text, truncate_prompt_tokens=-1).json["usage"]["prompt_tokens"]
+        == (int4_server.ready["max_model_len"])
+    )
+
+
+def test_prompts_and_instructions_are_the_same_as_texts_that_hold_them(int4_server: Launched) -> None:
+    query = find(str(int4_server.ready["folder"])).prompts["query"]
+    bare = one(int4_server, "music player")
+    assert same(one(int4_server, "music player", prompt_name="query"), one(int4_server, query + "music player"))
+    assert same(one(int4_server, "music player", prompt_name="document"), bare)
+    task = "Find programs"
+    instructed = one(int4_server, f"Instruct: {task}\nQuery:music player")
+    assert same(one(int4_server, "music player", instruction=task), instructed)
+    assert not same(instructed, bare)
+
+
+def test_text_is_cleaned_on_the_way_in(int4_server: Launched) -> None:
+    assert same(one(int4_server, "Zu\u0308\u200brich\x00"), one(int4_server, "Zürich"))
+    assert not same(one(int4_server, "👨‍👩‍👧"), one(int4_server, "👨👩👧"))
+
+
+def test_base64_and_numbers_are_the_same_vector(int4_server: Launched) -> None:
+    encoded = embed(int4_server.url, input="text", encoding_format="base64").json["data"][0]["embedding"]
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(encoded), np.float32), one(int4_server, "text").astype("f4"))
+
+
+def test_only_what_an_embedding_server_needs_is_open(int4_server: Launched) -> None:
+    for path in ("/health", "/version", "/metrics", "/v1/models", "/openapi.json"):
+        assert send(int4_server.url, "GET", path).status == 200, path
+    for path in ("/docs", "/redoc", "/tokenize", "/detokenize", "/pooling", "/score", "/v1/score", "/v1/rerank", "/rerank"):
+        assert send(int4_server.url, "POST", path, BODY, JSON).status == 404, path
+    for path in ("/invocations", "/ping", "/load", "/server_info", "/v2/embed", "/", "/metrics/", "/v1/embeddings/"):
+        assert send(int4_server.url, "GET", path).status == 404, path
+    described = send(int4_server.url, "GET", "/openapi.json").json["paths"]
+    assert set(described) == {"/health", "/version", "/metrics", "/openapi.json", "/v1/models", EMBEDDINGS}
+
+
+def test_our_numbers_stand_beside_vllms(int4_server: Launched) -> None:
+    url = int4_server.url
+    texts, refused = metric(url, "qembed_texts_total"), metric(url, "qembed_refused_total")
+    assert embed(url, input=["one", "two", "three"]).status == 200
+    assert embed(url, input="").status == 400
+    assert metric(url, "qembed_texts_total") == texts + 3
+    assert metric(url, "qembed_refused_total") == refused + 1
+    assert metric(url, "qembed_texts_in_flight") == 0
+    assert metric(url, "qembed_memory_bytes") > 10**8
+    assert metric(url, "vllm:num_requests_running") == 0
+    assert metric(url, "vllm:request_success_total") > 0
+
+
+def test_the_plan_is_within_15_percent_of_what_was_measured(int4_server: Launched) -> None:
+    ready = int4_server.ready
+    assert sum(ready["plan"].values()) == ready["planned_bytes"]
+    assert abs(ready["memory_bytes"] / ready["planned_bytes"] - 1) < 0.15
+    assert "most of it in" not in int4_server.err
+    assert "measured" in int4_server.err

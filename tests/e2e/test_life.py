@@ -1,0 +1,175 @@
+"""One server that is kept busy, killed, started again and stopped: in the order of the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import openai
+import pytest
+
+from qembed.checkpoint import SAMPLE, find
+from tests.e2e.http import Answer, embed, metric, send
+from tests.e2e.launcher import Launched, all_gone
+
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("needs_proc")]
+
+KEY, OTHER = "first-secret-key", "second-secret-key"
+QUEUE = 64
+LONG = "a longer text of some twenty words, so that a batch of them takes a while to compute on any machine at all " * 4
+PRIVATE = "a very private sentence about zebras"
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The sample with NaN for one token, and a text that has it."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("broken") / "broken"
+    shutil.copytree(find(SAMPLE).folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    text = " zebra"
+    table = next(name for name in tensors if "embed_tokens" in name)
+    tensors[table][find(str(folder)).tokenizer().encode(text).ids[0]] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder, text
+
+
+@pytest.fixture(scope="module")
+def server(broken: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"# two\n{KEY}\n{OTHER}\n")
+    keys.chmod(0o600)
+    limits = ("--max-queue", QUEUE, "--max-client-batch", QUEUE, "--max-restarts", 1, "--shutdown-timeout", 60)
+    source = ("--fp16", "--model", broken[0], "--served-model-name", "m", "--port", 0)
+    with Launched(*source, *limits, "--api-key-file", keys, "--log-format", "json", "--verbose", "--json") as launched:
+        launched.wait_ready()
+        yield launched
+
+
+def in_background(server: Launched, count: int, texts: int) -> tuple[list[threading.Thread], list[Answer]]:
+    """`count` requests of `texts` texts at once, which are being sent when this returns."""
+    answers: list[Answer] = []
+    ask = lambda: answers.append(embed(server.url, KEY, input=[LONG] * texts))  # noqa: E731
+    threads = [threading.Thread(target=ask) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, answers
+
+
+def in_flight(server: Launched, seconds: float = 20) -> float:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (texts := metric(server.url, "qembed_texts_in_flight", KEY)) > 0:
+            return texts
+        time.sleep(0.02)
+    return 0
+
+
+def test_without_a_key_only_health_answers(server: Launched) -> None:
+    assert send(server.url, "GET", "/health").status == 200
+    for path in ("/metrics", "/v1/models", "/version", "/openapi.json", "/nothing"):
+        assert send(server.url, "GET", path).status == 401
+    for key in (None, "wrong", KEY[:-1], KEY + "x", ""):
+        answer = embed(server.url, key, input="text")
+        assert answer.status == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for key in (KEY, OTHER):
+        assert embed(server.url, key, input="text").status == 200
+
+
+def test_keys_are_in_no_process_no_log_and_no_metric(server: Launched) -> None:
+    metrics = send(server.url, "GET", "/metrics", headers={"Authorization": f"Bearer {KEY}"}).raw.decode()
+    seen = [server.err, server.out, metrics]
+    for pid in [server.process.pid, *server.started()]:
+        seen += [Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace") for file in ("cmdline", "environ")]
+    for key in (KEY, OTHER):
+        assert not any(key in text for text in seen)
+
+
+def test_a_vector_that_is_not_finite_is_a_500_with_its_index_and_is_counted(server: Launched, broken: tuple[Path, str]) -> None:
+    answer = embed(server.url, KEY, input=["fine", "fine too", f"one{broken[1]}", "fine"])
+    assert answer.status == 500
+    assert answer.error.startswith("the vector of input[2] holds NaN")
+    assert metric(server.url, "qembed_nonfinite_vectors_total", KEY) == 1
+    assert np.isfinite(embed(server.url, KEY, input=["fine"] * 8).vectors).all()
+
+
+def test_no_text_is_in_the_log(server: Launched) -> None:
+    assert embed(server.url, KEY, input=PRIVATE.replace("zebras", "horses")).status == 200
+    assert embed(server.url, KEY, input=PRIVATE, dimensions=7).status == 400
+    assert "private sentence" not in server.err
+
+
+def test_every_line_of_the_log_is_json(server: Launched) -> None:
+    lines = [json.loads(line) for line in server.err.splitlines()]
+    assert {"time", "level", "message"} <= set.intersection(*(set(line) for line in lines))
+    assert any(line.get("event") == "plan" for line in lines)
+    assert any(line.get("source") == "vllm" for line in lines)
+
+
+def test_past_the_queue_there_is_503_and_an_openai_client_comes_again_by_itself(server: Launched) -> None:
+    threads, answers = in_background(server, 4, QUEUE)
+    assert in_flight(server)
+    with openai.OpenAI(base_url=server.url, api_key=KEY, max_retries=5, timeout=120) as client:
+        retried = client.embeddings.create(model="m", input=[LONG] * QUEUE)
+    for thread in threads:
+        thread.join(120)
+    assert len(retried.data) == QUEUE
+    statuses = sorted(answer.status for answer in answers)
+    assert set(statuses) == {200, 503}
+    for answer in answers:
+        if answer.status == 503:
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert metric(server.url, "qembed_texts_in_flight", KEY) == 0
+
+
+def test_an_engine_that_is_killed_is_an_error_within_seconds_and_is_started_again(server: Launched) -> None:
+    engine = next(pid for pid in server.started() if "Engine" in Path(f"/proc/{pid}/cmdline").read_text())
+    before = server.started()
+    threads, answers = in_background(server, 1, QUEUE)
+    assert in_flight(server)
+    start = time.monotonic()
+    os.kill(engine, signal.SIGKILL)
+    for thread in threads:
+        thread.join(30)
+    assert time.monotonic() - start < 10
+    assert [answer.status for answer in answers] == [503]
+    assert "started again" in answers[0].error
+    assert all_gone(before, 60)
+    deadline = time.monotonic() + 120
+    while "vLLM answers again" not in server.err:
+        assert time.monotonic() < deadline, server.err
+        assert server.process.poll() is None, server.err
+        time.sleep(0.5)
+    assert embed(server.url, KEY, input="again").status == 200
+    assert metric(server.url, "qembed_restarts", KEY) == 1
+
+
+def test_sigterm_lets_the_running_requests_finish_and_no_others_in(server: Launched) -> None:
+    threads, answers = in_background(server, 1, QUEUE)
+    assert in_flight(server)
+    server.started()
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    try:
+        late: int | None = embed(server.url, KEY, input="late").status
+    except OSError:
+        late = None  # it had finished already
+    for thread in threads:
+        thread.join(60)
+    assert [answer.status for answer in answers] == [200]
+    assert late in (503, None)
+    assert server.process.wait(60) == 0
+    assert server.started() == []
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", urlsplit(server.url).port or 0)) != 0

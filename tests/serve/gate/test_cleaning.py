@@ -1,0 +1,52 @@
+"""Characters that nobody sees go; what carries meaning stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from qembed.serve.gate.cleaning import clean, has_surrogate
+
+
+@pytest.mark.parametrize(
+    ("given", "cleaned"),
+    [
+        ("e\u0301", "é"),
+        ("\u1100\u1161", "가"),
+        ("a\u200bb\u2060c\ufeffd", "abcd"),
+        ("a\u200db\u200cc", "abc"),
+        ("bell\x07 null\x00 delete\x7f c1\x9f", "bell null delete c1"),
+        ("\u202eabc\u202c \u2066x\u2069", "abc x"),
+        ("soft\u00adhyphen", "softhyphen"),
+        ("page\x0cbreak\x0btab\x85line", "page\nbreak\ntab\nline"),
+        ("x\U000e0041\U000e0042", "x"),
+        ("e\u200b\u0301", "é"),
+    ],
+)
+def test_what_nobody_sees_is_taken_out(given: str, cleaned: str) -> None:
+    assert clean(given) == cleaned
+    assert clean(cleaned) == cleaned
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tab\tline\nreturn\r\n",
+        "family 👨‍👩‍👧‍👦, coder 👩🏽‍💻, flag 🏳️‍🌈, heart ❤️",
+        "England 🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+        "rare Han 𠮷 𠀀 𪚥 \U00030000",
+        "می‌خواهم",
+        "क्‍ष क्‌ष",
+        "private \ue000 \U000f0000",
+        "variation 葛\U000e0100",
+        "𝕸𝖆𝖙𝖍 𐎠 𓀀",
+        "ﬁ Å² ½",
+    ],
+)
+def test_what_carries_meaning_stays(text: str) -> None:
+    assert clean(text) == text
+
+
+def test_half_of_a_pair_is_seen() -> None:
+    assert has_surrogate("a\ud800")
+    assert has_surrogate("\udfff")
+    assert not has_surrogate("😀")

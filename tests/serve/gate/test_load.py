@@ -1,0 +1,68 @@
+"""Who is let in, and who is told to come again, and when."""
+
+from __future__ import annotations
+
+import pytest
+
+from qembed.serve.gate.errors import Refused
+from qembed.serve.gate.load import Load
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_batch_is_let_in_whole_or_not_at_all() -> None:
+    load = Load(10, 100)
+    with load.admitted(7):
+        with pytest.raises(Refused) as caught, load.admitted(4):
+            pass
+        assert caught.value.status == 503
+        assert int(caught.value.headers["retry-after"]) >= 1
+        with load.admitted(3):
+            assert load.texts == 10
+    assert load.texts == load.requests == 0
+    with load.admitted(10):
+        pass
+
+
+def test_places_are_given_back_when_a_request_fails() -> None:
+    load = Load(10, 100)
+    with pytest.raises(ValueError, match="broken"), load.admitted(5):
+        raise ValueError("broken")
+    assert load.texts == 0
+
+
+def test_the_wait_is_what_is_here_at_the_rate_of_what_left() -> None:
+    clock = Clock()
+    load = Load(1000, 100, clock)
+    assert load.seconds_until_room() == 1
+    with load.admitted(100):
+        clock.now += 5  # 20 texts a second
+    with load.admitted(300):
+        assert load.seconds_until_room() == 15
+        clock.now += 100  # an old rate is better than none
+        assert load.seconds_until_room() == 15
+    with load.admitted(1000):
+        assert load.seconds_until_room() == 60
+
+
+def test_large_requests_have_room_together_or_wait() -> None:
+    load = Load(10, 100)
+    with load.body() as first, load.body() as second:
+        first(100)
+        second(300)
+        with pytest.raises(Refused, match="too many large requests"):
+            second(1)
+    assert load.body_bytes == 0
+
+
+def test_a_server_that_is_being_stopped_lets_nothing_in() -> None:
+    load = Load(10, 100)
+    load.draining = True
+    with pytest.raises(Refused, match="being stopped") as caught, load.admitted(1):
+        pass
+    assert caught.value.status == 503

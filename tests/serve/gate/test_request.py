@@ -1,0 +1,176 @@
+"""What a request may say, and what it is answered when it may not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qembed.serve.gate.errors import Refused
+from qembed.serve.gate.request import Batch, read
+from qembed.serve.gate.rules import Rules, load
+
+QUERY = "Instruct: search\nQuery:"
+RULES = Rules(
+    folder="", max_model_len=10, dimensions=[32, 64], prompts={"query": QUERY, "document": ""}, max_batch=3, max_body=10_000
+)
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def ask(rules: Rules = RULES, **body: Any) -> Batch:
+    return read(json.dumps(body).encode(), rules, words)
+
+
+def refused(raw: bytes | None = None, rules: Rules = RULES, **body: Any) -> str:
+    with pytest.raises(Refused) as caught:
+        read(raw if raw is not None else json.dumps(body).encode(), rules, words)
+    assert caught.value.status == 400
+    error = json.loads(caught.value.body())["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return str(error["message"])
+
+
+def test_rules_come_through_a_pipe_as_they_are() -> None:
+    line = RULES.dump()
+    assert line.count(b"\n") == 1
+    assert load(line) == RULES
+
+
+def test_a_text_and_a_list_of_texts() -> None:
+    assert ask(input="one").inputs == ["one"]
+    assert ask(input=["one", "two"]).inputs == ["one", "two"]
+
+
+def test_vllm_is_asked_for_base64_whatever_the_client_wants() -> None:
+    for encoding, wanted in ((None, "float"), ("float", "float"), ("base64", "base64")):
+        batch = ask(input="x", encoding_format=encoding, model="m", dimensions=32, unknown=1)
+        assert batch.encoding == wanted
+        assert batch.body == {"input": ["x"], "encoding_format": "base64", "model": "m", "dimensions": 32}
+
+
+def test_texts_are_cleaned_unless_told_otherwise() -> None:
+    assert ask(input="a\u200bb").inputs == ["ab"]
+    assert ask(replace(RULES, clean=False), input="a\u200bb").inputs == ["a\u200bb"]
+
+
+@pytest.mark.parametrize("empty", ["", " \n\t", "\u200b", "\x00\x01", "\u2003"])
+def test_what_is_empty_is_named_by_its_index(empty: str) -> None:
+    assert refused(input=["full", empty]).startswith("input[1] is empty")
+
+
+def test_without_cleaning_white_space_is_empty_and_invisible_characters_are_not() -> None:
+    rules = replace(RULES, clean=False)
+    assert refused(rules=rules, input=["full", "  "]).startswith("input[1] is empty")
+    assert ask(rules, input="\u200b").inputs == ["\u200b"]
+
+
+def test_too_long_is_told_with_both_numbers() -> None:
+    said = refused(input=["short", "w " * 12])
+    assert said.startswith("input[1] has 12 tokens; the limit is 10.")
+    assert "truncate_prompt_tokens" in said
+    assert ask(input="w " * 10).inputs == ["w " * 10]
+
+
+def test_a_prompt_counts_too() -> None:
+    assert "input[0] has 12 tokens" in refused(input="w " * 10, prompt_name="query")
+
+
+def test_of_a_text_that_is_far_too_long_only_the_beginning_is_looked_at() -> None:
+    looked: list[int] = []
+
+    def count(text: str) -> int:
+        looked.append(len(text))
+        return words(text)
+
+    with pytest.raises(Refused, match="more than 160 tokens; the limit is 10"):
+        read(json.dumps({"input": "w " * 100_000}).encode(), RULES, count)
+    assert looked == [320]
+
+
+def test_truncation_is_the_requests_or_else_the_servers() -> None:
+    long = "w " * 50
+    assert ask(input=long, truncate_prompt_tokens=-1).body["truncate_prompt_tokens"] == 10
+    assert ask(input=long, truncate_prompt_tokens=4).body["truncate_prompt_tokens"] == 4
+    assert ask(replace(RULES, truncate=True), input=long).body["truncate_prompt_tokens"] == 10
+    assert "truncate_prompt_tokens" not in ask(input="short").body
+    for wrong in (0, -2, 11, "4", 4.0, True, []):
+        assert "truncate_prompt_tokens" in refused(input=long, truncate_prompt_tokens=wrong)
+    assert "only the end" in refused(input=long, truncation_side="left")
+
+
+def test_prompts_go_before_texts() -> None:
+    assert ask(input=["a", "b"], prompt_name="query").inputs == [QUERY + "a", QUERY + "b"]
+    assert ask(input="a", prompt_name="document").inputs == ["a"]
+    assert ask(input="a", instruction="find\u200b it").inputs == ["Instruct: find it\nQuery:a"]
+    default = replace(RULES, default_prompt="query")
+    assert ask(default, input="a").inputs == [QUERY + "a"]
+    assert ask(default, input="a", prompt_name="document").inputs == ["a"]
+    assert refused(input="a", prompt_name="nope") == 'prompt_name is "nope"; this model has document, query'
+    assert "either" in refused(input="a", prompt_name="query", instruction="find it")
+    assert "instruction is empty" in refused(input="a", instruction=" ")
+
+
+def test_token_ids_are_refused_with_what_to_set_or_taken() -> None:
+    for ids in ([1, 2], [[1, 2], [3]]):
+        said = refused(input=ids)
+        assert "check_embedding_ctx_length=False" in said
+        assert "--allow-token-ids" in said
+        rules = replace(RULES, allow_token_ids=True)
+        assert ask(rules, input=ids).inputs == (ids if isinstance(ids[0], list) else [ids])
+    assert "input[0] has 11 tokens" in refused(rules=rules, input=[list(range(11))])
+    for wrong in ([[1], []], [[1, -1]], [[1, True]], [[1, 2.0]], [[2**40]], [["a"]], [1, "a"], [[1], "a"]):
+        assert "input" in refused(rules=rules, input=wrong)
+
+
+@pytest.mark.parametrize("value", [33, 0, -1, 32.0, "32", True, [32], 10**400, None])
+def test_dimensions_are_the_models(value: object) -> None:
+    if value is None:
+        assert "dimensions" not in ask(input="a", dimensions=None).body
+        return
+    assert "this model gives 32, 64" in refused(input="a", dimensions=value)
+
+
+def test_a_batch_has_a_limit() -> None:
+    assert refused(input=list("abcd")) == "input has 4 texts; a request may have 3 (--max-client-batch)"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"text"',
+        b"null",
+        b'{"input": NaN}',
+        b'{"input": "\xff"}',
+        b'{"input": "' + b"\xed\xa0\x80" + b'"}',
+        b'{"input": "\\ud800"}',
+        b'{"input": "x", "model": "\\udc00"}',
+        b"[" * 100_000,
+        b'{"input": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"input": ' + b"9" * 10_000 + b"}",
+        b"{}",
+        b'{"input": null}',
+        b'{"input": {}}',
+        b'{"input": 5}',
+        b'{"input": []}',
+        b'{"input": [null]}',
+        b'{"input": [{}]}',
+        b'{"input": ["a", 5]}',
+        b'{"input": [true]}',
+        b'{"input": "x", "model": 5}',
+        b'{"input": "x", "user": []}',
+        b'{"input": "x", "encoding_format": "bytes"}',
+        b'{"input": "x", "encoding_format": {}}',
+        b'{"input": "x", "add_special_tokens": 1}',
+        b'{"input": "x", "messages": []}',
+    ],
+)
+def test_what_is_no_request_is_a_400(raw: bytes) -> None:
+    assert refused(raw)

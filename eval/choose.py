@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +14,20 @@ from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
 from qembed.eval import sources, stored, texts
 from qembed.eval.cache import default_folder
-from qembed.eval.compare import Reader
+from qembed.eval.compare import Reader, SelfScoring
+from qembed.eval.readers import beir, builtin, squad, tables
 from qembed.eval.sources import Side
+from qembed.eval.tasks import Task, classification, mteb, rerank, retrieval, sts
+from qembed.eval.tasks.retrieval import Collection
 from qembed.eval.texts import DEFAULT_PROMPTS, Data, Text
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 Options = Mapping[str, Any]
+ALL = ("retrieval", "classification", "sts")
+TASKS = (*ALL, "speed")
+MTEB = "mteb:"
 CLASHES = (
     ("url", "engine", "--engine says how to start the INT4 side; with --url it runs already: leave one out"),
     ("url", "vectors", "--url and --vectors both name the INT4 side: leave one out"),
@@ -91,6 +100,71 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
     if known is None:
         return candidate, baseline, Reader(DEFAULT_PROMPTS, None)
     return candidate, baseline, Reader(known.prompts, known.tokenizer())
+
+
+def tasks(options: Options, progress: Console) -> tuple[list[Task], list[SelfScoring], bool]:
+    """The tasks, read and checked; those that ask for vectors themselves; and whether speed is to be measured.
+
+    Raises:
+        BadInput: no such task, its data is not as it should be, or a side's vectors are stored and not for these texts.
+        MissingExtra: a package for a task is not installed.
+    """
+    names = _names(options)
+    if names and (options["vectors"] or options["baseline_vectors"]):
+        raise BadInput(f"--task {names[0]}: tasks have texts of their own, for which a file of vectors has none; name a model")
+    instruction = options["instruction"]
+    found: list[Task] = []
+    if "retrieval" in names:
+        retrieval.check_faiss()
+        found.append(_retrieval(options, progress))
+    if "classification" in names:
+        classification.check_package(options["classifier"])
+        given = options["classification"]
+        labelled = tables.labelled(given, instruction) if given else builtin.classification(instruction)
+        found.append(classification.task(labelled, options["classifier"]))
+    if "sts" in names:
+        found.append(sts.task(tables.pairs(options["sts"], instruction) if options["sts"] else builtin.sts(instruction)))
+    scored = [mteb.task(name.removeprefix(MTEB)) for name in names if name.startswith(MTEB)]
+    return found, scored, "speed" in names
+
+
+def _names(options: Options) -> list[str]:
+    """The tasks that are asked for, by name or by their data, in the order of TASKS."""
+    asked = list(options["task"])
+    for name in asked:
+        if name not in (*TASKS, "all") and not (name.startswith(MTEB) and len(name) > len(MTEB)):
+            raise BadInput(f"--task {name}: none of {', '.join(TASKS)}, all, {MTEB}NAME")
+    asked += [name for name in ALL if options[name]]
+    if options["rerank"]:
+        asked.append("retrieval")
+    wanted = {*asked, *(ALL if "all" in asked else ())}
+    return [name for name in TASKS if name in wanted] + sorted(name for name in wanted if name.startswith(MTEB))
+
+
+def _retrieval(options: Options, progress: Console) -> Task:
+    paths = [Path(path) for path in options["retrieval"]]
+    instruction = options["instruction"]
+    collection = _collection(paths, instruction) if paths else builtin.retrieval(instruction)
+    if not options["rerank"]:
+        return retrieval.task(collection)
+    named = options["rerank"]
+    reranker = rerank.through_server(named) if "://" in named else rerank.through_transformers(checkpoints.find(named))
+    scoring = rerank.scoring(reranker, instruction, cache_folder(options), progress)
+    return retrieval.task(collection, scoring, reranker.name)
+
+
+def _collection(paths: list[Path], instruction: str | None) -> Collection:
+    """BEIR's folder, or SQuAD's JSON: files, or a folder of them."""
+    for path in paths:
+        if not path.exists():
+            raise BadInput(f"{path}: no such file or folder")
+    if len(paths) == 1 and paths[0].is_dir():
+        if beir.is_here(paths[0]):
+            return beir.read(paths[0], instruction)
+        paths = sorted(paths[0].glob("*.json")) or paths
+    if any(path.suffix.lower() != ".json" for path in paths):
+        raise BadInput(f"{paths[0]}: neither BEIR's folder (corpus.jsonl, queries.jsonl, qrels/test.tsv) nor SQuAD's .json")
+    return squad.read(paths, instruction)
 
 
 def _from_command_line(option: str) -> bool:

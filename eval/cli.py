@@ -17,6 +17,7 @@ from qembed.sections import SectionedCommand, section
 
 sides = section("What to compare")
 reading = section("Texts")
+tasking = section("Tasks")
 gates = section("As a gate")
 writing = section("What to write")
 
@@ -62,6 +63,25 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
          metavar="FOLDER", help="Where vectors are kept, so that a run that was broken off goes on where it was.  "
          "[default: qembed/eval in the user's cache folder]")  # fmt: skip
 @reading("--no-cache", is_flag=True, help="Compute every vector anew, and keep none.")
+@tasking("--task", multiple=True, metavar="NAME",
+         help="retrieval, classification, sts, all (these three), speed, or mteb:NAME for a task of the mteb package; several "
+              "if you like. Without data of your own a small built-in set is taken, in four languages.")  # fmt: skip
+@tasking("--retrieval", multiple=True, metavar="PATH",
+         help="Queries, passages and relevance: a folder as BEIR has it (corpus.jsonl, queries.jsonl, qrels/test.tsv), or "
+              "SQuAD's JSON; XQuAD's files of several languages, or a folder of them, are searched across them.")  # fmt: skip
+@tasking("--classification", metavar="PATH",
+         help="Labelled texts: .csv, .tsv or .jsonl with text, label and if you like language and split (train, test), or a "
+              "folder with train.csv and test.csv. FILE:COLUMN,COLUMN names other columns for text and label.")  # fmt: skip
+@tasking("--classifier", type=click.Choice(["logistic", "lightgbm"]), default="logistic", show_default=True,
+         help="What is trained on the vectors: logistic regression (scikit-learn) or LightGBM.")  # fmt: skip
+@tasking("--sts", metavar="FILE",
+         help="Scored pairs: .csv, .tsv or .jsonl with sentence1, sentence2, score and if you like language. "
+              "FILE:COLUMN,COLUMN,COLUMN names other columns.")  # fmt: skip
+@tasking("--instruction", metavar="TEXT",
+         help="What the tasks' queries, labelled texts and pairs are for, in place of the model's own query prompt. "
+              "Without it labelled texts and pairs go in bare.")  # fmt: skip
+@tasking("--rerank", metavar="MODEL", help="Put a Qwen3-Reranker behind the top 50 of --task retrieval: hub id, folder, or URL "
+         "of a vLLM server that runs one.")  # fmt: skip
 @gates("--min-cosine", type=float, metavar="X", help="Exit with 1 if the mean cosine at full dimension is below X (−1 to 1).")
 @gates("--min-p1", type=float, metavar="X", help="Exit with 1 if 1% of the texts have a cosine below X.")
 @gates("--max-task-drop", callback=_share, metavar="X%",
@@ -110,10 +130,13 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
             raise BadInput(f"--{name.replace('_', '-')} {value}: not within -1…1")
     choose.check(options)
     data = choose.data(options)
+    progress = Console(stderr=True)
+    tasks, scored, _ = choose.tasks(options, progress)
     candidate, baseline, reader = choose.sides(options)
     thresholds = Thresholds(options["min_cosine"], options["min_p1"], options["max_task_drop"])
     settings = compare.Settings(options["baseline"], thresholds, choose.cache_folder(options))
-    return compare.compare(candidate, baseline, reader, data, settings, Console(stderr=True))
+    found = compare.compare(candidate, baseline, reader, data, settings, progress, tasks, scored)
+    return found
 
 
 @contextmanager

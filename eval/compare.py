@@ -109,7 +109,9 @@ def compare(
     records = []
     for task, left, right in zip(tasks, found["candidate"][1:], found["baseline"][1:], strict=True):
         with progress.status(f"{task.name}: measuring"):
-            records.append(task.record(task.measure(left, right)))
+            record = task.record(task.measure(left, right))
+        unusable = {side: int((~fidelity.usable(one)).sum()) for side, one in (("candidate", left), ("baseline", right))}
+        records.append({**record, "unusable": unusable})
     records += [
         task.record(left, right)
         for task, left, right in zip(self_scoring, scores.get("candidate", []), scores.get("baseline", []), strict=True)

@@ -169,6 +169,14 @@ def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), dtype=np.float64)
 
 
+def unit_or_zero(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Rows [n, d] scaled to unit length in float32; zero, which is near to nothing, in place of a row that is not usable."""
+    found = np.empty(vectors.shape, np.float32)
+    for block in row_blocks(len(vectors)):
+        found[block] = np.nan_to_num(unit(vectors[block]))
+    return found
+
+
 def row_blocks(count: int) -> Iterator[slice]:
     """Slices of `count` rows: what is worked on at a time, so that a float64 copy of all is never made."""
     return (slice(start, min(start + BLOCK_ROWS, count)) for start in range(0, count, BLOCK_ROWS))

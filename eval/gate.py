@@ -28,6 +28,12 @@ def verdict(results: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], thre
             failures.append(f"{counts['not_finite']} {side} vectors hold NaN or infinity")
         if counts["zero"]:
             failures.append(f"{counts['zero']} {side} vectors are zero")
+    for task in tasks:
+        failures += [
+            f"{count} {side} vectors of {task['task']} ({task['data']['name']}) are zero, or hold NaN or infinity"
+            for side, count in task.get("unusable", {}).items()
+            if count
+        ]
     for name, key, least in (("mean", "mean", thresholds.min_cosine), ("p1", "p1", thresholds.min_p1)):
         value = results["overall"][key]
         if least is not None and (value is None or value < least):

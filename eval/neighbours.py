@@ -60,7 +60,9 @@ def compare(candidate: Vectors, baseline: Vectors) -> Comparison | None:
         return None
     random = np.random.default_rng(SEED)
     asked = _drawn(random, len(usable), QUERIES)
-    left, right = _kept(candidate, usable), _kept(baseline, usable)
+    left, right = (
+        fidelity.unit_or_zero(vectors if len(usable) == len(vectors) else vectors[usable]) for vectors in (candidate, baseline)
+    )
     deepest = min(max(DEPTHS), len(usable) - 1)
     reference = nearest(right[asked], right, deepest, asked)
     pairs = _drawn(random, len(usable), PAIRED)
@@ -119,14 +121,6 @@ def _best(products: NDArray[Any], depth: int) -> NDArray[np.intp]:
             [rows[np.argsort(-row[rows], kind="stable")[:depth]] for row, rows in zip(products, chosen, strict=True)]
         )
     return np.argsort(-products, axis=1, kind="stable")
-
-
-def _kept(vectors: Vectors, rows: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Those rows, of unit length, in float32."""
-    kept = np.empty((len(rows), vectors.shape[1]), np.float32)
-    for block in fidelity.row_blocks(len(rows)):
-        kept[block] = fidelity.unit(vectors[rows[block]])
-    return kept
 
 
 def _drawn(random: np.random.Generator, count: int, most: int) -> NDArray[np.intp]:

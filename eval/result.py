@@ -22,7 +22,8 @@ The object keeps these keys; new ones may come, and `schema` rises when one chan
                 three texts): see `qembed.eval.neighbours.Comparison`; `vectors`: for either side how many are `not_finite`,
                 `zero`, or the `duplicate` of another text's; `worst`: the ten lowest cosines with id, kind, language, cosine
                 (null if undefined) and the text's beginning
-    tasks       a list: `task`, `data` (`name`, `sha256`, counts), `settings`, `notes`, and `metrics`: `name`, `group` (a
+    tasks       a list: `task`, `data` (`name`, `sha256`, counts), `settings`, `notes`, `unusable` (vectors that are zero or
+                not finite, of either side), and `metrics`: `name`, `group` (a
                 language, a pair of them, or null), `baseline`, `candidate`, `mixed` (the baseline's index asked with the
                 candidate's queries; null where there is none), `difference` (candidate − baseline) with its `interval`,
                 `count`, and whether it is the `main` number, which --max-task-drop looks at

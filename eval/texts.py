@@ -61,7 +61,7 @@ def read(path: Path) -> Data:
     parse = {".txt": _plain, ".jsonl": _object}.get(path.suffix.lower())
     if parse is None:
         raise BadInput(f"{path}: name it .txt (one text a line) or .jsonl (one JSON object with a text field a line)")
-    found = [parse(line, number, f"{path}, line {number}") for number, line in _lines(path)]
+    found = [parse(line, number, f"{path}, line {number}") for number, line in lines(path)]
     if not found:
         raise BadInput(f"{path}: holds no texts")
     return Data(path, sha256(path), found)
@@ -117,8 +117,12 @@ def _fitting(text: str, encoding: Encoding, tokenizer: Tokenizer, limit: int | N
     return shorter, len(encoding.ids)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1, and the lines that are not blank; only a newline ends a line, whatever Unicode says."""
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1, and the lines that are not blank; only a newline ends a line, whatever Unicode says.
+
+    Raises:
+        BadInput: the file cannot be read, or a line is not UTF-8.
+    """
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
@@ -145,24 +149,29 @@ def _object(line: str, number: int, where: str) -> Text:
         raise BadInput(f"{where}: not JSON: nested too deeply") from error
     if not isinstance(value, dict):
         raise BadInput(f"{where}: not a JSON object")
-    text = _field(value, "text", where)
+    text = field(value, "text", where)
     if text is None:
         raise BadInput(f"{where}: no text field")
     if not text.strip():
         raise BadInput(f"{where}: the text is empty")
-    kind = _field(value, "kind", where) or "document"
+    kind = field(value, "kind", where) or "document"
     if kind not in KINDS:
         raise BadInput(f"{where}: kind '{kind}' is none of {', '.join(KINDS)}")
     return Text(
-        id=_field(value, "id", where) or f"line {number}",
+        id=field(value, "id", where) or f"line {number}",
         text=text,
         kind=kind,
-        language=_field(value, "language", where),
-        instruction=_field(value, "instruction", where),
+        language=field(value, "language", where),
+        instruction=field(value, "instruction", where),
     )
 
 
-def _field(value: dict[str, Any], name: str, where: str) -> str | None:
+def field(value: dict[str, Any], name: str, where: str) -> str | None:
+    """The text in the field `name` of an object, None if it has none; `where` it stands is for the message.
+
+    Raises:
+        BadInput: it is no text.
+    """
     field = value.get(name)
     if name == "id" and isinstance(field, int) and not isinstance(field, bool):
         field = str(field)

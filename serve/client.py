@@ -45,7 +45,7 @@ def embed(
     if not texts:
         raise BadInput("there are no texts to embed")
     rows: list[list[float]] = []
-    with _connected(url, timeout) as server:
+    with connected(url, timeout) as server:
         name = model or _only_model(server, url)
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
@@ -60,8 +60,8 @@ def embed(
 
 
 @contextmanager
-def _connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
-    """An openai client, whose errors come out as ours."""
+def connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
+    """An openai client of the server at `url`, whose errors come out as ours."""
     import openai
 
     key = os.environ.get("QEMBED_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"

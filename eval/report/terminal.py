@@ -46,7 +46,7 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
         )
     _print_table(console, table)
     for task in report["tasks"]:
-        _print_task(console, task)
+        _print_task(console, task, report["settings"]["baseline"])
 
 
 def _print_summaries(console: Console, title: str, label: str, summaries: dict[str, dict[str, Any]]) -> None:
@@ -82,7 +82,7 @@ def _print_neighbours(console: Console, near: dict[str, Any]) -> None:
     _print_table(console, table)
 
 
-def _print_task(console: Console, task: dict[str, Any]) -> None:
+def _print_task(console: Console, task: dict[str, Any], baseline: str) -> None:
     from rich.markup import escape
 
     table = _table(escape(words.task(task)))
@@ -91,17 +91,16 @@ def _print_task(console: Console, task: dict[str, Any]) -> None:
     table.add_column("metric")
     for name in ["group"] if grouped else []:
         table.add_column(name)
-    for name in ("n", "baseline", "candidate", "difference", "95% interval", *(["old index"] if mixed else [])):
+    for name in (baseline.upper(), "INT4", "difference", "95% interval", *(["old index"] if mixed else [])):
         table.add_column(name, justify="right")
     for metric in task["metrics"]:
         table.add_row(
             escape(metric["name"]),
             *([escape(metric["group"] or "all")] if grouped else []),
-            str(metric["count"]),
             words.number(metric["baseline"]),
             words.number(metric["candidate"]),
             words.signed(metric["difference"]),
-            words.interval(metric["interval"]),
+            words.interval(metric["interval"], 3),
             *([words.number(metric["mixed"])] if mixed else []),
         )
     console.print(table)
@@ -114,7 +113,9 @@ def _table(title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
 
 
 def _print_table(console: Console, table: Table) -> None:

@@ -55,14 +55,14 @@ def number(value: float | None, digits: int = 4) -> str:
     return UNKNOWN if value is None else f"{value:.{digits}f}"
 
 
-def signed(value: float | None) -> str:
+def signed(value: float | None, digits: int = 4) -> str:
     """A difference with its sign."""
-    return UNKNOWN if value is None else f"{value:+.4f}".replace("-", "−")
+    return UNKNOWN if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
-def interval(ends: Sequence[float] | None) -> str:
+def interval(ends: Sequence[float] | None, digits: int = 4) -> str:
     """Both ends of an interval of a difference."""
-    return UNKNOWN if ends is None else f"{signed(ends[0])} … {signed(ends[1])}"
+    return UNKNOWN if ends is None else f"{signed(ends[0], digits)}…{signed(ends[1], digits)}"
 
 
 def margin(ends: Sequence[float] | None, digits: int = 4) -> str:

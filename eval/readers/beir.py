@@ -1,0 +1,92 @@
+"""BEIR's folder layout: corpus.jsonl, queries.jsonl, qrels/test.tsv (Thakur et al. 2021)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qembed.errors import BadInput
+from qembed.eval.readers import files
+from qembed.eval.tasks.retrieval import Collection
+from qembed.eval.texts import Text, lines
+
+SPLITS = ("test", "dev", "validation", "train")
+
+
+def is_here(path: Path) -> bool:
+    """Whether `path` looks like such a folder."""
+    return (path / "corpus.jsonl").exists()
+
+
+def read(folder: Path, instruction: str | None = None) -> Collection:
+    """The collection of `folder`; of qrels the split `test` is taken, or else the first of SPLITS that is there.
+
+    `corpus.jsonl` has objects with `_id`, `text` and maybe `title`, which goes before the text; `queries.jsonl` the same. Both
+    may tell a `language` (or `lang`), beside the text or under `metadata`. Queries that the qrels do not name are left out.
+
+    Raises:
+        BadInput: a file is missing, empty or not as it should be, or the qrels name an unknown id.
+    """
+    corpus, queries, qrels = folder / "corpus.jsonl", folder / "queries.jsonl", _qrels(folder)
+    passages = _texts(corpus, "document", None)
+    asked = _texts(queries, "query", instruction)
+    passage_rows = {text.id: row for row, text in enumerate(passages)}
+    relevant: dict[str, dict[int, int]] = {text.id: {} for text in asked}
+    for where, query, passage, grade in _judged(qrels):
+        if query not in relevant:
+            raise BadInput(f"{where}: the query {query!r} is not in {queries.name}")
+        if passage not in passage_rows:
+            raise BadInput(f"{where}: the passage {passage!r} is not in {corpus.name}")
+        if grade > 0:
+            relevant[query][passage_rows[passage]] = grade
+    kept = [text for text in asked if relevant[text.id]]
+    if not kept:
+        raise BadInput(f"{qrels}: names no relevant passage for any query")
+    digest = files.sha256([corpus, queries, qrels])
+    return Collection(folder.name, digest, kept, passages, [relevant[text.id] for text in kept])
+
+
+def _qrels(folder: Path) -> Path:
+    candidates = [folder / "qrels" / f"{split}.tsv" for split in SPLITS] + [folder / "qrels.tsv"]
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        raise BadInput(f"{folder}: no qrels/test.tsv, which says which passages are relevant to which query")
+    return found
+
+
+def _texts(path: Path, kind: str, instruction: str | None) -> list[Text]:
+    found: dict[str, Text] = {}
+    for where, value in files.objects(path):
+        one = files.text(value.get("_id", value.get("id")), where, "_id")
+        title = value.get("title") if kind == "document" else None
+        body = value.get("text")
+        if isinstance(title, str) and title.strip():
+            body = f"{title} {body}".strip() if isinstance(body, str) else title
+        if one in found:
+            raise BadInput(f"{where}: the _id {one!r} was there before")
+        metadata: Any = value.get("metadata")
+        language = files.language(value) or (files.language(metadata) if isinstance(metadata, dict) else None)
+        found[one] = Text(one, files.text(body, where, "text"), kind, language, instruction)
+    if not found:
+        raise BadInput(f"{path}: holds no texts")
+    return list(found.values())
+
+
+def _judged(path: Path) -> list[tuple[str, str, str, int]]:
+    """Where it stands, query id, passage id and grade, of each line after the header."""
+    found = []
+    for number, line in lines(path):
+        where = f"{path}, line {number}"
+        cells = line.split("\t")
+        if number == 1 and cells[-1].strip() in ("score", "relevance"):
+            continue
+        if len(cells) == 4:  # as TREC has it: query, iteration, passage, grade
+            del cells[1]
+        try:
+            query, passage, grade = (cell.strip() for cell in cells)
+            found.append((where, query, passage, int(float(grade))))
+        except ValueError as error:
+            raise BadInput(f"{where}: not query-id, corpus-id and score with tabs between") from error
+    if not found:
+        raise BadInput(f"{path}: holds no judgements")
+    return found

@@ -1,0 +1,35 @@
+"""The small sets that ship with qembed, written for it in four languages, so that all tasks run offline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qembed.eval import texts
+from qembed.eval.readers import beir, files, tables
+from qembed.eval.tasks.classification import Labelled
+from qembed.eval.tasks.retrieval import Collection
+from qembed.eval.tasks.sts import Pairs
+
+DATA = texts.HELDOUT.parent
+NAME = "built-in"
+
+
+def retrieval(instruction: str | None = None) -> Collection:
+    """Sixteen everyday subjects in four languages, each passage the answer to a question in any of them.
+
+    The held-out documents are among the passages, relevant to nothing, so that there is something to confuse them with.
+    """
+    own = beir.read(DATA / "retrieval", instruction)
+    others = [text for text in texts.read(texts.HELDOUT).texts if text.kind == "document"]
+    digest = files.sha256([DATA / "retrieval" / "corpus.jsonl", DATA / "retrieval" / "queries.jsonl", texts.HELDOUT])
+    return replace(own, name=NAME, sha256=digest, passages=[*own.passages, *others])
+
+
+def classification(instruction: str | None = None) -> Labelled:
+    """What customers write to a shop, in six classes."""
+    return replace(tables.labelled(str(DATA / "classification.csv"), instruction), name=NAME)
+
+
+def sts(instruction: str | None = None) -> Pairs:
+    """Pairs of sentences, scored from 0 (another subject) to 5 (the same said otherwise)."""
+    return replace(tables.pairs(str(DATA / "sts.csv"), instruction), name=NAME)

@@ -1,0 +1,67 @@
+"""SQuAD's JSON, which XQuAD has for each language: questions as queries, their paragraphs as passages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qembed.checkpoint import read_json
+from qembed.errors import BadInput
+from qembed.eval.readers import files
+from qembed.eval.tasks.retrieval import Collection
+from qembed.eval.texts import Text
+
+
+def read(paths: Sequence[Path], instruction: str | None = None) -> Collection:
+    """The collection of all `paths`, each in the language that its name tells ("xquad.de.json").
+
+    A question's paragraph is relevant to it, and so is the same question's in the other files, by the question's id.
+
+    Raises:
+        BadInput: a file cannot be read, is something else, or holds no questions.
+    """
+    passages: dict[tuple[str | None, str], int] = {}
+    texts: list[Text] = []
+    queries: list[tuple[str, Text]] = []
+    answers: dict[str, list[int]] = {}
+    for path in paths:
+        language = language_of(path)
+        before = len(queries)
+        for where, context, questions in _paragraphs(path):
+            row = passages.setdefault((language, context), len(texts))
+            if row == len(texts):
+                texts.append(Text(f"{path.stem} {row + 1}", context, "document", language))
+            for one, question in questions:
+                if row not in answers.setdefault(one, []):
+                    answers[one].append(row)
+                named = f"{one} ({language})" if language else one
+                queries.append((one, Text(named, files.text(question, where, "a question"), "query", language, instruction)))
+        if len(queries) == before:
+            raise BadInput(f"{path}: holds no questions")
+    name = paths[0].name if len(paths) == 1 else paths[0].parent.name
+    relevant = [dict.fromkeys(answers[one], 1) for one, _ in queries]
+    return Collection(name, files.sha256(paths), [text for _, text in queries], texts, relevant)
+
+
+def language_of(path: Path) -> str | None:
+    """The language in a file's name: "xquad.de.json" → "de"."""
+    found = re.search(r"[._-]([a-z]{2,3})(?:[_-][A-Za-z]+)?\.json$", path.name)
+    return found[1] if found else None
+
+
+def _paragraphs(path: Path) -> list[tuple[str, str, list[tuple[str, Any]]]]:
+    """Where it stands, the paragraph, and its questions' ids and texts."""
+    found = []
+    try:
+        for number, article in enumerate(read_json(path)["data"], 1):
+            for place, paragraph in enumerate(article["paragraphs"], 1):
+                where = f"{path}, article {number}, paragraph {place}"
+                questions = [(str(question["id"]), question["question"]) for question in paragraph["qas"]]
+                found.append((where, files.text(paragraph["context"], where, "the context"), questions))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"{path}: not SQuAD's JSON (data, paragraphs, context, qas): {error} is missing or of another kind"
+        ) from error
+    return found

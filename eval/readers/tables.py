@@ -1,0 +1,121 @@
+"""Labelled texts and scored pairs, from CSV, TSV or JSONL with a header or fields.
+
+A file is named FILE, or FILE:COLUMN,COLUMN… where its columns have other names than those that are known here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from qembed.errors import BadInput
+from qembed.eval.readers import files
+from qembed.eval.tasks.classification import Labelled
+from qembed.eval.tasks.sts import Pairs
+from qembed.eval.texts import Text
+
+TEXT = ("text", "sentence", "content", "utterance", "question")
+LABEL = ("label", "category", "class", "intent")
+FIRST = ("sentence1", "text1", "first")
+SECOND = ("sentence2", "text2", "second")
+SCORE = ("score", "similarity", "label")
+TRAIN, TEST = ("train",), ("test", "validation", "dev")
+
+
+def labelled(argument: str, instruction: str | None = None) -> Labelled:
+    """The labelled texts of a file, or of a folder with `train` and `test` (CSV, TSV or JSONL).
+
+    In a file a column `split` may say "train" or "test" for each row; without it all are predicted by cross-validation.
+
+    Raises:
+        BadInput: a file cannot be read, has too few texts, lacks a column, or a row has no text or no label.
+    """
+    path, columns = _split(argument, 2)
+    parts = [(_part(path, names), names is TEST) for names in (TRAIN, TEST)] if path.is_dir() else [(path, None)]
+    texts: list[Text] = []
+    labels: list[str] = []
+    tests: list[bool | None] = []
+    for file, is_test in parts:
+        for number, (where, row) in enumerate(files.rows(file), 1):
+            text = row[files.column(row, columns[:1] or TEXT, where, "text")]
+            label = row[files.column(row, columns[1:] or LABEL, where, "label")]
+            texts.append(_text(f"{file.stem} {number}", text, row, where, instruction))
+            labels.append(files.text(label, where, "the label"))
+            tests.append(_is_test(row, where) if is_test is None else is_test)
+    if len(texts) < 4:
+        raise BadInput(f"{path}: {len(texts) or 'no'} texts; at least four are needed, two with each of two labels")
+    if None in tests and any(test is not None for test in tests):
+        raise BadInput(f"{path}: some rows name a split and some do not")
+    split = None if None in tests else [bool(test) for test in tests]
+    return Labelled(path.name, files.sha256([file for file, _ in parts]), texts, labels, split)
+
+
+def pairs(argument: str, instruction: str | None = None) -> Pairs:
+    """The scored pairs of a file.
+
+    Raises:
+        BadInput: it cannot be read, is empty, lacks a column, or a row lacks a text or has no number for a score.
+    """
+    path, columns = _split(argument, 3)
+    first: list[Text] = []
+    second: list[Text] = []
+    scores: list[float] = []
+    for number, (where, row) in enumerate(files.rows(path), 1):
+        for texts, names, given, what in (
+            (first, FIRST, columns[0:1], "first text"),
+            (second, SECOND, columns[1:2], "second text"),
+        ):
+            cell = row[files.column(row, given or names, where, what)]
+            texts.append(_text(f"{path.stem} {number}", cell, row, where, instruction))
+        cell = row[files.column(row, columns[2:3] or SCORE, where, "score")]
+        try:
+            score = float(cell)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise BadInput(f"{where}: the score {cell!r} is not a number")
+        scores.append(score)
+    if not scores:
+        raise BadInput(f"{path}: holds no pairs")
+    return Pairs(path.name, files.sha256([path]), first, second, scores)
+
+
+def _split(argument: str, most: int) -> tuple[Path, Sequence[str]]:
+    """The path, and the columns that are named behind it."""
+    if Path(argument).exists() or ":" not in argument:
+        path = Path(argument)
+        if not path.exists():
+            raise BadInput(f"{argument}: no such file")
+        return path, ()
+    name, _, named = argument.rpartition(":")
+    columns = [column.strip() for column in named.split(",")]
+    if not Path(name).exists():
+        raise BadInput(f"{name}: no such file")
+    if len(columns) != most or not all(columns):
+        raise BadInput(f"{argument}: name {most} columns after the colon, with commas between")
+    return Path(name), columns
+
+
+def _part(folder: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        for kind in files.KINDS:
+            if (path := folder / f"{name}{kind}").exists():
+                return path
+    raise BadInput(f"{folder}: no {names[0]}.csv, .tsv or .jsonl; a folder of labelled texts holds train and test")
+
+
+def _text(name: str, cell: object, row: dict[str, object], where: str, instruction: str | None) -> Text:
+    kind = "document" if instruction is None else "query"
+    return Text(name, files.text(cell, where, "the text"), kind, files.language(row), instruction)
+
+
+def _is_test(row: dict[str, object], where: str) -> bool | None:
+    split = row.get("split")
+    if split is None or split == "":
+        return None
+    if split in TRAIN:
+        return False
+    if split in TEST:
+        return True
+    raise BadInput(f"{where}: the split {split!r} is none of {', '.join((*TRAIN, *TEST))}")

@@ -1,0 +1,280 @@
+"""Retrieval: queries, passages, relevance; exact search, FAISS's IVF-Flat, across languages, and a reranker behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed.errors import MissingExtra
+from qembed.eval import bootstrap, fidelity, neighbours
+from qembed.eval.tasks import Metric, Outcome, Task, Vectors, ranking
+from qembed.eval.texts import Text
+
+DEPTH = 100
+RERANKED = 50
+CLUSTERS_PER_ROOT = 4
+POINTS_PER_CLUSTER = 39  # FAISS asks for as many to train on
+
+Lists = NDArray[np.intp]
+Relevant = Sequence[Mapping[int, int]]
+Score = Callable[[NDArray[np.float64], Sequence[Sequence[int]], int], NDArray[np.float64]]
+Rerank = Callable[[Sequence[str], Sequence[str], Sequence[tuple[int, int]]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Queries with a relevant passage at least, passages, and the grade (from 1) of each passage row relevant to a query."""
+
+    name: str
+    sha256: str
+    queries: list[Text]
+    passages: list[Text]
+    relevant: list[dict[int, int]]
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The grades [q, depth] of what was found by each."""
+
+    baseline: NDArray[np.float64]
+    candidate: NDArray[np.float64]
+    mixed: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Ranked passage rows [q, depth] of the three: the baseline, the candidate, and the candidate on the baseline's index."""
+
+    baseline: Lists
+    candidate: Lists
+    mixed: Lists | None = None
+
+
+def task(collection: Collection, rerank: Rerank | None = None, reranker: str | None = None) -> Task:
+    """The task on `collection`; `rerank` scores (query, passage) pairs of it, `reranker` is its name.
+
+    Raises:
+        MissingExtra: FAISS is not installed.
+    """
+    check_faiss()
+    count = len(collection.queries)
+
+    def measure(candidate: Vectors, baseline: Vectors) -> Outcome:
+        sides = [(unit[:count], unit[count:]) for unit in map(fidelity.unit_or_zero, (candidate, baseline))]
+        return _measure(collection, sides[0], sides[1], rerank)
+
+    sizes = {"queries": count, "passages": len(collection.passages)}
+    return Task(
+        name="retrieval",
+        data={"name": collection.name, "sha256": collection.sha256, **sizes},
+        texts=[*collection.queries, *collection.passages],
+        measure=measure,
+        settings={"index": _settings(len(collection.passages)), "reranker": reranker, "reranked": RERANKED if rerank else None},
+    )
+
+
+def check_faiss() -> None:
+    """See that FAISS is installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    try:
+        import faiss  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra("--task retrieval needs FAISS: pip install 'qembed[eval]'") from error
+
+
+def ivf(queries: NDArray[np.float32], index: NDArray[np.float32], depth: int) -> Lists:
+    """As `neighbours.nearest`, through FAISS's IVF-Flat with the settings of `_settings`; −1 where it finds fewer."""
+    import faiss
+
+    chosen = _settings(len(index))
+    searcher: Any = faiss.index_factory(index.shape[1], f"IVF{chosen['clusters']},Flat", faiss.METRIC_INNER_PRODUCT)
+    searcher.cp.min_points_per_centroid = 1  # or it warns on stderr about small collections
+    searcher.train(index)
+    searcher.add(index)
+    searcher.nprobe = chosen["probed"]
+    found: Lists = searcher.search(queries, depth)[1].astype(np.intp)
+    return found
+
+
+def _settings(passages: int) -> dict[str, Any]:
+    clusters = max(1, min(int(CLUSTERS_PER_ROOT * passages**0.5), passages // POINTS_PER_CLUSTER))
+    return {"type": "IVF-Flat", "clusters": clusters, "probed": max(1, round(clusters**0.5))}
+
+
+def _measure(
+    collection: Collection,
+    candidate: tuple[NDArray[np.float32], NDArray[np.float32]],
+    baseline: tuple[NDArray[np.float32], NDArray[np.float32]],
+    rerank: Rerank | None,
+) -> Outcome:
+    relevant = collection.relevant
+    depth = min(DEPTH, len(collection.passages))
+    own = _same(collection)
+    found = Found(
+        baseline=_search(*baseline, depth, own),
+        candidate=_search(*candidate, depth, own),
+        mixed=_search(candidate[0], baseline[1], depth, own),
+    )
+    gains = _gains(found, relevant)
+    metrics = [
+        _metric("nDCG@10", gains, relevant, ranking.ndcg, 10, main=True),
+        _metric("mAP@10", gains, relevant, ranking.average_precision, 10),
+        _metric("recall@10", gains, relevant, ranking.recall, 10),
+        _metric("recall@100", gains, relevant, ranking.recall, 100),
+        *_through_ivf(found, candidate, baseline, relevant, own),
+        *_across_languages(collection, candidate, baseline),
+    ]
+    if rerank is not None:
+        metrics.append(_reranked(collection, found, rerank))
+    return Outcome(metrics)
+
+
+def _search(queries: NDArray[np.float32], passages: NDArray[np.float32], depth: int, own: Lists | None) -> Lists:
+    """The nearest `depth` passages; a query that is itself a passage (Quora, ArguAna) does not find itself."""
+    if own is None:
+        return neighbours.nearest(queries, passages, depth)
+    wider = neighbours.nearest(queries, passages, min(depth + 1, len(passages)))
+    return without(wider, own, depth)
+
+
+def without(lists: Lists, own: Lists, depth: int) -> Lists:
+    """`lists` [q, k] less each query's `own` row [q] (−1: none), the rest moved up, cut to `depth`, filled up with −1."""
+    kept = np.full((len(lists), depth), -1, np.intp)
+    for place, (rows, mine) in enumerate(zip(lists, own, strict=True)):
+        others = rows[rows != mine][:depth] if mine >= 0 else rows[:depth]
+        kept[place, : len(others)] = others
+    return kept
+
+
+def _same(collection: Collection) -> Lists | None:
+    """For each query the passage that has its id and its text, −1 if there is none; None if no query has one."""
+    rows = {(text.id, text.text): row for row, text in enumerate(collection.passages)}
+    own = np.array([rows.get((text.id, text.text), -1) for text in collection.queries], np.intp)
+    return own if (own >= 0).any() else None
+
+
+def _gains(found: Found, relevant: Relevant) -> Gains:
+    return Gains(
+        baseline=ranking.gains(found.baseline, relevant),
+        candidate=ranking.gains(found.candidate, relevant),
+        mixed=None if found.mixed is None else ranking.gains(found.mixed, relevant),
+    )
+
+
+def _metric(
+    name: str,
+    gains: Gains,
+    relevant: Relevant,
+    score: Score,
+    depth: int,
+    *,
+    group: str | None = None,
+    main: bool = False,
+) -> Metric:
+    grades = [list(one.values()) for one in relevant]
+    mixed = None if gains.mixed is None else float(score(gains.mixed, grades, depth).mean())
+    baseline, candidate = (score(side, grades, depth) for side in (gains.baseline, gains.candidate))
+    return paired(name, baseline, candidate, group=group, mixed=mixed, main=main)
+
+
+def paired(
+    name: str,
+    baseline: NDArray[np.float64],
+    candidate: NDArray[np.float64],
+    *,
+    group: str | None = None,
+    mixed: float | None = None,
+    main: bool = False,
+) -> Metric:
+    """The metric whose value is the mean over rows, with the interval of the mean difference of the same rows."""
+    interval = bootstrap.of_mean(candidate - baseline)
+    return Metric(name, float(baseline.mean()), float(candidate.mean()), interval, len(baseline), group, mixed, main)
+
+
+def _through_ivf(
+    exact: Found,
+    candidate: tuple[NDArray[np.float32], NDArray[np.float32]],
+    baseline: tuple[NDArray[np.float32], NDArray[np.float32]],
+    relevant: Relevant,
+    own: Lists | None,
+) -> list[Metric]:
+    depth = min(10, exact.baseline.shape[1])
+    lists = []
+    for queries, passages in (baseline, candidate):
+        wider = ivf(queries, passages, min(depth + (own is not None), len(passages)))
+        lists.append(wider if own is None else without(wider, own, depth))
+    kept = [
+        neighbours.shared(found, best[:, :depth], depth)
+        for found, best in zip(lists, (exact.baseline, exact.candidate), strict=True)
+    ]
+    return [
+        _metric("nDCG@10, IVF", _gains(Found(*lists), relevant), relevant, ranking.ndcg, 10),
+        paired("IVF vs exact@10", *kept),
+    ]
+
+
+def _across_languages(
+    collection: Collection,
+    candidate: tuple[NDArray[np.float32], NDArray[np.float32]],
+    baseline: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> list[Metric]:
+    """nDCG@10 for each pair of languages, among the passages of one language only; nothing if there is but one pair."""
+    asked = [text.language for text in collection.queries]
+    written = [text.language for text in collection.passages]
+    pairs = sorted(
+        {
+            (asked[query], written[row])
+            for query, grades in enumerate(collection.relevant)
+            for row in grades
+            if asked[query] and written[row]
+        },
+        key=lambda pair: (pair[0] != pair[1], pair),
+    )
+    if len(pairs) < 2:
+        return []
+    metrics = []
+    for language, other in pairs:
+        rows = np.flatnonzero([one == other for one in written])
+        place = {int(row): position for position, row in enumerate(rows)}
+        grades = [{place[row]: grade for row, grade in one.items() if row in place} for one in collection.relevant]
+        queries = [query for query, one in enumerate(grades) if one and asked[query] == language]
+        depth = min(10, len(rows))
+        index = candidate[1][rows], baseline[1][rows]
+        found = Found(
+            baseline=neighbours.nearest(baseline[0][queries], index[1], depth),
+            candidate=neighbours.nearest(candidate[0][queries], index[0], depth),
+            mixed=neighbours.nearest(candidate[0][queries], index[1], depth),
+        )
+        chosen = [grades[query] for query in queries]
+        group = f"{language} → {other}"
+        metrics.append(_metric("nDCG@10", _gains(found, chosen), chosen, ranking.ndcg, 10, group=group))
+    return metrics
+
+
+def _reranked(collection: Collection, found: Found, rerank: Rerank) -> Metric:
+    """nDCG@10 after the best RERANKED of each side were put into the order of the reranker's scores."""
+    assert found.mixed is not None
+    tops = {name: getattr(found, name)[:, :RERANKED] for name in ("baseline", "candidate", "mixed")}
+    wanted = sorted(
+        {(query, int(row)) for lists in tops.values() for query, rows in enumerate(lists) for row in rows if row >= 0}
+    )
+    texts = [text.text for text in collection.queries], [text.text for text in collection.passages]
+    scores = dict(zip(wanted, rerank(*texts, wanted), strict=True))
+    ordered = {name: _by_score(lists, scores) for name, lists in tops.items()}
+    return _metric("nDCG@10, reranked", _gains(Found(**ordered), collection.relevant), collection.relevant, ranking.ndcg, 10)
+
+
+def _by_score(lists: Lists, scores: Mapping[tuple[int, int], float]) -> Lists:
+    """Each row of `lists` [q, k], the best score first; equal ones, and those without a score at the end, keep their order."""
+    ordered = [
+        sorted(rows.tolist(), key=lambda row, query=query: -scores.get((query, row), -np.inf))  # type: ignore[misc]
+        for query, rows in enumerate(lists)
+    ]
+    return np.array(ordered, np.intp).reshape(lists.shape)

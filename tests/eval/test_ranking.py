@@ -1,0 +1,66 @@
+"""nDCG, mAP and recall against trec_eval; accuracy, macro-F1 against scikit-learn; each by hand once, too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import pytrec_eval
+from sklearn import metrics
+
+from qembed.eval.tasks import labels, ranking
+
+RANDOM = np.random.default_rng(11)
+
+
+def random_lists(queries: int = 25, passages: int = 60, depth: int = 40) -> tuple[np.ndarray, list[dict[int, int]]]:
+    lists = np.stack([RANDOM.permutation(passages)[:depth] for _ in range(queries)])
+    relevant = [
+        {int(row): int(RANDOM.integers(1, 4)) for row in RANDOM.choice(passages, RANDOM.integers(1, 20), replace=False)}
+        for _ in range(queries)
+    ]
+    return lists, relevant
+
+
+@pytest.mark.parametrize(
+    ("ours", "measure", "depth"),
+    [
+        (ranking.ndcg, "ndcg_cut", 10),
+        (ranking.average_precision, "map_cut", 10),
+        (ranking.recall, "recall", 10),
+        (ranking.recall, "recall", 100),
+    ],
+)
+def test_numbers_are_those_of_trec_eval(ours: object, measure: str, depth: int) -> None:
+    lists, relevant = random_lists()
+    qrels = {str(query): {str(row): grade for row, grade in one.items()} for query, one in enumerate(relevant)}
+    run = {
+        str(query): {str(row): float(len(rows) - place) for place, row in enumerate(rows)} for query, rows in enumerate(lists)
+    }
+    found = pytrec_eval.RelevanceEvaluator(qrels, {f"{measure}.{depth}"}).evaluate(run)
+    expected = [found[str(query)][f"{measure}_{depth}"] for query in range(len(lists))]
+    grades = [list(one.values()) for one in relevant]
+    assert ours(ranking.gains(lists, relevant), grades, depth) == pytest.approx(expected)  # type: ignore[operator]
+
+
+def test_numbers_by_hand() -> None:
+    # Passages 4 (grade 2), 7 and 9 (grade 1) are relevant; found are 7 at rank 1 and 4 at rank 3.
+    gains = ranking.gains(np.array([[7, 1, 4, -1]]), [{4: 2, 7: 1, 9: 1}])
+    assert gains.tolist() == [[1, 0, 2, 0]]
+    grades = [[2, 1, 1]]
+    best = 2 + 1 / np.log2(3) + 1 / 2
+    assert ranking.ndcg(gains, grades, 10) == pytest.approx([(1 + 2 / 2) / best])
+    assert ranking.ndcg(gains, grades, 1) == pytest.approx([1 / 2])
+    assert ranking.average_precision(gains, grades, 10) == pytest.approx([(1 / 1 + 2 / 3) / 3])
+    assert ranking.recall(gains, grades, 10) == pytest.approx([2 / 3])
+    assert ranking.recall(gains, grades, 2) == pytest.approx([1 / 3])
+
+
+def test_labels_are_counted_as_scikit_learn_does() -> None:
+    truth, predicted = RANDOM.integers(0, 6, 80), RANDOM.integers(0, 7, 80)
+    assert labels.accuracy(truth, predicted) == pytest.approx(metrics.accuracy_score(truth, predicted))
+    assert labels.macro_f1(truth, predicted) == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
+
+
+def test_macro_f1_by_hand() -> None:
+    # Class 0: one hit, true twice, predicted once: 2/3. Class 2: one hit, true once, predicted twice: 2/3. Class 1 is absent.
+    assert labels.macro_f1(np.array([0, 0, 2]), np.array([0, 2, 2])) == pytest.approx(2 / 3)

@@ -1,0 +1,177 @@
+"""`qembed eval --task …` as a user calls it, on the built-in sets and on small files, with stand-in servers."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from qembed.cli import group
+from tests.eval.conftest import FakeServer
+from tests.eval.test_readers import beir_folder, xquad
+
+Start = Callable[[], FakeServer]
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """A few texts for the part on fidelity, which always runs."""
+    path = tmp_path / "few.txt"
+    path.write_text("one\ntwo\nthree\n")
+    return path
+
+
+def run(candidate: FakeServer, baseline: FakeServer, *more: object) -> Result:
+    return CliRunner().invoke(group, ["eval", *map(str, ("--url", candidate.url, "--baseline-url", baseline.url, *more))])
+
+
+def tasks(result: Result) -> dict[str, dict[str, Any]]:
+    assert result.exit_code == 0, result.stderr
+    return {task["task"]: task for task in json.loads(result.stdout)["tasks"]}
+
+
+def metric(task: dict[str, Any], name: str, group: str | None = None) -> dict[str, Any]:
+    (found,) = [one for one in task["metrics"] if one["name"] == name and one["group"] == group]
+    return dict(found)
+
+
+def test_all_tasks_run_on_the_built_in_sets(start_server: Start, few: Path) -> None:
+    candidate, baseline = start_server(), start_server()
+    candidate.noise = 0.3
+    result = run(candidate, baseline, "--task", "all", "--data", few, "--json")
+    found = tasks(result)
+    assert list(found) == ["retrieval", "classification", "sts"]
+    for task in found.values():
+        assert task["data"]["name"] == "built-in"
+        (main,) = [one for one in task["metrics"] if one["main"]]
+        assert main["difference"] == pytest.approx(main["candidate"] - main["baseline"])
+        assert main["interval"][0] <= main["difference"] <= main["interval"][1]
+    assert metric(found["retrieval"], "nDCG@10", "de → zh")["count"] == 16
+    assert any(text.startswith("Instruct: ") and text.endswith("my kettle") for text in candidate.inputs)
+    again = run(candidate, baseline, "--task", "all", "--data", few)
+    for words in ("retrieval: built-in (64 queries, 214 passages)", "FP16", "INT4", "95% interval", "macro-F1", "Spearman"):
+        assert words in again.stdout
+    tables = again.stdout[again.stdout.index("Cosine by dimension") :]
+    assert max(len(line.rstrip()) for line in tables.splitlines()) <= 80
+
+
+def test_the_same_vectors_make_no_difference(start_server: Start, few: Path) -> None:
+    found = tasks(run(start_server(), start_server(), "--task", "all", "--data", few, "--json", "--max-task-drop", "0%"))
+    assert {one["difference"] for task in found.values() for one in task["metrics"]} == {0}
+
+
+def test_a_drop_beyond_the_threshold_is_exit_code_1_and_a_line_each(start_server: Start, few: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\ng,h,4\n")
+    candidate, baseline = start_server(), start_server()
+
+    def vectors(cosines: list[float]) -> dict[str, list[float]]:
+        pairs = zip("aceg", "bdfh", cosines, strict=True)
+        return {
+            text: vector
+            for first, second, cosine in pairs
+            for text, vector in ((first, [1.0, 0.0]), (second, [cosine, (1 - cosine**2) ** 0.5]))
+        } | {text: [1.0, 0.0] for text in ("one", "two", "three")}
+
+    baseline.changed = vectors([0.1, 0.2, 0.3, 0.4])
+    candidate.changed = vectors([0.1, 0.3, 0.2, 0.4])
+    candidate.dimension = baseline.dimension = 2
+    given = ("--sts", tmp_path / "p.csv", "--data", few)
+    # Spearman falls from 1 to 0.8.
+    missed = run(candidate, baseline, *given, "--max-task-drop", "10%")
+    assert missed.exit_code == 1
+    (line,) = [line for line in missed.stderr.splitlines() if line.startswith("qembed:")]
+    assert line == "qembed: sts (p.csv): Spearman falls from 1.0000 to 0.8000, by 20.000%, more than --max-task-drop 10%"
+    assert run(candidate, baseline, *given, "--max-task-drop", "0.21").exit_code == 0
+
+
+def test_thresholds_are_told_apart(start_server: Start, few: Path) -> None:
+    candidate, baseline = start_server(), start_server()
+    candidate.noise = 1.0
+    result = run(candidate, baseline, "--data", few, "--min-cosine", 0.99, "--min-p1", 0.97)
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("qembed:")]
+    assert len(lines) == 2
+    assert "mean cosine at dimension 64 is" in lines[0]
+    assert "below --min-cosine 0.99" in lines[0]
+    assert "p1 cosine at dimension 64 is" in lines[1]
+    assert "below --min-p1 0.97" in lines[1]
+
+
+def test_data_of_ones_own_chooses_the_task(start_server: Start, few: Path, tmp_path: Path) -> None:
+    xquad(tmp_path, "en", [("One.", ["1a?"]), ("Two.", ["2a?"])])
+    xquad(tmp_path, "de", [("Eins.", ["1a??"]), ("Zwei.", ["2a??"])])
+    (tmp_path / "l.csv").write_text("text,label\na,1\nb,2\nc,1\nd,2\n")
+    servers = start_server(), start_server()
+    found = tasks(run(*servers, "--data", few, "--json", "--retrieval", tmp_path, "--classification", tmp_path / "l.csv"))
+    assert list(found) == ["retrieval", "classification"]
+    assert found["retrieval"]["data"]["passages"] == 4
+    assert {one["group"] for one in found["retrieval"]["metrics"]} == {None, "en → en", "de → de", "en → de", "de → en"}
+    folder = beir_folder(tmp_path / "beir")
+    found = tasks(run(*servers, "--data", few, "--json", "--retrieval", folder, "--instruction", "Find birds"))
+    assert found["retrieval"]["data"]["name"] == "beir"
+    assert "Instruct: Find birds\nQuery:Where do swifts sleep?" in servers[0].inputs
+
+
+def test_unusable_vectors_of_a_task_fail(start_server: Start, few: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\ng,h,4\n")
+    candidate, baseline = start_server(), start_server()
+    candidate.changed = {"a": [float("nan")] * 64, "b": [0.0] * 64}
+    result = run(candidate, baseline, "--data", few, "--sts", tmp_path / "p.csv", "--json")
+    assert result.exit_code == 1
+    assert "2 candidate vectors of sts (p.csv) are zero, or hold NaN or infinity" in result.stderr
+    assert json.loads(result.stdout)["tasks"][0]["metrics"][0]["count"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "cooking"], "--task cooking: none of retrieval, classification, sts, speed, all, mteb:NAME"),
+        (["--task", "mteb:"], "--task mteb:: none of"),
+        (["--retrieval", "none"], "none: no such file or folder"),
+        (["--classification", "none.csv"], "none.csv: no such file"),
+        (["--max-task-drop", "much"], "--max-task-drop much: not a share"),
+        (["--max-task-drop", "101%"], "--max-task-drop 101%: not a share"),
+        (["--min-p1", "2"], "--min-p1 2.0: not within"),
+        (["--task", "sts", "--vectors", "v.npy"], "--task sts: tasks have texts of their own"),
+        (["--rerank", "none"], "none: no such folder"),
+        (["--rerank", "http://127.0.0.1:1"], "http://127.0.0.1:1: nothing answers there"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_one_line_before_anything_runs(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(group, ["eval", *arguments])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
+
+
+def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(group, ["eval", "--retrieval", str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"{tmp_path}: neither BEIR's folder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "task"),
+    [("faiss", "retrieval"), ("sklearn", "classification"), ("mteb", "mteb:STSBenchmark")],
+)
+def test_without_the_extra_the_rest_still_runs(
+    start_server: Start, few: Path, monkeypatch: pytest.MonkeyPatch, package: str, task: str
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name.partition(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    servers = start_server(), start_server()
+    asked = run(*servers, "--task", task, "--data", few)
+    assert asked.exit_code == 3
+    assert f"pip install 'qembed[{'mteb' if package == 'mteb' else 'eval'}]'" in asked.stderr.splitlines()[-1]
+    assert run(*servers, "--data", few).exit_code == 0

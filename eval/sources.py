@@ -181,7 +181,7 @@ def _vllm(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Sou
     from qembed.serve import engine
     from qembed.serve.settings import Settings
 
-    with engine.running(Settings(checkpoint, port=0, dtype=dtype), on_stage) as running:
+    with engine.running(Settings(checkpoint, port=0, clean=False, dtype=dtype), on_stage) as running:
         embed = partial(_through_client, running.url, running.model)
         yield Source(
             "vllm", checkpoint.name, stored(checkpoint), running.device, running.dtype, running.url, running.limit, embed,

@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 REQUIREMENTS := deploy/requirements/cpu.txt
 INSTALLED := $(VENV)/installed
 TORCH = $(shell sed -n 's/^torch==//p' $(REQUIREMENTS))
+CLIENTS := build/clients
 AUTOAWQ := build/autoawq
 AUTOROUND := build/auto-round
 
@@ -24,8 +25,14 @@ $(INSTALLED): $(REQUIREMENTS) pyproject.toml
 demo: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" bash deploy/demo.sh
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(CLIENTS)/installed
 	$(BIN)/python -m pytest
+
+# The clients that the server is tested with pull in what changes vLLM's own answers (orjson), so they stand apart from it.
+$(CLIENTS)/installed: deploy/requirements/clients.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
 
 # AutoAWQ needs transformers 4.51.3, so it has an environment of its own, and the tests that need it run there.
 test-autoawq: $(AUTOAWQ)/installed
@@ -61,6 +68,8 @@ lock:
 	mv build/cpu.txt $(REQUIREMENTS)
 	build/lock/bin/python deploy/requirements/lock.py autoawq dev torch==$(TORCH) > build/autoawq.txt
 	mv build/autoawq.txt deploy/requirements/autoawq.txt
+	build/lock/bin/python deploy/requirements/lock.py --alone clients > build/clients.txt
+	mv build/clients.txt deploy/requirements/clients.txt
 
 clean:
 	rm -rf $(VENV) build .demo .mypy_cache .ruff_cache .pytest_cache *.egg-info

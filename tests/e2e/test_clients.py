@@ -1,0 +1,123 @@
+"""The clients that people have. Those that need packages of their own run in build/clients, which `make test` makes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from tests.e2e.http import embed
+from tests.e2e.launcher import Launched
+
+pytestmark = pytest.mark.vllm
+
+BIN = Path(__file__).parents[2] / "build" / "clients" / "bin"
+CLIENTS = Path(__file__).parent / "clients"
+TEXTS = ["an audio player", "a PDF viewer"]
+QUIET = {"HF_HUB_OFFLINE": "1", "LANGSMITH_TRACING": "false", "NO_COLOR": "1"}
+
+
+def run(*command: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=300, env={**os.environ, **QUIET}, check=False
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def clients() -> Path:
+    if not (BIN / "python").exists():
+        pytest.skip("no build/clients: make build/clients/installed")
+    return BIN
+
+
+@pytest.fixture(scope="module")
+def expected(int4_server: Launched) -> dict[str, np.ndarray[Any, Any]]:
+    return {
+        "documents": np.asarray(embed(int4_server.url, input=TEXTS).vectors),
+        "query": np.asarray(embed(int4_server.url, input="music player", prompt_name="query").vectors[0]),
+    }
+
+
+def same(one: Any, other: np.ndarray[Any, Any]) -> bool:
+    return bool((np.sum(np.asarray(one) * other, axis=-1) > 0.9999).all())
+
+
+@pytest.mark.parametrize("script", ["langchain", "llamaindex", "lite"])
+def test_a_framework_gets_the_vectors_of_documents_and_queries(
+    int4_server: Launched, clients: Path, expected: dict[str, np.ndarray[Any, Any]], script: str
+) -> None:
+    done = run(clients / "python", CLIENTS / f"{script}.py", int4_server.url, int4_server.model)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert same(said["documents"], expected["documents"])
+    assert same(said["async"], expected["documents"])
+    assert same(said["query"], expected["query"])
+    if script == "langchain":
+        assert "check_embedding_ctx_length=False" in said["refused"]
+
+
+def test_openai_sync_takes_2048_texts_and_base64(int4_server: Launched) -> None:
+    texts = [f"text number {number}" for number in range(2048)]
+    with openai.OpenAI(base_url=int4_server.url, api_key="none", timeout=300) as client:
+        whole = client.embeddings.create(model=int4_server.model, input=texts)
+        alone = client.embeddings.create(model=int4_server.model, input=texts[-1], encoding_format="float")
+        query = client.embeddings.create(model=int4_server.model, input="music player", extra_body={"instruction": "find"})
+    assert [item.index for item in whole.data] == list(range(2048))
+    assert whole.usage.prompt_tokens == whole.usage.total_tokens > 2048 * 3
+    assert same(whole.data[-1].embedding, np.asarray(alone.data[0].embedding))
+    assert len(query.data) == 1
+
+
+def test_openai_async(int4_server: Launched, expected: dict[str, np.ndarray[Any, Any]]) -> None:
+    async def ask() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=int4_server.url, api_key="none", timeout=300) as client:
+            return await asyncio.gather(
+                *(client.embeddings.create(model=int4_server.model, input=TEXTS, dimensions=64) for _ in range(20))
+            )
+
+    prefix = expected["documents"][:, :64] / np.linalg.norm(expected["documents"][:, :64], axis=1, keepdims=True)
+    for answer in asyncio.run(ask()):
+        assert same([item.embedding for item in answer.data], prefix)
+
+
+def test_openai_errors_are_its_own(int4_server: Launched) -> None:
+    with openai.OpenAI(base_url=int4_server.url, api_key="none") as client:
+        with pytest.raises(openai.BadRequestError, match=r"input\[1\] is empty"):
+            client.embeddings.create(model=int4_server.model, input=["a", ""])
+        with pytest.raises(openai.NotFoundError, match="gpt-4"):
+            client.embeddings.create(model="gpt-4", input="a")
+
+
+def test_curl(int4_server: Launched, expected: dict[str, np.ndarray[Any, Any]]) -> None:
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("no curl here")
+    body = json.dumps({"model": int4_server.model, "input": "music player", "prompt_name": "query"})
+    done = run(
+        curl, "--silent", "--fail", f"{int4_server.url}/embeddings", "--header", "Content-Type: application/json", "-d", body
+    )
+    assert same(json.loads(done.stdout)["data"][0]["embedding"], expected["query"])
+
+
+def test_schemathesis_finds_nothing_within_its_bounds(int4_server: Launched, clients: Path) -> None:
+    base = int4_server.url.removesuffix("/v1")
+    checks = (
+        "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
+        "negative_data_rejection,unsupported_method,allow_header_conformance"
+    )
+    done = run(
+        *(clients / "st", "run", f"{base}/openapi.json", "--checks", checks, "--max-examples", 40, "--seed", 7),
+        *("--phases", "examples,coverage,fuzzing", "--request-timeout", 60, "--no-shrink"),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert embed(int4_server.url, input="good").status == 200

@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make test-autoawq · make bench-quantize · make clean
+# make demo · make test · make lint · make test-autoawq · make bench-quantize · make bench-load · make bench-gpu · make clean
 # Each builds what it needs, from a machine with Python 3.11 and make.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,7 +11,7 @@ CLIENTS := build/clients
 AUTOAWQ := build/autoawq
 AUTOROUND := build/auto-round
 
-.PHONY: demo test test-autoawq lint install lock bench-quantize clean
+.PHONY: demo test test-autoawq lint install lock bench-quantize bench-load bench-gpu clean
 
 install: $(INSTALLED)
 
@@ -40,6 +40,13 @@ test-autoawq: $(AUTOAWQ)/installed
 
 bench-quantize: $(INSTALLED) $(AUTOAWQ)/installed $(AUTOROUND)/installed
 	$(BIN)/python bench/quantize.py
+
+bench-load: $(INSTALLED)
+	$(BIN)/python bench/load.py
+
+# On an NVIDIA machine it needs no .venv; without a GPU it only says that it was skipped.
+bench-gpu: $(if $(shell command -v nvidia-smi),,$(INSTALLED))
+	PYTHON="$(PYTHON)" WHEELS="$(WHEELS)" bash bench/gpu.sh
 
 $(AUTOAWQ)/installed: deploy/requirements/autoawq.txt pyproject.toml
 	test -x $(AUTOAWQ)/bin/python || $(PYTHON) -m venv $(AUTOAWQ)

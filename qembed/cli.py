@@ -11,6 +11,7 @@ import click
 COMMANDS = {
     "quantize": ("qembed.quantize.cli", "Turn an FP16 checkpoint into an AWQ INT4 one."),
     "serve": ("qembed.serve.cli", "Serve a checkpoint through vLLM behind the OpenAI embeddings API."),
+    "top": ("qembed.serve.top", "Watch a running server: memory, requests, speed, latencies."),
     "eval": ("qembed.eval.cli", "Tell what INT4 costs against FP16."),
 }
 

@@ -185,7 +185,7 @@ engine_options = section("Engine")
     help="How often in a row the engine is started again when it ends.",
 )
 @life("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What goes to stderr.")
-@life("--log-requests", is_flag=True, help="Texts go into the engine's log.  [default: no text is logged]")
+@life("--log-requests", is_flag=True, help="Write the texts of each request to stderr.  [default: no text is logged]")
 @life("--verbose", is_flag=True, help="Show the engine's log on stderr.  [default: shown only where it tells why it failed]")
 @life("--json", "as_json", is_flag=True, help="Print the plan, or the line that says it is ready, as JSON (memory in bytes).")
 @engine_options(

@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput, QembedError
-from qembed.serve import log, machine, sglang, vllm_main
+from qembed.serve import gate, log, machine, sglang, vllm_main
 from qembed.serve.settings import Launch, Settings, arguments, check_fits, environment, resolve, rules
 
 POLL = 0.25
@@ -153,8 +153,8 @@ class Server:
         assert self._log is not None
         fresh = self._log.new_lines()
         self.lines = [*self.lines, *fresh][-2000:]
-        if self.launch.settings.verbose:
-            for line in fresh:
+        for line in fresh:
+            if self.launch.settings.verbose or line.startswith(gate.TEXTS):
                 log.show(line, self.launch.settings.log_format)
         return fresh
 

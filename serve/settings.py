@@ -280,8 +280,6 @@ def arguments(launch: Launch) -> list[str]:
     for name in ("ssl_certfile", "ssl_keyfile"):
         if (file := getattr(settings, name)) is not None:
             chosen += [f"--{name.replace('_', '-')}", file]
-    if settings.log_requests:
-        chosen.append("--enable-log-requests")
     for name, value in settings.engine_args:
         chosen += engine_args.option(name, value)
     return chosen
@@ -305,6 +303,7 @@ def rules(launch: Launch, token: str, restarts: int) -> Rules:
         keys=[keys.hashed(key) for key in (*settings.keys, token)] if settings.keys else [],
         plan=table.lines(launch.plan, launch.device) | {"total": launch.plan.total},
         restarts=restarts,
+        log_texts=settings.log_requests,
         engine_args=[name for name, _ in settings.engine_args],
     )
 

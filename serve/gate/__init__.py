@@ -40,6 +40,7 @@ OPEN = {"/health"}
 BODY_SECONDS = 30.0
 IN_A_THREAD = 2**15
 TRIES = 2
+TEXTS = "qembed-texts "
 
 RULES: Rules | None = None
 """Set by vllm_main before vLLM makes the gate: its `--middleware` takes a class and no arguments."""
@@ -117,6 +118,8 @@ class Gate:
             raw = await self._body(scope, receive, add)
             # Reading and cleaning takes the longer the larger it is; others are to be answered meanwhile.
             batch = await _maybe_threaded(len(raw), request.read, raw, self.rules, self._count)
+            if self.rules.log_texts:
+                print(TEXTS + json.dumps({"texts": list(batch.inputs)}, ensure_ascii=False), flush=True)
             with self.load.admitted(len(batch.inputs)):
                 status, raw = await self._ask(scope, receive, batch.body)
                 if status != 200:

@@ -27,6 +27,7 @@ class Rules:
         keys: SHA-256 of each key, as hexadecimal digits; empty: no key is asked for.
         plan: planned bytes by name, for /metrics.
         restarts: how often the server has been started again.
+        log_texts: whether each request is written to standard output, with its texts.
         engine_args: names of vLLM settings that the user gave, to be checked against what vLLM has.
     """
 
@@ -44,6 +45,7 @@ class Rules:
     keys: list[str] = field(default_factory=list, repr=False)
     plan: dict[str, int] = field(default_factory=dict)
     restarts: int = 0
+    log_texts: bool = False
     engine_args: list[str] = field(default_factory=list)
 
     def dump(self) -> bytes:

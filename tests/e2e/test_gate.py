@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from qembed.checkpoint import find
 from tests.e2e.http import EMBEDDINGS, JSON, Answer, embed, metric, send
-from tests.e2e.launcher import Launched
+from tests.e2e.launcher import QEMBED, Launched
 
 pytestmark = pytest.mark.vllm
 
@@ -224,3 +225,18 @@ def test_the_plan_is_within_15_percent_of_what_was_measured(int4_server: Launche
     assert abs(ready["memory_bytes"] / ready["planned_bytes"] - 1) < 0.15
     assert "most of it in" not in int4_server.err
     assert "measured" in int4_server.err
+
+
+def test_top_looks_once_for_scripts(int4_server: Launched) -> None:
+    assert embed(int4_server.url, input=["one", "two"]).status == 200
+    done = subprocess.run(
+        [*QEMBED, "top", int4_server.url, "--once", "--json"], capture_output=True, text=True, timeout=60, check=True
+    )
+    said = json.loads(done.stdout)
+    assert said["memory_bytes"] > 10**8
+    assert said["planned_bytes"] == int4_server.ready["planned_bytes"]
+    assert said["requests"]["200"] >= 1
+    assert said["latency"]["p50"] > 0
+    assert (said["running"], said["waiting"], said["restarts"]) == (0, 0, 0)
+    people = subprocess.run([*QEMBED, "top", int4_server.url, "--once"], capture_output=True, text=True, timeout=60, check=True)
+    assert all(word in people.stdout for word in ("memory", "cache", "tokens/s", "p99"))

@@ -11,6 +11,7 @@ import pytest
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput, QembedError
 from qembed.serve import engine, machine
+from qembed.serve.devices import Target
 from qembed.serve.settings import Settings
 
 SERVER = """
@@ -121,3 +122,89 @@ def test_children_that_ignore_sigterm_are_ended_too(
     assert len(living) == 2
     assert machine.processes(int(session.read_text())) == []
     assert list(tmp_path.glob("qembed-vllm-*")) == []
+
+
+WELL = SERVER.replace("POST\n", answer("0.5", 64) + "\n").replace(
+    "HTTPServer(", "import threading, os; COUNT\nHTTPServer("
+)  # fmt: skip
+
+
+def ends(counter: Path, times: int) -> str:
+    """A server that answers, and ends by itself the first `times` times."""
+    count = f"n = os.path.getsize({str(counter)!r}); "
+    count += f"open({str(counter)!r}, 'ab').write(b'x'); "
+    count += f"n < {times} and threading.Timer(1, lambda: os._exit(7)).start()"
+    return WELL.replace("COUNT", count)
+
+
+@pytest.fixture
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "BACK_OFF", (0.0,))
+
+
+@pytest.mark.usefixtures("_no_pause")
+def test_a_server_that_ends_is_started_again_on_the_same_port(checkpoint: Checkpoint, fake_vllm: Path, tmp_path: Path) -> None:
+    counter = tmp_path / "starts"
+    counter.touch()
+    fake_vllm.write_text(ends(counter, 1))
+    said: list[str] = []
+
+    def warn(what: str) -> None:
+        said.append(what)
+        if what == "vLLM answers again":
+            raise KeyboardInterrupt
+
+    with engine.running(Settings(checkpoint, port=0, max_restarts=2)) as server:
+        url = server.url
+        with pytest.raises(KeyboardInterrupt):
+            server.watch(warn=warn)
+        assert server.request("GET", "/health", None, 5)[0] == 200
+        assert (server.url, server.restarts) == (url, 1)
+    assert said[0].startswith("vLLM ended: exit code 7, and nothing in its log says why (log: ")
+    assert said[0].endswith("starting it again in 0 s (1 of 2)")
+
+
+@pytest.mark.usefixtures("_no_pause")
+def test_a_server_that_ends_too_often_is_an_error(checkpoint: Checkpoint, fake_vllm: Path, tmp_path: Path) -> None:
+    counter = tmp_path / "starts"
+    counter.touch()
+    fake_vllm.write_text(ends(counter, 99))
+    with engine.running(Settings(checkpoint, port=0, max_restarts=1)) as server, pytest.raises(QembedError, match="vLLM ended"):
+        server.watch()
+    assert counter.stat().st_size == 2
+
+
+@pytest.mark.usefixtures("_no_pause")
+def test_a_start_that_fails_counts_as_an_end(checkpoint: Checkpoint, fake_vllm: Path, tmp_path: Path) -> None:
+    counter = tmp_path / "starts"
+    counter.touch()
+    fake_vllm.write_text(
+        f"import os\nif os.path.getsize({str(counter)!r}): raise ValueError('disk gone')\n" + ends(counter, 1).lstrip()
+    )
+    with engine.running(Settings(checkpoint, port=0, max_restarts=2)) as server, pytest.raises(QembedError, match="disk gone"):
+        server.watch()
+
+
+def test_pauses_between_restarts_grow() -> None:
+    assert list(engine.BACK_OFF) == sorted(engine.BACK_OFF)
+    assert engine.BACK_OFF[0] < engine.BACK_OFF[-1]
+
+
+def test_a_plugin_that_is_needed_and_left_out_is_told(
+    int8_table: Checkpoint, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_vllm.touch()
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    with pytest.raises(BadInput, match="VLLM_PLUGINS=other leaves qembed's plugin out"):
+        engine.check_vllm(Settings(int8_table))
+    monkeypatch.setenv("VLLM_PLUGINS", "other,qembed")
+    engine.check_vllm(Settings(int8_table))
+
+
+def test_too_little_memory_is_told_before_anything_is_started(
+    checkpoint: Checkpoint, fake_vllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_vllm.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr(machine, "target", lambda: Target("cpu", "CPU", 2**30, 2**28))
+    assert fail(Settings(checkpoint, port=0)).startswith("CPU has 256 MiB free, and the plan needs 1.7 GiB: weights")
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,200 @@
+"""Load beyond what a server can do: `make bench-load`.
+
+The sample is quantized and served with default limits; requests are sent at a fixed rate whether or not they are answered, for
+a minute with one text each, and for another with eight, which is more than two cores compute. Nothing may come but 200 and 503,
+nothing may hang, memory must stay, and afterwards the server must answer as before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import results
+
+from qembed.serve import machine
+
+BUILD = Path(__file__).parents[1] / "build" / "bench" / "load"
+TEXT = (
+    "an open-source audio player for the terminal that plays playlists, remembers where it was and shows the words of songs; "
+)
+HEAD = (
+    b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n"
+)
+MOST_MEMORY = 0.3e9
+PATIENCE = 120.0
+
+
+@dataclass
+class Told:
+    """What came back: statuses ("hung" and "cut" beside HTTP's), seconds to each 200 and 503, and resident memory in bytes."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    served: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    without_wait: int = 0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether there was nothing but 200 and 503 (with Retry-After), and memory stayed."""
+        return set(self.statuses) <= {"200", "503"} and not self.without_wait and self.spread < MOST_MEMORY
+
+    @property
+    def spread(self) -> int:
+        """How far resident memory moved, in bytes."""
+        return max(self.memory) - min(self.memory) if self.memory else 0
+
+
+@contextmanager
+def serving() -> Iterator[dict[str, Any]]:
+    """`qembed serve` of the sample; what its line says when it is ready."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    qembed = str(Path(sys.executable).parent / "qembed")
+    folder = BUILD / "sample-AWQ-INT4"
+    if not (folder / "config.json").exists():
+        subprocess.run([qembed, "quantize", "--model", "sample", "--output", str(folder)], check=True)
+    with (BUILD / "serve.log").open("w") as log:
+        server = subprocess.Popen(
+            [qembed, "serve", "--int4", "--model", str(folder), "--port", "0", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            if not line:
+                sys.exit(f"the server did not start; see {BUILD / 'serve.log'}")
+            yield json.loads(line)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(120)
+
+
+async def send(where: tuple[str, int], body: bytes, told: Told) -> None:
+    """One request, on a connection of its own: a client's pool of thousands of connections would cost more than the server."""
+    start = time.monotonic()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            reader, writer = await asyncio.open_connection(*where)
+            try:
+                writer.write(HEAD % len(body) + body)
+                head = await reader.readuntil(b"\r\n\r\n")
+                while await reader.read(2**16):
+                    pass
+            finally:
+                writer.close()
+    except TimeoutError:
+        told.statuses["hung"] += 1
+        return
+    except (OSError, asyncio.IncompleteReadError):
+        told.statuses["cut"] += 1
+        return
+    status = head.split()[1].decode()
+    told.statuses[status] += 1
+    (told.served if status == "200" else told.refused).append(time.monotonic() - start)
+    if status == "503" and re.search(rb"\r\nretry-after: \d+\r\n", head.lower()) is None:
+        told.without_wait += 1
+
+
+async def load(url: str, pid: int, rate: float, seconds: float, texts: int) -> Told:
+    """`rate` requests a second for `seconds`, each of `texts` texts; ends when all have been answered."""
+    told = Told()
+    parts = urlsplit(url)
+    where = parts.hostname or "", parts.port or 80
+    body = json.dumps({"input": [TEXT] * texts, "encoding_format": "base64"}).encode()
+    start = time.monotonic()
+    sent: set[asyncio.Task[None]] = set()
+    count = looked = 0
+    while (elapsed := time.monotonic() - start) < seconds:
+        for _ in range(int(elapsed * rate) - count):
+            task = asyncio.create_task(send(where, body, told))
+            sent.add(task)
+            task.add_done_callback(sent.discard)
+            count += 1
+        if elapsed >= looked:
+            told.memory.append(machine.resident(pid) or 0)
+            looked += 5
+            print(f"\r{elapsed:5.0f} s  {count} sent  {dict(told.statuses)}", end="", file=sys.stderr, flush=True)
+        await asyncio.sleep(0.005)
+    await asyncio.gather(*sent)
+    told.memory.append(machine.resident(pid) or 0)
+    print(file=sys.stderr)
+    return told
+
+
+def calm(url: str) -> tuple[float, bool]:
+    """Median seconds of twenty requests one after another, and whether all were answered."""
+    seconds = []
+    good = True
+    for _ in range(20):
+        start = time.monotonic()
+        good &= httpx.post(f"{url}/embeddings", json={"input": TEXT}, timeout=PATIENCE).status_code == 200
+        seconds.append(time.monotonic() - start)
+    return statistics.median(seconds), good
+
+
+def main() -> None:
+    """Run, print, and write bench/RESULTS.md. Exit code 1: something went wrong that must not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=100, help="requests a second [default: 100]")
+    parser.add_argument("--seconds", type=float, default=60, help="how long [default: 60]")
+    parser.add_argument("--texts", type=int, nargs="+", default=[1, 8], help="texts in a request, one run each [default: 1 8]")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    rows = []
+    good = True
+    with serving() as server:
+        before, _ = calm(server["url"])
+        for texts in arguments.texts:
+            told = asyncio.run(load(server["url"], server["pid"], arguments.rate, arguments.seconds, texts))
+            after, answered = calm(server["url"])
+            good &= told.is_good and answered
+            rows.append(row(arguments.rate, texts, told, before, after))
+    columns = ("load", "200", "503", "other", "hung", "p50, p99 of 200", "slowest 503", "memory moved", "calm: before, after")
+    where = f"{results.machine()}; {date.today():%Y-%m-%d}. The embedded sample in INT4 with default limits"
+    how = f"{arguments.seconds:g} s of each load; the generator runs on the same machine."
+    body = f"## Load (`make bench-load`)\n\n{where}, {how}\n\n{results.table(columns, rows)}"
+    print(body)
+    results.replace_section("load", body)
+    sys.exit(0 if good else 1)
+
+
+def row(rate: float, texts: int, told: Told, before: float, after: float) -> list[str]:
+    """A row of the table."""
+    other = sum(count for status, count in told.statuses.items() if status not in ("200", "503", "hung"))
+    served = sorted(told.served) or [float("nan")]
+    return [
+        f"{rate:g} requests/s of {texts} text{'s' if texts > 1 else ''}",
+        str(told.statuses["200"]),
+        str(told.statuses["503"]),
+        str(other),
+        str(told.statuses["hung"]),
+        f"{statistics.median(served):.2f} s, {served[int(0.99 * (len(served) - 1))]:.2f} s",
+        f"{max(told.refused):.2f} s" if told.refused else "",
+        f"{told.spread / 1e6:.0f} MB",
+        f"{before * 1000:.0f} ms, {after * 1000:.0f} ms",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -40,6 +40,7 @@ OPEN = {"/health"}
 BODY_SECONDS = 30.0
 IN_A_THREAD = 2**15
 TRIES = 2
+REQUEST_ID = "x-request-id"  # vLLM's, where the user has asked for it
 TEXTS = "qembed-texts "
 
 RULES: Rules | None = None
@@ -132,7 +133,8 @@ class Gate:
             body = await _maybe_threaded(len(raw), vectors.write, said, batch.encoding)
         self.metrics.texts.inc(len(batch.inputs))
         self.metrics.tokens.inc(said["usage"]["prompt_tokens"])
-        return 200, body, {}
+        named = scope.get("state", {}).get(REQUEST_ID)
+        return 200, body, {REQUEST_ID: named} if named else {}
 
     async def _again(
         self, scope: MutableMapping[str, Any], receive: Receive, batch: request.Batch, said: dict[str, Any], bad: list[int]
@@ -207,6 +209,8 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                ids = [value.decode("latin-1") for name, value in message["headers"] if name.lower() == REQUEST_ID.encode()]
+                scope.setdefault("state", {})[REQUEST_ID] = ids[0] if ids else None
             elif message["type"] == "http.response.body":
                 parts.append(message.get("body", b""))
 

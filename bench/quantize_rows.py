@@ -110,11 +110,11 @@ SPEED = (
 )
 
 MEMORY = (
-    Row("8B-2", "the shape of Qwen3-Embedding-8B, 2 layers", ("--calibration-texts", "124"), model="8B:2:13824"),
+    Row("8B-2", "the shape of Qwen3-Embedding-8B, 2 layers", ("--calibration-texts", "64"), model="8B:2:13824"),
     Row(
         "8B-8",
         "the same with 8 layers",
-        ("--calibration-texts", "124"),
+        ("--calibration-texts", "64"),
         model="8B:8:13824",
         note="The token table has the 13,824 rows of the sample's tokenizer instead of 151,665: the 1.2 GB of a whole one do "
         "not depend on the number of layers and would hide what does.",

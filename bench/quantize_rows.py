@@ -92,17 +92,26 @@ QUALITY = (
     Row("own-target", "qembed without fitting to the original model", ("--target", "layer")),
     Row("no-prefixes", "qembed without prefixes of texts", ("--prefixes", "0")),
     Row("no-weighing", "qembed without weighing last tokens", ("--last-share", "0")),
+    Row("no-mixed", "qembed without mixed copies of texts", ("--mixed", "0")),
+    Row(
+        "refined",
+        "qembed with a last stage by gradient",
+        ("--refine", "3"),
+        note="The last stage (`--refine`) fits the texts that it sees better and others hardly, so it is off by default.",
+    ),
     Row("group-64", "qembed, groups of 64", ("--group-size", "64")),
     Row("group-32", "qembed, groups of 32", ("--group-size", "32")),
 )
 
+FEW = ("--calibration-texts", "64", "--max-tokens", "64")
+
 SPEED = (
-    Row("0.6B", "the shape of Qwen3-Embedding-0.6B, 28 layers", ("--calibration-texts", "124"), model="0.6B"),
-    Row("layer", "one of its layers, qembed", ("--calibration-texts", "64"), model="0.6B:2"),
+    Row("0.6B", "the shape of Qwen3-Embedding-0.6B, 28 layers", ("--calibration-texts", "97"), model="0.6B"),
+    Row("layer", "one of its layers, qembed", FEW, model="0.6B:2"),
     Row(
         "layer-autoawq",
         "one of its layers, AutoAWQ {version}",
-        ("--calibration-texts", "64", "--engine", "autoawq"),
+        (*FEW, "--engine", "autoawq"),
         "autoawq",
         model="0.6B:2",
         note="A layer: the second of two, from the end of the first to its own; the whole run's peak memory stands beside it.",
@@ -110,11 +119,11 @@ SPEED = (
 )
 
 MEMORY = (
-    Row("8B-2", "the shape of Qwen3-Embedding-8B, 2 layers", ("--calibration-texts", "64"), model="8B:2:13824"),
+    Row("8B-2", "the shape of Qwen3-Embedding-8B, 2 layers", FEW, model="8B:2:13824"),
     Row(
         "8B-8",
         "the same with 8 layers",
-        ("--calibration-texts", "64"),
+        FEW,
         model="8B:8:13824",
         note="The token table has the 13,824 rows of the sample's tokenizer instead of 151,665: the 1.2 GB of a whole one do "
         "not depend on the number of layers and would hide what does.",

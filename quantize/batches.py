@@ -28,6 +28,7 @@ class Batch:
         positions: [B, L] int64, where each token stands in its text.
         visible: [B, 1, L, L] bool, what each position attends to; None is plain causal attention, which cannot see the padding.
         ends: [B] int64, the position in the row of each text's own last token.
+        last: [B, L] bool, the last tokens of texts and prefixes: where hidden states become vectors.
         weight: [B, L] float32, what each position counts in the calibration's sums: 0 for padding, 1 on average.
     """
 
@@ -35,6 +36,7 @@ class Batch:
     positions: torch.Tensor
     visible: torch.Tensor | None
     ends: torch.Tensor
+    last: torch.Tensor
     weight: torch.Tensor
 
 
@@ -85,13 +87,13 @@ def _grouped(numbers: Sequence[int], lengths: Sequence[int], tokens: int) -> lis
 def _batch(
     rows: Sequence[Sequence[int]], numbers: Sequence[int], cuts: dict[int, list[int]] | None, *, appended: bool = True
 ) -> Batch:
-    """One batch. With `cuts`, `weight` marks the last tokens by 2 and the others by 1, until `_weighted` sets it."""
+    """One batch, whose `weight` is 1 for every token."""
     import torch
 
     extra = cuts if cuts and appended else {}
     count, longest = len(numbers), max(len(rows[number]) + len(extra.get(number, ())) for number in numbers)
     ids, positions = torch.zeros(count, longest, dtype=torch.int64), torch.zeros(count, longest, dtype=torch.int64)
-    weight = torch.zeros(count, longest)
+    weight, last = torch.zeros(count, longest), torch.zeros(count, longest, dtype=torch.bool)
     positions[:] = torch.arange(longest)
     visible = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(count, 1, 1) if extra else None
     for place, number in enumerate(numbers):
@@ -99,28 +101,26 @@ def _batch(
         end = len(row)
         ids[place, :end] = torch.tensor(row)
         weight[place, :end] = 1
-        weight[place, end - 1] = 2 if cuts is not None else 1
+        last[place, end - 1] = True
         for step, cut in enumerate((cuts or {}).get(number, ())):
             if not appended:
-                weight[place, cut - 1] = 2
+                last[place, cut - 1] = True
                 continue
             at = end + step
-            ids[place, at], positions[place, at], weight[place, at] = row[-1], cut, 2
+            ids[place, at], positions[place, at], weight[place, at], last[place, at] = row[-1], cut, 1, True
             if visible is not None:
                 visible[place, at] = False
                 visible[place, at, :cut] = True
                 visible[place, at, at] = True
     ends = torch.tensor([len(rows[number]) - 1 for number in numbers])
-    return Batch(ids, positions, None if visible is None else visible[:, None], ends, weight)
+    return Batch(ids, positions, None if visible is None else visible[:, None], ends, last, weight)
 
 
 def _weighted(made: list[Batch], last_share: float) -> list[Batch]:
-    last = sum(int((batch.weight == 2).sum()) for batch in made)
-    others = sum(int((batch.weight == 1).sum()) for batch in made)
-    share = last_share if others and last else 0.0
-    of_last, of_others = (share * (last + others) / last, (1 - share) * (last + others) / others) if share else (1.0, 1.0)
-    for batch in made:
-        weight = batch.weight
-        marked, plain_tokens = weight == 2, weight == 1
-        weight[marked], weight[plain_tokens] = of_last, of_others
+    last = sum(int(batch.last.sum()) for batch in made)
+    others = sum(int((batch.weight > 0).sum()) for batch in made) - last
+    if last_share and last and others:
+        for batch in made:
+            batch.weight.mul_((1 - last_share) * (last + others) / others)
+            batch.weight[batch.last] = last_share * (last + others) / last
     return made

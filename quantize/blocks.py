@@ -152,6 +152,19 @@ class Block:
         """The hidden states [B, L, hidden] after the block, from those before it."""
         return self.feed(self.attend(hidden, batch)[1])[1]
 
+    def compute(self, tensors: Mapping[str, torch.Tensor], layer: int, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The hidden states after `layer` with these `tensors` (as for `load`), differentiable in them and in `hidden`."""
+        from torch.func import functional_call
+
+        self.window = self.windows[layer]
+        arguments = {
+            "hidden_states": hidden,
+            "position_embeddings": self.rotary(hidden, batch.positions.to(self.device)),
+            "attention_mask": self._mask(batch),
+        }
+        result: Any = functional_call(self.module, dict(tensors), (), arguments)
+        return result[0] if isinstance(result, tuple) else result
+
     def linear(self, name: str) -> nn.Linear:
         """One of LINEARS of the layer that is loaded."""
         linear: nn.Linear = self.module.get_submodule(name)

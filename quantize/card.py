@@ -139,7 +139,7 @@ they are; vectors are those of the last token, of unit length.
 
 def _of_our_own(settings: Settings) -> dict[str, Any]:
     """Settings that AutoAWQ does not have."""
-    names = ("scales", "rounding", "target", "prefixes", "last_share")
+    names = ("scales", "rounding", "target", "prefixes", "mixed", "last_share", "refine")
     return {name: getattr(settings, name) for name in names}
 
 
@@ -149,7 +149,8 @@ def _method(settings: Settings) -> str:
         return f"By the AutoAWQ library, version {version('autoawq')}: AWQ scales, {clipping}nearest rounding"
     fitted = "the original model" if settings.target == "original" else "its own outputs"
     scales = "" if settings.scales == "awq" else " (none)"
-    return f"AWQ scales{scales}, {clipping}{settings.rounding} rounding, each layer fitted to {fitted}"
+    refined = f", refined {settings.refine} times" if settings.refine else ""
+    return f"AWQ scales{scales}, {clipping}{settings.rounding} rounding, each layer fitted to {fitted}{refined}"
 
 
 def _format(settings: Settings, report: Report, size: int) -> tuple[str, str, str]:

@@ -98,10 +98,18 @@ computing = section("Where to compute")
 @method(
     "--prefixes",
     type=click.IntRange(min=0),
-    default=16,
+    default=8,
     show_default=True,
     metavar="N",
     help="Of each calibration text, how many prefixes count as texts of their own (a token each).",
+)
+@method(
+    "--mixed",
+    type=click.IntRange(min=0),
+    default=32,
+    show_default=True,
+    metavar="TOKENS",
+    help="Use each calibration text once more, cut there, with half of its tokens drawn from the other texts; 0 for not.",
 )
 @method(
     "--last-share",
@@ -110,6 +118,15 @@ computing = section("Where to compute")
     show_default=True,
     metavar="SHARE",
     help="What the last tokens of texts and prefixes, which become the vectors, count of all; 0 counts every token alike.",
+)
+@method(
+    "--refine",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="In the end tune scales and norms by gradient to the original's vectors, seeing each text N times. Slow, and brings "
+    "little on 256 texts (bench/RESULTS.md).",
 )
 @method(
     "--token-table",
@@ -194,6 +211,8 @@ def command(
     start = time.monotonic()
 
     def say(what: str, done: int, total: int) -> None:
+        if what == "refining" and done % 10 == 0 and not sys.stderr.isatty():
+            click.echo(f"refining, step {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
         if what == "layers" and not sys.stderr.isatty():
             click.echo(f"layer {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
 

@@ -26,6 +26,8 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "I32": 4, "I8": 1, "U8": 1}
 PLAN = "shards.json"
 DONE = "report.json"
 """What a run notes, as JSON, when all layers are finished."""
+REFINED = "refined"
+"""The part that holds what the last stage tuned, by layer, until all layers have it. It goes into no shard."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Parts:
             return {key: opened.get_tensor(key) for key in opened.keys()}, notes  # noqa: SIM118 - a handle is no dict
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"part-{name}.safetensors"
+        return self.folder / (f"{name}.safetensors" if name == REFINED else f"part-{name}.safetensors")
 
 
 def assemble(parts: Path, folder: Path) -> int:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ def run(
         seed: draws the `check` texts that are kept apart.
         force: replace a checkpoint of ours.
         resume: go on after the last finished layer of a run that was broken off, if there is one.
-        on_step: called with what is being done ("checking tensors", "layers"), how many are done, and how many there are.
+        on_step: called with what is being done ("checking tensors", "layers", "refining"), how many are done, and how many
+            there are.
 
     Raises:
         BadInput: the model, its tensors, or the target cannot be used.
@@ -66,7 +68,8 @@ def run(
     """
     if settings.engine == "autoawq":
         autoawq.check_installed()
-    quantize = autoawq.quantize if settings.engine == "autoawq" else stream.quantize
+    refining = partial(on_step, "refining")
+    quantize = autoawq.quantize if settings.engine == "autoawq" else partial(stream.quantize, on_refine=refining)
     source = find(model)
     target = target.expanduser()
     if source.folder.resolve() == target.resolve() or source.folder.resolve() in target.resolve().parents:
@@ -74,11 +77,11 @@ def run(
     shape = checks.shape_of(source, settings.group_size)
     writer.companions(source)
     calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
-    with writer.claim(target, force=force) as partial:
+    with writer.claim(target, force=force) as place:
         checks.check_values(source, lambda done, total: on_step("checking tensors", done, total))
         origin = card.source_record(source, target)
         decides = fingerprint(source, origin, calibration, settings, seed, device)
-        with writer.new_folder(target, partial, decides, resume=resume) as work:
+        with writer.new_folder(target, place, decides, resume=resume) as work:
             noted, folder = work.parts / DONE, work.checkpoint
             if noted.exists():
                 report = Report(**read_json(noted))

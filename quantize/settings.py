@@ -18,7 +18,9 @@ class Settings:
         rounding: "compensated" (GPTQ) or "nearest".
         target: "original" fits each linear to what the original model has there, "layer" to its own outputs.
         prefixes: of each calibration text, how many prefixes count as texts of their own.
+        mixed: tokens of the mixed copy of each calibration text (`qembed.quantize.mixing`); 0 for none.
         last_share: 0…1, what the last tokens of texts and prefixes count of all tokens; 0 weighs every token alike.
+        refine: how often the last stage sees each text (`qembed.quantize.refine`); 0 leaves it out.
         token_table: "float16", or "int8" (`qembed.token_table`), which only our vLLM plugin reads.
         engine: "native", or "autoawq": the AutoAWQ library (`qembed.quantize.autoawq`), which knows `group_size`, `clip` and
             `token_table`.
@@ -29,8 +31,10 @@ class Settings:
     clip: bool = True
     rounding: str = "compensated"
     target: str = "original"
-    prefixes: int = 16
+    prefixes: int = 8
+    mixed: int = 32
     last_share: float = 0.5
+    refine: int = 0
     token_table: str = "float16"
     engine: str = "native"
 

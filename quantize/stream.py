@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from qembed.checkpoint import Checkpoint
 from qembed.packing import dequantize
-from qembed.quantize import batches, table
-from qembed.quantize.blocks import NOT_STORED, Block, Shape
+from qembed.quantize import batches, refine, table
+from qembed.quantize.batches import Batch
+from qembed.quantize.blocks import NOT_STORED, Block, Shape, rms_norm
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.hidden import Goal, Stream
 from qembed.quantize.layer import LayerQuantizer
+from qembed.quantize.mixing import mixed
 from qembed.quantize.parts import Parts
 from qembed.quantize.settings import Report, Settings
 from qembed.quantize.table import half
@@ -36,12 +38,14 @@ def quantize(
     device: torch.device,
     parts: Parts | None = None,
     on_layer: Callable[[int], None] = lambda _: None,
+    on_refine: Callable[[int, int], None] = lambda *_: None,
 ) -> Report:
     """Quantize every layer of `checkpoint`, one by one, into `parts`, or only to measure what is lost.
 
     Parts are "layer-000" … and, first, "rest" (token table, final norm, output head where it is its own). Layers that are
     there already, from a run that was broken off, are run and not made again: what comes after gets the same inputs, bit for
-    bit. `on_layer(n)` is called when n layers are done.
+    bit. `on_layer(n)` is called when n layers are done, `on_refine(n, all)` when n steps of the last stage are; that stage
+    works on `parts` and is left out without them.
 
     Raises:
         BadInput: a tensor is missing, damaged, not finite, or greater than float16 holds.
@@ -58,20 +62,13 @@ def quantize(
     if parts is not None and "rest" not in parts:
         parts.write("rest", {**rest, **converted.tensors}, {})
     final_norm = half("norm.weight", checkpoint.tensor(checkpoint.prefix + "norm.weight")).float()
-    seen = [number for number in range(len(calibration.rows)) if number not in calibration.check]
-    calibrated = batches.with_prefixes(
-        calibration.rows,
-        seen,
-        BATCH_TOKENS,
-        prefixes=settings.prefixes,
-        last_share=settings.last_share,
-        seed=calibration.seed,
-    )
+    calibrated = _calibrated(calibration, settings)
     apart = batches.plain(calibration.rows, sorted(calibration.check), BATCH_TOKENS)
     tables = {"quantized": converted.served, "original": converted.original}
     streams = {side: Stream.start(rows, calibrated) for side, rows in tables.items()}
     checks = {side: Stream.start(rows, apart) for side, rows in tables.items()}
     report = Report(table_error=converted.error)
+    first = tables["quantized"]
     del rest, converted, tables
     block = Block(checkpoint, device)
     for layer in range(shape.layers):
@@ -84,9 +81,11 @@ def quantize(
         block.load(tensors, layer)
         checks["original"].advance(block)
         goal = None
-        if settings.target == "original":
+        if settings.target == "original" or settings.refine:
             before = list(streams["original"].hidden)
             goal = Goal(before, streams["original"].advance(block), streams["original"].hidden)
+        if settings.target == "layer":
+            goal = None
         part = f"layer-{layer:03d}"
         finished = None if parts is None else parts.read(part)
         if finished is None:
@@ -103,9 +102,34 @@ def quantize(
         checks["quantized"].advance(block)
         on_layer(layer + 1)
     epsilon = checkpoint.config.get("rms_norm_eps", 1e-6)
+    if settings.refine and parts is not None:
+        wanted = [rms_norm(hidden[batch.last], final_norm, epsilon) for batch, hidden in streams["original"]]
+        del streams
+        model = refine.Model(block, checkpoint.prefix, shape.layers, parts, final_norm, epsilon)
+        start = Stream.start(first, calibrated)
+        refine.refine(model, start, wanted, epochs=settings.refine, seed=calibration.seed, on_step=on_refine)
+        checks["quantized"] = Stream.start(first, apart)
+        for layer in range(shape.layers):
+            block.load(as_computed(model.read(layer)), layer)
+            checks["quantized"].advance(block)
     vectors = [checks[name].vectors(final_norm, epsilon) for name in ("original", "quantized")]
     report.cosines = (vectors[0] * vectors[1]).sum(-1).tolist()
     return report
+
+
+def _calibrated(calibration: Calibration, settings: Settings) -> list[Batch]:
+    """All that the layers are fitted to: texts, their mixed copies, prefixes of both."""
+    seen = [number for number in range(len(calibration.rows)) if number not in calibration.check]
+    copies = mixed(calibration.rows, seen, settings.mixed, calibration.seed)
+    rows = [*calibration.rows, *copies]
+    return batches.with_prefixes(
+        rows,
+        [*seen, *range(len(calibration.rows), len(rows))],
+        BATCH_TOKENS,
+        prefixes=settings.prefixes,
+        last_share=settings.last_share,
+        seed=calibration.seed,
+    )
 
 
 def as_computed(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from qembed.eval.compare import Reader, SelfScoring
 from qembed.eval.readers import beir, builtin, squad, tables
 from qembed.eval.sources import Side
 from qembed.eval.tasks import Task, classification, mteb, rerank, retrieval, sts
+from qembed.eval.tasks import speed as speeds
 from qembed.eval.tasks.retrieval import Collection
 from qembed.eval.texts import DEFAULT_PROMPTS, Data, Text
 
@@ -102,6 +103,20 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
     return candidate, baseline, Reader(known.prompts, known.tokenizer())
 
 
+def card_folder(options: Options) -> Path | None:
+    """The folder of the INT4 checkpoint whose model card the numbers may go into; None if only a server or a file is known.
+
+    Raises:
+        BadInput: --card is asked for, and there is no such folder.
+    """
+    known = not (options["url"] or options["vectors"]) or _from_command_line("model")
+    if known:
+        return checkpoints.find_int4(options["model"]).folder
+    if options["card"]:
+        raise BadInput("--card: name the checkpoint whose card it is with --model")
+    return None
+
+
 def tasks(options: Options, progress: Console) -> tuple[list[Task], list[SelfScoring], bool]:
     """The tasks, read and checked; those that ask for vectors themselves; and whether speed is to be measured.
 
@@ -128,6 +143,29 @@ def tasks(options: Options, progress: Console) -> tuple[list[Task], list[SelfSco
     return found, scored, "speed" in names
 
 
+def speed(options: Options, candidate: Side, baseline: Side) -> tuple[Side, Side, list[speeds.Shape], list[str]]:
+    """What `--task speed` measures: both sides, through one engine unless the user chose otherwise, and the shapes with notes.
+
+    Raises:
+        BadInput: batch sizes or lengths that are no numbers, or too long for the models.
+    """
+    batches, lengths = (_numbers(options, name) for name in ("speed_batches", "speed_lengths"))
+    engines = [side.identity["engine"] for side in (candidate, baseline)]
+    if engines[0] != "transformers" == engines[1] and not options["baseline_engine"] and sources.has_vllm():
+        original = options["baseline_model"] or checkpoints.source_of(checkpoints.find_int4(options["model"]))
+        baseline = sources.vllm(checkpoints.find(original), "float32" if options["baseline"] == "fp32" else "auto")
+    limit = min((side.limit for side in (candidate, baseline) if side.limit is not None), default=None)
+    return candidate, baseline, *speeds.shapes(batches, lengths, limit)
+
+
+def _numbers(options: Options, name: str) -> list[int]:
+    given = str(options[name])
+    cells = [cell.strip() for cell in given.split(",")]
+    if not all(cell.isdecimal() and 0 < int(cell) <= 100_000 for cell in cells):
+        raise BadInput(f"--{name.replace('_', '-')} {given}: not whole numbers from 1 with commas between")
+    return [int(cell) for cell in cells]
+
+
 def _names(options: Options) -> list[str]:
     """The tasks that are asked for, by name or by their data, in the order of TASKS."""
     asked = list(options["task"])
@@ -137,6 +175,8 @@ def _names(options: Options) -> list[str]:
     asked += [name for name in ALL if options[name]]
     if options["rerank"]:
         asked.append("retrieval")
+    if options["max_task_drop"] is not None and not set(asked) - {"speed"}:
+        asked.append("all")  # a threshold that nothing is held against would be met for ever
     wanted = {*asked, *(ALL if "all" in asked else ())}
     return [name for name in TASKS if name in wanted] + sorted(name for name in wanted if name.startswith(MTEB))
 

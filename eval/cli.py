@@ -80,12 +80,20 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
 @tasking("--instruction", metavar="TEXT",
          help="What the tasks' queries, labelled texts and pairs are for, in place of the model's own query prompt. "
               "Without it labelled texts and pairs go in bare.")  # fmt: skip
+@tasking("--speed-batches", default="1,8,32", show_default=True, metavar="N,N", help="Texts a request, for --task speed.")
+@tasking("--speed-lengths", default="16,128,512", show_default=True, metavar="N,N", help="Tokens a text, for --task speed.")
 @tasking("--rerank", metavar="MODEL", help="Put a Qwen3-Reranker behind the top 50 of --task retrieval: hub id, folder, or URL "
          "of a vLLM server that runs one.")  # fmt: skip
 @gates("--min-cosine", type=float, metavar="X", help="Exit with 1 if the mean cosine at full dimension is below X (−1 to 1).")
 @gates("--min-p1", type=float, metavar="X", help="Exit with 1 if 1% of the texts have a cosine below X.")
 @gates("--max-task-drop", callback=_share, metavar="X%",
-       help="Exit with 1 if a task's main number is lower than the baseline's by more than X% of it.")  # fmt: skip
+       help="Exit with 1 if a task's main number is lower than the baseline's by more than X% of it. Without a task "
+            "all are run.")  # fmt: skip
+@writing("--report", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+         help="Write the result to FILE.html (one page that needs nothing else), FILE.json or FILE.md.")  # fmt: skip
+@writing("--card", is_flag=True, help="Put the numbers into the model card (README.md) of the INT4 checkpoint.")
+@writing("--compare", nargs=2, type=click.Path(path_type=Path), metavar="A.json B.json",
+         help="Measure nothing; tell two results apart, and which differences are within noise.")  # fmt: skip
 @writing("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
 def command(**options: Any) -> None:
     """Tell what INT4 costs against FP16: the cosine between both vectors of the same text.
@@ -97,12 +105,25 @@ def command(**options: Any) -> None:
     qembed eval --baseline fp16                      the default model, made by `qembed quantize`
     qembed eval --model sample --min-cosine 0.95     as a gate
     qembed eval --url http://127.0.0.1:8000 --json   a server that runs already
+    qembed eval --task all --report page.html        retrieval, classification and STS, too; as a page
+    qembed eval --compare before.json after.json     two results that --report wrote
 
     Exit codes: 0 done, 1 a threshold was missed or a vector is unusable, 2 bad input, or a side that could not be measured, 3 a
     package is missing, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
+    from qembed.eval.report import card, files
+
+    if options["compare"]:
+        _compare(options)
+        return
+    for path in options["report"]:
+        files.check(path)
     with _measuring(options):
-        found = _measured(options)
+        found, folder = _measured(options)
+        for path in options["report"]:
+            files.write(path, found)
+        if options["card"] and folder:
+            click.echo(f"numbers written into {card.write(folder, found)}", err=True)
     if options["as_json"]:
         click.echo(json.dumps(found, ensure_ascii=False, allow_nan=False, indent=2))
     else:
@@ -111,18 +132,21 @@ def command(**options: Any) -> None:
         from qembed.eval.report import terminal
 
         terminal.print_tables(Console(), found)
+        if folder and not options["card"]:
+            click.echo(f"--card puts these numbers into {folder / 'README.md'}.")
     for line in found["verdict"]["failures"]:
         click.echo(f"qembed: {line}", err=True)
     if not found["verdict"]["passed"]:
         raise SystemExit(1)
 
 
-def _measured(options: dict[str, Any]) -> dict[str, Any]:
-    """The result, from what the user asked for; everything is read and checked before anything starts."""
+def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """The result, and the folder of the INT4 checkpoint, if one is known; all is read and checked before anything starts."""
     from rich.console import Console
 
     from qembed.eval import choose, compare
     from qembed.eval.gate import Thresholds
+    from qembed.eval.tasks import speed
 
     for name in ("min_cosine", "min_p1"):
         value = options[name]
@@ -131,12 +155,38 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
     choose.check(options)
     data = choose.data(options)
     progress = Console(stderr=True)
-    tasks, scored, _ = choose.tasks(options, progress)
+    tasks, scored, timed = choose.tasks(options, progress)
     candidate, baseline, reader = choose.sides(options)
+    folder = choose.card_folder(options)
+    timing = choose.speed(options, candidate, baseline) if timed else None
     thresholds = Thresholds(options["min_cosine"], options["min_p1"], options["max_task_drop"])
     settings = compare.Settings(options["baseline"], thresholds, choose.cache_folder(options))
     found = compare.compare(candidate, baseline, reader, data, settings, progress, tasks, scored)
-    return found
+    if timing is not None:
+        pool = " ".join(text.text for text in data.texts).split()
+        left, right, shapes, notes = timing
+        found["speed"] = speed.measure(left, right, shapes, pool, reader.tokenizer, progress, notes)
+    return found, folder
+
+
+def _compare(options: dict[str, Any]) -> None:
+    """Print how two results differ."""
+    from qembed.eval import result, versus
+
+    context = click.get_current_context()
+    given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
+    if other := sorted(given - {"compare", "as_json"}):
+        raise BadInput(f"--compare measures nothing; leave --{other[0].replace('_', '-')} out")
+    first, second = (result.read(path) for path in options["compare"])
+    found = versus.compare(first, second)
+    if options["as_json"]:
+        click.echo(json.dumps(found, ensure_ascii=False, allow_nan=False, indent=2))
+        return
+    from rich.console import Console
+
+    from qembed.eval.report import terminal
+
+    terminal.print_differences(Console(), found, *map(str, options["compare"]))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import QembedError
-from qembed.eval import cache
+from qembed.eval import arrays, cache
 from qembed.eval.sources import Side, Source
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 CHUNK = 64
-MAPPED_BYTES = 256 * 2**20
 SENTINEL = "qembed looks whether this server still gives the vectors that it gave before."
 SAME = 0.9999
 SAID = ("engine", "version", "model", "weights", "device", "dtype", "url")
@@ -64,7 +62,7 @@ class Embedder:
         self._kept += len(set(digests) & known)
         if wanted:
             self._compute(wanted, what)
-        out = self._empty((len(inputs), self._cache.dimension(digests[0])))
+        out = arrays.empty((len(inputs), self._cache.dimension(digests[0])), self._folder)
         self._cache.fill(digests, out)
         return out
 
@@ -73,6 +71,7 @@ class Embedder:
         said = self._said()
         return {
             **{name: said.get(name) for name in SAID},
+            "url": said["url"] if self.side.live else None,
             "bytes": self.side.size,
             "seconds": round(self._seconds, 3),
             "computed": self._computed,
@@ -137,10 +136,3 @@ class Embedder:
                 return
             self._progress.print(f"{self.name}: the server gives other vectors than before; those in the cache are left out")
         self._cache.clear()
-
-    def _empty(self, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """An array to fill: in memory, or for more than MAPPED_BYTES in a file that vanishes with this process."""
-        if shape[0] * shape[1] * 4 <= MAPPED_BYTES:
-            return np.empty(shape, np.float32)
-        with tempfile.TemporaryFile(dir=self._folder, prefix="vectors-") as file:
-            return np.memmap(file, np.float32, "w+", shape=shape)

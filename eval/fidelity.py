@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed.eval import bootstrap
+from qembed.eval import arrays, bootstrap
 
 MRL_DIMENSIONS = (32, 64, 128, 256, 512, 768, 1024, 2048, 2560, 4096)
 PERCENTILE_METHOD: Final = "linear"
@@ -171,8 +171,9 @@ def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 def unit_or_zero(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Rows [n, d] scaled to unit length in float32; zero, which is near to nothing, in place of a row that is not usable."""
-    found = np.empty(vectors.shape, np.float32)
-    for block in row_blocks(len(vectors)):
+    rows, width = vectors.shape
+    found = arrays.empty((rows, width))
+    for block in row_blocks(rows):
         found[block] = np.nan_to_num(unit(vectors[block]))
     return found
 

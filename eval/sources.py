@@ -38,8 +38,8 @@ class Source:
     """Something that embeds, and what it says of itself; None for what it does not tell.
 
     `embed` takes texts with their prompts and hears the number of texts after each batch; it returns [texts, d] float32.
-    `limit` is the longest text in tokens, the appended last token included. `version` is the engine's. `memory` tells how many
-    bytes it holds now.
+    `limit` is the longest text in tokens, the appended last token included. `version` is the engine's. `served` is the
+    name that requests to `url` must give. `memory` tells how many bytes it holds now.
     """
 
     engine: str
@@ -51,6 +51,7 @@ class Source:
     limit: int | None
     embed: Callable[[Sequence[str], OnDone], NDArray[np.float32]]
     version: str | None = None
+    served: str | None = None
     memory: Callable[[], int | None] = lambda: None
 
 
@@ -79,7 +80,7 @@ def server(url: str) -> Side:
     """
     model, limit = _served(url)
     version = _server_version(url)
-    source = Source("server", model, None, None, None, url, limit, partial(_through_client, url, model), version)
+    source = Source("server", model, None, None, None, url, limit, partial(_through_client, url, model), version, model)
     identity = {"engine": "server", "url": _base(url), "model": model, "limit": limit, "version": version}
     return Side(limit, lambda _: nullcontext(source), identity, live=True)
 
@@ -170,7 +171,9 @@ def _transformers(checkpoint: Checkpoint, exact: bool, on_stage: OnStage) -> Ite
         return sum(tensor.nbytes for tensor in (*loaded.model.parameters(), *loaded.model.buffers()))
 
     version = metadata.version("transformers")
-    yield Source("transformers", checkpoint.name, stored(checkpoint), device, dtype, None, loaded.limit, embed, version, memory)
+    yield Source(
+        "transformers", checkpoint.name, stored(checkpoint), device, dtype, None, loaded.limit, embed, version, None, memory
+    )
     if device == "cuda":
         del loaded
         torch.cuda.empty_cache()
@@ -185,7 +188,7 @@ def _vllm(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Sou
         embed = partial(_through_client, running.url, running.model)
         yield Source(
             "vllm", checkpoint.name, stored(checkpoint), running.device, running.dtype, running.url, running.limit, embed,
-            vllm_version(), running.memory,
+            vllm_version(), running.model, running.memory,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from qembed.card import section
 from qembed.checkpoint import CARD, SAMPLE, Checkpoint
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.settings import Report, Settings
@@ -96,7 +97,6 @@ def token_table(settings: Settings, report: Report) -> dict[str, Any]:
 
 def model_card(source: Checkpoint, settings: Settings, calibration: Calibration, report: Report, size: int) -> str:
     """README.md of the checkpoint: what it is, how near it is to its source, how to use it."""
-    measured = fidelity(report)
     base = f"base_model: {source.name}\nbase_model_relation: quantized\n" if "/" in source.name else ""
     licence = _licence(source)
     note = (
@@ -115,11 +115,7 @@ tags: [awq, int4, embeddings, qembed]
 
 The linear layers of `{source.name}` in 4 bits (AWQ, GEMM layout, groups of {settings.group_size}, with zero points), {contents}
 {note}
-## How near it is to its source
-
-Cosine similarity between the INT4 and the original vectors, computed in float32, on {measured["texts"]} texts that quantization
-did not see: mean {measured["mean_cosine"]:.4f}, least {measured["min_cosine"]:.4f}.
-`qembed eval --model FOLDER --baseline fp16` measures it on more texts, through vLLM, by language and dimension.
+{section(_nearness(report))}
 
 ## How to use it
 
@@ -135,6 +131,17 @@ they are; vectors are those of the last token, of unit length.
 {_method(settings)};
 {calibration.tokens:,} tokens of {calibration.source} calibration texts. `qembed.json` has settings, seed and hashes.
 """
+
+
+def _nearness(report: Report) -> str:
+    """What quantization itself measured; `qembed eval --card` puts more in its place."""
+    measured = fidelity(report)
+    return (
+        f"Cosine similarity between the INT4 and the original vectors, computed in float32, on {measured['texts']} texts that"
+        f" quantization\ndid not see: mean {measured['mean_cosine']:.4f}, least {measured['min_cosine']:.4f}.\n"
+        "`qembed eval --model FOLDER --baseline fp16 --card` measures it on more texts, through vLLM, by\n"
+        "language and dimension, and writes what it finds here."
+    )
 
 
 def _of_our_own(settings: Settings) -> dict[str, Any]:

@@ -40,13 +40,68 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
     table.add_column("cosine", justify="right")
     table.add_column("text", no_wrap=True, overflow="ellipsis", max_width=36)
     for row in found["worst"]:
-        beginning = " ".join(row["text"].split())
+        beginning = words.one_line(row["text"])
         table.add_row(
-            escape(row["id"]), row["kind"], escape(row["language"]), words.number(row["cosine"], 5), escape(beginning)
+            escape(words.one_line(row["id"])),
+            row["kind"],
+            escape(words.one_line(row["language"])),
+            words.number(row["cosine"], 5),
+            escape(beginning),
         )
     _print_table(console, table)
+    if report["speed"]:
+        _print_speed(console, report["speed"], report["settings"]["baseline"].upper())
     for task in report["tasks"]:
         _print_task(console, task, report["settings"]["baseline"])
+
+
+def print_differences(console: Console, found: dict[str, Any], first: str, second: str) -> None:
+    """Two results beside each other; what is more than noise comes first."""
+    for note in found["notes"]:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    titles = {False: "More than noise", None: "Without an interval", True: "Within noise"}
+    for kind, title in titles.items():
+        rows = [one for one in found["differences"] if one["within_noise"] is kind and one["difference"]]
+        same = sum(one["within_noise"] is kind and not one["difference"] for one in found["differences"])
+        table = _table(f"{title}: {len(rows)}" + (f", and {same} the same" if same else ""))
+        table.add_column("number")
+        for name in ("first", "second", "difference", "noise"):
+            table.add_column(name, justify="right")
+        for one in rows:
+            table.add_row(
+                one["name"],
+                words.number(one["first"], 5),
+                words.number(one["second"], 5),
+                words.signed(one["difference"], 5),
+                words.number(one["noise"], 5),
+            )
+        _print_table(console, table)
+    console.print(f"first: {first}   second: {second}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_speed(console: Console, speed: dict[str, Any], baseline: str) -> None:
+    table = _table("Speed: the same requests to both, in turn")
+    names = (
+        "texts",
+        "tokens",
+        "n",
+        *(f"{side}\n{what}" for what in ("tok/s", "ms p50/p99") for side in (baseline, "INT4")),
+        "ratio",
+    )
+    for name in names:
+        table.add_column(name, justify="right")
+    for shape in speed["shapes"]:
+        sides = [shape[name] for name in ("baseline", "candidate")]
+        table.add_row(
+            *(str(shape[name]) for name in ("batch", "tokens", "requests")),
+            *(f"{side['tokens_per_second']:,.0f}" for side in sides),
+            *(words.latency(side) for side in sides),
+            words.ratio(shape),
+        )
+    console.print(table)
+    for line in words.speed_notes(speed):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print()
 
 
 def _print_summaries(console: Console, title: str, label: str, summaries: dict[str, dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WEIGHTS = {"awq-int4": "INT4 weights", "awq-int4, int8 token table": "INT4 weights, INT8 token table"}
@@ -20,7 +20,7 @@ def side(said: dict[str, Any]) -> str:
         how += f" (vLLM {said['version']})"
     stored = "stored in" if said["engine"] == "file" else "computed in"
     computed = f"{stored} {said['dtype']}" if said["dtype"] else None
-    where = f"at {said['url']}" if said["engine"] == "server" else f"on {said['device']}" if said["device"] else None
+    where = f"at {said['url']}" if said["url"] else f"on {said['device']}" if said["device"] else None
     cached = said.get("from_cache")
     kept = f"{cached} of {cached + said['computed']} vectors from the cache" if cached else None
     return ", ".join(part for part in (said["model"], weights, how, where, computed, kept) if part)
@@ -44,10 +44,15 @@ def counts(vectors: dict[str, dict[str, int]]) -> list[str]:
     return lines
 
 
-def task(said: dict[str, Any]) -> str:
+def task(said: Mapping[str, Any]) -> str:
     """The name of a task and its data."""
     sizes = [f"{value:,} {name}" for name, value in said["data"].items() if isinstance(value, int)]
-    return f"{said['task']}: {said['data']['name']}" + (f" ({', '.join(sizes)})" if sizes else "")
+    return one_line(f"{said['task']}: {said['data']['name']}") + (f" ({', '.join(sizes)})" if sizes else "")
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks, and without signs that would steer a terminal or turn a line around."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -78,3 +83,20 @@ def margin_percent(ends: Sequence[float] | None) -> str:
 def megabytes(size: int | None) -> str:
     """A size in bytes."""
     return UNKNOWN if size is None else f"{size / 1e6:,.0f} MB"
+
+
+def latency(side_: dict[str, Any]) -> str:
+    """The median and the 99th percentile of a request's time, in milliseconds."""
+    return f"{side_['p50'] * 1000:,.0f}/{side_['p99'] * 1000:,.0f}"
+
+
+def ratio(shape: dict[str, Any]) -> str:
+    """INT4 over baseline in texts per second, and between what 90% of the rounds lie."""
+    return f"{shape['ratio']:.2f}× ({shape['low']:.2f}–{shape['high']:.2f})"
+
+
+def speed_notes(speed: dict[str, Any]) -> list[str]:
+    """What ran, in how much memory, and what else a reader of the speeds should know."""
+    names = ("candidate", "baseline")
+    ran = [f"{name}: {side({**speed[name], 'url': None})}, memory {megabytes(speed[name]['memory'])}" for name in names]
+    return [*ran, *speed["notes"]]

@@ -77,6 +77,8 @@ def check_package(classifier: str) -> None:
             import lightgbm  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtra(f"--task classification needs {error.name}: pip install 'qembed[eval]'") from error
+    except OSError as error:
+        raise MissingExtra(f"LightGBM cannot be loaded: {error} (on Debian and Ubuntu: apt-get install libgomp1)") from error
 
 
 def _splits(labelled: Labelled, numbers: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:

@@ -61,7 +61,11 @@ def _scores(task: Any, embed: Embed) -> dict[str, float | None]:
     for split in result.scores.values():
         for scores in split:
             subsets.setdefault(str(scores["hf_subset"]), []).append(float(scores["main_score"]))
-    return {"all": float(result.get_score()), **{name: float(np.mean(values)) for name, values in subsets.items()}}
+    return {"all": _defined(result.get_score()), **{name: _defined(np.mean(values)) for name, values in subsets.items()}}
+
+
+def _defined(score: Any) -> float | None:
+    return float(score) if np.isfinite(score) else None
 
 
 def _model(embed: Embed) -> Any:

@@ -1,4 +1,4 @@
-"""`qembed eval` as it stands in the README, against the real vLLM."""
+"""`qembed eval` as it stands in the README, against the real vLLM, with all tasks on the sets that ship with it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,17 @@ def qembed_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def result(int4_checkpoint: Path, int4_server: Launched) -> subprocess.CompletedProcess[str]:
-    """One run with a threshold that cannot be met, which serves all tests."""
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the reports go."""
+    return tmp_path_factory.mktemp("reports")
+
+
+@pytest.fixture(scope="module")
+def result(int4_checkpoint: Path, int4_server: Launched, reports: Path) -> subprocess.CompletedProcess[str]:
+    """One run of all tasks, with a threshold that cannot be met, which serves all tests."""
     return qembed_eval(
         "--baseline", "fp16", "--json", "--url", int4_server.url, "--model", int4_checkpoint, "--min-cosine", 0.99999,
-        "--no-cache",
+        "--no-cache", "--task", "all", "--report", reports / "r.html", "--report", reports / "r.md",
     )  # fmt: skip
 
 
@@ -53,6 +59,44 @@ def test_every_dimension_and_language_has_its_numbers(result: subprocess.Complet
     assert len(found["by_language"]) >= 10
     assert min(part["mean"] for part in found["by_language"].values()) > 0.9
     assert set(found["by_kind"]) == {"query", "document", "code"}
+
+
+def test_all_tasks_run_offline_and_int4_is_near_in_each(result: subprocess.CompletedProcess[str]) -> None:
+    tasks = {task["task"]: task for task in json.loads(result.stdout)["tasks"]}
+    assert list(tasks) == ["retrieval", "classification", "sts"]
+    for task in tasks.values():
+        (main,) = [metric for metric in task["metrics"] if metric["main"]]
+        assert main["interval"][0] <= main["difference"] <= main["interval"][1]
+        assert abs(main["difference"]) < 0.1
+        assert set(task["unusable"].values()) == {0}
+    named = {(metric["name"], metric["group"]): metric for metric in tasks["retrieval"]["metrics"]}
+    assert named["nDCG@10", "en → en"]["baseline"] > 0.4, "chance is below 0.1"
+    assert named["nDCG@10", None]["mixed"] > 0.1
+    (accuracy,) = [one for one in tasks["classification"]["metrics"] if one["main"]]
+    assert accuracy["baseline"] > 0.3, "chance is 1/6"
+
+
+def test_the_reports_carry_what_was_measured(result: subprocess.CompletedProcess[str], reports: Path) -> None:
+    found = json.loads(result.stdout)
+    for name in ("r.html", "r.md"):
+        written = (reports / name).read_text(encoding="utf-8")
+        assert f"{found['results']['overall']['mean']:.5f}" in written
+        assert "a check failed" in written
+        assert "computed in" in written
+
+
+def test_speed_of_a_real_server(int4_checkpoint: Path, int4_server: Launched, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("Swifts sleep in the air.\nMauersegler schlafen im Flug.\n", encoding="utf-8")
+    done = qembed_eval(
+        "--url", int4_server.url, "--baseline-url", int4_server.url, "--model", int4_checkpoint,
+        "--data", tmp_path / "texts.txt", "--task", "speed", "--speed-batches", "1,4", "--speed-lengths", 16, "--no-cache",
+        "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    speed = json.loads(done.stdout)["speed"]
+    assert [shape["batch"] for shape in speed["shapes"]] == [1, 4]
+    assert all(0 < shape["low"] <= shape["ratio"] <= shape["high"] for shape in speed["shapes"])
+    assert speed["candidate"]["memory"] > 10**8, "a qembed serve tells in its /metrics what it holds"
 
 
 def test_what_ran_is_told(result: subprocess.CompletedProcess[str], int4_server: Launched) -> None:

@@ -33,6 +33,8 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     assert all(place.startswith(str(tmp_path / "site")) for place in places)
     assert not (tmp_path / "site" / "quantize").exists()
     assert not (tmp_path / "site" / "eval").exists()
+    for name in ("report/page.html.j2", "data/sts.csv", "data/retrieval/qrels/test.tsv"):
+        assert (tmp_path / "site" / "qembed" / "eval" / name).exists()
     run = "import sys; from qembed.cli import main; sys.argv[0] = 'qembed'; main()"
     done = subprocess.run(
         [sys.executable, "-c", run, "quantize", "--model", "sample", "--scales", "none", "--rounding", "nearest", "--json"],

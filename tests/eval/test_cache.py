@@ -16,7 +16,7 @@ from rich.console import Console
 
 from qembed.cli import group
 from qembed.errors import BadInput, QembedError
-from qembed.eval import cache, embedding, sources
+from qembed.eval import arrays, cache, embedding, sources
 from qembed.eval.embedding import Embedder
 from tests.eval.conftest import FakeServer
 
@@ -102,7 +102,7 @@ def test_what_was_computed_before_a_failure_is_kept(tmp_path: Path, monkeypatch:
 
 
 def test_large_arrays_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "MAPPED_BYTES", 50)
+    monkeypatch.setattr(arrays, "MAPPED_BYTES", 50)
     vectors, _ = embedded(Counted(), tmp_path, TEXTS)
     assert isinstance(vectors, np.memmap)
     assert np.array_equal(vectors, vectors_of(TEXTS))

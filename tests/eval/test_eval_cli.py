@@ -146,6 +146,29 @@ def test_a_bad_file_is_told_before_anything_is_loaded(int4: Path, tmp_path: Path
     assert "line 2: not JSON" in one_line(result)
 
 
+def test_one_text_alone_is_compared_and_none_is_refused(int4: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("one line\n")
+    found = json.loads(evaluated(int4, tmp_path / "one.txt", "--json").stdout)["results"]
+    assert found["overall"]["count"] == 1
+    assert found["overall"]["interval"] is None
+    assert found["neighbours"] is None
+    (tmp_path / "none.txt").write_text("\n \n")
+    result = evaluated(int4, tmp_path / "none.txt")
+    assert result.exit_code == 2
+    assert "none.txt: holds no texts" in one_line(result)
+
+
+def test_ctrl_c_is_130_and_says_what_is_kept(int4: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "compare", interrupted)
+    result = evaluated(int4, data)
+    assert result.exit_code == 130
+    assert one_line(result) == "qembed: interrupted; vectors that were computed are kept: the same command goes on from there"
+    assert one_line(evaluated(int4, data, "--no-cache")) == "qembed: interrupted"
+
+
 def test_an_int4_baseline_is_refused(int4: Path, data: Path) -> None:
     result = evaluated(int4, data, "--baseline-model", int4)
     assert result.exit_code == 2

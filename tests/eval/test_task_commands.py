@@ -89,6 +89,16 @@ def test_a_drop_beyond_the_threshold_is_exit_code_1_and_a_line_each(start_server
     assert run(candidate, baseline, *given, "--max-task-drop", "0.21").exit_code == 0
 
 
+def test_a_threshold_for_tasks_runs_them(start_server: Start, few: Path) -> None:
+    servers = start_server(), start_server()
+    assert list(tasks(run(*servers, "--data", few, "--json", "--max-task-drop", "1%"))) == [
+        "retrieval",
+        "classification",
+        "sts",
+    ]
+    assert list(tasks(run(*servers, "--data", few, "--json", "--max-task-drop", "1%", "--task", "sts"))) == ["sts"]
+
+
 def test_thresholds_are_told_apart(start_server: Start, few: Path) -> None:
     candidate, baseline = start_server(), start_server()
     candidate.noise = 1.0

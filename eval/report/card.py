@@ -1,0 +1,54 @@
+"""A result as the part of a checkpoint's model card that tells how near it is to its source (`qembed.card`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qembed import card
+from qembed.errors import QembedError
+from qembed.eval.report import files, markdown, parts, words
+
+
+def body(result: Mapping[str, Any]) -> str:
+    """The text of that part: cosines by dimension, neighbours, tasks, and what ran where."""
+    found = result["results"]
+    overall, near = found["overall"], found["neighbours"]
+    baseline = result["settings"]["baseline"].upper()
+    mean = f"{words.number(overall['mean'])} (± {words.margin(overall['interval'])})"
+    p5, p1, least = (words.number(overall[key]) for key in ("p5", "p1", "minimum"))
+    lines = [
+        f"Cosine similarity between the INT4 and the {baseline} vectors of {overall['count']} texts: mean {mean},"
+        f" 5% below {p5}, 1% below {p1}, least {least}."
+    ]
+    if near:
+        share = near["candidate"]["overlap"]["10"]
+        lines.append(f"Of the ten nearest neighbours of a text {share:.1%} are the same.")
+    tables = [parts.summaries("", "dimension", found["by_dimension"]), *(_task(task, baseline) for task in result["tasks"])]
+    for table in tables:
+        lines += ["", *([f"{table.title}:", ""] if table.title else []), *markdown.rows(table)]
+    ran = f"{words.side(result['candidate'])}; against {words.side(result['baseline'])}"
+    lines += ["", f"Measured by `qembed eval` {result['qembed']} on {result['created'][:10]}: {ran}."]
+    return "\n".join(lines)
+
+
+def write(folder: Path, result: Mapping[str, Any]) -> Path:
+    """Put the numbers of `result` into the card of the checkpoint in `folder`; the rest of the card stays as it is.
+
+    Raises:
+        QembedError: the card cannot be read or written.
+    """
+    path = folder / card.FILE
+    try:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise QembedError(f"{path}: cannot be read: {error}") from error
+    files.replace(path, card.with_section(before, body(result)))
+    return path
+
+
+def _task(said: Mapping[str, Any], baseline: str) -> parts.Table:
+    """The main numbers of a task."""
+    table = parts.task({**said, "metrics": [metric for metric in said["metrics"] if metric["group"] is None]}, baseline)
+    return parts.Table(table.title, table.columns, table.rows)

@@ -1,0 +1,61 @@
+"""One self-contained HTML page: no script, nothing from the network, light and dark, for a screen or for paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qembed.eval.report import parts, svg, words
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The page. Whatever texts and names hold is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found = result["results"]
+    overall, histogram = found["overall"], found["histogram"]
+    baseline = result["settings"]["baseline"].upper()
+    groups = [
+        {"title": f"By {title}", "svg": svg.groups(_ordered(name, found[name]))}
+        for name, title in words.GROUPS.items()
+        if len(found[name]) > 1
+    ]
+    tasks = []
+    for said in result["tasks"]:
+        table = parts.task(said, baseline)
+        tasks.append({"title": table.title, "columns": table.columns, "rows": table.rows, "notes": table.notes,
+                      "svg": svg.differences(said["metrics"])})  # fmt: skip
+    loader = PackageLoader("qembed.eval.report", "")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    speed = parts.speed(result, baseline)
+    return environment.get_template("page.html.j2").render(
+        result=result,
+        verdict=parts.verdict(result),
+        numbers=parts.numbers(result),
+        texts=words.data(result["data"]),
+        counts=words.counts(found["vectors"]),
+        plots={
+            "histogram": svg.histogram(
+                histogram["edges"], histogram["counts"], {name: overall[name] for name in ("minimum", "p1", "p5", "mean")}
+            ),
+            "dimensions": svg.dimensions(found["by_dimension"]),
+            "groups": groups,
+        },
+        tables={
+            "dimension": parts.summaries("Cosine by dimension", "dimension", found["by_dimension"]),
+            "neighbours": parts.neighbours(result),
+            "worst": parts.worst(result),
+            "speed": speed,
+            "size": parts.size(result, baseline),
+        },
+        tasks=tasks,
+        speed_notes=speed.notes if speed else [],
+        settings=parts.settings(result),
+    )
+
+
+def _ordered(name: str, groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Languages by their mean, the lowest first: there are many, and those are what a reader looks for."""
+    if name != "by_language":
+        return dict(groups)
+    return dict(sorted(groups.items(), key=lambda item: item[1]["mean"] if item[1]["mean"] is not None else -2))

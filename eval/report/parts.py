@@ -1,0 +1,226 @@
+"""A result as tables and lines of text, from which the page and the Markdown are made, so that they carry the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qembed.eval.report import words
+
+SUMMARY = {"mean": "mean", "median": "median", "p5": "p5", "p1": "p1", "minimum": "min"}
+SHA = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells of a row. `main` stands out; `words` are the numbers of cells that hold text."""
+
+    cells: Sequence[str]
+    main: bool = False
+    words: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a title; the first column names the row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict in a word, a sign that needs no colour, and lines: what was missed, or what was asked for."""
+    settings, failures = result["settings"], result["verdict"]["failures"]
+    asked = [
+        f"{name}: {_threshold(key, settings[key])}"
+        for key, name in (
+            ("min_cosine", "mean cosine at least"),
+            ("min_p1", "cosine of the lowest 1% at least"),
+            ("max_task_drop", "a task's main number falls by at most"),
+        )
+        if settings[key] is not None
+    ]
+    if failures:
+        missed = "a check failed" if len(failures) == 1 else f"{len(failures)} checks failed"
+        return {"kind": "missed", "sign": "✘", "title": f"No: {missed}", "lines": [words.one_line(line) for line in failures]}
+    if asked:
+        return {"kind": "met", "sign": "✔", "title": "Yes: all thresholds are met", "lines": asked}
+    return {"kind": "open", "sign": "○", "title": "No thresholds were set", "lines": []}
+
+
+def numbers(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The few numbers to see first."""
+    overall, near = result["results"]["overall"], result["results"]["neighbours"]
+    found = [
+        _number("mean cosine", words.number(overall["mean"]), f"± {words.margin(overall['interval'])}"),
+        _number("1% of texts below", words.number(overall["p1"]), f"lowest {words.number(overall['minimum'])}"),
+    ]
+    if near:
+        share = near["candidate"]["overlap"]["10"]
+        found.append(_number("10 nearest kept", f"{share:.1%}", f"old index {near['mixed']['overlap']['10']:.1%}"))
+    for task in result["tasks"]:
+        for metric in task["metrics"]:
+            if metric["main"]:
+                note = f"{words.number(metric['baseline'])} → {words.number(metric['candidate'])}"
+                found.append(_number(f"{task['task']}, {metric['name']}", words.signed(metric["difference"]), note))
+    sizes = [result[side]["bytes"] for side in ("candidate", "baseline")]
+    if all(sizes):
+        found.append(
+            _number("size", f"{sizes[0] / sizes[1]:.0%}", f"{words.megabytes(sizes[0])} of {words.megabytes(sizes[1])}")
+        )
+    return found
+
+
+def summaries(title: str, label: str, groups: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for each group of cosines."""
+    undefined = any(one["undefined"] for one in groups.values())
+    columns = [label, "texts", *(["undefined"] if undefined else []), "mean", "± 95%", *list(SUMMARY.values())[1:]]
+    rows = [
+        Row(
+            [
+                name,
+                str(one["count"]),
+                *([str(one["undefined"])] if undefined else []),
+                words.number(one["mean"], 5),
+                words.margin(one["interval"], 5),
+                *(words.number(one[key], 5) for key in list(SUMMARY)[1:]),
+            ]
+        )
+        for name, one in groups.items()
+    ]
+    return Table(title, columns, rows)
+
+
+def neighbours(result: Mapping[str, Any]) -> Table | None:
+    """How many neighbours are kept, for both kinds of index."""
+    near = result["results"]["neighbours"]
+    if near is None:
+        return None
+    columns = ["queries → index", "top 1", "± 95%", "top 10", "± 95%", "ρ of similarities"]
+    rows = []
+    for key, name in words.NEIGHBOURS.items():
+        one = near[key]
+        shares = [
+            cell
+            for depth in one["overlap"]
+            for cell in (f"{one['overlap'][depth]:.2%}", words.margin_percent(one["interval"][depth]))
+        ]
+        rows.append(Row([name, *shares, words.number(one["spearman"], 5)]))
+    note = f"{near['queries']} of {near['texts']} texts were looked up among all; ρ is over all pairs of {near['paired']} texts"
+    return Table("Neighbours kept", columns, rows, [note])
+
+
+def task(said: Mapping[str, Any], baseline: str) -> Table:
+    """A row for each number of a task."""
+    mixed = any(metric["mixed"] is not None for metric in said["metrics"])
+    columns = ["metric", "group", "n", baseline, "INT4", "difference", "95% interval", *(["old index"] if mixed else [])]
+    rows = [
+        Row(
+            [
+                metric["name"],
+                metric["group"] or "all",
+                str(metric["count"] or words.UNKNOWN),
+                words.number(metric["baseline"]),
+                words.number(metric["candidate"]),
+                words.signed(metric["difference"]),
+                words.interval(metric["interval"]),
+                *([words.number(metric["mixed"])] if mixed else []),
+            ],
+            main=metric["main"],
+        )
+        for metric in said["metrics"]
+    ]
+    return Table(words.task(said), columns, rows, said["notes"])
+
+
+def worst(result: Mapping[str, Any]) -> Table:
+    """The texts with the lowest cosines."""
+    rows = [
+        Row(
+            [
+                words.one_line(row["id"]),
+                row["kind"],
+                words.one_line(row["language"]),
+                words.number(row["cosine"], 5),
+                words.one_line(row["text"]),
+            ],
+            words=[4],
+        )
+        for row in result["results"]["worst"]
+    ]
+    return Table("Texts with the lowest cosines", ["text", "kind", "language", "cosine", "begins"], rows)
+
+
+def speed(result: Mapping[str, Any], baseline: str) -> Table | None:
+    """A row for each batch size and length."""
+    found = result["speed"]
+    if found is None:
+        return None
+    columns = [
+        "request",
+        "rounds",
+        *(f"{name} {what}" for what in ("texts/s", "tokens/s", "p50/p99 ms") for name in (baseline, "INT4")),
+    ]
+    rows = []
+    for shape in found["shapes"]:
+        sides = [shape[name] for name in ("baseline", "candidate")]
+        rows.append(
+            Row(
+                [
+                    f"{shape['batch']} × {shape['tokens']} tokens",
+                    str(shape["requests"]),
+                    *(f"{side['texts_per_second']:,.1f}" for side in sides),
+                    *(f"{side['tokens_per_second']:,.0f}" for side in sides),
+                    *(words.latency(side) for side in sides),
+                    words.ratio(shape),
+                ]
+            )
+        )
+    return Table("Speed", [*columns, "ratio"], rows, words.speed_notes(found))
+
+
+def size(result: Mapping[str, Any], baseline: str) -> Table:
+    """Bytes on disk, and in use where they were measured."""
+    rows = []
+    for name, key in ((baseline, "baseline"), ("INT4", "candidate")):
+        used = result["speed"][key]["memory"] if result["speed"] else None
+        rows.append(Row([name, words.megabytes(result[key]["bytes"]), words.megabytes(used)]))
+    notes = [] if result["speed"] else ["memory in use is measured with --task speed"]
+    return Table("Memory and size", ["side", "tensors on disk", "memory in use"], rows, notes)
+
+
+def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What ran where, on what, with which versions."""
+    machine, data = result["machine"], result["data"]
+    where = f"{machine['architecture']}, {machine['cores']} cores" + (f", {machine['gpu']}" if machine["gpu"] else "")
+    found = [
+        ("candidate", words.side(result["candidate"])),
+        ("baseline", words.side(result["baseline"])),
+        ("texts", f"{words.data(data)} (SHA-256 {data['sha256'][:SHA]}…)"),
+        ("machine", where),
+        ("versions", ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)),
+        ("intervals", f"{result['settings']['interval']:.0%}, bootstrap of {result['settings']['resamples']} draws"),
+        ("percentiles", f"{result['settings']['percentiles']} interpolation"),
+    ]
+    for one in result["tasks"]:
+        chosen = ", ".join(f"{name}: {_plain(value)}" for name, value in one["settings"].items() if value is not None)
+        if chosen:
+            found.append((one["task"], chosen))
+    return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return str(value)
+
+
+def _number(name: str, value: str, note: str) -> dict[str, str]:
+    return {"name": name, "value": value, "note": note}
+
+
+def _threshold(key: str, value: float) -> str:
+    return f"{value * 100:g}%" if key == "max_task_drop" else f"{value:g}"

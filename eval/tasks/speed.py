@@ -1,0 +1,198 @@
+"""Speed and memory: the same texts to both sides, in turn, at several batch sizes and lengths.
+
+Both are up all the time. Before a batch size and length is measured either side answers it once, uncounted, so that neither is
+cold; then they take turns, a request each, and every other round the other one begins. A ratio is taken from the two requests
+of one round, next to each other in time, so that whatever slows the machine down for a while slows both.
+
+What comes out is the `speed` part of a result: `candidate` and `baseline` (what ran, and its `memory` in bytes afterwards, null
+where it is not told), `notes`, and `shapes`: `batch` (texts a request), `tokens` (a text), `requests` (each side's), for either
+side `texts_per_second`, `tokens_per_second` (both from the median request), `p50` and `p99` (seconds a request), and `ratio`,
+candidate over baseline in texts per second, with `low` and `high`, between which 90% of the rounds lie.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qembed.errors import BadInput
+from qembed.eval.sources import Side, Source
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from tokenizers import Tokenizer
+
+LEAST, MOST = 5, 50
+SECONDS = 10.0
+MOST_TOKENS = 4096
+"""Of one request: more would take minutes on a CPU."""
+PIECES = 400
+TIMEOUT = 600.0
+MEMORY = re.compile(r"^qembed_memory_bytes ([0-9.e+]+)$", re.MULTILINE)
+
+Send = Callable[[Sequence[str]], object]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A request: `batch` texts of `tokens` tokens each."""
+
+    batch: int
+    tokens: int
+
+
+def shapes(batches: Sequence[int], lengths: Sequence[int], limit: int | None) -> tuple[list[Shape], list[str]]:
+    """All pairs that are short enough for the models and for MOST_TOKENS, and notes about those left out.
+
+    Raises:
+        BadInput: none is left.
+    """
+    asked = [Shape(batch, tokens) for tokens in lengths for batch in batches]
+    within = [shape for shape in asked if limit is None or shape.tokens <= limit]
+    kept = [shape for shape in within if shape.batch * shape.tokens <= MOST_TOKENS or shape.batch == 1]
+    notes = []
+    if len(within) < len(asked):
+        notes.append(f"lengths over the context of {limit} tokens are left out")
+    if len(kept) < len(within):
+        notes.append(f"requests of more than {MOST_TOKENS} tokens are left out")
+    if not kept:
+        raise BadInput(f"--speed-lengths: all are over the context of {limit} tokens")
+    return kept, notes
+
+
+def texts(shape: Shape, pool: Sequence[str], tokenizer: Tokenizer | None, first: int) -> list[str]:
+    """As many texts of that many tokens as the shape asks for, each beginning at another place of `pool`, a list of words.
+
+    A cache of prefixes, where a server has one, so meets no text twice. Without a tokenizer a word counts as a token.
+    """
+    found = []
+    for number in range(first, first + shape.batch):
+        words = [pool[(number * 7 + place) % len(pool)] for place in range(shape.tokens + 1)]
+        text = " ".join([f"{number}:", *words])
+        found.append(_shortened(text, tokenizer, shape.tokens) if tokenizer else " ".join(text.split()[: shape.tokens]))
+    return found
+
+
+def measure(
+    candidate: Side,
+    baseline: Side,
+    chosen: Sequence[Shape],
+    pool: Sequence[str],
+    tokenizer: Tokenizer | None,
+    progress: Console,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The `speed` part of a result.
+
+    Raises:
+        QembedError: a side cannot be started, or fails.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with ExitStack() as stack:
+        sources = {}
+        for name, side in (("candidate", candidate), ("baseline", baseline)):
+            with progress.status(f"{name}: opening") as status:
+                sources[name] = stack.enter_context(
+                    side.open(lambda doing, name=name, status=status: status.update(f"{name}: {doing}"))  # type: ignore[misc]
+                )
+        sends = {name: stack.enter_context(_sending(source)) for name, source in sources.items()}
+        found = []
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=progress) as bar:
+            task = bar.add_task("speed", total=len(chosen))
+            for shape in chosen:
+                bar.update(task, description=f"speed: {shape.batch} × {shape.tokens} tokens")
+                found.append(record(shape, rounds(shape, sends, pool, tokenizer)))
+                bar.advance(task)
+        said = {name: {**_said(source), "memory": _memory(source)} for name, source in sources.items()}
+    notes = list(notes)
+    if said["candidate"]["engine"] != said["baseline"]["engine"]:
+        notes.append("the two sides ran through different engines, so the ratio is not that of the weights alone")
+    return {**said, "shapes": found, "notes": notes}
+
+
+def rounds(shape: Shape, sends: dict[str, Send], pool: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, list[float]]:
+    """Seconds of each request of either side, round by round; LEAST rounds at least, then until SECONDS are over."""
+    for send in sends.values():
+        send(texts(shape, pool, tokenizer, 0))
+    seconds: dict[str, list[float]] = {name: [] for name in sends}
+    order = list(sends)
+    began = time.monotonic()
+    for number in range(1, MOST + 1):
+        batch = texts(shape, pool, tokenizer, number * shape.batch)
+        for name in order:
+            started = time.perf_counter()
+            sends[name](batch)
+            seconds[name].append(time.perf_counter() - started)
+        order.reverse()
+        if number >= LEAST and time.monotonic() - began > SECONDS:
+            break
+    return seconds
+
+
+def record(shape: Shape, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """What the rounds come to."""
+    sides = {}
+    for name, values in seconds.items():
+        p50, p99 = np.percentile(values, [50, 99])
+        per_second = shape.batch / float(p50)
+        sides[name] = {
+            "texts_per_second": per_second,
+            "tokens_per_second": per_second * shape.tokens,
+            "p50": float(p50),
+            "p99": float(p99),
+        }
+    ratios = np.array(seconds["baseline"]) / np.array(seconds["candidate"])
+    low, middle, high = np.percentile(ratios, [5, 50, 95])
+    return {
+        "batch": shape.batch,
+        "tokens": shape.tokens,
+        "requests": len(ratios),
+        **sides,
+        "ratio": float(middle),
+        "low": float(low),
+        "high": float(high),
+    }
+
+
+@contextmanager
+def _sending(source: Source) -> Iterator[Send]:
+    """A function that sends one request and waits for its vectors, over a connection that stays."""
+    if source.url is None:
+        yield lambda batch: source.embed(batch, lambda _: None)
+        return
+    from qembed.serve import client
+
+    with client.connected(source.url, TIMEOUT) as api:
+        yield lambda batch: api.embeddings.create(model=str(source.served), input=list(batch))
+
+
+def _said(source: Source) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in ("engine", "version", "model", "weights", "device", "dtype")}
+
+
+def _memory(source: Source) -> int | None:
+    """Bytes in use: what we can see ourselves, or what a `qembed serve` tells in its /metrics."""
+    if (known := source.memory()) is not None or source.url is None:
+        return known
+    base = source.url.rstrip("/").removesuffix("/v1")
+    try:
+        with urllib.request.urlopen(f"{base}/metrics", timeout=10) as answer:
+            told = MEMORY.search(answer.read(2**22).decode("utf-8", "replace"))
+    except OSError:
+        return None
+    return int(float(told[1])) if told else None
+
+
+def _shortened(text: str, tokenizer: Tokenizer, tokens: int) -> str:
+    from qembed.eval.texts import cut
+
+    return cut([text], tokenizer, tokens).texts[0]

@@ -1,0 +1,114 @@
+"""Two results beside each other: what differs, and what of it is within noise.
+
+A difference of two means is within noise if it is no larger than √(a² + b²), with a and b half the widths of their 95%
+intervals, as for two independent measurements. Of the same texts that is careful: what both have in common stays in. The
+interval of a task's number is that of its difference to the baseline, so it is these differences that are compared. Where there
+is no interval, nothing is said about noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qembed.eval.report import words
+
+SUMMARIES = ("by_dimension", "by_kind", "by_language", "by_length")
+PLAIN = ("median", "p5", "p1", "minimum")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number that both results have. `within_noise` is None where that cannot be told."""
+
+    name: str
+    first: float
+    second: float
+    noise: float | None
+
+    @property
+    def difference(self) -> float:
+        """Second less first."""
+        return self.second - self.first
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether the difference may be chance."""
+        return None if self.noise is None else abs(self.difference) <= self.noise
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**asdict(self), "difference": self.difference, "within_noise": self.within_noise}
+
+
+def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that both results have, and notes about what else differs between them."""
+    return {"notes": list(_notes(first, second)), "differences": [one.record() for one in _differences(first, second)]}
+
+
+def noise(*intervals: Sequence[float] | None) -> float | None:
+    """What a difference of two means has to exceed: the root of the sum of the squares of half the intervals' widths."""
+    if any(interval is None for interval in intervals):
+        return None
+    return float(sum(((interval[1] - interval[0]) / 2) ** 2 for interval in intervals if interval is not None) ** 0.5)
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
+    left, right = first["results"], second["results"]
+    yield from _means("all texts", left["overall"], right["overall"])
+    for key in PLAIN:
+        if left["overall"][key] is not None and right["overall"][key] is not None:
+            yield Difference(f"{key} cosine, all texts", left["overall"][key], right["overall"][key], None)
+    for part in SUMMARIES:
+        label = part.removeprefix("by_")
+        for name in left[part]:
+            if name in right[part]:
+                yield from _means(f"{label} {name}", left[part][name], right[part][name])
+    if left["neighbours"] and right["neighbours"]:
+        for key, name in words.NEIGHBOURS.items():
+            one, other = left["neighbours"][key], right["neighbours"][key]
+            for depth in one["overlap"]:
+                spread = noise(one["interval"][depth], other["interval"][depth])
+                yield Difference(f"top {depth} kept, {name}", one["overlap"][depth], other["overlap"][depth], spread)
+    yield from _tasks(first["tasks"], second["tasks"])
+
+
+def _means(name: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Difference]:
+    if left["mean"] is not None and right["mean"] is not None:
+        yield Difference(f"mean cosine, {name}", left["mean"], right["mean"], noise(left["interval"], right["interval"]))
+
+
+def _tasks(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> Iterator[Difference]:
+    known = {_key(task): {(one["name"], one["group"]): one for one in task["metrics"]} for task in first}
+    for task in second:
+        for other in task["metrics"]:
+            one = known.get(_key(task), {}).get((other["name"], other["group"]))
+            if one is None or one["difference"] is None or other["difference"] is None:
+                continue
+            group = f" {other['group']}" if other["group"] else ""
+            name = f"{task['task']} ({task['data']['name']}): {other['name']}{group}, INT4 − baseline"
+            yield Difference(name, one["difference"], other["difference"], noise(one["interval"], other["interval"]))
+
+
+def _key(task: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    return task["task"], task["data"]["name"], task["data"]["sha256"]
+
+
+def _notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
+    if first["data"]["sha256"] != second["data"]["sha256"]:
+        yield f"not the same texts: {first['data']['file']} and {second['data']['file']}"
+    for side in ("candidate", "baseline"):
+        left, right = (words.side({**result[side], "from_cache": 0}) for result in (first, second))
+        if left != right:
+            yield f"{side}: {left}  ↔  {right}"
+    changed = [
+        f"{name} {version} ↔ {second['versions'].get(name)}"
+        for name, version in first["versions"].items()
+        if version != second["versions"].get(name)
+    ]
+    if changed:
+        yield f"versions: {', '.join(changed)}"
+    left_out = {_key(task) for task in first["tasks"]} ^ {_key(task) for task in second["tasks"]}
+    if left_out:
+        yield f"only in one of them, or on other data: {', '.join(sorted({f'{task} ({name})' for task, name, _ in left_out}))}"

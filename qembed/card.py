@@ -1,0 +1,22 @@
+"""The part of a model card that tells how near INT4 is to its source: `quantize` begins it, `eval --card` writes it anew."""
+
+from __future__ import annotations
+
+import re
+
+FILE = "README.md"
+HEADING = "## How near it is to its source"
+BEGIN, END = "<!-- qembed eval: begin -->", "<!-- qembed eval: end -->"
+
+
+def section(body: str) -> str:
+    """The part, heading and marks included, with `body` as its text."""
+    return f"{BEGIN}\n{HEADING}\n\n{body.strip()}\n{END}"
+
+
+def with_section(card: str, body: str) -> str:
+    """`card` with the text of that part replaced by `body`; a card that has no such part gets it at its end."""
+    written = section(body)
+    marked = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+    changed, count = marked.subn(lambda _: written, card, count=1)
+    return changed if count else f"{card.rstrip()}\n\n{written}\n".lstrip()

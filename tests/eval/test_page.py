@@ -1,0 +1,277 @@
+"""The page, the Markdown and the model card: the same numbers, nothing from elsewhere, nothing that a text could break."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from qembed import card as cards
+from qembed.cli import group
+from qembed.errors import BadInput
+from qembed.eval import gate, result
+from qembed.eval.gate import Thresholds
+from qembed.eval.report import card, files, html, markdown, svg
+from qembed.eval.tasks import Metric, Outcome, Task, speed
+from qembed.eval.tasks.speed import Shape
+from qembed.eval.texts import Text
+
+HOSTILE = '<script>alert(1)</script> | `x` **b** [a](http://elsewhere.example) "q" & \u202e'
+
+
+def full(thresholds: Thresholds | None = None, count: int = 60) -> dict[str, Any]:
+    """A result with every part, as large as a real one."""
+    random = np.random.default_rng(4)
+    baseline = random.normal(size=(count, 128)).astype(np.float32)
+    candidate = baseline + 0.08 * random.normal(size=baseline.shape).astype(np.float32)
+    languages = ("en", "de", "es", "zh", None)
+    texts = [
+        Text(f"t{row:03}", f"{HOSTILE} {row}", ("query", "document", "code")[row % 3], languages[row % 5])
+        for row in range(count)
+    ]
+    results = result.results(texts, candidate, baseline, [row * 20 + 3 for row in range(count)])
+    task = Task("retrieval", {"name": HOSTILE, "sha256": "0", "queries": 64, "passages": 214}, [], lambda *_: Outcome([]))
+    metrics = [
+        Metric("nDCG@10", 0.71, 0.70, (-0.03, 0.01), 64, mixed=0.705, main=True),
+        Metric("IVF vs exact@10", 0.9, 0.91, (-0.01, 0.03), 64),
+        *(Metric("nDCG@10", 0.5, 0.5 + 0.01 * place, (-0.02, 0.04), 16, f"{a} → {b}", 0.5) for place, (a, b) in enumerate(
+            (a, b) for a in ("de", "en", "es", "zh") for b in ("de", "en", "es", "zh"))),
+    ]  # fmt: skip
+    tasks = [{**task.record(Outcome(metrics, ["a note"])), "unusable": {"candidate": 0, "baseline": 0}}]
+    side = {"engine": "vllm", "version": "0.32.0", "model": "sample-AWQ-INT4", "weights": "awq-int4", "device": "cpu",
+            "dtype": "bfloat16", "url": None, "bytes": 5_000_000, "seconds": 1.5, "computed": 60, "from_cache": 0}  # fmt: skip
+    other = {**side, "engine": "transformers", "model": "sample", "weights": "float16", "dtype": "float32", "bytes": 20_000_000}
+    timed = [speed.record(Shape(batch, 128), {name: list(random.uniform(0.1, 0.2, 20)) for name in ("candidate", "baseline")})
+             for batch in (1, 8, 32)]  # fmt: skip
+    thresholds = thresholds or Thresholds()
+    return {
+        **result.surroundings(),
+        "candidate": side,
+        "baseline": other,
+        "data": {"file": "texts.jsonl", "sha256": "ab" * 32, "texts": count, "limit": 512, "cut": 3, "duplicates": 2},
+        "settings": {"baseline": "fp16", "min_cosine": thresholds.min_cosine, "min_p1": thresholds.min_p1,
+                     "max_task_drop": thresholds.max_task_drop, "percentiles": "linear", "interval": 0.95, "resamples": 1000},
+        "results": results,
+        "tasks": tasks,
+        "speed": {"candidate": {**side, "memory": 900_000_000}, "baseline": {**other, "memory": 2_000_000_000},
+                  "shapes": timed, "notes": []},
+        "verdict": gate.verdict(results, tasks, thresholds),
+    }  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """The tags of a page, their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.names: set[str] = set()
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
+    page = html.page(full())
+    tags = Tags(page)
+    assert tags.open == []
+    assert not tags.names & {"script", "iframe", "img", "object", "embed", "form"}
+    links = [value for name, value in tags.attributes if name in ("href", "src", "action", "style") or name.startswith("on")]
+    assert links == ["data:,"]
+    assert "url(" not in page
+    assert "@import" not in page
+    assert page.count("<svg") >= 6
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+
+
+def test_texts_and_names_are_shown_and_never_run() -> None:
+    found = full()
+    page = html.page(found)
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    lines = markdown.document(found).splitlines()
+    assert not any("<script>" in line or re.search(r"(?<!\\)\]\(", line) for line in lines)
+    rows = [line for line in lines if line.startswith("| t0")]
+    assert len(rows) == 10
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "kind", "words"),
+    [
+        (Thresholds(), "open", "No thresholds were set"),
+        (Thresholds(0.5, 0.4, 0.5), "met", "Yes: all thresholds are met"),
+        (Thresholds(0.9999, 0.9999, 0.0), "missed", "No: 3 checks failed"),
+        (Thresholds(0.9999), "missed", "No: a check failed"),
+    ],
+)
+def test_the_verdict_comes_first(thresholds: Thresholds, kind: str, words: str) -> None:
+    found = full(thresholds)
+    for text in (html.page(found), markdown.document(found)):
+        assert words in text
+        assert text.index(words) < text.index("osine by dimension" if text.startswith("#") else "By dimension")
+    assert f'class="verdict {kind}"' in html.page(found)
+    for line in found["verdict"]["failures"]:
+        assert escape(" ".join(line.split()[:3])) in html.page(found)
+
+
+def test_all_reports_carry_the_same_numbers() -> None:
+    found = full()
+    page, text = html.page(found), markdown.document(found)
+    overall = found["results"]["overall"]
+    numbers = [f"{overall[key]:.5f}" for key in ("mean", "median", "p5", "p1", "minimum")]
+    numbers += [
+        f"{found['results']['neighbours']['mixed']['spearman']:.5f}",
+        "0.7050",
+        "−0.0300…+0.0100",
+        "2,000 MB",
+        "de → zh",
+    ]
+    numbers += [f"{row['cosine']:.5f}" for row in found["results"]["worst"]]
+    for number in numbers:
+        assert number in page, number
+        assert number in text, number
+    for version in filter(None, found["versions"].values()):
+        assert version in page
+        assert version in text
+
+
+def test_nothing_defined_still_makes_a_page() -> None:
+    found = full()
+    texts = [Text("a", "a"), Text("b", "b")]
+    found["results"] = result.results(texts, np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32))
+    found |= {"tasks": [], "speed": None, "verdict": gate.verdict(found["results"], [], Thresholds())}
+    assert "2 candidate vectors are zero" in html.page(found)
+    assert "–" in markdown.document(found)
+
+
+def test_one_cosine_for_all_still_makes_plots() -> None:
+    found = result.results([Text("a", "a"), Text("b", "b")], np.ones((2, 4), np.float32), np.ones((2, 4), np.float32))
+    assert found["histogram"]["counts"][-1] == 2
+    drawn = svg.histogram(found["histogram"]["edges"], found["histogram"]["counts"], {"mean": 1.0})
+    assert "nan" not in drawn
+    assert "nan" not in svg.dimensions(found["by_dimension"])
+
+
+def test_ticks_are_round_numbers_within() -> None:
+    assert svg.ticks(0.93, 1.0) == pytest.approx([0.94, 0.96, 0.98, 1.0])
+    assert svg.ticks(-0.05, 0.05, 3) == pytest.approx([-0.05, 0, 0.05])
+    assert svg.ticks(0, 10) == pytest.approx([0, 2, 4, 6, 8, 10])
+
+
+def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = full()
+    for kind in files.KINDS:
+        files.write(tmp_path / f"r{kind}", found)
+    assert result.read(tmp_path / "r.json") == json.loads(json.dumps(found))
+    before = (tmp_path / "r.html").read_text()
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(Exception, match=r"r\.html: cannot be written: No space left on device"):
+        files.write(tmp_path / "r.html", {**found, "created": "later"})
+    assert (tmp_path / "r.html").read_text() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json", "r.md"]
+
+
+def test_the_card_changes_in_one_place(tmp_path: Path) -> None:
+    text = f"# A card\n\nBefore.\n\n{cards.section('old numbers')}\n\n## After\n\nStays.\n"
+    (tmp_path / "README.md").write_text(text)
+    found = full()
+    for _ in range(2):
+        card.write(tmp_path, found)
+    changed = (tmp_path / "README.md").read_text()
+    assert "old numbers" not in changed
+    assert f"mean {found['results']['overall']['mean']:.4f} (±" in changed
+    assert "| 128 | 60 |" in changed
+    assert "nDCG@10" in changed
+    assert "de → zh" not in changed
+    assert changed.startswith("# A card\n\nBefore.\n\n<!-- qembed eval: begin -->\n## How near")
+    assert changed.endswith("<!-- qembed eval: end -->\n\n## After\n\nStays.\n")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Somebody's\n")
+    card.write(tmp_path, found)
+    assert (
+        (tmp_path / "README.md").read_text().startswith("---\nlicense: mit\n---\n# Somebody's\n\n<!-- qembed eval: begin -->")
+    )
+
+
+def evaluated(int4: Path, tmp_path: Path, *more: object) -> Result:
+    (tmp_path / "few.txt").write_text("one\ntwo\nthree\nfour\n")
+    options = ("--model", int4, "--engine", "transformers", "--data", tmp_path / "few.txt", *more)
+    return CliRunner().invoke(group, ["eval", *map(str, options)])
+
+
+def test_reports_and_card_from_the_command(int4: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy-AWQ-INT4"
+    shutil.copytree(int4, copy)
+    (tmp_path / "out").mkdir()
+    reports = [tmp_path / "out" / f"r{kind}" for kind in files.KINDS]
+    done = evaluated(copy, tmp_path, *(part for path in reports for part in ("--report", path)), "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(reports[1].read_text()) == json.loads(done.stdout)
+    assert not (copy / "README.md").exists()
+    assert f"--card puts these numbers into {copy / 'README.md'}." in evaluated(copy, tmp_path).stdout
+    done = evaluated(copy, tmp_path, "--card")
+    assert f"numbers written into {copy / 'README.md'}" in done.stderr
+    mean = json.loads(reports[1].read_text())["results"]["overall"]["mean"]
+    assert f"mean {mean:.4f}" in (copy / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("r.pdf", "name it .html, .json or .md"), ("none/r.html", "there is no folder"), ("folder.md", "a folder")],
+)
+def test_a_report_that_cannot_be_written_is_told_at_once(int4: Path, tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "folder.md").mkdir()
+    done = evaluated(int4, tmp_path, "--report", tmp_path / name)
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert words in line
+
+
+def test_a_card_without_a_checkpoint_is_told_at_once(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.eye(4))
+    given = ("--vectors", tmp_path / "v.npy", "--baseline-vectors", tmp_path / "v.npy", "--card")
+    done = CliRunner().invoke(group, ["eval", *map(str, given)])
+    assert done.exit_code == 2
+    assert "--card: name the checkpoint whose card it is with --model" in done.stderr
+
+
+def test_a_file_that_is_no_result(tmp_path: Path) -> None:
+    for content, words in (
+        ("{}", "not a result"),
+        ("[]", "not a JSON object"),
+        ("{", "not JSON"),
+        ('{"schema": 9}', "no schema 1"),
+    ):
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(BadInput, match=words):
+            result.read(tmp_path / "r.json")

@@ -1,0 +1,217 @@
+"""Qwen3-Reranker's yes/no scores: through transformers against a computation by hand, and through a vLLM server's two ways."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from qembed.checkpoint import find
+from qembed.cli import group
+from qembed.errors import BadInput, QembedError
+from qembed.eval.tasks import rerank
+from tests.eval.conftest import CONFIG, FakeServer
+from tests.eval.test_readers import beir_folder
+
+BODIES = [rerank.body("where do swifts sleep", text) for text in ("In the air.", "A stone. " * 12, "x")]
+CONTEXT = 2048
+
+
+@pytest.fixture(scope="session")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random causal language model with tokens for yes and no."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("rerankers") / "tiny-reranker"
+    torch.manual_seed(1)
+    config = {**CONFIG, "vocab_size": 262, "max_position_embeddings": CONTEXT}
+    model = Qwen3ForCausalLM(Qwen3Config(**config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.15 if parameter.ndim == 2 else torch.ones_like(parameter))
+    model.save_pretrained(folder)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.add_tokens(["yes", "no"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def by_hand(folder: Path, body: str) -> float:
+    """P(yes) of yes and no after the whole prompt, one text at a time, with all logits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = find(str(folder)).tokenizer()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer.encode(rerank.BEFORE + body + rerank.AFTER).ids
+    with torch.inference_mode():
+        logits = model(torch.tensor([ids])).logits[0, -1]
+    no, yes = (float(logits[tokenizer.token_to_id(word)]) for word in ("no", "yes"))
+    return float(np.exp(yes) / (np.exp(yes) + np.exp(no)))
+
+
+def test_scores_are_the_share_of_yes(reranker: Path) -> None:
+    with rerank.through_transformers(find(str(reranker))).open() as score:
+        found = score(BODIES)
+    expected = [by_hand(reranker, body) for body in BODIES]
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert np.ptp(found) > 1e-3
+
+
+def test_a_body_that_is_too_long_is_cut_and_the_question_stays(reranker: Path) -> None:
+    with rerank.through_transformers(find(str(reranker))).open() as score:
+        long, longer = score(["a" * CONTEXT, "a" * CONTEXT + "b"])
+    room = CONTEXT - len(find(str(reranker)).tokenizer().encode(rerank.BEFORE + rerank.AFTER).ids)
+    assert long == longer == pytest.approx(by_hand(reranker, "a" * room), abs=1e-5)
+
+
+def test_scores_are_kept(reranker: Path, tmp_path: Path) -> None:
+    opened: list[int] = []
+    known = rerank.through_transformers(find(str(reranker)))
+
+    def open_once() -> Any:
+        opened.append(1)
+        return known.open()
+
+    counted = rerank.Reranker(known.name, known.identity, open_once)
+    for _ in range(2):
+        scored = rerank.scoring(counted, None, tmp_path, Console(quiet=True))
+        found = scored(["q1", "q2"], ["a", "b"], [(0, 0), (1, 1), (0, 1)])
+    assert opened == [1]
+    assert found == pytest.approx(
+        [by_hand(reranker, rerank.body(*pair)) for pair in (("q1", "a"), ("q2", "b"), ("q1", "b"))], abs=1e-5
+    )
+
+
+def test_a_model_of_another_kind_is_refused(fp16: Path) -> None:
+    with pytest.raises(BadInput, match="not a Qwen3-Reranker: its tokenizer has no single token for yes and for no"):
+        rerank.through_transformers(find(str(fp16)))
+
+
+def test_the_prompt_is_that_of_the_models_card() -> None:
+    prompt = rerank.BEFORE + rerank.body("Q", "D", "I") + rerank.AFTER
+    assert prompt == (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
+        'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+        "<Instruct>: I\n<Query>: Q\n<Document>: D"
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+
+
+class FakeVllm:
+    """A vLLM with a reranker, as a classifier or generating; its score is the share of letters "a" in the document."""
+
+    def __init__(self, *, classifies: bool) -> None:
+        self.classifies, self.url = classifies, ""
+        self.prompts: list[str] = []
+        self.vocabulary = ("yes", "no")
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if path == "/v1/models":
+            return 200, {"object": "list", "data": [{"id": "r", "object": "model", "created": 0, "owned_by": "x"}]}
+        prompts = body.get("input") or body.get("prompt") or []
+        scores = [self.score(prompt) for prompt in prompts]
+        if path == "/classify" and self.classifies:
+            self.prompts += prompts
+            return 200, {"data": [{"index": row, "label": "0", "probs": [score]} for row, score in enumerate(scores)]}
+        if path == "/v1/completions" and not self.classifies:
+            self.prompts += prompts
+            yes, no = self.vocabulary
+            choices = [
+                {"index": row, "text": yes, "finish_reason": "length",
+                 "logprobs": {"top_logprobs": [{yes: float(np.log(score)), no: float(np.log(1 - score)), "maybe": -20.0}],
+                              "tokens": [yes], "token_logprobs": [0.0], "text_offset": [0]}}
+                for row, score in enumerate(scores)
+            ]  # fmt: skip
+            return 200, {"id": "1", "object": "text_completion", "created": 0, "model": "r", "choices": choices}
+        return 404, {"error": {"message": "no such path", "code": 404}}
+
+    @staticmethod
+    def score(prompt: str) -> float:
+        document = prompt.split("<Document>: ")[1].split("<|im_end|>")[0]
+        return 0.01 + 0.98 * document.count("a") / max(len(document), 1)
+
+
+@pytest.fixture
+def start_vllm() -> Iterator[Callable[[FakeVllm], FakeVllm]]:
+    running: list[ThreadingHTTPServer] = []
+
+    def start(fake: FakeVllm) -> FakeVllm:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.reply({})
+
+            def do_POST(self) -> None:
+                self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def reply(self, body: dict[str, Any]) -> None:
+                status, value = fake.answer(self.path, body)
+                payload = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        running.append(server)
+        fake.url = f"http://127.0.0.1:{server.server_port}"
+        return fake
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("classifies", [True, False])
+def test_a_server_is_asked_with_the_whole_prompt(start_vllm: Callable[[FakeVllm], FakeVllm], classifies: bool) -> None:
+    fake = start_vllm(FakeVllm(classifies=classifies))
+    with rerank.through_server(fake.url + "/v1").open() as score:
+        found = score(BODIES)
+    assert found == pytest.approx([fake.score(f"{body}<|im_end|>") for body in BODIES], abs=1e-6)
+    assert fake.prompts == [rerank.BEFORE + body + rerank.AFTER for body in BODIES]
+
+
+def test_a_server_that_says_neither_yes_nor_no_is_named(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
+    fake = start_vllm(FakeVllm(classifies=False))
+    fake.vocabulary = ("oui", "non")
+    with rerank.through_server(fake.url).open() as score, pytest.raises(QembedError, match="answers neither yes nor no"):
+        score(BODIES)
+
+
+def test_behind_the_retriever(
+    start_vllm: Callable[[FakeVllm], FakeVllm], start_server: Callable[[], FakeServer], tmp_path: Path
+) -> None:
+    corpus = [{"_id": str(row), "text": "b" * (5 - row) + "a" * row} for row in range(5)]
+    queries = [{"_id": "q", "text": "who has most a"}]
+    folder = beir_folder(tmp_path / "set", corpus, queries, "q\t4\t1\n")
+    (tmp_path / "few.txt").write_text("one\ntwo\nthree\n")
+    fake, servers = start_vllm(FakeVllm(classifies=True)), (start_server(), start_server())
+    given = ("--url", servers[0].url, "--baseline-url", servers[1].url, "--data", tmp_path / "few.txt", "--retrieval", folder)
+    done = CliRunner().invoke(group, ["eval", *map(str, given), "--rerank", fake.url, "--json"])
+    assert done.exit_code == 0, done.stderr
+    (task,) = json.loads(done.stdout)["tasks"]
+    assert task["settings"]["reranker"] == f"r at {fake.url}"
+    assert task["settings"]["reranked"] == 50
+    (metric,) = [one for one in task["metrics"] if one["name"] == "nDCG@10, reranked"]
+    assert metric["baseline"] == metric["candidate"] == 1
+    assert len(fake.prompts) == 5

@@ -1,0 +1,96 @@
+"""Speed: who is asked what in which order, and what the seconds come to. How long anything takes is not tested."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from qembed.checkpoint import Checkpoint
+from qembed.cli import group
+from qembed.errors import BadInput
+from qembed.eval.tasks import speed
+from qembed.eval.tasks.speed import Shape
+from tests.eval.conftest import FakeServer
+
+POOL = [f"word{number}" for number in range(50)]
+
+
+def test_both_are_warm_before_they_take_turns_with_the_same_texts() -> None:
+    asked: list[tuple[str, tuple[str, ...]]] = []
+    sends = {name: lambda batch, name=name: asked.append((name, tuple(batch))) for name in ("candidate", "baseline")}
+    found = speed.rounds(Shape(2, 5), sends, POOL, None)  # type: ignore[arg-type]
+    assert len(found["candidate"]) == len(found["baseline"]) == speed.MOST
+    assert [name for name, _ in asked[:6]] == ["candidate", "baseline", "candidate", "baseline", "baseline", "candidate"]
+    pairs = [asked[place : place + 2] for place in range(0, len(asked), 2)]
+    assert all(first[1] == second[1] for first, second in pairs)
+    every = [text for pair in pairs for text in pair[0][1]]
+    assert len(set(every)) == len(every)
+    assert {len(text.split()) for text in every} == {5}
+
+
+def test_what_the_seconds_come_to_by_hand() -> None:
+    seconds = {"candidate": [0.1, 0.2, 0.3], "baseline": [0.2, 0.2, 0.9]}
+    found = speed.record(Shape(4, 10), seconds)
+    assert found["candidate"] == pytest.approx(
+        {"texts_per_second": 20, "tokens_per_second": 200, "p50": 0.2, "p99": np.percentile([0.1, 0.2, 0.3], 99)}
+    )
+    assert found["baseline"]["texts_per_second"] == pytest.approx(20)
+    # Round by round the candidate is 2, 1 and 3 times as fast.
+    assert found["ratio"] == pytest.approx(2)
+    assert (found["low"], found["high"]) == pytest.approx((1.1, 2.9))
+    assert found["requests"] == 3
+
+
+def test_texts_have_the_length_that_is_asked_for(fp16: Path) -> None:
+    tokenizer = Checkpoint("tiny", fp16).tokenizer()
+    found = speed.texts(Shape(3, 40), POOL, tokenizer, 7)
+    assert [len(tokenizer.encode(text).ids) for text in found] == [40] * 3
+    assert len(set(found)) == 3
+
+
+def test_shapes_that_are_too_long_are_left_out_and_told() -> None:
+    found, notes = speed.shapes([1, 32], [16, 512, 2048], 1024)
+    assert found == [Shape(1, 16), Shape(32, 16), Shape(1, 512)]
+    assert notes == ["lengths over the context of 1024 tokens are left out", "requests of more than 4096 tokens are left out"]
+    with pytest.raises(BadInput, match="all are over the context of 8 tokens"):
+        speed.shapes([1], [16], 8)
+
+
+def run(start_server: Callable[[], FakeServer], tmp_path: Path, *more: object) -> Result:
+    (tmp_path / "few.txt").write_text("one two three\nfour five\nsix\n")
+    servers = ("--url", start_server().url, "--baseline-url", start_server().url)
+    return CliRunner().invoke(group, ["eval", *map(str, (*servers, "--data", tmp_path / "few.txt", "--task", "speed", *more))])
+
+
+def test_two_servers_are_measured(
+    start_server: Callable[[], FakeServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "MOST", 6)
+    result = run(start_server, tmp_path, "--speed-batches", "1,4", "--speed-lengths", "3", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["speed"]
+    assert [(shape["batch"], shape["tokens"], shape["requests"]) for shape in found["shapes"]] == [(1, 3, 6), (4, 3, 6)]
+    assert all(shape["low"] <= shape["ratio"] <= shape["high"] for shape in found["shapes"])
+    assert found["candidate"]["memory"] is None
+    shown = run(start_server, tmp_path, "--speed-batches", "1", "--speed-lengths", "3").stdout
+    assert "Speed: the same requests to both, in turn" in shown
+    assert "memory –" in shown
+
+
+@pytest.mark.parametrize("given", ["0", "a", "1,,2", "-1", "1.5", ""])
+def test_batch_sizes_that_are_no_numbers(start_server: Callable[[], FakeServer], tmp_path: Path, given: str) -> None:
+    result = run(start_server, tmp_path, "--speed-batches", given)
+    assert result.exit_code == 2
+    assert "--speed-batches" in result.stderr.splitlines()[-1]
+
+
+def test_memory_that_a_qembed_serve_tells() -> None:
+    text = "# TYPE qembed_memory_bytes gauge\nqembed_memory_bytes 1.2345e+09\nqembed_planned_bytes 3\n"
+    found = speed.MEMORY.search(text)
+    assert found is not None
+    assert float(found[1]) == 1.2345e9

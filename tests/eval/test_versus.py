@@ -1,0 +1,94 @@
+"""`--compare`: which differences are within noise."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from qembed.cli import group
+from qembed.eval import versus
+from tests.eval.test_page import full
+
+
+def compare(tmp_path: Path, first: dict[str, Any], second: dict[str, Any], *more: str) -> Result:
+    for name, result in (("a", first), ("b", second)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    return CliRunner().invoke(group, ["eval", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), *more])
+
+
+def named(found: dict[str, Any], name: str) -> dict[str, Any]:
+    (one,) = [difference for difference in found["differences"] if difference["name"] == name]
+    return dict(one)
+
+
+def test_noise_by_hand() -> None:
+    assert versus.noise((0.90, 0.96), (0.91, 0.99)) == pytest.approx((0.03**2 + 0.04**2) ** 0.5)
+    assert versus.noise((0.9, 1.0), None) is None
+
+
+def test_differences_are_told_apart(tmp_path: Path) -> None:
+    first = full()
+    second = copy.deepcopy(first)
+    overall = second["results"]["overall"]
+    half = (overall["interval"][1] - overall["interval"][0]) / 2
+    first["results"]["overall"] |= {"mean": 0.95, "interval": [0.95 - half, 0.95 + half]}
+    overall |= {"mean": 0.95 + 1.4 * half, "interval": [0.95 + 0.4 * half, 0.95 + 2.4 * half], "p1": 0.5}
+    second["results"]["by_kind"]["code"]["mean"] -= 0.5
+    second["tasks"][0]["metrics"][0] |= {"candidate": 0.66, "difference": -0.05, "interval": [-0.06, -0.04]}
+    found = json.loads(compare(tmp_path, first, second, "--json").stdout)
+    # √2 of half an interval is the noise: 1.4 is less.
+    assert named(found, "mean cosine, all texts")["within_noise"] is True
+    assert named(found, "mean cosine, kind code")["within_noise"] is False
+    assert named(found, "p1 cosine, all texts")["within_noise"] is None
+    (task,) = [one for one in found["differences"] if one["name"].endswith("nDCG@10, INT4 − baseline")]
+    # −0.01 ± 0.02 and −0.05 ± 0.01: apart by 0.04, noise 0.0224.
+    assert task["difference"] == pytest.approx(-0.04)
+    assert task["noise"] == pytest.approx((0.02**2 + 0.01**2) ** 0.5)
+    assert task["within_noise"] is False
+    shown = compare(tmp_path, first, second).stdout
+    assert (
+        shown.index("More than noise: 2") < shown.index("Without an interval: 1") < shown.index("Within noise: 2")
+    )  # all, at full dimension
+    assert found["notes"] == []
+
+
+def test_what_else_differs_is_told(tmp_path: Path) -> None:
+    first, second = full(), full(count=30)
+    second["data"] |= {"sha256": "cd" * 32, "file": "others.jsonl"}
+    second["candidate"] |= {"dtype": "float32"}
+    second["versions"] |= {"torch": "9.9"}
+    second["tasks"] = []
+    done = compare(tmp_path, first, second)
+    assert done.exit_code == 0
+    for words in (
+        "not the same texts: texts.jsonl and others.jsonl",
+        "computed in bfloat16",
+        "torch",
+        "9.9",
+        "only in one of them",
+    ):
+        assert words in done.stdout
+
+
+def test_a_result_against_itself_has_no_differences(tmp_path: Path) -> None:
+    found = json.loads(compare(tmp_path, full(), full(), "--json").stdout)
+    assert {one["difference"] for one in found["differences"]} == {0}
+    assert len(found["differences"]) > 30
+
+
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    for arguments, words in (
+        (("none.json", "none.json"), "none.json: cannot be read"),
+        ((str(tmp_path / "a.json"), str(tmp_path / "a.json")), "not a result of this version"),
+        (("none.json", "none.json", "--task", "sts"), "--compare measures nothing; leave --task out"),
+    ):
+        done = CliRunner().invoke(group, ["eval", "--compare", *arguments])
+        assert done.exit_code == 2
+        (line,) = done.stderr.splitlines()
+        assert words in line

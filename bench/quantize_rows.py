@@ -90,6 +90,14 @@ QUALITY = (
     Row("no-clip", "qembed without clipping", ("--no-clip",)),
     Row("nearest", "qembed without compensated rounding", ("--rounding", "nearest")),
     Row("own-target", "qembed without fitting to the original model", ("--target", "layer")),
+    Row(
+        "original-inputs",
+        "the same, fitted to the original model's inputs",
+        ("--target", "layer", "--inputs", "original"),
+        note="Gram matrices are taken of the inputs that come through the layers already quantized: those of the original model "
+        "(`--inputs original`) cost what the two rows with `--target layer` differ by, and only with the former can a layer take "
+        "back what was lost before it (`--target original`, the default).",
+    ),
     Row("no-prefixes", "qembed without prefixes of texts", ("--prefixes", "0")),
     Row("no-weighing", "qembed without weighing last tokens", ("--last-share", "0")),
     Row("no-mixed", "qembed without mixed copies of texts", ("--mixed", "0")),
@@ -104,14 +112,15 @@ QUALITY = (
 )
 
 FEW = ("--calibration-texts", "64", "--max-tokens", "64")
+SOME = ("--calibration-texts", "64", "--max-tokens", "128")
 
 SPEED = (
     Row("0.6B", "the shape of Qwen3-Embedding-0.6B, 28 layers", ("--calibration-texts", "97"), model="0.6B"),
-    Row("layer", "one of its layers, qembed", FEW, model="0.6B:2"),
+    Row("layer", "one of its layers, qembed", SOME, model="0.6B:2"),
     Row(
         "layer-autoawq",
         "one of its layers, AutoAWQ {version}",
-        (*FEW, "--engine", "autoawq"),
+        (*SOME, "--engine", "autoawq"),
         "autoawq",
         model="0.6B:2",
         note="A layer: the second of two, from the end of the first to its own; the whole run's peak memory stands beside it.",

@@ -89,7 +89,7 @@ def quantize(
             prefix = f"{checkpoint.prefix}layers.{number}."
             tensors = {f"{prefix}{key}": tensor.cpu() for key, tensor in layer.state_dict().items()}
             parts.write(name, {key: _storable(key, tensor) for key, tensor in tensors.items()}, {})
-    plain = replace(settings, target="layer", prefixes=0, mixed=0)
+    plain = replace(settings, target="layer", inputs="quantized", prefixes=0, mixed=0)
     return stream.quantize(checkpoint, shape, calibration, plain, device, parts)
 
 

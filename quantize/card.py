@@ -146,7 +146,7 @@ def _nearness(report: Report) -> str:
 
 def _of_our_own(settings: Settings) -> dict[str, Any]:
     """Settings that AutoAWQ does not have."""
-    names = ("scales", "rounding", "target", "prefixes", "mixed", "last_share", "refine")
+    names = ("scales", "rounding", "target", "inputs", "prefixes", "mixed", "last_share", "refine")
     return {name: getattr(settings, name) for name in names}
 
 

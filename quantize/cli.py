@@ -96,6 +96,14 @@ computing = section("Where to compute")
     help="Fit each layer to what the original model has there, taking back what was lost before it, or to its own outputs.",
 )
 @method(
+    "--inputs",
+    type=click.Choice(["quantized", "original"]),
+    default="quantized",
+    show_default=True,
+    help="Fit each layer to what it reads behind quantized layers, or to what it reads in the original model (only with "
+    "--target layer).",
+)
+@method(
     "--prefixes",
     type=click.IntRange(min=0),
     default=8,
@@ -203,6 +211,8 @@ def command(
     if verify is not None:
         _verify(verify, device, threads, as_json)
         return
+    if method["inputs"] == "original" and method["target"] == "original":
+        raise BadInput("--inputs original: takes back nothing of earlier layers' losses; add --target layer")
     target = output or checkpoints.default_output(model)
     if method["engine"] == "autoawq":
         _refuse_what_autoawq_lacks(set(method))

@@ -17,6 +17,8 @@ class Settings:
         clip: whether ranges are shrunk by search.
         rounding: "compensated" (GPTQ) or "nearest".
         target: "original" fits each linear to what the original model has there, "layer" to its own outputs.
+        inputs: "quantized", what layers read in the INT4 model, or "original", what they read in the original one, is what each
+            layer is fitted to. "original" goes with the target "layer".
         prefixes: of each calibration text, how many prefixes count as texts of their own.
         mixed: tokens of the mixed copy of each calibration text (`qembed.quantize.mixing`); 0 for none.
         last_share: 0…1, what the last tokens of texts and prefixes count of all tokens; 0 weighs every token alike.
@@ -31,6 +33,7 @@ class Settings:
     clip: bool = True
     rounding: str = "compensated"
     target: str = "original"
+    inputs: str = "quantized"
     prefixes: int = 8
     mixed: int = 32
     last_share: float = 0.5

@@ -81,15 +81,17 @@ def quantize(
         block.load(tensors, layer)
         checks["original"].advance(block)
         goal = None
-        if settings.target == "original" or settings.refine:
-            before = list(streams["original"].hidden)
+        before = list(streams["original"].hidden)
+        if settings.target == "original":
             goal = Goal(before, streams["original"].advance(block), streams["original"].hidden)
-        if settings.target == "layer":
-            goal = None
+        elif settings.inputs == "original" or settings.refine:
+            streams["original"].advance(block)
         part = f"layer-{layer:03d}"
         finished = None if parts is None else parts.read(part)
         if finished is None:
-            stored = LayerQuantizer(block, layer, tensors, shape, settings, report).run(streams["quantized"], goal)
+            stored = LayerQuantizer(block, layer, tensors, shape, settings, report).run(
+                streams["quantized"] if settings.inputs == "quantized" else Stream(calibrated, before), goal
+            )
             notes = {name: values[-1] for name, values in report.error.items()}
             if parts is not None:
                 parts.write(part, {prefix + name: tensor.cpu() for name, tensor in stored.items()}, notes)

@@ -10,7 +10,7 @@ from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
 from qembed.packing import dequantize, unpack
 from qembed.quantize import awq, layer, stream, table
-from qembed.quantize.batches import plain
+from qembed.quantize.batches import plain, with_prefixes
 from qembed.quantize.blocks import INPUTS, LINEARS, Block
 from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of
@@ -136,6 +136,31 @@ def test_layers_fitted_to_the_original_end_nearer_to_it(make_checkpoint: MakeChe
         report = stream.quantize(checkpoint, shape, calibration, settings, torch.device("cpu"))
         lost[target] = 1 - statistics.fmean(report.cosines)
     assert lost["original"] < 0.9 * lost["layer"]
+
+
+def test_layers_fitted_to_the_original_inputs_know_nothing_of_those_before(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint()
+    shape, calibration = shape_of(checkpoint, 64), built_in(checkpoint, max_tokens=24, check=8, seed=3)
+    made = {}
+    for inputs in ("original", "quantized"):
+        settings = Settings(group_size=64, target="layer", inputs=inputs, rounding="nearest", mixed=0)
+        folder = tmp_path / inputs
+        folder.mkdir()
+        stream.quantize(checkpoint, shape, calibration, settings, torch.device("cpu"), Parts(folder))
+        found = Parts(folder).read("layer-001")
+        assert found is not None
+        made[inputs] = found[0]
+    rows = [row for number, row in enumerate(calibration.rows) if number not in calibration.check]
+    batches = with_prefixes(rows, range(len(rows)), 2048, prefixes=8, last_share=0.5, seed=3)
+    flow, block = Stream.start(checkpoint.tensor("embed_tokens.weight"), batches), Block(checkpoint, torch.device("cpu"))
+    block.load(layer_tensors(checkpoint))
+    flow.advance(block)
+    settings = Settings(group_size=64, target="layer", rounding="nearest")
+    alone = layer.LayerQuantizer(block, 1, layer_tensors(checkpoint, 1), shape, settings, Report()).run(flow, None)
+    assert all(torch.equal(made["original"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())
+    assert not all(torch.equal(made["quantized"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())
 
 
 def test_measured_cosine_is_what_the_written_tensors_give(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ QUALITY = (
         "the same, fitted to the original model's inputs",
         ("--target", "layer", "--inputs", "original"),
         note="Gram matrices are those of the inputs that come through the layers already quantized. What the original model's "
-        "inputs cost (`--inputs original`) is the difference of the two rows with `--target layer`; and only with the former can "
+        "inputs cost (`--inputs original`) is the difference of the two rows with `--target layer`; only with the former can "
         "a layer take back what was lost before it (`--target original`, the default).",
     ),
     Row("no-prefixes", "qembed without prefixes of texts", ("--prefixes", "0")),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,9 +63,19 @@ def data(options: Options) -> Data:
     return texts.read(options["data"] or texts.HELDOUT)
 
 
-def cache_folder(options: Options) -> Path | None:
-    """The folder that keeps vectors, or None."""
-    return None if options["no_cache"] else options["cache"] or default_folder()
+def cache_folder(options: Options, progress: Console) -> Path | None:
+    """The folder that keeps vectors; None if none is wanted, or if the default one cannot be written."""
+    if options["no_cache"] or options["cache"]:
+        return None if options["no_cache"] else Path(options["cache"])
+    try:
+        folder = default_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError) as error:  # no home at all is a RuntimeError
+        said = f"no vectors are kept: the cache folder cannot be written ({error}); --cache names another"
+        progress.print(said, markup=False, soft_wrap=True)
+        return None
 
 
 def sides(options: Options) -> tuple[Side, Side, Reader]:
@@ -78,6 +90,8 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
         candidate = sources.vectors(stored.read(options["vectors"]))
     elif options["url"]:
         candidate = sources.server(options["url"])
+        if _from_command_line("model"):
+            candidate = replace(candidate, size=sources.size(int4()))
     else:
         known = int4()
         through_vllm = options["engine"] == "vllm" if options["engine"] else sources.has_vllm()
@@ -117,7 +131,7 @@ def card_folder(options: Options) -> Path | None:
     return None
 
 
-def tasks(options: Options, progress: Console) -> tuple[list[Task], list[SelfScoring], bool]:
+def tasks(options: Options, folder: Path | None, progress: Console) -> tuple[list[Task], list[SelfScoring], bool]:
     """The tasks, read and checked; those that ask for vectors themselves; and whether speed is to be measured.
 
     Raises:
@@ -131,7 +145,7 @@ def tasks(options: Options, progress: Console) -> tuple[list[Task], list[SelfSco
     found: list[Task] = []
     if "retrieval" in names:
         retrieval.check_faiss()
-        found.append(_retrieval(options, progress))
+        found.append(_retrieval(options, folder, progress))
     if "classification" in names:
         classification.check_package(options["classifier"])
         given = options["classification"]
@@ -181,7 +195,7 @@ def _names(options: Options) -> list[str]:
     return [name for name in TASKS if name in wanted] + sorted(name for name in wanted if name.startswith(MTEB))
 
 
-def _retrieval(options: Options, progress: Console) -> Task:
+def _retrieval(options: Options, folder: Path | None, progress: Console) -> Task:
     paths = [Path(path) for path in options["retrieval"]]
     instruction = options["instruction"]
     collection = _collection(paths, instruction) if paths else builtin.retrieval(instruction)
@@ -189,7 +203,7 @@ def _retrieval(options: Options, progress: Console) -> Task:
         return retrieval.task(collection)
     named = options["rerank"]
     reranker = rerank.through_server(named) if "://" in named else rerank.through_transformers(checkpoints.find(named))
-    scoring = rerank.scoring(reranker, instruction, cache_folder(options), progress)
+    scoring = rerank.scoring(reranker, instruction, folder, progress)
     return retrieval.task(collection, scoring, reranker.name)
 
 

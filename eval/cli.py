@@ -155,18 +155,19 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
     choose.check(options)
     data = choose.data(options)
     progress = Console(stderr=True)
-    tasks, scored, timed = choose.tasks(options, progress)
+    folder = choose.cache_folder(options, progress)
+    tasks, scored, timed = choose.tasks(options, folder, progress)
     candidate, baseline, reader = choose.sides(options)
-    folder = choose.card_folder(options)
+    checkpoint = choose.card_folder(options)
     timing = choose.speed(options, candidate, baseline) if timed else None
     thresholds = Thresholds(options["min_cosine"], options["min_p1"], options["max_task_drop"])
-    settings = compare.Settings(options["baseline"], thresholds, choose.cache_folder(options))
+    settings = compare.Settings(options["baseline"], thresholds, folder)
     found = compare.compare(candidate, baseline, reader, data, settings, progress, tasks, scored)
     if timing is not None:
         pool = " ".join(text.text for text in data.texts).split()
         left, right, shapes, notes = timing
         found["speed"] = speed.measure(left, right, shapes, pool, reader.tokenizer, progress, notes)
-    return found, folder
+    return found, checkpoint
 
 
 def _compare(options: dict[str, Any]) -> None:

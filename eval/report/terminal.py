@@ -98,7 +98,7 @@ def _print_speed(console: Console, speed: dict[str, Any], baseline: str) -> None
             *(words.latency(side) for side in sides),
             words.ratio(shape),
         )
-    console.print(table)
+    _print_table(console, table)
     for line in words.speed_notes(speed):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print()
@@ -158,7 +158,7 @@ def _print_task(console: Console, task: dict[str, Any], baseline: str) -> None:
             words.interval(metric["interval"], 3),
             *([words.number(metric["mixed"])] if mixed else []),
         )
-    console.print(table)
+    _print_table(console, table)
     for note in task["notes"]:
         console.print(escape(note), highlight=False, soft_wrap=True)
     console.print()
@@ -174,4 +174,7 @@ def _table(title: str) -> Table:
 
 
 def _print_table(console: Console, table: Table) -> None:
+    """The table under its title, which may be wider than the table is."""
+    console.print(table.title, style="bold", highlight=False, soft_wrap=True)
+    table.title = None
     console.print(table)

@@ -171,6 +171,20 @@ def test_a_server_that_serves_another_model_now_is_asked_anew(start_server: Star
     assert found["results"]["overall"]["mean"] < 0.999
 
 
+def test_a_home_that_cannot_be_written_is_told_and_no_hindrance(
+    start_server: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("QEMBED_EVAL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    result = qembed(start_server(), start_server())
+    assert result.exit_code == 0, result.stderr
+    assert "no vectors are kept: the cache folder cannot be written" in " ".join(result.stderr.split())
+    asked = qembed(start_server(), start_server(), "--cache", tmp_path / "file")
+    assert asked.exit_code == 2
+    assert "is a file" in asked.stderr
+
+
 def test_no_cache_asks_every_time(start_server: Start, cache_folder: Path) -> None:
     candidate, baseline = start_server(), start_server()
     for _ in range(2):

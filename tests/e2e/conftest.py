@@ -12,6 +12,12 @@ import pytest
 from tests.e2e.launcher import QEMBED, Launched
 
 
+@pytest.fixture(scope="session", autouse=True)
+def eval_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No `qembed eval` of a test leaves vectors in the user's own cache."""
+    os.environ["QEMBED_EVAL_CACHE"] = str(tmp_path_factory.mktemp("eval-cache"))
+
+
 @pytest.fixture(scope="session")
 def int4_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `qembed quantize --model sample` writes; QEMBED_TEST_INT4 names another INT4 folder to test with."""

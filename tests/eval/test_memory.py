@@ -1,0 +1,39 @@
+"""Many texts need little memory: vectors are looked at a block at a time, and what is made of them lies in files."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qembed.eval import arrays, bootstrap, fidelity, neighbours, result
+from qembed.eval.texts import Text
+
+
+def test_no_copy_of_all_vectors_is_ever_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, width = 20_000, 512
+    whole = count * width * 4
+    monkeypatch.setattr(arrays, "MAPPED_BYTES", whole // 8)
+    monkeypatch.setattr(fidelity, "BLOCK_ROWS", 512)
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", whole // 8)
+    monkeypatch.setattr(neighbours, "QUERIES", 50)
+    monkeypatch.setattr(neighbours, "PAIRED", 100)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 20)
+    random = np.random.default_rng(0)
+    sides = []
+    for name in ("candidate", "baseline"):
+        stored = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float32, (count, width))
+        for start in range(0, count, 5000):
+            stored[start : start + 5000] = random.normal(size=(5000, width))
+        sides.append(stored)
+    texts = [Text(str(row), str(row)) for row in range(count)]
+    tracemalloc.start()
+    try:
+        found = result.results(texts, sides[0], sides[1])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found["overall"]["count"] == count
+    assert peak < whole, f"{peak / whole:.2f} of one side's vectors"

@@ -1,11 +1,14 @@
-"""The token table in INT8, both ways: one scale a row, over columns brought to the same size.
+"""The token table in INT8, both ways: one scale a row, over columns brought to the same size, on levels denser near zero.
 
 A table E of V tokens and width H is stored as `qweight` [V, H] int8 (−127…127), `scales` [V, 1] float32 and `column_scales`
-[H] float32, so that E[v, h] ≈ qweight[v, h] · scales[v] · column_scales[h]. Some channels of a trained table are greater than
-others in every row, and would set the step of all of them: each column is first divided by its root mean square, which loses
-less than a search for the best scale of each row does. Scales are float32, because a float16 one would be subnormal, or zero,
-for rows near zero; at a width of 1024 the difference is 0.2% of the table. Rows of normal values lose 0.79% at the width of the
-0.6B (1,024), 0.84% at the 4B's (2,560), 0.87% at the 8B's (4,096): tests/test_token_table.py.
+[H] float32, so that E[v, h] ≈ level(qweight[v, h]) · scales[v] · column_scales[h], where level(q) = q · (0.4 + 0.6 · (q/127)²).
+
+Some channels of a trained table are greater than others in every row, and would set the step of all of them: each column is
+first divided by its root mean square. And most values of a row are small beside its greatest: on even levels a row of normal
+values loses 0.8 to 1.2%, and one with outliers 1.5%, whatever its scale. With levels 5.5 times as dense at zero as at the ends
+each row of the sample, and of normal values at the widths of the 0.6B, the 4B and the 8B, loses less than 0.8% (0.65% on the
+average): tests/test_token_table.py. Scales are float32, because a float16 one would be subnormal, or zero, for rows near zero;
+at a width of 1024 the difference is 0.2% of the table.
 All three parts of qembed stand on this file: `quantize` writes such tables, the vLLM plugin makes and reads them, `eval` reads
 them.
 """
@@ -23,6 +26,10 @@ QUANT_METHOD = "qembed_awq"
 """`quant_method` in config.json of an AWQ checkpoint whose token table is INT8. No loader but our plugin knows it."""
 TENSORS = ("qweight", "scales", "column_scales")
 LEVELS = 127
+CENTRE = 0.4
+"""The slope of level(q) at zero; of the values tried, the one with which the worst row of the sample loses least."""
+HARD = 0.0075
+WIDER = (1.03, 1.06, 1.1)
 BLOCK_ROWS = 2048
 """Rows of a table that are in float32 at once."""
 
@@ -48,16 +55,47 @@ def column_scales(blocks: Iterable[torch.Tensor]) -> torch.Tensor:
 def quantize(block: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`qweight` [rows, H] int8 and `scales` [rows, 1] float32 of `block` [rows, H] over `columns` (`column_scales`) [H].
 
-    The greatest value of a row becomes ±127. A row of zeros gets the scale 1.
+    Each value becomes its nearest level. The greatest of a row becomes ±127; where the row then loses more than HARD, because
+    that value or the next ones fall badly, scales a little greater are tried. A row of zeros gets the scale 1.
     """
     import torch
 
     values = block.float() / columns
     scales = values.abs().amax(1, keepdim=True) / LEVELS
     scales = torch.where(scales > 0, scales, torch.ones_like(scales))
-    return (values / scales).round_().clamp_(-LEVELS, LEVELS).to(torch.int8), scales
+    qweight = _nearest(values / scales)
+    sizes = (values * columns).norm(dim=1)
+    lost = _lost(values, qweight, scales, columns)
+    hard = torch.nonzero(lost > HARD * sizes).flatten()
+    for ratio in WIDER if len(hard) else ():
+        wider = scales[hard] * ratio
+        tried = _nearest(values[hard] / wider)
+        less = _lost(values[hard], tried, wider, columns)
+        better = less < lost[hard]
+        at = hard[better]
+        qweight[at], scales[at], lost[at] = tried[better], wider[better], less[better]
+    return qweight, scales
+
+
+def _nearest(values: torch.Tensor) -> torch.Tensor:
+    """The integers −127…127 int8 whose levels are nearest to `values`."""
+    import torch
+
+    grid = level(torch.arange(-LEVELS, LEVELS + 1, device=values.device))
+    return torch.bucketize(values, (grid[1:] + grid[:-1]) / 2, out_int32=True).sub_(LEVELS).to(torch.int8)
+
+
+def _lost(values: torch.Tensor, qweight: torch.Tensor, scales: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """The error's norm [rows] of each row."""
+    return level(qweight).mul_(scales).sub_(values).mul_(columns).norm(dim=1)
 
 
 def dequantize(qweight: torch.Tensor, scales: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """The rows [..., H] float32 that `qweight` [..., H], `scales` [..., 1] and `columns` [H] stand for."""
-    return qweight.float().mul_(scales).mul_(columns)
+    return level(qweight).mul_(scales).mul_(columns)
+
+
+def level(qweight: torch.Tensor) -> torch.Tensor:
+    """What the integers −127…127 stand for before they are scaled: float32 in the same range, of the same shape."""
+    steps = qweight.float()
+    return steps.square().mul_((1 - CENTRE) / LEVELS**2).add_(CENTRE).mul_(steps)

@@ -19,6 +19,12 @@ def relative_error(table: torch.Tensor) -> float:
     return (lost.norm() / table.double().norm()).item()
 
 
+def of_rows(table: torch.Tensor) -> torch.Tensor:
+    """The relative error of each row."""
+    lost = token_table.dequantize(*convert(table)).double() - table.double()
+    return lost.norm(dim=1) / table.double().norm(dim=1)
+
+
 @pytest.fixture
 def table() -> torch.Tensor:
     """The width of the 0.6B, in float16, with random rows of very different length."""
@@ -31,8 +37,10 @@ def test_the_parts_have_the_shapes_and_dtypes_of_the_format(table: torch.Tensor)
     assert (qweight.shape, qweight.dtype) == ((500, 1024), torch.int8)
     assert (scales.shape, scales.dtype) == ((500, 1), torch.float32)
     assert (columns.shape, columns.dtype) == ((1024,), torch.float32)
-    assert qweight.abs().amax(1).eq(127).all()
-    expected = qweight.double() * scales.double() * columns.double()
+    assert qweight.abs().amax(1).ge(120).all()
+    assert qweight.abs().amax(1).eq(127).float().mean() > 0.9
+    level = qweight.double() * (0.4 + 0.6 * (qweight.double() / 127) ** 2)
+    expected = level * scales.double() * columns.double()
     torch.testing.assert_close(token_table.dequantize(qweight, scales, columns).double(), expected, rtol=1e-6, atol=0)
 
 
@@ -40,19 +48,27 @@ def test_less_than_0_8_percent_is_lost_at_the_width_of_the_0_6b(table: torch.Ten
     assert relative_error(table) < 0.008
 
 
-@pytest.mark.parametrize(("width", "lost"), [(1024, 0.0079), (2560, 0.0084), (4096, 0.0087)])
-def test_wider_rows_lose_more_because_their_greatest_value_is_greater(width: int, lost: float) -> None:
-    """The widths of the 0.6B, 4B and 8B, with normal values."""
+@pytest.mark.parametrize("width", [1024, 2560, 4096])
+def test_no_row_loses_0_8_percent_at_the_widths_of_the_0_6b_4b_and_8b(width: int) -> None:
     torch.manual_seed(1)
-    assert relative_error(torch.randn(300, width) * 0.02) == pytest.approx(lost, abs=0.0001)
+    assert of_rows(torch.randn(300, width) * 0.02).max() < 0.008
 
 
-def test_less_than_0_8_percent_is_lost_of_a_trained_table() -> None:
+def test_no_row_of_a_trained_table_loses_0_8_percent() -> None:
     sample = find(SAMPLE)
-    assert relative_error(sample.tensor(sample.prefix + "embed_tokens.weight")) < 0.008
+    lost = of_rows(sample.tensor(sample.prefix + "embed_tokens.weight"))
+    assert lost.max() < 0.008
+    assert lost.mean() < 0.0065
 
 
-def test_column_scales_lose_less_of_a_trained_table_than_the_best_scale_of_each_row() -> None:
+def test_every_value_becomes_its_nearest_level(table: torch.Tensor) -> None:
+    qweight, scales, columns = convert(table)
+    wanted = (table.float() / columns / scales)[:50, :, None]
+    nearest = (wanted - token_table.level(torch.arange(-127, 128))).abs().argmin(-1) - 127
+    assert torch.equal(qweight[:50].long(), nearest)
+
+
+def test_columns_and_levels_lose_less_of_a_trained_table_than_the_best_scale_of_each_row() -> None:
     sample = find(SAMPLE)
     table = sample.tensor(sample.prefix + "embed_tokens.weight")[::4].double()
     greatest = table.abs().amax(1, keepdim=True)
@@ -61,7 +77,7 @@ def test_column_scales_lose_less_of_a_trained_table_than_the_best_scale_of_each_
         step = greatest * ratio / 127
         lost = (table / step).round().clamp(-127, 127) * step - table
         least = torch.minimum(least, lost.square().sum(1))
-    assert relative_error(table) < 0.95 * (least.sum().sqrt() / table.norm()).item()
+    assert relative_error(table) < 0.85 * (least.sum().sqrt() / table.norm()).item()
 
 
 def test_columns_that_are_great_in_every_row_cost_nothing(table: torch.Tensor) -> None:
@@ -90,11 +106,12 @@ def test_the_least_rows_that_float16_holds_are_kept(table: torch.Tensor) -> None
     assert (restored - table[9].float()).norm() / table[9].float().norm() < 0.02
 
 
-def test_an_outlier_costs_its_own_row_no_more_than_half_a_step_a_value(table: torch.Tensor) -> None:
+def test_an_outlier_costs_its_own_row_no_more_than_half_the_greatest_step_a_value(table: torch.Tensor) -> None:
     table[11, 4] = 60
     qweight, scales, columns = convert(table)
     lost = (token_table.dequantize(qweight, scales, columns) - table.float()).abs() / columns
-    assert (lost <= scales * 0.5001).all()
+    greatest = float(token_table.level(torch.tensor([127])) - token_table.level(torch.tensor([126])))
+    assert (lost <= scales * greatest * 0.5001).all()
 
 
 def test_blocks_do_not_change_the_result(table: torch.Tensor) -> None:

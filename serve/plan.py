@@ -20,6 +20,7 @@ from qembed.serve.devices import Device
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F64", "F32", "F16", "BF16")
+HALVES = {"F16": "float16", "BF16": "bfloat16"}
 LENGTH_DEFAULT = 8192
 # A cache in 8-bit floats; "auto" is the dtype that is computed in.
 CACHE_BYTES = {**DTYPE_BYTES, "fp8": 1}
@@ -157,6 +158,14 @@ def with_int8_table(shapes: Mapping[str, tuple[list[int], str]]) -> dict[str, tu
         else:
             made[name] = (shape, stored)
     return made
+
+
+def with_kept_table(shapes: Mapping[str, tuple[list[int], str]]) -> dict[str, tuple[list[int], str]]:
+    """`shapes` where a 16-bit token table stays what it is, whatever is computed in (`vllm_plugin.half_table`)."""
+    return {
+        name: (shape, "I16" if stored in HALVES and ".embed_tokens." in f".{name}" else stored)
+        for name, (shape, stored) in shapes.items()
+    }
 
 
 def kv_bytes_per_token(config: Mapping[str, Any], dtype: str, parallel: int = 1) -> int:

@@ -27,6 +27,8 @@ SHUTDOWN_TIMEOUT = 10.0
 MAX_RESTARTS = 5
 # vLLM's blocks of 128 tokens on a CPU would leave 32 short sequences holding 4,096 tokens of mostly empty cache.
 BLOCK_SIZE: dict[Device, int] = {"cpu": 32, "cuda": 16}
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": 32 * 2**20, "MALLOC_TRIM_THRESHOLD_": 512 * 2**20}
+"""glibc's settings, bytes: how large an allocation must be to get pages of its own, and how much is kept of what is freed."""
 STOCK_CPU_KERNEL = "CPUWNA16LinearKernel"
 GATE = "qembed.serve.gate.Gate"
 MARGIN = 1.1
@@ -132,8 +134,14 @@ class Launch:
 
     @property
     def token_table(self) -> str:
-        """What the token table is held in: "int8", or the dtype that is computed in."""
-        return INT8 if self.settings.makes_table or self.settings.checkpoint.has_int8_table else self.dtype
+        """What the token table is held in: "int8", or the checkpoint's 16 bits, or the dtype that is computed in."""
+        checkpoint = self.settings.checkpoint
+        if self.settings.makes_table or checkpoint.has_int8_table:
+            return INT8
+        if _keeps_table(checkpoint, self.device, self.dtype):
+            held = (stored for name, (_, stored) in checkpoint.shapes().items() if name.endswith("embed_tokens.weight"))
+            return plan.HALVES.get(next(held, ""), self.dtype)
+        return self.dtype
 
     @property
     def hidden_size(self) -> int:
@@ -159,7 +167,10 @@ def resolve(settings: Settings, target: Target, best_dtype: str, port: int) -> L
     _check(settings, target)
     dtype = best_dtype if settings.dtype == "auto" else settings.dtype
     stored = checkpoint.shapes()
-    shapes = plan.with_int8_table(stored) if settings.makes_table else stored
+    if settings.makes_table:
+        shapes = plan.with_int8_table(stored)
+    else:
+        shapes = plan.with_kept_table(stored) if _keeps_table(checkpoint, target.kind, dtype) else stored
 
     def make(sizes: fit.Sizes) -> plan.Plan:
         return plan.make(
@@ -185,6 +196,11 @@ def resolve(settings: Settings, target: Target, best_dtype: str, port: int) -> L
         limit = plan.size_of(checkpoint.config, "max_position_embeddings")
         sizes = fit.fit(settings.memory, sizes, fixed, limit, make)
     return Launch(settings, target, dtype, port, sizes, make(sizes))
+
+
+def _keeps_table(checkpoint: Checkpoint, device: Device, dtype: str) -> bool:
+    """Whether the plugin leaves a 16-bit token table as it is."""
+    return checkpoint.is_int4 and device == "cpu" and dtype == "float32"
 
 
 def _check(settings: Settings, target: Target) -> None:
@@ -323,6 +339,10 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
     if launch.device == "cpu":
         # Left to itself vLLM keeps a core back for its scheduler, which on two cores is half of the machine.
         chosen.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+        # glibc gives each freed activation back to the system, and takes new, zeroed pages for the next one: half of the time
+        # of a step. What it keeps of freed memory is bounded by MAX_NUM_BATCHED_TOKENS.
+        for name, size in MALLOC.items():
+            chosen.setdefault(name, str(size))
         # It would overrule the planned cache.
         chosen.pop("VLLM_CPU_KVCACHE_SPACE", None)
         if _needs_own_kernel(launch):

@@ -12,9 +12,15 @@ def register() -> None:
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.platforms import current_platform
 
-    from qembed.serve.vllm_plugin.lazy import LazyAWQConfig, LazyInt8TableConfig
+    from qembed.serve.vllm_plugin.lazy import (
+        COMPRESSED_TENSORS,
+        LazyAWQConfig,
+        LazyCompressedTensorsConfig,
+        LazyInt8TableConfig,
+    )
     from qembed.token_table import QUANT_METHOD
 
     register_quantization_config(QUANT_METHOD)(LazyInt8TableConfig)
     if current_platform.is_cpu():
         register_quantization_config("awq")(LazyAWQConfig)
+        register_quantization_config(COMPRESSED_TENSORS)(LazyCompressedTensorsConfig)

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from vllm.model_executor.kernels.linear import register_linear_kernel
-from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig
+from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig, AutoAWQMarlinLinearMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.platforms import PlatformEnum, current_platform
 
+from qembed.serve.vllm_plugin.half_table import HalfEmbedding, HalfHead
 from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
 from qembed.serve.vllm_plugin.kernel import Int4LinearKernel
 
@@ -23,15 +25,19 @@ STOCK_KERNEL = "CPUWNA16LinearKernel"
 register_linear_kernel(Int4LinearKernel, PlatformEnum.CPU)
 
 
-class CpuAWQConfig(AutoAWQConfig):
-    """AWQ on a CPU. Beside 16-bit activations it allows float32 where the plugin's kernel is the one that runs."""
+class CpuConfig(AutoAWQConfig):
+    """AWQ's linear layers on a CPU. Beside 16-bit activations it allows float32 where the kernel that runs is the plugin's."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> AutoAWQConfig:
         """The config; switches vLLM's own kernel off where it is missing."""
-        if not _stock_kernel_exists() and STOCK_KERNEL not in _disabled():
-            os.environ["VLLM_DISABLED_KERNELS"] = ",".join([*_disabled(), STOCK_KERNEL])
+        replace_missing_kernel()
         return super().from_config(config)
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
+        """As vLLM has it, but that our kernel takes AWQ's tensors as they are."""
+        method = super().get_quant_method(layer, prefix)
+        return CpuAWQLinear(self) if type(method) is AutoAWQMarlinLinearMethod else method
 
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
@@ -39,8 +45,40 @@ class CpuAWQConfig(AutoAWQConfig):
         return [torch.float16, torch.bfloat16, *([torch.float32] if STOCK_KERNEL in _disabled() else [])]
 
 
-class CpuInt8TableConfig(Int8TableConfig, CpuAWQConfig):
-    """The same with the token table in INT8."""
+class CpuAWQLinear(AutoAWQMarlinLinearMethod):
+    """A linear layer whose tensors go to our kernel as the checkpoint has them.
+
+    vLLM would turn them to another layout first, with several int32 for each weight at a time.
+    """
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Let the kernel take over the loaded tensors."""
+        if isinstance(self.kernel, Int4LinearKernel):
+            self.kernel.process_weights_after_loading(layer)
+        else:
+            super().process_weights_after_loading(layer)
+
+
+class CpuAWQConfig(CpuConfig):
+    """AWQ on a CPU, with the token table in 16 bits."""
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
+        """The token table as the checkpoint has it; for all else `CpuConfig`'s."""
+        if isinstance(layer, ParallelLMHead):
+            return super().get_quant_method(layer, prefix) or HalfHead()
+        if isinstance(layer, VocabParallelEmbedding):
+            return HalfEmbedding()
+        return super().get_quant_method(layer, prefix)
+
+
+class CpuInt8TableConfig(Int8TableConfig, CpuConfig):
+    """AWQ on a CPU, with the token table in INT8."""
+
+
+def replace_missing_kernel() -> None:
+    """Switch vLLM's own kernel off where its build for this CPU has none, so that ours is chosen."""
+    if not _stock_kernel_exists() and STOCK_KERNEL not in _disabled():
+        os.environ["VLLM_DISABLED_KERNELS"] = ",".join([*_disabled(), STOCK_KERNEL])
 
 
 def _disabled() -> list[str]:

@@ -1,4 +1,4 @@
-"""The arithmetic of the INT4 linear layer on a CPU, as functions of tensors.
+"""The arithmetic of the INT4 linear layer on a CPU, as functions of tensors: where native.py has no compiled kernel.
 
 The weights stay 4-bit in memory. For a product a block of output rows is dequantized in float32 into a scratch buffer that
 fits the cache, multiplied by the float32 GEMM, and overwritten by the next block. Dequantizing costs about 1 ms for 3 million
@@ -10,11 +10,19 @@ both halves are written to contiguous memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from qembed import packing
+
 SCRATCH_BYTES = 4 * 2**20
+BLOCK_OUTPUTS = 1024
+"""Outputs that are a byte a weight at once while a layer is prepared."""
+
+ValuesOf = Callable[[int, int], torch.Tensor]
+"""Gives the integers 0…15 [end − start, K] uint8 of the outputs from `start` to before `end`."""
 
 
 class Weight(NamedTuple):
@@ -28,22 +36,32 @@ class Weight(NamedTuple):
     zeros: torch.Tensor
 
 
-def prepare(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> Weight:
-    """The layer from `words` [N, K/8] int32 (input 8i + j in nibble j from the low end), `scales` and `zeros` [N, K/g]."""
+def prepare(values_of: ValuesOf, scales: torch.Tensor, zeros: torch.Tensor) -> Weight:
+    """The layer from its integers, which `values_of` gives, and `scales` and `zeros` [N, K/g]."""
     outputs, groups = scales.shape
-    pairs = words.contiguous().view(torch.uint8).view(outputs, groups, -1)
-    values = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2)
-    low, high = values.chunk(2, dim=-1)
+    blocks = []
+    for start in range(0, outputs, BLOCK_OUTPUTS):
+        low, high = values_of(start, min(start + BLOCK_OUTPUTS, outputs)).unflatten(1, (groups, -1)).chunk(2, dim=-1)
+        blocks.append((low | high << 4).flatten(1))
+    return Weight(torch.cat(blocks), narrow(scales).contiguous(), zeros.to(torch.int8).contiguous())
+
+
+def narrow(scales: torch.Tensor) -> torch.Tensor:
+    """`scales` in float16 where that loses nothing: checkpoints hold float16, and a layer has them in its own dtype."""
     half = scales.to(torch.float16)
-    # Checkpoints hold float16 scales; they come here widened to the layer's dtype, and go back without loss.
-    kept = half if torch.equal(half.to(scales.dtype), scales) else scales.float()
-    return Weight((low | high << 4).reshape(outputs, -1), kept.contiguous(), zeros.to(torch.int8).contiguous())
+    return half if torch.equal(half.to(scales.dtype), scales) else scales.float()
 
 
 def unpack(words: torch.Tensor) -> torch.Tensor:
     """The integers 0…15 [rows, 8 · columns] uint8 inside int32 [rows, columns], from the low end of each word."""
     pairs = words.contiguous().view(torch.uint8)
     return torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2)
+
+
+def unpack_awq(words: torch.Tensor) -> torch.Tensor:
+    """The integers 0…15 [8 · columns, rows] uint8 inside AWQ's int32 [rows, columns] (`qembed.packing`): outputs first."""
+    nibbles = unpack(words).unflatten(1, (-1, packing.PACK))
+    return nibbles[..., sorted(range(packing.PACK), key=packing.ORDER.__getitem__)].flatten(1).T
 
 
 def dequantize(weight: Weight, out: torch.Tensor) -> torch.Tensor:

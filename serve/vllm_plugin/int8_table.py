@@ -107,7 +107,7 @@ class Int8Embedding(QuantizeMethodBase):
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Logits, for a model that generates: `x` [..., width] times the table, in the dtype of `x`."""
         scaled = x * layer.column_scales.to(x.dtype)
-        parts = [linear(scaled, block.to(x.dtype)) for block in layer.qweight.split(BLOCK_ROWS)]
+        parts = [linear(scaled, token_table.level(block).to(x.dtype)) for block in layer.qweight.split(BLOCK_ROWS)]
         logits = torch.cat(parts, dim=-1) * layer.scales.T.to(x.dtype)
         return logits if bias is None else logits + bias
 

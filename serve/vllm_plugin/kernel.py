@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+
 import torch
+from vllm.logger import init_logger
 from vllm.model_executor.kernels.linear import MPLinearKernel, MPLinearLayerConfig
 from vllm.platforms import current_platform
 from vllm.scalar_type import scalar_types
 
-from qembed.serve.vllm_plugin import int4
+from qembed.packing import PACK
+from qembed.serve.vllm_plugin import int4, native
 
 SYMMETRIC_ZERO = 8
 ZEROS = "int4_zeros"
 
+logger = init_logger(__name__)
+
 
 class Int4LinearKernel(MPLinearKernel):
-    """4-bit weights on any CPU that torch runs on, for AWQ (with zero points) and symmetric weights, in any float dtype."""
+    """4-bit weights on any CPU that torch runs on, for AWQ (with zero points) and symmetric weights, in any float dtype.
+
+    By the compiled kernel where there is one for this CPU and the group size, else in torch.
+    """
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -35,24 +45,53 @@ class Int4LinearKernel(MPLinearKernel):
         return True, None
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Replace the loaded tensors by `int4.Weight`'s three."""
+        """Replace the loaded tensors by the three of `native.Weight`, or of `int4.Weight`."""
         words, scales = getattr(layer, self.w_q_name), getattr(layer, self.w_s_name)
-        # The parameters say which way round they lie: AWQ comes as [K/8, N] here, compressed-tensors as [N, K/8].
-        packed = words.data.T if words.input_dim == 0 else words.data
+        # The parameters say which way round they lie: AWQ's is packed along the outputs, all others along the inputs.
+        is_awq = words.packed_dim == words.output_dim
         steps = scales.data.T if scales.output_dim == 1 else scales.data
         if self.config.zero_points and self.w_zp_name is not None:
-            zeros = getattr(layer, self.w_zp_name)
-            offsets = int4.unpack(zeros.data.T if zeros.output_dim == 0 else zeros.data).T
+            zeros = getattr(layer, self.w_zp_name).data
+            offsets = int4.unpack_awq(zeros) if is_awq else int4.unpack(zeros.T).T
         else:
             offsets = torch.full(steps.shape, SYMMETRIC_ZERO, dtype=torch.uint8)
-        weight = int4.prepare(packed, steps, offsets)
+        values = _reader(words.data, is_awq, words.input_dim)
+        inputs, self.outputs = self.config.partition_weight_shape
+        self.compiled = _has_native(inputs // steps.shape[1])
+        weight = native.prepare(values, steps, offsets, inputs) if self.compiled else int4.prepare(values, steps, offsets)
         if self.w_zp_name is not None:
             setattr(layer, self.w_zp_name, None)
         for name, tensor in ((self.w_q_name, weight.values), (self.w_s_name, weight.scales), (ZEROS, weight.zeros)):
             setattr(layer, name, torch.nn.Parameter(tensor, requires_grad=False))
+        del words, scales, values
+        _give_back_freed_memory()
 
     def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x` [..., K] times the layer's weights: [..., N] in the dtype of `x`."""
         values, scales, _ = self._get_weight_params(layer)
-        rows = torch.ops.qembed.int4_linear(x.reshape(-1, x.shape[-1]), values, scales, getattr(layer, ZEROS), bias)
+        inputs, zeros = x.reshape(-1, x.shape[-1]), getattr(layer, ZEROS)
+        if self.compiled:
+            rows = torch.ops.qembed.int4_panels(inputs, values, scales, zeros, bias, self.outputs)
+        else:
+            rows = torch.ops.qembed.int4_linear(inputs, values, scales, zeros, bias)
         return rows.view(*x.shape[:-1], rows.shape[-1])
+
+
+def _give_back_freed_memory() -> None:
+    """Let glibc return what the loaded tensors and their conversion took; elsewhere nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _reader(words: torch.Tensor, is_awq: bool, input_dim: int) -> int4.ValuesOf:
+    if is_awq:
+        return lambda start, end: int4.unpack_awq(words[:, start // PACK : end // PACK])
+    by_output = words.T if input_dim == 0 else words
+    return lambda start, end: int4.unpack(by_output[start:end])
+
+
+def _has_native(group: int) -> bool:
+    if native.library() is None:
+        logger.warning_once("qembed's compiled INT4 kernel is missing here (no AVX2, or not built): INT4 runs in torch, slower")
+        return False
+    return native.chunk_of(group) is not None

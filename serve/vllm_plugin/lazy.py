@@ -11,6 +11,8 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 
 from qembed.token_table import QUANT_METHOD
 
+COMPRESSED_TENSORS = "compressed-tensors"
+
 
 class LazyAWQConfig(QuantizationConfig):
     """What `awq` in a checkpoint's config.json stands for on a CPU. `from_config` returns the real thing."""
@@ -43,6 +45,26 @@ class LazyAWQConfig(QuantizationConfig):
     def get_quant_method(self, layer: Any, prefix: str) -> Any:
         """Never asked: `from_config` returns another class."""
         raise NotImplementedError
+
+
+class LazyCompressedTensorsConfig(LazyAWQConfig):
+    """The same for `compressed-tensors` (llm-compressor's checkpoints): vLLM's own config, with our kernel to choose from."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> QuantizationConfig:
+        """vLLM's config of such a checkpoint, with our kernel behind it where vLLM has none."""
+        from qembed.serve.vllm_plugin.compressed_tensors import CpuCompressedTensorsConfig
+
+        return CpuCompressedTensorsConfig.from_config(config)
+
+    @classmethod
+    def get_config_filenames(cls) -> list[str]:
+        """None: such a checkpoint says it in config.json."""
+        return []
+
+    def get_name(self) -> Any:
+        """The name in config.json."""
+        return COMPRESSED_TENSORS
 
 
 class LazyInt8TableConfig(LazyAWQConfig):

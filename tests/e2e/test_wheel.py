@@ -7,26 +7,48 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_wheel_is_whole(tmp_path: Path) -> None:
+def built(folder: Path, **environment: str) -> Path:
+    """A wheel of this checkout, in `folder`."""
     # A copy, because setuptools would put back into the wheel what an earlier build left in build/lib.
-    tree = tmp_path / "tree"
+    tree = folder / "tree"
     for name in ("qembed", "quantize", "serve", "eval"):
-        shutil.copytree(ROOT / name, tree / name)
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tree]
-    subprocess.run(build, check=True, capture_output=True, timeout=600)
-    (wheel,) = tmp_path.glob("qembed-*.whl")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, tree]
+    subprocess.run(build, check=True, capture_output=True, timeout=600, env={**os.environ, **environment})
+    (wheel,) = folder.glob("qembed-*.whl")
+    return wheel
+
+
+def kernels(wheel: Path) -> list[str]:
+    """The compiled kernels in a wheel."""
+    return [name for name in zipfile.ZipFile(wheel).namelist() if "/_int4_kernel." in name]
+
+
+def test_without_a_compiler_the_wheel_is_built_all_the_same(tmp_path: Path) -> None:
+    wheel = built(tmp_path, CC="/no/compiler", CXX="/no/compiler")
+    assert kernels(wheel) == []
+
+
+def test_the_wheel_is_whole(tmp_path: Path) -> None:
+    wheel = built(tmp_path)
+    if shutil.which("g++"):
+        assert len(kernels(wheel)) == 1
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel]
     subprocess.run(install, check=True, capture_output=True, timeout=600)
     # What PYTHONPATH names comes before the editable install that the tests run from.
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"}
-    code = "import qembed, qembed.quantize, qembed.serve.vllm_plugin, qembed.eval as e; print(qembed.__file__, e.__file__)"
+    code = (
+        "import qembed, qembed.quantize, qembed.serve.vllm_plugin, qembed.eval as e; from importlib.util import find_spec; "
+        "print(qembed.__file__, e.__file__, getattr(find_spec('qembed.serve.vllm_plugin._int4_kernel'), 'origin', e.__file__))"
+    )
     places = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
     ).stdout.split()

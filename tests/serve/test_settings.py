@@ -94,13 +94,26 @@ def test_an_int8_table_is_asked_of_the_plugin_only_where_there_is_none_yet(int4:
     untouched = resolve(Settings(int4), CPU, "float32", 1)
     for launch in (stored, untouched):
         assert "quantization_config" not in json.loads(told(launch, "--hf-overrides"))
-    assert [launch.token_table for launch in (made, stored, untouched)] == ["int8", "int8", "float32"]
+    assert [launch.token_table for launch in (made, stored, untouched)] == ["int8", "int8", "float16"]
     assert environment(stored, {}, [0])["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
 
 
 def test_an_int8_table_is_planned_at_its_size(int4: Checkpoint) -> None:
-    assert resolve(Settings(int4), CPU, "float32", 1).plan.token_table == 10 * 64 * 4
     assert resolve(Settings(int4, token_table="int8"), CPU, "float32", 1).plan.token_table == 10 * 64 + 10 * 4 + 64 * 4
+
+
+def test_beside_int4_on_a_cpu_a_float16_table_stays_one(int4: Checkpoint, checkpoint: Checkpoint) -> None:
+    kept = resolve(Settings(int4), CPU, "float32", 1)
+    assert (kept.token_table, kept.plan.token_table) == ("float16", 10 * 64 * 2)
+    for launch in (resolve(Settings(checkpoint), CPU, "float32", 1), resolve(Settings(int4), L4, "float32", 1)):
+        assert (launch.token_table, launch.plan.token_table) == ("float32", 10 * 64 * 4)
+
+
+def test_glibc_keeps_freed_activations_on_a_cpu_unless_the_user_has_chosen(checkpoint: Checkpoint) -> None:
+    launch = resolve(Settings(checkpoint), CPU, "float32", 1)
+    chosen = environment(launch, {"MALLOC_TRIM_THRESHOLD_": "1"}, [0])
+    assert int(chosen["MALLOC_MMAP_THRESHOLD_"]) == 32 * 2**20
+    assert chosen["MALLOC_TRIM_THRESHOLD_"] == "1"
 
 
 def test_an_int8_table_in_a_checkpoint_that_is_not_quantized_is_refused(checkpoint: Checkpoint) -> None:

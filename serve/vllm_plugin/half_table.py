@@ -1,0 +1,82 @@
+"""The token table as the checkpoint has it, in 16 bits, where the model computes in float32: rows are widened when looked up.
+
+In float32 the table of the 0.6B would take 621 MB, more than all its INT4 layers, and not a bit more would be known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import embedding, linear
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+from qembed.token_table import BLOCK_ROWS
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+class HalfEmbedding(UnquantizedEmbeddingMethod):
+    """A `VocabParallelEmbedding` whose table keeps the checkpoint's dtype if that is a 16-bit one."""
+
+    def create_weights(
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """As vLLM has it; in float32 the table has no memory until it is loaded."""
+        layer.output_dtype = params_dtype
+        rows = sum(output_partition_sizes)
+        if params_dtype == torch.float32:
+            extra_weight_attrs["weight_loader"] = lambda _, table: fill(layer, table, rows)
+        super().create_weights(
+            layer,
+            input_size_per_partition,
+            output_partition_sizes,
+            input_size,
+            output_size,
+            params_dtype,
+            **extra_weight_attrs,
+        )
+        if params_dtype == torch.float32:
+            layer.weight.data = torch.empty(0, input_size_per_partition)
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Nothing for a table that rows are looked up in; vLLM would make a second copy of it, for products."""
+        if layer.output_dtype != torch.float32:
+            super().process_weights_after_loading(layer)
+        elif not layer.weight.is_meta and not len(layer.weight):
+            raise ValueError("the checkpoint has no token table: no embed_tokens.weight")
+
+    def embedding(self, layer: Any, input_: torch.Tensor) -> torch.Tensor:
+        """The rows [..., width] of the ids `input_` [...], in the dtype that the model computes in."""
+        return embedding(input_, layer.weight).to(layer.output_dtype)
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits, for a model that generates: `x` [..., width] times the table, in the dtype of `x`."""
+        if layer.output_dtype != torch.float32:
+            return super().apply(layer, x, bias)
+        logits = torch.cat([linear(x, block.to(x.dtype)) for block in layer.weight.split(BLOCK_ROWS)], dim=-1)
+        return logits if bias is None else logits + bias
+
+
+class HalfHead(UnquantizedEmbeddingMethod):
+    """The output head beside such a table: as vLLM has it where it has weights of its own, else the table itself."""
+
+    def tie_weights(self, layer: Any, embed_tokens: Any) -> Any:
+        """Let the head `layer` use the table of `embed_tokens` in place of its own weights."""
+        layer.output_dtype, layer.quant_method = embed_tokens.output_dtype, embed_tokens.quant_method
+        return super().tie_weights(layer, embed_tokens)
+
+
+def fill(layer: Any, table: torch.Tensor, rows: int) -> None:
+    """Give `layer` its part of the whole `table` [vocabulary, width], as `rows` rows of the table's dtype if it is 16-bit."""
+    start, end = layer.shard_indices.org_vocab_start_index, layer.shard_indices.org_vocab_end_index
+    kept = torch.zeros(rows, table.shape[1], dtype=table.dtype if table.dtype in HALVES else layer.output_dtype)
+    kept[: end - start] = table[start:end]
+    layer.weight.data = kept

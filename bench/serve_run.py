@@ -1,0 +1,148 @@
+"""One column of the bench: a server that is started, asked and ended, or llama.cpp in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from serve_load import Api, Load, LoadPeak, Peak, own_memory, rate
+from serve_rows import AVX2, BUILD, LIMITS, LLAMA, ROOT, Row
+
+from qembed.checkpoint import Checkpoint
+from qembed.serve import machine as host
+from qembed.serve.engine import free_port
+
+START_SECONDS = 300
+
+
+def run_server(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
+    """Start the server of `row`, ask it, end it."""
+    say("starting")
+    start = time.perf_counter()
+    with LoadPeak() as loading, running(row) as (url, model, session):
+        api = Api(url, model)
+        vectors = {load.name: api.ask(load.requests[0]) for load in asked[:1]}
+        first = time.perf_counter() - start
+        worker = worker_of(session)
+        over = loading.end(worker)
+        vectors |= {load.name: api.ask(load.requests[0]) for load in asked[1:]} if row.name != "bfloat16" else {}
+        found: dict[str, Any] = {"first_seconds": first, "loaded_bytes": own_memory(worker), "rates": {}, "vectors": vectors}
+        found["loading_bytes"] = over
+        with Peak(worker) as peak:
+            for load in asked:
+                say(load.title)
+                found["rates"][load.name] = rate(load, api.ask)
+        found["busy_bytes"] = peak.bytes
+    return found
+
+
+@contextmanager
+def running(row: Row) -> Iterator[tuple[str, str, int]]:
+    """A server that answers: its URL, its model's name and its session."""
+    environment = {**os.environ, "PYTHONPATH": str(AVX2)}
+    folder = BUILD / row.model
+    log = (BUILD / f"{row.name}.log").open("w")
+    if row.kind == "qembed":
+        limits = [word for pair in LIMITS.items() for word in pair]
+        command = [Path(sys.executable).parent / "qembed", "serve", "--model", folder, "--port", "0", "--json", "--verbose"]
+        command += [*limits, *row.options]
+    else:
+        command, environment = stock(row, environment)
+    process = subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        if row.kind == "qembed":
+            said = process.stdout.readline()
+            if not said:
+                raise RuntimeError(f"the server did not start (log: {log.name})")
+            ready = json.loads(said)
+            yield ready["url"], ready["model"], ready["pid"]
+        else:
+            url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/v1"
+            await_health(url, process, log.name)
+            yield url, "stock", process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        finally:
+            for pid in host.processes(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            log.close()
+
+
+def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str, str]]:
+    """vLLM as it comes, with the settings that our launcher gives it: threads, cache, no compilation, no prefix cache."""
+    from qembed.serve.devices import Target
+    from qembed.serve.settings import Settings, resolve
+
+    checkpoint = Checkpoint("float", BUILD / "float")
+    sizes = {name[2:].replace("-", "_"): int(size) for name, size in LIMITS.items()}
+    # The cache holds as many bytes for each dtype as in float32: the column is about time.
+    launch = resolve(Settings(checkpoint, dtype="float32", **sizes), Target("cpu", "", None, None), "float32", 1)
+    options = {
+        "--model": BUILD / row.model,
+        "--served-model-name": "stock",
+        "--host": "127.0.0.1",
+        "--port": free_port("127.0.0.1"),
+        "--runner": "pooling",
+        "--convert": "embed",
+        "--kv-cache-memory-bytes": launch.plan.kv_cache,
+        "--block-size": 32,
+        **LIMITS,
+    }
+    cores = ",".join(map(str, host.cores()))
+    chosen = {
+        **environment,
+        "VLLM_PLUGINS": "",
+        "VLLM_CPU_OMP_THREADS_BIND": cores,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--no-enable-prefix-caching"]
+    return [*server, "--disable-uvicorn-access-log", *[word for pair in options.items() for word in pair], *row.options], chosen
+
+
+def await_health(url: str, process: subprocess.Popen[str], log: str) -> None:
+    """Wait until the server says that it is ready."""
+    import urllib.error
+    import urllib.request
+
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url.removesuffix("/v1") + "/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.25)
+        if process.poll() is not None:
+            break
+    raise RuntimeError(f"the server did not start (log: {log})")
+
+
+def worker_of(session: int) -> int:
+    """The process that holds the model: of a server's processes the one with most memory."""
+    return max(host.processes(session), key=own_memory)
+
+
+def run_llama(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
+    """Let llama.cpp embed the same tokens in a process of its own."""
+    say("llama.cpp")
+    tokenizer = Checkpoint("float", BUILD / "float").tokenizer()
+    requests = BUILD / "loads.json"
+    ids = {load.name: [[tokenizer.encode(text).ids for text in texts] for texts in load.requests] for load in asked}
+    requests.write_text(json.dumps(ids))
+    command = [LLAMA, ROOT / "bench" / "run_llama.py", BUILD / row.model, requests, len(host.cores())]
+    with (BUILD / f"{row.name}.log").open("w") as log:
+        done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True, check=True, timeout=600)
+    return json.loads(done.stdout)

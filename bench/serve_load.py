@@ -60,7 +60,8 @@ def rate(load: Load, ask: Callable[[Any], object], *, warm: bool = True) -> floa
     """
     if warm:
         ask(load.requests[0])
-    rates, start = [], time.perf_counter()
+    start = time.perf_counter()
+    rates: list[float] = []
     while len(rates) < PASSES or time.perf_counter() - start < LEAST_SECONDS:
         begin, tokens = time.perf_counter(), 0
         for texts in load.requests:

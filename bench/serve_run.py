@@ -87,7 +87,7 @@ def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str
     from qembed.serve.settings import Settings, resolve
 
     checkpoint = Checkpoint("float", BUILD / "float")
-    sizes = {name[2:].replace("-", "_"): int(size) for name, size in LIMITS.items()}
+    sizes: dict[str, Any] = {name[2:].replace("-", "_"): int(size) for name, size in LIMITS.items()}
     # The cache holds as many bytes for each dtype as in float32: the column is about time.
     launch = resolve(Settings(checkpoint, dtype="float32", **sizes), Target("cpu", "", None, None), "float32", 1)
     options = {

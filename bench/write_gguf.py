@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -45,7 +46,7 @@ def main() -> None:
             sys.exit(f"llama.cpp could not write {made}")
 
 
-def write(config: dict, tensors: Path, file: Path) -> None:
+def write(config: dict[str, Any], tensors: Path, file: Path) -> None:
     """Write the float16 `tensors` under llama.cpp's names; norms in float32, as its own converter does."""
     writer = gguf.GGUFWriter(str(file), "qwen3")
     writer.add_name("random")

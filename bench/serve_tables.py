@@ -88,7 +88,7 @@ def verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
         for name in targets
     ]
     lines.append(
-        ["least cosine of INT4's vectors with llama.cpp's Q4_K_M", f"{agreement(found['int4'], found['Q4_K_M']):.3f}", ""]
+        ["least cosine of float32's vectors with llama.cpp's Q4_K_M", f"{agreement(found['float32'], found['Q4_K_M']):.3f}", ""]
     )
     return table(["", "measured", "target"], lines)
 

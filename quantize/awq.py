@@ -182,6 +182,11 @@ def _compensated_error(weight: torch.Tensor, scales: torch.Tensor, remaining: to
     return (steps * remaining / scales.square()).sum().item() / 12
 
 
+def powers_of_two(scales: torch.Tensor) -> torch.Tensor:
+    """The nearest powers of two. Dividing by them rounds nothing, so what was computed before the division stays valid."""
+    return scales.log2().round().exp2()
+
+
 def _centred(scales: torch.Tensor) -> torch.Tensor:
     """`scales` centred on 1, none beyond WIDEST: float16 has to hold what they divide."""
     return (scales / (scales.max() * scales.min()).sqrt()).clamp(1 / WIDEST, WIDEST)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -131,26 +130,36 @@ class Block:
             raise BadInput(f"the tensors of a layer are not those of its architecture: {reason}") from error
         self.window = self.windows[layer]
 
-    def attend(self, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first half of the block: what o_proj reads [B, L, heads · head_dim], and the hidden states after it."""
-        arguments = {
-            "hidden_states": self.module.input_layernorm(hidden),
-            "position_embeddings": self.rotary(hidden, batch.positions.to(self.device)),
-            "attention_mask": self._mask(batch),
-        }
-        with self._inputs_of("self_attn.o_proj") as inputs:
-            result = self.module.self_attn(**arguments)
-        return inputs[0], hidden + (result[0] if isinstance(result, tuple) else result)
+    def attend(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The hidden states [B, L, hidden] in the middle of the block, from those before it."""
+        return hidden + self._attention(hidden, batch)
 
-    def feed(self, middle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The second half: what down_proj reads [B, L, mlp], and the hidden states after the block."""
-        with self._inputs_of("mlp.down_proj") as inputs:
-            result = self.module.mlp(self.module.post_attention_layernorm(middle))
-        return inputs[0], middle + result
+    def feed(self, middle: torch.Tensor) -> torch.Tensor:
+        """The hidden states after the block, from those in its middle."""
+        return middle + self.module.mlp(self.module.post_attention_layernorm(middle))
+
+    def read_by(self, name: str, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What "self_attn.o_proj" reads [B, L, heads · head_dim], or "mlp.down_proj" [B, L, mlp], without computing it.
+
+        `hidden` are the hidden states before the block, or in its middle.
+        """
+        from torch import nn
+
+        part = self.module.self_attn if name == "self_attn.o_proj" else self.module.mlp
+        last = name.rpartition(".")[2]
+        linear = getattr(part, last)
+        setattr(part, last, nn.Identity())
+        try:
+            if part is self.module.mlp:
+                read: torch.Tensor = part(self.module.post_attention_layernorm(hidden))
+                return read
+            return self._attention(hidden, batch)
+        finally:
+            setattr(part, last, linear)
 
     def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The hidden states [B, L, hidden] after the block, from those before it."""
-        return self.feed(self.attend(hidden, batch)[1])[1]
+        return self.feed(self.attend(hidden, batch))
 
     def compute(self, tensors: Mapping[str, torch.Tensor], layer: int, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The hidden states after `layer` with these `tensors` (as for `load`), differentiable in them and in `hidden`."""
@@ -170,22 +179,21 @@ class Block:
         linear: nn.Linear = self.module.get_submodule(name)
         return linear
 
+    def _attention(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        arguments = {
+            "hidden_states": self.module.input_layernorm(hidden),
+            "position_embeddings": self.rotary(hidden, batch.positions.to(self.device)),
+            "attention_mask": self._mask(batch),
+        }
+        result: Any = self.module.self_attn(**arguments)
+        return result[0] if isinstance(result, tuple) else result
+
     def _mask(self, batch: Batch) -> torch.Tensor | None:
         if self.window is None or batch.ids.shape[1] <= self.window:
             return None if batch.visible is None else batch.visible.to(self.device)
         positions = batch.positions.to(self.device)
         seen = window_mask(positions, self.window)
         return seen if batch.visible is None else seen & batch.visible.to(self.device)
-
-    @contextmanager
-    def _inputs_of(self, name: str) -> Iterator[list[torch.Tensor]]:
-        """Within the context, what the linear `name` reads is put into the list."""
-        inputs: list[torch.Tensor] = []
-        handle = self.linear(name).register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-        try:
-            yield inputs
-        finally:
-            handle.remove()
 
 
 def window_mask(positions: torch.Tensor, window: int) -> torch.Tensor:

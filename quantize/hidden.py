@@ -42,9 +42,9 @@ class Stream:
         middles = []
         with torch.no_grad():
             for number, (batch, hidden) in enumerate(self):
-                middle = block.attend(hidden.to(block.device), batch)[1]
+                middle = block.attend(hidden.to(block.device), batch)
                 middles.append(middle.to(hidden.device))
-                self.hidden[number] = block.feed(middle)[1].to(hidden.device)
+                self.hidden[number] = block.feed(middle).to(hidden.device)
         return middles
 
     def vectors(self, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -70,7 +70,8 @@ class Moments:
 
     Attributes:
         gram: Σ x xᵀ [K, K].
-        cross: Σ d xᵀ [D, K], with d what is missing there from the original model: x or y of the original, less that of here.
+        cross: Σ d xᵀ [D, K]. Behind a norm d is what x has drifted by, x of the original model less that of here; elsewhere it
+            is what the linear should put out.
     """
 
     gram: torch.Tensor

@@ -56,20 +56,22 @@ class LayerQuantizer:
         """
         import torch
 
-        block = self.block
+        block, device = self.block, self.block.device
         with torch.no_grad():
             block.load(self.tensors, self.number)
             norm = block.module.input_layernorm
             self._quantize("self_attn.q_proj", Moments.of(self._normed(norm, stream, goal.before if goal else None)))
-            self._quantize("self_attn.o_proj", Moments.of(self._attention(stream, goal)))
-            block.load(self.tensors, self.number)
-            middle = [block.attend(h.to(block.device), batch)[1].to(h.device) for batch, h in stream]
+            read = self._read("self_attn.o_proj", stream, goal.middle if goal else None)
+            o_proj = block.linear("self_attn.o_proj")
+            half_way = Stream(
+                stream.batches, [h + o_proj(x.to(device)).to(h.device) for h, x in zip(stream.hidden, read, strict=True)]
+            )
+            del read
             norm = block.module.post_attention_layernorm
-            half_way = Stream(stream.batches, middle)
             self._quantize("mlp.gate_proj", Moments.of(self._normed(norm, half_way, goal.middle if goal else None)))
-            self._quantize("mlp.down_proj", Moments.of(self._mlp(half_way, goal)))
-            block.load(self.tensors, self.number)
-            stream.hidden = [block.feed(h.to(block.device))[1].to(h.device) for h in middle]
+            read = self._read("mlp.down_proj", half_way, goal.after if goal else None)
+            down_proj = block.linear("mlp.down_proj")
+            stream.hidden = [h + down_proj(x.to(device)).to(h.device) for h, x in zip(half_way.hidden, read, strict=True)]
         return self._stored()
 
     def _normed(
@@ -80,28 +82,45 @@ class LayerQuantizer:
             x = norm(hidden.to(self.block.device))
             yield batch, x, None if original is None else norm(original[number].to(x.device)) - x
 
-    def _attention(self, stream: Stream, goal: Goal | None) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor | None]]:
-        self.block.load(self.tensors, self.number)
-        for number, (batch, hidden) in enumerate(stream):
-            x, after = self.block.attend(hidden.to(self.block.device), batch)
-            yield batch, x, None if goal is None else goal.middle[number].to(x.device) - after
+    def _read(self, name: str, stream: Stream, original: list[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Quantize o_proj or down_proj, and load the layer; what that linear then reads of each batch [B, L, K]."""
+        device = self.block.device
 
-    def _mlp(self, middle: Stream, goal: Goal | None) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor | None]]:
-        self.block.load(self.tensors, self.number)
-        for number, (batch, hidden) in enumerate(middle):
-            x, after = self.block.feed(hidden.to(self.block.device))
-            yield batch, x, None if goal is None else goal.after[number].to(x.device) - after
+        def inputs() -> list[torch.Tensor]:
+            self.block.load(self.tensors, self.number)
+            return [self.block.read_by(name, h.to(device), batch).to(h.device) for batch, h in stream]
 
-    def _quantize(self, name: str, moments: Moments) -> None:
-        """Quantize the linears that read the input `name` (one of INPUTS), whose moments are given."""
+        read = inputs()
+        bias = self.tensors.get(f"{name}.bias")
+
+        def wanted() -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor | None]]:
+            for number, (batch, hidden) in enumerate(stream):
+                output = None if original is None else (original[number] - hidden).to(device)
+                yield batch, read[number].to(device), output if output is None or bias is None else output - bias
+
+        folded = self._quantize(name, Moments.of(wanted()))
+        if folded is None:
+            return inputs()
+        self.block.load(self.tensors, self.number)
+        for x in read:
+            x.div_(folded.to(x.device))
+        return read
+
+    def _quantize(self, name: str, moments: Moments) -> torch.Tensor | None:
+        """Quantize the linears that read the input `name` (one of INPUTS), whose moments are given.
+
+        Returns:
+            The scales [K] that the input is now divided by, if it is that to the last bit; None if it must be computed anew.
+        """
         settings, members = self.settings, INPUTS[name]
         gram, compensate = moments.gram, settings.rounding == "compensated"
         inverse = rounding.Inverse.of(gram) if compensate or moments.cross is not None else None
         if moments.cross is not None and inverse is not None:
             for member in members:
                 weight = self.tensors[f"{member}.weight"]
-                cross = weight @ moments.cross if name in NORMS else moments.cross
+                cross = weight @ moments.cross if name in NORMS else moments.cross - weight @ gram
                 self.tensors[f"{member}.weight"] = rounding.refitted(weight, inverse, cross)
+        folded: torch.Tensor | None = gram.new_ones(len(gram))
         if settings.scales == "awq":
             scales = awq.search_scales(
                 [self.tensors[f"{member}.weight"] for member in members],
@@ -110,7 +129,8 @@ class LayerQuantizer:
                 fed_by(name, self.shape, gram.device),
                 inverse.remaining_variance() if compensate and inverse is not None else None,
             )
-            scales = self._fold(name, scales)
+            scales, exact = self._fold(name, scales if name in NORMS else awq.powers_of_two(scales))
+            folded = scales if exact else None
             gram = gram / (scales[:, None] * scales[None])
             inverse = inverse.scaled(scales) if inverse is not None else None
         for member in members:
@@ -126,19 +146,28 @@ class LayerQuantizer:
             self.report.error[member].append((lost / whole).clamp(min=0).sqrt().item())
             self.levels[member] = levels, grid
             self.tensors[f"{member}.weight"] = rounded
-
-    def _fold(self, name: str, scales: torch.Tensor) -> torch.Tensor:
-        """Fold `scales` in where the input comes from; returns those that were folded in."""
-        folded = fold(self.tensors, name, scales, self.shape)
-        feeding = FEEDS.get(name)
-        if feeding in self.levels:
-            levels, grid = self.levels[feeding]
-            grid = grid.divided(per_output(name, folded, self.shape))
-            self.levels[feeding] = levels, grid
-            self.tensors[f"{feeding}.weight"] = grid.dequantize(levels)
-            if (bias := f"{feeding}.bias") in self.tensors:
-                self.tensors[bias] = half(bias, self.tensors[bias]).float()
         return folded
+
+    def _fold(self, name: str, scales: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Fold `scales` in where the input comes from; returns those that were folded in, and whether nothing was rounded."""
+        import torch
+
+        feeding = FEEDS.get(name)
+        bias = self.tensors.get(f"{feeding}.bias")
+        folded = fold(self.tensors, name, scales, self.shape)
+        if feeding not in self.levels:
+            return folded, False
+        levels, grid = self.levels[feeding]
+        outputs = per_output(name, folded, self.shape)
+        divided = grid.divided(outputs)
+        exact = torch.equal(divided.scale * outputs[:, None], grid.scale)
+        self.levels[feeding] = levels, divided
+        self.tensors[f"{feeding}.weight"] = divided.dequantize(levels)
+        if bias is not None:
+            kept = half(f"{feeding}.bias", self.tensors[f"{feeding}.bias"]).float()
+            self.tensors[f"{feeding}.bias"] = kept
+            exact = exact and torch.equal(kept * outputs, bias)
+        return folded, exact
 
     def _stored(self) -> dict[str, torch.Tensor]:
         import torch

@@ -19,7 +19,7 @@ import click
 from qembed import checkpoint as checkpoints
 from qembed.errors import BadInput
 from qembed.sections import SectionedCommand, section
-from qembed.serve import devices, engine, machine, plan, sglang, table
+from qembed.serve import devices, engine, machine, plan, ports, sglang, table
 from qembed.serve.engine_args import parse as parse_engine_arg
 from qembed.serve.gate import keys
 from qembed.serve.gate.rules import VARIABLE
@@ -238,9 +238,7 @@ def command(
     if only_plan or print_command:
         target = devices.named(device_memory) if device_memory else machine.target()
         here = only_plan or settings.port
-        launch = resolve(
-            settings, target, _dtype(target, device_memory), settings.port if here else engine.free_port(settings.host)
-        )
+        launch = resolve(settings, target, _dtype(target, device_memory), settings.port if here else ports.free(settings.host))
         sys.exit(_show_plan(launch, as_json) if only_plan else _show_command(launch))
     voice = Voice(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
     for warning in _warnings(settings, api_key_file):

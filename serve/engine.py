@@ -10,14 +10,12 @@ found and ended by that session, even if the leader is gone.
 from __future__ import annotations
 
 import contextlib
-import errno
 import http.client
 import json
 import math
 import os
 import secrets
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -31,7 +29,7 @@ from urllib.parse import urlsplit
 
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput, QembedError
-from qembed.serve import gate, log, machine, sglang, vllm_main
+from qembed.serve import gate, log, machine, ports, sglang, vllm_main
 from qembed.serve.settings import Launch, Settings, arguments, check_fits, environment, resolve, rules
 
 POLL = 0.25
@@ -229,8 +227,8 @@ def running(
     settings = Settings(asked, port=0, clean=False) if isinstance(asked, Checkpoint) else asked
     report = on_stage or (lambda _: None)
     (sglang.check if settings.engine == "sglang" else check_vllm)(settings)
-    port = settings.port or free_port(settings.host)
-    check_port(settings.host, port)
+    port = settings.port or ports.free(settings.host)
+    ports.check(settings.host, port)
     target = machine.target()
     launch = resolve(settings, target, machine.best_dtype(target.kind), port)
     if on_launch:
@@ -266,48 +264,6 @@ def command(launch: Launch) -> list[str]:
     if launch.settings.engine == "sglang":
         return [sys.executable, "-m", "sglang.launch_server", *sglang.arguments(launch)]
     return [sys.executable, "-m", "qembed.serve.vllm_main", *arguments(launch)]
-
-
-def check_port(host: str, port: int) -> None:
-    """See that `port` of `host` can be bound.
-
-    Raises:
-        BadInput: `host` is no address of this machine, or we may not use that port.
-        QembedError: something else listens there.
-    """
-    try:
-        with _bound(host, port):
-            pass
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise QembedError(f"port {port} of {host} is taken; choose another with --port") from error
-        raise BadInput(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
-
-
-def free_port(host: str) -> int:
-    """A port of `host` that nothing listens on now.
-
-    Raises:
-        BadInput: `host` is no address of this machine.
-    """
-    try:
-        with _bound(host, 0) as listener:
-            return int(listener.getsockname()[1])
-    except OSError as error:
-        raise BadInput(f"{host} cannot be listened on: {error.strerror or error}") from error
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    family, kind, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, kind)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 def _stop(process: subprocess.Popen[bytes], drained: bool, grace: float) -> None:

@@ -81,9 +81,8 @@ def target() -> Target:
 
 
 def _card() -> Target | None:
-    fields = _nvidia_smi("--query-gpu=name,memory.total,memory.free,compute_cap")
     try:
-        name, memory, free, capability = fields[0]
+        name, memory, free, capability = _first_card("name,memory.total,memory.free,compute_cap")
         return Target("cuda", name, int(memory) * 2**20, int(free) * 2**20, float(capability))
     except (IndexError, ValueError):
         return None
@@ -186,11 +185,21 @@ def cuda_used(pids: list[int]) -> int | None:
 
 
 def cuda_total_used() -> int | None:
-    """Bytes that anything holds on the first NVIDIA GPU; a container, which does not see pids, sees this."""
+    """Bytes that anything holds on the GPU that is used; a container, which does not see pids, sees this."""
     try:
-        return int(_nvidia_smi("--query-gpu=memory.used")[0][0]) * 2**20
+        return int(_first_card("memory.used")[0]) * 2**20
     except (IndexError, ValueError):
         return None
+
+
+def _first_card(fields: str) -> list[str]:
+    """What nvidia-smi says of the first GPU that CUDA_VISIBLE_DEVICES leaves visible; empty if there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return []
+    chosen = (visible or "").split(",")[0].strip()
+    rows = _nvidia_smi(f"--query-gpu=index,uuid,{fields}")
+    return next((row[2:] for row in rows if not chosen or chosen == row[0] or row[1].startswith(chosen)), [])
 
 
 def _nvidia_smi(query: str) -> list[list[str]]:

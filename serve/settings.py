@@ -338,7 +338,8 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
         chosen.pop(name, None)
     if launch.device == "cpu":
         # Left to itself vLLM keeps a core back for its scheduler, which on two cores is half of the machine.
-        chosen.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+        parts = launch.settings.tensor_parallel_size * launch.settings.data_parallel_size
+        chosen.setdefault("VLLM_CPU_OMP_THREADS_BIND", _shares(cores, parts))
         # glibc gives each freed activation back to the system, and takes new, zeroed pages for the next one: half of the time
         # of a step. What it keeps of freed memory is bounded by MAX_NUM_BATCHED_TOKENS.
         for name, size in MALLOC.items():
@@ -349,6 +350,12 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
             disabled = [name for name in chosen.get("VLLM_DISABLED_KERNELS", "").split(",") if name]
             chosen["VLLM_DISABLED_KERNELS"] = ",".join(dict.fromkeys([*disabled, STOCK_CPU_KERNEL]))
     return chosen
+
+
+def _shares(cores: Sequence[int], parts: int) -> str:
+    """Cores for each of `parts` workers, as vLLM wants them; with fewer cores than workers some share one."""
+    shares = [cores[part::parts] or [cores[part % len(cores)]] for part in range(parts)]
+    return "|".join(",".join(map(str, share)) for share in shares)
 
 
 def _needs_own_kernel(launch: Launch) -> bool:

@@ -72,7 +72,7 @@ class Voice:
                 f"memory   planned {plan.gib(launch.plan.total)}, measured {plan.gib(measured['total'])} ({off:+.1%})",
                 markup=False,
             )
-        if (warning := table.deviation(launch.plan, measured)) is not None:
+        if (warning := table.deviation(launch.plan, measured, idle=launch.device == "cpu")) is not None:
             self.warn(warning)
 
 

@@ -126,11 +126,14 @@ class Gate:
                 if status != 200:
                     return self._failed(scope, status, raw)
                 said, bad = await _maybe_threaded(len(raw), vectors.read, raw)
+                mended = bool(bad)
                 bad = await self._again(scope, receive, batch, said, bad)
-            if bad:
-                self.metrics.nonfinite.inc(len(bad))
-                raise vectors.refused(bad[0])
-            body = await _maybe_threaded(len(raw), vectors.write, said, batch.encoding)
+                if bad:
+                    self.metrics.nonfinite.inc(len(bad))
+                    raise vectors.refused(bad[0])
+                body = raw
+                if mended or batch.encoding != "base64":
+                    body = await _maybe_threaded(len(raw), vectors.write, said, batch.encoding)
         self.metrics.texts.inc(len(batch.inputs))
         self.metrics.tokens.inc(said["usage"]["prompt_tokens"])
         named = scope.get("state", {}).get(REQUEST_ID)
@@ -167,7 +170,7 @@ class Gate:
         # see a reset in place of the answer.
         too_large = Refused(413, f"the request has more than {limit} bytes (--max-body)", "size", None)
         said = _header(scope, b"content-length") or "0"
-        if said.isdigit() and int(said[:20]) > limit:
+        if said.isdecimal() and int(said[:20]) > limit:
             raise too_large
         parts: list[bytes] = []
         size = 0

@@ -77,12 +77,16 @@ def document(rules: Rules) -> bytes:
 
 
 def _asked(rules: Rules) -> dict[str, Any]:
-    text = {"type": "string", "minLength": 1}
+    text: dict[str, Any] = {"type": "string", "minLength": 1}
+    ids: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+    forms = [text, {"type": "array", "items": text, "minItems": 1, "maxItems": rules.max_batch}]
+    if rules.allow_token_ids:
+        forms += [ids, {"type": "array", "items": ids, "minItems": 1, "maxItems": rules.max_batch}]
     return {
         "type": "object",
         "required": ["input"],
         "properties": {
-            "input": {"oneOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": rules.max_batch}]},
+            "input": {"oneOf": forms},
             "model": {"type": ["string", "null"]},
             "encoding_format": {"enum": ["float", "base64", None]},
             "dimensions": {"enum": [*rules.dimensions, None]},

@@ -15,6 +15,8 @@ from qembed.serve.gate.rules import Rules
 ENCODINGS = ("float", "base64")
 # Characters for each token of the limit that are looked at to tell how long a text is that is too long.
 LOOK = 32
+# Characters of the longest token, which is white space, with room to spare.
+LONGEST_TOKEN = 256
 PASSED_ON = ("model", "user", "dimensions")
 LARGEST_ID = 2**31 - 1
 HINT_TOKEN_IDS = (
@@ -55,7 +57,9 @@ def read(raw: bytes, rules: Rules, count: Count) -> Batch:
         inputs = [before + _text(str(text), index, rules) for index, text in enumerate(inputs)]
     elif before and (asked.get("prompt_name") or asked.get("instruction")):
         raise bad("a prompt cannot be put before token ids; send texts", "prompt", "prompt_name")
-    if cut is None:
+    if cut is not None:  # vLLM would turn all of it to tokens before it cuts
+        inputs = [text[: LONGEST_TOKEN * cut] for text in inputs]
+    else:
         for index, text in enumerate(inputs):
             _check_length(text, index, rules.max_model_len, count)
     body = {name: asked[name] for name in PASSED_ON if asked.get(name) is not None}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qembed.errors import MissingExtra
+from qembed.errors import MissingExtra, QembedError
 from qembed.serve import machine
 
 
@@ -51,3 +51,73 @@ def test_this_process_is_found_in_its_session_and_holds_memory() -> None:
     session = os.getsid(0)
     assert os.getpid() in machine.processes(session)
     assert (machine.resident(session) or 0) > 2**20
+
+
+SMI = """\
+#!/bin/sh
+case "$1" in
+  *memory.total*) echo '0, GPU-aaaa, Tesla T4, 15360, 15000, 7.5'; echo '1, GPU-bbbb, NVIDIA L4, 23034, 20000, 8.9' ;;
+  *compute-apps*) echo "$$, 100"; echo '77, 400'; echo '78, 50' ;;
+  *) echo '0, GPU-aaaa, 360'; echo '1, GPU-bbbb, 3034' ;;
+esac
+"""
+
+
+@pytest.fixture
+def _two_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for nvidia-smi with the output of a machine that has a T4 and an L4."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(SMI)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(machine, "find_spec", lambda _: None)
+
+
+@pytest.mark.usefixtures("_two_cards")
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [(None, "Tesla T4"), ("1", "NVIDIA L4"), ("GPU-bb", "NVIDIA L4"), ("1,0", "NVIDIA L4"), ("", "CPU"), ("-1", "CPU")],
+)
+def test_the_card_that_cuda_shows_is_planned_for(visible: str | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.target().name == name
+
+
+@pytest.mark.usefixtures("_two_cards")
+def test_what_processes_hold_on_a_gpu_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.cuda_used([77, 78, 79]) == 450 * 2**20
+    assert machine.cuda_used([79]) is None
+    assert machine.cuda_total_used() == 360 * 2**20
+    target = machine.target()
+    assert (target.memory, target.free, target.capability) == (15360 * 2**20, 15000 * 2**20, 7.5)
+
+
+def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       16000000 kB\nMemFree: 1 kB\nMemAvailable:   12000000 kB\n")
+    assert machine._host(meminfo, tmp_path / "none").free == 12_000_000 * 1024
+    for name, size in (("memory.max", 4 * 2**30), ("memory.current", 2**30)):
+        (tmp_path / name).write_text(str(size))
+    limited = machine._host(meminfo, tmp_path)
+    assert (limited.memory, limited.free) == (4 * 2**30, 3 * 2**30)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine._host(meminfo, tmp_path).memory == 16_000_000 * 1024
+
+
+def test_a_device_that_vllm_cannot_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "cpuinfo"
+    old.write_text("flags\t\t: fpu sse4_2 avx\n")
+    monkeypatch.setattr(machine, "_is_cpu_build", lambda: True)
+    with pytest.raises(QembedError, match="no AVX2"):
+        machine.check_device(old)
+    old.write_text("flags\t\t: fpu avx2\n")
+    machine.check_device(old)
+    monkeypatch.setattr(machine, "_is_cpu_build", lambda: False)
+    monkeypatch.setattr(machine, "find_spec", lambda _: True)
+    monkeypatch.setattr(machine, "metadata_of", lambda _: "0.26.0")
+    monkeypatch.setattr(machine, "device", lambda: "cpu")
+    with pytest.raises(QembedError, match="built for NVIDIA GPUs, and no GPU can be used here"):
+        machine.check_device()

@@ -70,6 +70,13 @@ def test_a_cpu_gets_its_cores_and_the_planned_cache(checkpoint: Checkpoint) -> N
     assert environment(launch, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}, [0])["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
+@pytest.mark.parametrize(("cores", "told"), [([0, 1, 2, 3], "0,2|1,3"), ([4], "4|4"), ([0, 1, 2], "0,2|1")])
+def test_parallel_workers_of_a_cpu_have_cores_of_their_own(checkpoint: Checkpoint, cores: list[int], told: str) -> None:
+    for size in ({"tensor_parallel_size": 2}, {"data_parallel_size": 2}):
+        launch = resolve(Settings(checkpoint, **size), CPU, "float32", 1)
+        assert environment(launch, {}, cores)["VLLM_CPU_OMP_THREADS_BIND"] == told
+
+
 def test_int4_in_float32_needs_the_plugins_kernel_and_nothing_else_does(checkpoint: Checkpoint, int4: Checkpoint) -> None:
     launch = resolve(Settings(int4), CPU, "float32", 1)
     assert environment(launch, {"VLLM_DISABLED_KERNELS": "Other"}, [0])["VLLM_DISABLED_KERNELS"] == "Other,CPUWNA16LinearKernel"

@@ -14,6 +14,13 @@ def test_within_15_percent_nothing_is_said() -> None:
     assert table.deviation(PLAN, {"total": int(PLAN.total * 0.851)}) is None
 
 
+def test_activations_come_with_the_first_full_batch() -> None:
+    large = Plan(300 * MIB, 0, 0, 0, 1, activations=1000 * MIB, runtime=500 * MIB)
+    assert table.deviation(large, {"total": 800 * MIB}, idle=True) is None
+    assert table.deviation(large, {"total": 800 * MIB}) is not None
+    assert table.deviation(large, {"total": 600 * MIB}, idle=True) is not None
+
+
 def test_the_line_that_is_off_is_named() -> None:
     more = PLAN.total + 400 * MIB
     weights = table.deviation(PLAN, {"total": more, "weights": (540 + 380) * MIB, "graphs": 100 * MIB})

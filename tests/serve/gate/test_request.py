@@ -103,6 +103,11 @@ def test_truncation_is_the_requests_or_else_the_servers() -> None:
     assert "only the end" in refused(input=long, truncation_side="left")
 
 
+def test_what_is_cut_anyway_is_not_handed_on_whole() -> None:
+    given = ask(input="w" * 9000, truncate_prompt_tokens=2).inputs[0]
+    assert 512 <= len(given) < 1000
+
+
 def test_prompts_go_before_texts() -> None:
     assert ask(input=["a", "b"], prompt_name="query").inputs == [QUERY + "a", QUERY + "b"]
     assert ask(input="a", prompt_name="document").inputs == ["a"]

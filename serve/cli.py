@@ -237,8 +237,8 @@ def command(
         raise BadInput("--device-memory goes with --plan")
     if only_plan or print_command:
         target = devices.named(device_memory) if device_memory else machine.target()
-        here = only_plan or settings.port
-        launch = resolve(settings, target, _dtype(target, device_memory), settings.port if here else ports.free(settings.host))
+        port = settings.port if only_plan or settings.port else ports.free(settings.host)
+        launch = resolve(settings, target, machine.best_dtype(target.kind), port)
         sys.exit(_show_plan(launch, as_json) if only_plan else _show_command(launch))
     voice = Voice(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
     for warning in _warnings(settings, api_key_file):
@@ -246,7 +246,7 @@ def command(
     stop = _Stop()
     serving = False
     try:
-        with stop.on_signals(), voice, engine.running(settings, voice.stage, lambda launch: voice.show_plan(launch)) as server:
+        with stop.on_signals(), voice, engine.running(settings, voice.stage, voice.show_plan) as server:
             voice.end()
             measured = server.measured()
             click.echo(_ready(server, measured, as_json))
@@ -256,10 +256,6 @@ def command(
             server.watch(voice.stage, voice.warn)
     except KeyboardInterrupt:
         sys.exit(0 if serving else 128 + stop.signal)
-
-
-def _dtype(target: devices.Target, named: str | None) -> str:
-    return "float16" if target.kind == "cuda" or named else machine.best_dtype(target.kind)
 
 
 def _show_plan(launch: Launch, as_json: bool) -> int:

@@ -40,6 +40,9 @@ OPEN = {"/health"}
 BODY_SECONDS = 30.0
 IN_A_THREAD = 2**15
 TRIES = 2
+BLOCK = 32  # tokens; a multiple of every block size in settings.BLOCK_SIZE
+FILLER = "word "
+MOST_FILLERS = 8
 REQUEST_ID = "x-request-id"  # vLLM's, where the user has asked for it
 TEXTS = "qembed-texts "
 
@@ -145,17 +148,29 @@ class Gate:
         """Compute once more what is not finite; what still is not.
 
         vLLM does not clear a block of its cache before it gives it to the next text, and attention multiplies what is beyond
-        the end of a text by nought: NaN that an earlier text left there comes out. Another block mends it.
+        the end of a text by nought: NaN that an earlier text left there comes out. So the blocks are written over first.
         """
+        tokens = said["usage"]["prompt_tokens"] + BLOCK * len(batch.inputs)
         for _ in range(TRIES):
             if not bad:
-                break
+                return bad
             self.metrics.recomputed.inc(len(bad))
+            await self._write_over(scope, receive, tokens)
             status, raw = await self._ask(scope, receive, {**batch.body, "input": [batch.inputs[place] for place in bad]})
             if status != 200:
                 break
             bad = vectors.mend(said, bad, *vectors.read(raw))
+        if bad:
+            await self._write_over(scope, receive, tokens)
         return bad
+
+    async def _write_over(self, scope: MutableMapping[str, Any], receive: Receive, tokens: int) -> None:
+        """Fill the blocks that texts of `tokens` tokens have just left; vLLM gives those out first that were freed last."""
+        longest = self.rules.max_model_len // BLOCK * BLOCK
+        length = min(-(-tokens // BLOCK) * BLOCK, longest)
+        if length:
+            texts = [FILLER * length] * min(-(-tokens // length), MOST_FILLERS)
+            await self._ask(scope, receive, {"input": texts, "encoding_format": "base64", "truncate_prompt_tokens": length})
 
     def _count(self, text: str) -> int:
         if self._tokenizer is None:

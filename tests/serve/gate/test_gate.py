@@ -32,7 +32,8 @@ class Engine:
         message = await receive()
         self.asked.append(json.loads(message["body"]))
         await asyncio.sleep(self.seconds)
-        rows = self.rounds.pop(0) if self.rounds else [GOOD] * len(self.asked[-1]["input"])
+        filler = "truncate_prompt_tokens" in self.asked[-1]
+        rows = self.rounds.pop(0) if self.rounds and not filler else [GOOD] * len(self.asked[-1]["input"])
         data = [
             {"object": "embedding", "index": index, "embedding": base64.b64encode(np.asarray(row, "f4").tobytes()).decode()}
             for index, row in enumerate(rows)
@@ -98,7 +99,11 @@ def test_a_vector_that_is_not_finite_is_computed_again(wrong: float, encoding: s
     if encoding == "base64":
         rows = [np.frombuffer(base64.b64decode(row), "f4").tolist() for row in rows]
     assert (status, rows) == (200, [GOOD, other, GOOD, other])
-    assert [asked["input"] for asked in engine.asked] == [list("abcd"), ["b", "d"], ["b"]]
+    fillers, asked = engine.asked[1::2], engine.asked[::2]
+    assert [one["input"] for one in asked] == [list("abcd"), ["b", "d"], ["b"]]
+    for filler in fillers:  # whole blocks, at least as many as four texts of seven tokens have left
+        assert filler["truncate_prompt_tokens"] % gates.BLOCK == 0
+        assert filler["truncate_prompt_tokens"] * len(filler["input"]) >= 7 + 4 * gates.BLOCK
 
 
 def test_one_that_stays_so_is_a_500_that_names_it() -> None:

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 import click
 
 from qembed import checkpoint as checkpoints
-from qembed.errors import BadInput
+from qembed.errors import BadInput, QembedError
 from qembed.sections import SectionedCommand, section
-from qembed.serve import devices, engine, machine, plan, ports, sglang, table
+from qembed.serve import devices, engine, log, machine, plan, ports, sglang, table
 from qembed.serve.engine_args import parse as parse_engine_arg
 from qembed.serve.gate import keys
 from qembed.serve.gate.rules import VARIABLE
@@ -256,6 +256,11 @@ def command(
             server.watch(voice.stage, voice.warn)
     except KeyboardInterrupt:
         sys.exit(0 if serving else 128 + stop.signal)
+    except QembedError as error:
+        if settings.log_format != "json":
+            raise
+        log.event(str(error), "error")
+        sys.exit(error.exit_code)
 
 
 def _show_plan(launch: Launch, as_json: bool) -> int:

@@ -16,13 +16,14 @@ import math
 import os
 import secrets
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput, QembedError
 from qembed.serve import gate, log, machine, ports, sglang, vllm_main
 from qembed.serve.settings import Launch, Settings, arguments, check_fits, environment, resolve, rules
+from qembed.serve.standin import StandIn
 
 POLL = 0.25
 FIRST_TEXT = "hello"
@@ -49,6 +51,7 @@ class Server:
     """A vLLM that is running, or was."""
 
     launch: Launch
+    listener: socket.socket | None = None
     restarts: int = 0
     lines: list[str] = field(default_factory=list)
     serving: bool = False
@@ -57,6 +60,7 @@ class Server:
     _process: subprocess.Popen[bytes] | None = None
     _log: log.Log | None = None
     _failed: bool = False
+    _seconds: float = 30.0  # that the last start took
 
     @property
     def url(self) -> str:
@@ -94,12 +98,18 @@ class Server:
         return self.measured().get("total", self.launch.plan.total)
 
     def measured(self) -> dict[str, int]:
-        """Bytes by line of the plan, as far as they can be measured: "total", and what vLLM's log tells."""
+        """Bytes by line of the plan, as far as they can be measured: "total", and what vLLM's log tells.
+
+        Of several devices the mean, as the plan is for one.
+        """
+        parts = self.launch.settings.tensor_parallel_size * self.launch.settings.data_parallel_size
         if self.launch.device == "cpu":
             total = machine.resident(self.process.pid)
-            return {} if total is None else {"total": total}
+            return {} if total is None else {"total": total // parts}
         total = machine.cuda_used(machine.processes(self.process.pid))
-        if total is None and self.used_before is not None and (now := machine.cuda_total_used()) is not None:
+        if total is not None:
+            total //= parts
+        elif self.used_before is not None and (now := machine.cuda_total_used()) is not None:
             total = now - self.used_before
         return {} if not total else {"total": total, **log.memory(self.lines)}
 
@@ -110,6 +120,7 @@ class Server:
             QembedError: it ended, or did not answer in time.
         """
         self.serving, self._failed, self.lines = False, False, []
+        begin = time.monotonic()
         handle, name = tempfile.mkstemp(prefix="qembed-vllm-", suffix=".log")
         os.close(handle)
         self._log = log.Log(Path(name))
@@ -123,11 +134,25 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=() if self.listener is None else (self.listener.fileno(),),
             )
         if self.launch.settings.engine == "vllm":
-            self._tell(rules(self.launch, self._token, self.restarts).dump())
-        _wait(self, report)
+            handed = None if self.listener is None else self.listener.fileno()
+            self._tell(rules(self.launch, self._token, self.restarts, handed).dump())
+        deadline = begin + self.launch.settings.startup_timeout
+        with self._stand_in():
+            _wait(self, report, deadline)
+        # The first request loads what start-up did not, and shows a kernel that this CPU does not have.
+        _first_answer(self, max(10.0, deadline - time.monotonic()))
+        self._seconds = time.monotonic() - begin
         self.serving = True
+
+    def _stand_in(self) -> AbstractContextManager[object]:
+        settings = self.launch.settings
+        if self.listener is None:
+            return contextlib.nullcontext()
+        tls = (settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl_certfile and settings.ssl_keyfile else None
+        return StandIn(self.listener, tls, min(60, math.ceil(self._seconds)))
 
     def stop(self) -> None:
         """End the server with all its processes. Requests that are being computed get their answers first."""
@@ -179,7 +204,8 @@ class Server:
             self.restarts += 1
             warn(f"{failure}; starting it again in {pause:g} s ({in_a_row} of {self.launch.settings.max_restarts})")
             self.stop()
-            time.sleep(pause)
+            with self._stand_in():
+                time.sleep(pause)
             try:
                 self.start(report)
                 failure = None
@@ -227,20 +253,24 @@ def running(
     settings = Settings(asked, port=0, clean=False) if isinstance(asked, Checkpoint) else asked
     report = on_stage or (lambda _: None)
     (sglang.check if settings.engine == "sglang" else check_vllm)(settings)
-    port = settings.port or ports.free(settings.host)
-    ports.check(settings.host, port)
-    target = machine.target()
-    launch = resolve(settings, target, machine.best_dtype(target.kind), port)
-    if on_launch:
-        on_launch(launch)
-    check_fits(launch)
-    report("starting vLLM")
-    server = Server(launch)
-    try:
-        server.start(report)
-        yield server
-    finally:
-        server.stop()
+    with ports.listen(settings.host, settings.port) as listener:
+        port = int(listener.getsockname()[1])
+        target = machine.target()
+        launch = resolve(settings, target, machine.best_dtype(target.kind), port)
+        if on_launch:
+            on_launch(launch)
+        check_fits(launch)
+        report("starting vLLM")
+        keep = settings.engine == "vllm" and machine.takes_a_socket()
+        if not keep:
+            listener.close()
+        server = Server(launch, listener if keep else None)
+        try:
+            server.start(report)
+            yield server
+        finally:
+            listener.close()  # vLLM has its own copy until it ends
+            server.stop()
 
 
 def check_vllm(settings: Settings) -> None:
@@ -290,8 +320,8 @@ def _stop(process: subprocess.Popen[bytes], drained: bool, grace: float) -> None
             process.stdin.close()
 
 
-def _wait(server: Server, report: OnStage) -> None:
-    deadline = time.monotonic() + server.launch.settings.startup_timeout
+def _wait(server: Server, report: OnStage, deadline: float) -> None:
+    """Wait until vLLM says that it is well."""
     while not _healthy(server):
         if server.process.poll() is not None:
             raise server.failure("vLLM did not start")
@@ -303,8 +333,6 @@ def _wait(server: Server, report: OnStage) -> None:
                 report(doing)
         time.sleep(POLL)
     report(log.STAGES[-1][1])
-    # The first request loads what start-up did not, and shows a kernel that this CPU does not have.
-    _first_answer(server, max(10.0, deadline - time.monotonic()))
 
 
 def _healthy(server: Server) -> bool:

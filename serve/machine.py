@@ -30,6 +30,13 @@ def check_vllm() -> None:
         )
 
 
+def takes_a_socket() -> bool:
+    """Whether the installed vLLM makes its socket where `vllm_main` can hand it another (0.32 does)."""
+    found = find_spec("vllm")
+    places = found.submodule_search_locations or [] if found else []
+    return any(Path(place, "entrypoints", "launchers", "launcher.py").exists() for place in places)
+
+
 def check_device(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
     """See that the installed vLLM has a device that it can compute on.
 

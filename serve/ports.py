@@ -1,4 +1,4 @@
-"""TCP ports: whether one can be had, and which is free."""
+"""The TCP port that a server listens on."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import socket
 
 from qembed.errors import BadInput, QembedError
 
+BACKLOG = 2048
 
-def check(host: str, port: int) -> None:
-    """See that `port` of `host` can be bound.
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on `port` of `host`; 0 takes a free one.
 
     Raises:
         BadInput: `host` is no address of this machine, or we may not use that port.
         QembedError: something else listens there.
     """
     try:
-        with _bound(host, port):
-            pass
+        return _bound(host, port)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise QembedError(f"port {port} of {host} is taken; choose another with --port") from error
-        raise BadInput(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
+        where = f"{host}:{port}" if port else host
+        raise BadInput(f"{where} cannot be listened on: {error.strerror or error}") from error
 
 
 def free(host: str) -> int:
@@ -30,11 +32,8 @@ def free(host: str) -> int:
     Raises:
         BadInput: `host` is no address of this machine.
     """
-    try:
-        with _bound(host, 0) as listener:
-            return int(listener.getsockname()[1])
-    except OSError as error:
-        raise BadInput(f"{host} cannot be listened on: {error.strerror or error}") from error
+    with listen(host, 0) as listener:
+        return int(listener.getsockname()[1])
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -43,7 +42,7 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(1)
+        listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise

@@ -301,8 +301,11 @@ def arguments(launch: Launch) -> list[str]:
     return chosen
 
 
-def rules(launch: Launch, token: str, restarts: int) -> Rules:
-    """What the gate in front of vLLM lets in. `token` is a key for the one who starts the server, where keys are asked for."""
+def rules(launch: Launch, token: str, restarts: int, listener: int | None = None) -> Rules:
+    """What the gate in front of vLLM lets in. `token` is a key for the one who starts the server, where keys are asked for.
+
+    `listener` is the number of a socket that listens already.
+    """
     settings = launch.settings
     return Rules(
         folder=str(settings.checkpoint.folder.resolve()),
@@ -319,6 +322,7 @@ def rules(launch: Launch, token: str, restarts: int) -> Rules:
         keys=[keys.hashed(key) for key in (*settings.keys, token)] if settings.keys else [],
         plan=table.lines(launch.plan, launch.device) | {"total": launch.plan.total},
         restarts=restarts,
+        listener=listener,
         log_texts=settings.log_requests,
         engine_args=[name for name, _ in settings.engine_args],
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import runpy
 import signal
+import socket
 import stat
 import sys
 import threading
@@ -44,6 +45,8 @@ def main() -> None:
     known = _options()
     _check_names(gate.RULES.engine_args, known)
     _leave_out(known)
+    if gate.RULES.listener is not None:
+        _use_socket(gate.RULES.listener)
     module = "vllm.entrypoints.launchers.api_server.entry"
     runpy.run_module(module if _exists(module) else BEFORE_0_32, run_name="__main__")
 
@@ -74,6 +77,13 @@ def _drain(seconds: float) -> None:
         while load.requests and time.monotonic() < deadline:
             time.sleep(POLL)
     time.sleep(2 * POLL)  # the last answer is on its way
+
+
+def _use_socket(number: int) -> None:
+    """Let vLLM listen on the socket with this number, which the parent has bound and keeps."""
+    from vllm.entrypoints.launchers import launcher
+
+    launcher.create_server_socket = lambda *_, **__: socket.socket(fileno=number)
 
 
 def _options() -> set[str] | None:

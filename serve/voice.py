@@ -49,6 +49,7 @@ class Voice:
 
     def warn(self, what: str) -> None:
         """Say what the user should know."""
+        self.end()
         if self._json:
             log.event(what, "warning")
         else:

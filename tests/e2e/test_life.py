@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -138,19 +139,23 @@ def test_an_engine_that_is_killed_is_an_error_within_seconds_and_is_started_agai
     before = server.started()
     threads, answers = in_background(server, 1, QUEUE)
     assert in_flight(server)
-    start = time.monotonic()
     os.kill(engine, signal.SIGKILL)
     for thread in threads:
-        thread.join(30)
-    assert time.monotonic() - start < 10
+        thread.join(15)
+        assert not thread.is_alive()
     assert [answer.status for answer in answers] == [503]
     assert "started again" in answers[0].error
     assert all_gone(before, 60)
     deadline = time.monotonic() + 120
+    told = set()
     while "vLLM answers again" not in server.err:
         assert time.monotonic() < deadline, server.err
         assert server.process.poll() is None, server.err
+        with contextlib.suppress(OSError):  # as it hands over
+            told.add(send(server.url, "GET", "/health").status)
         time.sleep(0.5)
+    assert 503 in told
+    assert told <= {200, 503}
     assert embed(server.url, KEY, input="again").status == 200
     assert metric(server.url, "qembed_restarts", KEY) == 1
 

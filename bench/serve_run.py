@@ -18,7 +18,7 @@ from serve_rows import AVX2, BUILD, LIMITS, LLAMA, ROOT, Row
 
 from qembed.checkpoint import Checkpoint
 from qembed.serve import machine as host
-from qembed.serve.engine import free_port
+from qembed.serve import ports
 
 START_SECONDS = 300
 
@@ -94,7 +94,7 @@ def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str
         "--model": BUILD / row.model,
         "--served-model-name": "stock",
         "--host": "127.0.0.1",
-        "--port": free_port("127.0.0.1"),
+        "--port": ports.free("127.0.0.1"),
         "--runner": "pooling",
         "--convert": "embed",
         "--kv-cache-memory-bytes": launch.plan.kv_cache,

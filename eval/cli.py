@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -120,10 +121,21 @@ def command(**options: Any) -> None:
         files.check(path)
     with _measuring(options):
         found, folder = _measured(options)
+    # What was measured is shown even where a report cannot be written.
+    with _measuring(options), contextlib.ExitStack() as stack:
         for path in options["report"]:
-            files.write(path, found)
+            stack.callback(files.write, path, found)
         if options["card"] and folder:
-            click.echo(f"numbers written into {card.write(folder, found)}", err=True)
+            stack.callback(lambda: click.echo(f"numbers written into {card.write(folder, found)}", err=True))
+        _show(found, folder, options)
+        for line in found["verdict"]["failures"]:
+            click.echo(f"qembed: {line}", err=True)
+    if not found["verdict"]["passed"]:
+        raise SystemExit(1)
+
+
+def _show(found: dict[str, Any], folder: Path | None, options: dict[str, Any]) -> None:
+    """Print the result."""
     if options["as_json"]:
         click.echo(json.dumps(found, ensure_ascii=False, allow_nan=False, indent=2))
     else:
@@ -134,10 +146,6 @@ def command(**options: Any) -> None:
         terminal.print_tables(Console(), found)
         if folder and not options["card"]:
             click.echo(f"--card puts these numbers into {folder / 'README.md'}.")
-    for line in found["verdict"]["failures"]:
-        click.echo(f"qembed: {line}", err=True)
-    if not found["verdict"]["passed"]:
-        raise SystemExit(1)
 
 
 def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
@@ -178,7 +186,9 @@ def _compare(options: dict[str, Any]) -> None:
     given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
     if other := sorted(given - {"compare", "as_json"}):
         raise BadInput(f"--compare measures nothing; leave --{other[0].replace('_', '-')} out")
-    first, second = (result.read(path) for path in options["compare"])
+    first, second = map(result.read, options["compare"])
+    for one, path in ((first, options["compare"][0]), (second, options["compare"][1])):
+        versus.check(one, path)
     found = versus.compare(first, second)
     if options["as_json"]:
         click.echo(json.dumps(found, ensure_ascii=False, allow_nan=False, indent=2))
@@ -202,3 +212,8 @@ def _measuring(options: dict[str, Any]) -> Iterator[None]:
         if error.exit_code != QembedError.exit_code:
             raise
         raise BadInput(str(error)) from error
+    except (click.ClickException, click.exceptions.Exit, BrokenPipeError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise BadInput(f"unexpected: {said} (a fault of qembed's; `qembed --debug …` shows where)") from error

@@ -7,28 +7,24 @@ so both never share the memory (`--task speed` alone needs both at once).
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qembed.checkpoint import Checkpoint
-from qembed.errors import BadInput, MissingExtra
+from qembed.errors import MissingExtra
+from qembed.eval import remote
 from qembed.eval.stored import Stored
 
 INT4 = "awq-int4"
 INT4_INT8 = "awq-int4, int8 token table"
-ASKING_SECONDS = 30.0
 OnDone = Callable[[int], None]
 OnStage = Callable[[str], None]
 
@@ -76,13 +72,16 @@ def server(url: str) -> Side:
     """A running OpenAI-compatible server, asked at once which model it serves.
 
     Raises:
-        BadInput: `url` is not a URL, nothing answers there, or what answers is no such server.
+        BadInput: `url` is not a URL, nothing answers there, it wants a key, or what answers is no such server.
     """
-    model, limit = _served(url)
-    version = _server_version(url)
-    source = Source("server", model, None, None, None, url, limit, partial(_through_client, url, model), version, model)
-    identity = {"engine": "server", "url": _base(url), "model": model, "limit": limit, "version": version}
-    return Side(limit, lambda _: nullcontext(source), identity, live=True)
+    told = remote.about(url)
+    embed = partial(_through_client, url, told.model)
+    source = Source(
+        "server", told.model, told.weights, told.device, told.dtype, url, told.limit, embed, told.version, told.model,
+        partial(remote.memory, url),
+    )  # fmt: skip
+    identity = {"engine": "server", "url": remote.base(url), **asdict(told)}
+    return Side(told.limit, lambda _: nullcontext(source), identity, live=True)
 
 
 def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
@@ -212,48 +211,6 @@ def vllm_version() -> str | None:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
     return None
-
-
-def _base(url: str) -> str:
-    return url.rstrip("/").removesuffix("/v1")
-
-
-def _server_version(url: str) -> str | None:
-    """What /version of vLLM says; other servers have no such path."""
-    try:
-        with urllib.request.urlopen(_base(url) + "/version", timeout=ASKING_SECONDS) as answer:
-            said = json.loads(answer.read(4096))
-    except (OSError, ValueError):
-        return None
-    version = said.get("version") if isinstance(said, dict) else None
-    return version if isinstance(version, str) else None
-
-
-def _served(url: str) -> tuple[str, int | None]:
-    """The first model that the server at `url` lists, and its longest text where it says so (vLLM does)."""
-    import openai
-
-    address = urlsplit(url)
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise BadInput(f"{url}: not the URL of a server, such as http://127.0.0.1:8000")
-    api = openai.OpenAI(
-        base_url=_base(url) + "/v1",
-        api_key=os.environ.get("QEMBED_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none",
-        timeout=ASKING_SECONDS,
-        max_retries=0,
-    )
-    try:
-        models = list(api.models.list())
-    except openai.APIConnectionError as error:
-        raise BadInput(f"{url}: nothing answers there; is the server up?") from error
-    except openai.APIStatusError as error:
-        raise BadInput(f"{url}: not an OpenAI-compatible server: /v1/models answers {error.status_code}") from error
-    except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-        raise BadInput(f"{url}: not an OpenAI-compatible server: /v1/models answers with something else") from error
-    if not models:
-        raise BadInput(f"{url}: serves no model")
-    limit = getattr(models[0], "max_model_len", None)
-    return models[0].id, limit if isinstance(limit, int) else None
 
 
 def _through_client(url: str, model: str, texts: Sequence[str], on_done: OnDone) -> NDArray[np.float32]:

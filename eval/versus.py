@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from qembed.errors import BadInput
 from qembed.eval.report import words
 
 SUMMARIES = ("by_dimension", "by_kind", "by_language", "by_length")
@@ -45,6 +47,19 @@ class Difference:
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers that both results have, and notes about what else differs between them."""
     return {"notes": list(_notes(first, second)), "differences": [one.record() for one in _differences(first, second)]}
+
+
+def check(found: Mapping[str, Any], path: Path) -> None:
+    """See that nothing of a result is missing or of another kind: each can be compared with itself.
+
+    Raises:
+        BadInput: `path`, which it was read from, is damaged.
+    """
+    try:
+        compare(found, found)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadInput(f"{path}: not a whole result of `qembed eval` ({said})") from error
 
 
 def noise(*intervals: Sequence[float] | None) -> float | None:

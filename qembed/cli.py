@@ -52,6 +52,17 @@ class LazyGroup(click.Group):
                 raise
             click.echo(f"qembed: {error.name} is not installed; install qembed with its requirements (see README)", err=True)
             ctx.exit(3)
+        except KeyboardInterrupt:  # before a command could say what is left
+            click.echo("qembed: interrupted", err=True)
+            ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            click.echo(f"qembed: unexpected: {said} (a fault of qembed's; `qembed --debug …` shows where)", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

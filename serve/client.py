@@ -59,14 +59,19 @@ def embed(
     return _matrix(rows, url, finite)
 
 
+def key() -> str:
+    """The key to send: the first of QEMBED_API_KEY, which may hold several for a server, or else OPENAI_API_KEY."""
+    first = os.environ.get("QEMBED_API_KEY", "").partition(",")[0].strip()
+    return first or os.environ.get("OPENAI_API_KEY") or "none"
+
+
 @contextmanager
 def connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
     """An openai client of the server at `url`, whose errors come out as ours."""
     import openai
 
-    key = os.environ.get("QEMBED_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
     try:
-        with openai.OpenAI(base_url=url.rstrip("/").removesuffix("/v1") + "/v1", api_key=key, timeout=timeout) as server:
+        with openai.OpenAI(base_url=url.rstrip("/").removesuffix("/v1") + "/v1", api_key=key(), timeout=timeout) as server:
             yield server
     except openai.APITimeoutError as error:
         raise QembedError(f"{url}: no answer within {timeout:g} s") from error

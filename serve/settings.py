@@ -322,10 +322,18 @@ def rules(launch: Launch, token: str, restarts: int, listener: int | None = None
         keys=[keys.hashed(key) for key in (*settings.keys, token)] if settings.keys else [],
         plan=table.lines(launch.plan, launch.device) | {"total": launch.plan.total},
         restarts=restarts,
+        about=_about(launch),
         listener=listener,
         log_texts=settings.log_requests,
         engine_args=[name for name, _ in settings.engine_args],
     )
+
+
+def _about(launch: Launch) -> dict[str, str]:
+    """What /metrics tells of the server; `qembed eval --url` reads it."""
+    int8 = ", int8 token table" if launch.token_table == INT8 else ""
+    weights = f"awq-int4{int8}" if launch.settings.checkpoint.is_int4 else "not quantized"
+    return {"dtype": launch.dtype, "device": launch.device, "weights": weights}
 
 
 def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[int]) -> dict[str, str]:

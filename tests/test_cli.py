@@ -48,5 +48,25 @@ def test_bad_input_is_one_line_and_exit_code_2_and_debug_shows_the_traceback() -
     assert "no such folder" in str(traced.exception)
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "qembed: interrupted"),
+        (KeyError("data"), 1, "qembed: unexpected: KeyError: 'data' (a fault of qembed's; `qembed --debug …` shows where)"),
+    ],
+)
+def test_what_no_command_expects_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, line: str
+) -> None:
+    def fail(_: str) -> None:
+        raise raised
+
+    monkeypatch.setattr("qembed.cli.importlib.import_module", fail)
+    result = CliRunner().invoke(group, ["top"])
+    assert (result.exit_code, result.stderr) == (code, line + "\n")
+    if code == 1:
+        assert CliRunner().invoke(group, ["--debug", "top"]).exception is raised
+
+
 def test_an_unknown_command_is_a_usage_error() -> None:
     assert CliRunner().invoke(group, ["nonsense"]).exit_code == 2

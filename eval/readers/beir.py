@@ -22,19 +22,22 @@ def read(folder: Path, instruction: str | None = None) -> Collection:
     """The collection of `folder`; of qrels the split `test` is taken, or else the first of SPLITS that is there.
 
     `corpus.jsonl` has objects with `_id`, `text` and maybe `title`, which goes before the text; `queries.jsonl` the same. Both
-    may tell a `language` (or `lang`), beside the text or under `metadata`. Queries that the qrels do not name are left out.
+    may tell a `language` (or `lang`), beside the text or under `metadata`. Queries that the qrels do not name are left out, and
+    so are passages without title and text, which public sets have; that is noted.
 
     Raises:
         BadInput: a file is missing, empty or not as it should be, or the qrels name an unknown id.
     """
     corpus, queries, qrels = folder / "corpus.jsonl", folder / "queries.jsonl", _qrels(folder)
-    passages = _texts(corpus, "document", None)
-    asked = _texts(queries, "query", instruction)
+    passages, blank = _texts(corpus, "document", None)
+    asked, _ = _texts(queries, "query", instruction)
     passage_rows = {text.id: row for row, text in enumerate(passages)}
     relevant: dict[str, dict[int, int]] = {text.id: {} for text in asked}
     for where, query, passage, grade in _judged(qrels):
         if query not in relevant:
             raise BadInput(f"{where}: the query {query!r} is not in {queries.name}")
+        if passage in blank:
+            raise BadInput(f"{where}: the passage {passage!r} has neither title nor text in {corpus.name}")
         if passage not in passage_rows:
             raise BadInput(f"{where}: the passage {passage!r} is not in {corpus.name}")
         if grade > 0:
@@ -43,7 +46,8 @@ def read(folder: Path, instruction: str | None = None) -> Collection:
     if not kept:
         raise BadInput(f"{qrels}: names no relevant passage for any query")
     digest = files.sha256([corpus, queries, qrels])
-    return Collection(folder.name, digest, kept, passages, [relevant[text.id] for text in kept])
+    notes = (f"{len(blank)} passages without title and text are left out",) if blank else ()
+    return Collection(folder.name, digest, kept, passages, [relevant[text.id] for text in kept], notes)
 
 
 def _qrels(folder: Path) -> Path:
@@ -54,22 +58,27 @@ def _qrels(folder: Path) -> Path:
     return found
 
 
-def _texts(path: Path, kind: str, instruction: str | None) -> list[Text]:
+def _texts(path: Path, kind: str, instruction: str | None) -> tuple[list[Text], set[str]]:
+    """The texts, and the ids of documents that have none."""
     found: dict[str, Text] = {}
+    blank: set[str] = set()
     for where, value in files.objects(path):
         one = files.text(value.get("_id", value.get("id")), where, "_id")
         title = value.get("title") if kind == "document" else None
         body = value.get("text")
         if isinstance(title, str) and title.strip():
             body = f"{title} {body}".strip() if isinstance(body, str) else title
-        if one in found:
+        if one in found or one in blank:
             raise BadInput(f"{where}: the _id {one!r} was there before")
+        if kind == "document" and isinstance(body, str) and not body.strip():
+            blank.add(one)
+            continue
         metadata: Any = value.get("metadata")
         language = files.language(value) or (files.language(metadata) if isinstance(metadata, dict) else None)
         found[one] = Text(one, files.text(body, where, "text"), kind, language, instruction)
     if not found:
         raise BadInput(f"{path}: holds no texts")
-    return list(found.values())
+    return list(found.values()), blank
 
 
 def _judged(path: Path) -> list[tuple[str, str, str, int]]:
@@ -85,7 +94,7 @@ def _judged(path: Path) -> list[tuple[str, str, str, int]]:
         try:
             query, passage, grade = (cell.strip() for cell in cells)
             found.append((where, query, passage, int(float(grade))))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise BadInput(f"{where}: not query-id, corpus-id and score with tabs between") from error
     if not found:
         raise BadInput(f"{path}: holds no judgements")

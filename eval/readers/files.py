@@ -13,6 +13,8 @@ from qembed.errors import BadInput
 from qembed.eval.texts import lines
 
 KINDS = (".csv", ".tsv", ".jsonl")
+LONGEST_CELL = 2**30
+"""Bytes; Python's csv refuses more than 128 KiB unless told otherwise, and a text may be a book."""
 
 
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -46,6 +48,7 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     for _ in lines(path):  # for its messages: bytes that are not UTF-8, with their line
         pass
+    csv.field_size_limit(LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter="\t" if kind == ".tsv" else ",", strict=True)
@@ -69,7 +72,9 @@ def column(row: dict[str, Any], names: Sequence[str], where: str, what: str) -> 
     """
     found = next((name for name in names if name in row), None)
     if found is None:
-        raise BadInput(f"{where}: no column for the {what} ({' or '.join(names)}); there are: {', '.join(row) or 'none'}")
+        shown = f"{where}: no column for the {what} ({' or '.join(names)}); there are: {', '.join(row) or 'none'}"
+        separated = len(row) == 1 and any(sign in next(iter(row)) for sign in ";\t|")
+        raise BadInput(f"{shown}; {'separate the cells with commas' if separated else 'name yours as FILE:COLUMN,COLUMN'}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ def check(path: Path) -> None:
     """See that a report can be written to `path`, before anything takes long.
 
     Raises:
-        BadInput: its name tells no kind of report, or there is no such folder.
+        BadInput: its name tells no kind of report, there is no such folder, or nothing can be written there.
     """
     if path.suffix.lower() not in KINDS:
         raise BadInput(f"--report {path}: name it {', '.join(KINDS[:-1])} or {KINDS[-1]}")
@@ -24,6 +25,11 @@ def check(path: Path) -> None:
         raise BadInput(f"--report {path}: a folder")
     if not path.parent.is_dir():
         raise BadInput(f"--report {path}: there is no folder {path.parent}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BadInput(f"--report {path}: {path.parent} cannot be written: {error.strerror or error}") from error
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

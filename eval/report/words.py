@@ -19,7 +19,7 @@ def side(said: dict[str, Any]) -> str:
     if said["engine"] == "server" and said.get("version"):
         how += f" (vLLM {said['version']})"
     stored = "stored in" if said["engine"] == "file" else "computed in"
-    computed = f"{stored} {said['dtype']}" if said["dtype"] else None
+    computed = f"{stored} {said['dtype']}" if said["dtype"] else "in a dtype that it does not tell"
     where = f"at {said['url']}" if said["url"] else f"on {said['device']}" if said["device"] else None
     cached = said.get("from_cache")
     kept = f"{cached} of {cached + said['computed']} vectors from the cache" if cached else None
@@ -57,7 +57,7 @@ def one_line(text: str) -> str:
 
 def number(value: float | None, digits: int = 4) -> str:
     """A number, or a dash."""
-    return UNKNOWN if value is None else f"{value:.{digits}f}"
+    return UNKNOWN if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 4) -> str:

@@ -27,13 +27,17 @@ Rerank = Callable[[Sequence[str], Sequence[str], Sequence[tuple[int, int]]], NDA
 
 @dataclass(frozen=True)
 class Collection:
-    """Queries with a relevant passage at least, passages, and the grade (from 1) of each passage row relevant to a query."""
+    """Queries with a relevant passage at least, passages, and the grade (from 1) of each passage row relevant to a query.
+
+    `notes` are what a reader of the numbers should know.
+    """
 
     name: str
     sha256: str
     queries: list[Text]
     passages: list[Text]
     relevant: list[dict[int, int]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def _measure(
     ]
     if rerank is not None:
         metrics.append(_reranked(collection, found, rerank))
-    return Outcome(metrics)
+    return Outcome(metrics, collection.notes)
 
 
 def _search(queries: NDArray[np.float32], passages: NDArray[np.float32], depth: int, own: Lists | None) -> Lists:

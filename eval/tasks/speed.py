@@ -12,10 +12,8 @@ candidate over baseline in texts per second, with `low` and `high`, between whic
 
 from __future__ import annotations
 
-import re
 import time
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +33,6 @@ MOST_TOKENS = 4096
 """Of one request: more would take minutes on a CPU."""
 PIECES = 400
 TIMEOUT = 600.0
-MEMORY = re.compile(r"^qembed_memory_bytes ([0-9.e+]+)$", re.MULTILINE)
 
 Send = Callable[[Sequence[str]], object]
 
@@ -112,11 +109,21 @@ def measure(
                 bar.update(task, description=f"speed: {shape.batch} × {shape.tokens} tokens")
                 found.append(record(shape, rounds(shape, sends, pool, tokenizer)))
                 bar.advance(task)
-        said = {name: {**_said(source), "memory": _memory(source)} for name, source in sources.items()}
-    notes = list(notes)
-    if said["candidate"]["engine"] != said["baseline"]["engine"]:
-        notes.append("the two sides ran through different engines, so the ratio is not that of the weights alone")
-    return {**said, "shapes": found, "notes": notes}
+        said = {name: {**_said(source), "memory": source.memory()} for name, source in sources.items()}
+    return {**said, "shapes": found, "notes": [*notes, *unlike(said["candidate"], said["baseline"])]}
+
+
+def unlike(candidate: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iterator[str]:
+    """What else than the weights the two sides differ in, a sentence each, so that nobody takes the ratio for theirs alone."""
+    for name, what in (("engine", "ran through different engines"), ("version", "ran through different versions")):
+        if candidate[name] != baseline[name] and (name == "engine" or candidate["engine"] == baseline["engine"]):
+            yield f"the two sides {what} ({candidate[name]}, {baseline[name]}), so the ratio is not that of the weights alone"
+    for name, what in (("device", "on"), ("dtype", "in")):
+        here, there = candidate[name], baseline[name]
+        if here is None or there is None:
+            yield f"what {name} the ratio is of is not known: a server does not tell"
+        elif here != there:
+            yield f"the two sides computed {what} {here} and {what} {there}, so the ratio is not that of the weights alone"
 
 
 def rounds(shape: Shape, sends: dict[str, Send], pool: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, list[float]]:
@@ -177,19 +184,6 @@ def _sending(source: Source) -> Iterator[Send]:
 
 def _said(source: Source) -> dict[str, Any]:
     return {name: getattr(source, name) for name in ("engine", "version", "model", "weights", "device", "dtype")}
-
-
-def _memory(source: Source) -> int | None:
-    """Bytes in use: what we can see ourselves, or what a `qembed serve` tells in its /metrics."""
-    if (known := source.memory()) is not None or source.url is None:
-        return known
-    base = source.url.rstrip("/").removesuffix("/v1")
-    try:
-        with urllib.request.urlopen(f"{base}/metrics", timeout=10) as answer:
-            told = MEMORY.search(answer.read(2**22).decode("utf-8", "replace"))
-    except OSError:
-        return None
-    return int(float(told[1])) if told else None
 
 
 def _shortened(text: str, tokenizer: Tokenizer, tokens: int) -> str:

@@ -28,7 +28,7 @@ def find(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
     else:
         where = str(file)
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{where}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
     keys = tuple(key for line in lines if (key := line.strip()) and not key.startswith("#"))

@@ -41,6 +41,9 @@ class Metrics:
                 yield family("qembed_texts_in_flight", "Texts waiting or being computed.", load.texts)
                 yield family("qembed_queue_limit", "Texts waiting or being computed, at most (--max-queue).", rules.max_queue)
                 yield family("qembed_restarts", "How often the server ended and was started again.", rules.restarts)
+                serving = family("qembed_serving", "What is served (always 1).", labels=list(rules.about))
+                serving.add_metric(list(rules.about.values()), 1)
+                yield serving
                 planned = family("qembed_planned_bytes", "The memory plan.", labels=["part"])
                 for part, size in rules.plan.items():
                     planned.add_metric([part], size)

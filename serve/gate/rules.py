@@ -27,6 +27,7 @@ class Rules:
         keys: SHA-256 of each key, as hexadecimal digits; empty: no key is asked for.
         plan: planned bytes by name, for /metrics.
         restarts: how often the server has been started again.
+        about: what is served, for /metrics: "dtype" (computed in), "device", "weights".
         listener: the number of a listening socket to be used in place of a new one; None: a new one.
         log_texts: whether each request is written to standard output, with its texts.
         engine_args: names of vLLM settings that the user gave, to be checked against what vLLM has.
@@ -46,6 +47,7 @@ class Rules:
     keys: list[str] = field(default_factory=list, repr=False)
     plan: dict[str, int] = field(default_factory=dict)
     restarts: int = 0
+    about: dict[str, str] = field(default_factory=dict)
     listener: int | None = None
     log_texts: bool = False
     engine_args: list[str] = field(default_factory=list)

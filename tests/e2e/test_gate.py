@@ -216,6 +216,7 @@ def test_our_numbers_stand_beside_vllms(int4_server: Launched) -> None:
     assert metric(url, "qembed_texts_in_flight") == 0
     assert metric(url, "qembed_memory_bytes") > 10**8
     assert metric(url, "vllm:num_requests_running") == 0
+    assert metric(url, "qembed_serving") == 1
     assert metric(url, "vllm:request_success_total") > 0
 
 

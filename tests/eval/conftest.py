@@ -124,6 +124,8 @@ class FakeServer:
         self.dies_after: int | None = None
         self.changed: dict[str, list[float]] = {}
         self.refusal: int | None = None
+        self.key: str | None = None
+        self.about: dict[str, str] | None = None  # that a `qembed serve` tells in its /metrics
         self.url = ""
 
     def vector(self, text: str) -> list[float]:
@@ -165,14 +167,24 @@ def start_server() -> Iterator[Callable[[], FakeServer]]:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.reply({})
+                if fake.key is not None and self.headers["Authorization"] != f"Bearer {fake.key}":
+                    self.give(401, b"{}")
+                elif fake.about is not None and self.path == "/metrics":
+                    labels = ",".join(f'{name}="{value}"' for name, value in fake.about.items())
+                    self.give(200, f"qembed_serving{{{labels}}} 1.0\nqembed_memory_bytes 1.2345e+09\n".encode())
+                elif fake.about is not None and self.path == "/version":
+                    self.give(200, b'{"version": "9.9"}')
+                else:
+                    self.reply({})
 
             def do_POST(self) -> None:
                 self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
             def reply(self, body: dict[str, Any]) -> None:
                 status, value = fake.answer(self.path, body)
-                payload = json.dumps(value).encode()
+                self.give(status, json.dumps(value).encode())
+
+            def give(self, status: int, payload: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(payload)))

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from qembed.cli import group
+from qembed.errors import QembedError
 from qembed.eval import compare, sources, texts
 
 DATA = [
@@ -129,6 +130,9 @@ def test_a_nan_fails_whatever_the_threshold(int4: Path, data: Path, tmp_path: Pa
         (["--url", "http://127.0.0.1:1", "--engine", "vllm"], "leave one out"),
         (["--baseline-url", "http://127.0.0.1:1", "--baseline-model", "sample"], "leave --baseline-model out"),
         (["--url", "127.0.0.1:8000"], "not the URL of a server"),
+        (["--url", "http://[::1"], "not the URL of a server"),
+        (["--url", "http://127.0.0.1:99999"], "not the URL of a server"),
+        (["--report", "/proc/page.html"], "/proc cannot be written"),
         (["--model", "no-such-folder"], "no-such-folder: no such folder"),
     ],
 )
@@ -240,6 +244,54 @@ def test_a_server_of_another_kind_is_one_line(start_server: Callable[[], Any]) -
     result = qembed("--url", url, "--baseline-url", url)
     assert result.exit_code == 2
     assert "not an OpenAI-compatible server" in one_line(result)
+
+
+def test_what_a_server_tells_of_itself_is_in_the_result(start_server: Callable[[], Any], data: Path, monkeypatch: Any) -> None:
+    candidate, baseline = start_server(), start_server()
+    candidate.key, candidate.about = "first-key", {"dtype": "bfloat16", "device": "cpu", "weights": "awq-int4"}
+    monkeypatch.setenv("QEMBED_API_KEY", "first-key,second-key")
+    given = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data)
+    found = json.loads(qembed(*given, "--json").stdout)
+    assert found["candidate"].items() >= {**candidate.about, "version": "9.9"}.items()
+    assert found["baseline"]["dtype"] is None
+    shown = qembed(*given).stdout
+    assert "INT4 weights, a running server (vLLM 9.9)" in shown
+    assert "computed in bfloat16" in shown
+    assert "in a dtype that it does not tell" in shown
+
+
+def test_a_server_that_wants_a_key_says_how_to_give_it(start_server: Callable[[], Any], data: Path, monkeypatch: Any) -> None:
+    server = start_server()
+    server.key = "first-key"
+    monkeypatch.delenv("QEMBED_API_KEY", raising=False)
+    result = qembed("--url", server.url, "--baseline-url", server.url, "--data", data)
+    assert result.exit_code == 2
+    assert one_line(result) == f"qembed: {server.url}: the server asks for a key; set QEMBED_API_KEY"
+
+
+def test_what_was_measured_is_shown_where_the_report_cannot_be_written(
+    int4: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise QembedError("disk full")
+
+    monkeypatch.setattr("qembed.eval.report.files.replace", full)
+    result = evaluated(int4, data, "--json", "--report", tmp_path / "page.html", "--min-cosine", "1")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["results"]["overall"]["count"] > 0
+    assert [line for line in result.stderr.splitlines() if line.startswith("qembed: ")][1:] == ["qembed: disk full"]
+
+
+def test_what_nobody_expected_is_not_taken_for_a_missed_threshold(
+    int4: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> Any:
+        raise ZeroDivisionError("by hand")
+
+    monkeypatch.setattr(compare, "compare", broken)
+    result = evaluated(int4, data)
+    assert result.exit_code == 2
+    assert one_line(result).startswith("qembed: unexpected: ZeroDivisionError: by hand")
 
 
 def test_a_server_that_dies_half_way_is_one_line(start_server: Callable[[], Any], data: Path) -> None:

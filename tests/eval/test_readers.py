@@ -56,6 +56,8 @@ def test_trec_columns_and_no_header(tmp_path: Path) -> None:
         ({"qrels": "q1\tp1\t0\n"}, "names no relevant passage"),
         ({"qrels": "q1 p1 1\n"}, "line 1: not query-id, corpus-id and score with tabs between"),
         ({"qrels": "q1\tp1\tmuch\n"}, "line 1: not query-id"),
+        ({"qrels": "q1\tp1\tinf\n"}, "line 1: not query-id"),
+        ({"corpus": [{"_id": "p1", "text": "", "title": " "}, *CORPUS[1:]]}, "the passage 'p1' has neither title nor text"),
         ({"corpus": []}, r"corpus\.jsonl: holds no texts"),
         ({"corpus": [*CORPUS, CORPUS[0]]}, r"corpus\.jsonl, line 4: the _id 'p1' was there before"),
         ({"corpus": [{"text": "a"}]}, r"corpus\.jsonl, line 1: _id is missing"),
@@ -170,6 +172,8 @@ def test_columns_with_other_names(tmp_path: Path) -> None:
         ("l.csv", "text,label\nx,a\n", "1 texts; at least four"),
         ("l.csv", "text,colour\nx,red\n", r"line 2: no column for the label \(label or category .*\); there are: text, colour"),
         ("l.csv", "label\na\n", "no column for the text"),
+        ("l.csv", "body,label\nx,a\n", "there are: body, label; name yours as FILE:COLUMN,COLUMN"),
+        ("l.csv", "text;label\nx;a\n", "there are: text;label; separate the cells with commas"),
         ("l.csv", "text,label\nx,a,b\n", "line 2: 3 cells, the header has 2"),
         ("l.csv", 'text,label\n"x,a\n', "line 2: unexpected end of data"),
         ("l.csv", "text,label\n,a\n", "line 2: the text is empty"),
@@ -186,6 +190,17 @@ def test_what_is_wrong_with_labelled_texts(tmp_path: Path, name: str, content: s
     with pytest.raises(BadInput, match=words) as caught:
         tables.labelled(str(tmp_path / name))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_text_may_be_a_book(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("text,label\n" + "word " * 100_000 + ",a\nx,b\ny,a\nz,b\n")
+    assert len(tables.labelled(str(tmp_path / "l.csv")).texts[0].text) == 500_000
+
+
+def test_passages_without_any_text_are_left_out_and_that_is_noted(tmp_path: Path) -> None:
+    found = beir.read(beir_folder(tmp_path / "set", corpus=[*CORPUS, {"_id": "p4", "title": "", "text": " "}]))
+    assert [text.id for text in found.passages] == ["p1", "p2", "p3"]
+    assert found.notes == ("1 passages without title and text are left out",)
 
 
 def test_bytes_that_are_no_text_have_a_line(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from qembed.checkpoint import Checkpoint
 from qembed.cli import group
 from qembed.errors import BadInput
+from qembed.eval import remote
 from qembed.eval.tasks import speed
 from qembed.eval.tasks.speed import Shape
 from tests.eval.conftest import FakeServer
@@ -89,8 +90,28 @@ def test_batch_sizes_that_are_no_numbers(start_server: Callable[[], FakeServer],
     assert "--speed-batches" in result.stderr.splitlines()[-1]
 
 
-def test_memory_that_a_qembed_serve_tells() -> None:
-    text = "# TYPE qembed_memory_bytes gauge\nqembed_memory_bytes 1.2345e+09\nqembed_planned_bytes 3\n"
-    found = speed.MEMORY.search(text)
-    assert found is not None
-    assert float(found[1]) == 1.2345e9
+def test_memory_that_a_qembed_serve_tells(start_server: Callable[[], FakeServer]) -> None:
+    server = start_server()
+    assert remote.memory(server.url) is None
+    server.about = {"dtype": "float16"}
+    assert remote.memory(server.url + "/v1") == 1_234_500_000
+
+
+SAID = {"engine": "vllm", "version": "1", "device": "cpu", "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({}, []),
+        ({"dtype": "bfloat16"}, ["the two sides computed in float32 and in bfloat16"]),
+        ({"dtype": None}, ["what dtype the ratio is of is not known"]),
+        ({"device": "cuda"}, ["the two sides computed on cpu and on cuda"]),
+        ({"engine": "server", "version": "2"}, ["the two sides ran through different engines (vllm, server)"]),
+        ({"version": "2"}, ["the two sides ran through different versions (1, 2)"]),
+    ],
+)
+def test_what_the_two_sides_differ_in_besides_the_weights_is_told(other: dict[str, str], told: list[str]) -> None:
+    notes = list(speed.unlike(SAID, SAID | other))
+    assert len(notes) == len(told)
+    assert all(note.startswith(words) for note, words in zip(notes, told, strict=True))

@@ -81,6 +81,26 @@ def test_a_result_against_itself_has_no_differences(tmp_path: Path) -> None:
     assert len(found["differences"]) > 30
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda found: found.pop("data"),
+        lambda found: found["results"].pop("overall"),
+        lambda found: found.update(candidate=None),
+        lambda found: found.update(tasks="x"),
+        lambda found: found["results"].update(by_kind=[1]),
+    ],
+)
+def test_a_damaged_result_is_one_line(tmp_path: Path, damage: Any) -> None:
+    broken = full()
+    damage(broken)
+    for pair in ((full(), broken), (broken, full())):
+        done = compare(tmp_path, *pair)
+        assert done.exit_code == 2
+        (line,) = done.stderr.splitlines()
+        assert f"{'b' if pair[1] is broken else 'a'}.json: not a whole result of `qembed eval`" in line
+
+
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     for arguments, words in (

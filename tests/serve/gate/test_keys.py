@@ -16,6 +16,8 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# mine\n{ONE}\n\n  {TWO}  \n")
     assert keys.find(file, {"QEMBED_API_KEY": "ignored-key"}) == (ONE, TWO)
+    file.write_bytes(f"\ufeff{ONE}\r\n{TWO}\r\n".encode())  # as Windows writes it
+    assert keys.find(file, {}) == (ONE, TWO)
     assert keys.find(None, {"QEMBED_API_KEY": f"{ONE}, {TWO}"}) == (ONE, TWO)
     assert keys.find(None, {}) == keys.find(None, {"QEMBED_API_KEY": ""}) == ()
 

@@ -112,10 +112,10 @@ QUALITY = (
 )
 
 FEW = ("--calibration-texts", "64", "--max-tokens", "64")
-SOME = ("--calibration-texts", "64", "--max-tokens", "128")
+SOME = ("--calibration-texts", "88")
 
 SPEED = (
-    Row("0.6B", "the shape of Qwen3-Embedding-0.6B, 28 layers", ("--calibration-texts", "97"), model="0.6B"),
+    Row("0.6B", "the shape of Qwen3-Embedding-0.6B, 28 layers", ("--calibration-texts", "126"), model="0.6B"),
     Row("layer", "one of its layers, qembed", SOME, model="0.6B:2"),
     Row(
         "layer-autoawq",

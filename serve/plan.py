@@ -1,9 +1,10 @@
 """Where every byte goes, before anything is started: pure arithmetic on a checkpoint's headers and config.
 
 The cache is planned for embedding, not for chat. A text is read once and nothing is generated, so a sequence needs its cache
-only while it is being read, and vLLM reads first come, first served: at any step at most one text is partly read. That one may
-hold `max_model_len` tokens; all others of the step share `max_num_batched_tokens`; and each sequence may leave a block partly
-empty. This is several times less than `max_num_seqs` times `max_model_len`.
+only while it is being read. Where the longest text goes into one step, texts are read whole (`reads_whole`): a step holds
+`max_num_batched_tokens` tokens, and nothing before or after it. Longer texts are read in pieces; vLLM reads first come, first
+served, so at any step at most one text is partly read. That one may hold `max_model_len` tokens more. Either way each sequence
+may leave a block partly empty. This is many times less than `max_num_seqs` times `max_model_len`.
 
 With tensor parallelism the plan is for one of the devices.
 """
@@ -182,8 +183,14 @@ def kv_bytes_per_token(config: Mapping[str, Any], dtype: str, parallel: int = 1)
 
 def kv_tokens(max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int, block_size: int) -> int:
     """Tokens the cache must hold so that no sequence ever waits for another's blocks; a multiple of `block_size`."""
-    blocks = -(-max_model_len // block_size) + -(-max_num_batched_tokens // block_size) + max_num_seqs
+    partly_read = 0 if reads_whole(max_model_len, max_num_batched_tokens) else -(-max_model_len // block_size)
+    blocks = partly_read + -(-max_num_batched_tokens // block_size) + max_num_seqs
     return (blocks + 1) * block_size  # vLLM keeps one block back as its null block
+
+
+def reads_whole(max_model_len: int, max_num_batched_tokens: int) -> bool:
+    """Whether every text is computed in one step, so that none keeps its cache from one step to the next."""
+    return max_model_len <= max_num_batched_tokens
 
 
 def max_length(config: Mapping[str, Any], asked: int | None) -> int:

@@ -281,6 +281,8 @@ def arguments(launch: Launch) -> list[str]:
         "--no-enable-prefix-caching",
         "--disable-uvicorn-access-log",
     ]
+    if plan.reads_whole(launch.max_model_len, launch.sizes.max_num_batched_tokens):
+        chosen.append("--no-enable-chunked-prefill")  # the cache is planned for it
     if launch.device == "cpu":
         # Compiled code needs a C++ compiler on the machine, and half a minute more at every start (85 s instead of 33 to 60).
         chosen.append("--enforce-eager")

@@ -51,6 +51,7 @@ def arguments(launch: Launch) -> list[str]:
     `--max-total-tokens` gives the cache in tokens, so that SGLang does not take what is left of the card.
     """
     settings, sizes = launch.settings, launch.sizes
+    whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
     overrides = {"is_matryoshka": True, "matryoshka_dimensions": plan.dimensions(launch.hidden_size)}
     chosen = [
         *("--model-path", str(settings.checkpoint.folder.resolve())),
@@ -62,7 +63,7 @@ def arguments(launch: Launch) -> list[str]:
         *("--dtype", launch.dtype),
         *("--context-length", str(sizes.max_model_len)),
         *("--max-running-requests", str(sizes.max_num_seqs)),
-        *("--chunked-prefill-size", str(sizes.max_num_batched_tokens)),
+        *("--chunked-prefill-size", "-1" if whole else str(sizes.max_num_batched_tokens)),
         *("--max-prefill-tokens", str(sizes.max_num_batched_tokens)),
         *("--max-total-tokens", str(launch.plan.kv_tokens)),
         *("--max-queued-requests", str(settings.max_queue)),

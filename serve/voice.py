@@ -82,11 +82,13 @@ def notes(launch: Launch) -> dict[str, str]:
     sizes, cache = launch.sizes, launch.settings.kv_cache_dtype
     each = launch.plan.kv_cache // launch.plan.kv_tokens
     parallel = launch.settings.tensor_parallel_size * launch.settings.data_parallel_size
+    whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
+    held = f"{sizes.max_num_batched_tokens} at once" if whole else f"one text of {sizes.max_model_len}"
     return {
         "token_table": launch.token_table,
         "linear": "INT4 with scales and zero points" if launch.settings.checkpoint.is_int4 else launch.dtype,
-        "kv_cache": f"{launch.plan.kv_tokens} tokens × {_kib(each)} ({launch.dtype if cache == 'auto' else cache}): one text "
-        f"of {sizes.max_model_len}, {sizes.max_num_seqs} at once",
+        "kv_cache": f"{launch.plan.kv_tokens} tokens × {_kib(each)} ({launch.dtype if cache == 'auto' else cache}): {held}, "
+        f"in {sizes.max_num_seqs} texts",
         "activations": f"{sizes.max_num_batched_tokens} tokens at once",
         "graphs": "estimated",
         "runtime": "estimated",

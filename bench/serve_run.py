@@ -109,7 +109,8 @@ def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--no-enable-prefix-caching"]
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
+    server += ["--no-enable-prefix-caching", "--no-enable-chunked-prefill"]
     return [*server, "--disable-uvicorn-access-log", *[word for pair in options.items() for word in pair], *row.options], chosen
 
 

@@ -23,8 +23,8 @@ from qembed.serve import gate, machine
 from qembed.serve.gate import rules
 
 # transformers imports these where they are installed (for qembed eval they are), and an embedding server never needs them: in
-# each of vLLM's processes they are 90 MB and half of the time of its imports. To Python a module that is None is one that is not
-# there. It stands here and not in main() because vLLM's processes begin by importing their parent's main module.
+# each of vLLM's processes they are 90 MB and half of the time of its imports. To Python a module that is None is not there.
+# It stands here and not in main() because vLLM's processes begin by importing their parent's main module.
 UNUSED = ("pandas", "scipy", "sklearn")
 if __name__ in ("__main__", "__mp_main__"):
     for unused in UNUSED:

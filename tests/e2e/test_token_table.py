@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,12 +78,25 @@ def test_a_table_made_at_load_is_the_one_that_quantize_would_store(int4_checkpoi
 
 
 def test_without_the_plugin_vllm_refuses_the_checkpoint_and_names_it(int8_checkpoint: Path) -> None:
-    """VLLM_PLUGINS="" makes vLLM load no plugin."""
+    """A vLLM that qembed did not start; VLLM_PLUGINS="" makes it load no plugin."""
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--runner", "pooling", "--port", "0"]
+    done = subprocess.run(
+        [*server, "--model", str(int8_checkpoint)],
+        env={**os.environ, "VLLM_PLUGINS": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Unknown quantization method: qembed_awq" in done.stderr
+
+
+def test_qembed_says_at_once_that_its_plugin_is_left_out(int8_checkpoint: Path) -> None:
     done = qembed("serve", "--model", int8_checkpoint, "--port", 0, VLLM_PLUGINS="")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("qembed: vLLM did not start: Unknown quantization method: qembed_awq (log: ")
+    assert (done.returncode, done.stdout) == (2, "")
+    line = "qembed: VLLM_PLUGINS= leaves qembed's plugin out, which an INT8 token table needs; add qembed to it"
+    assert done.stderr.splitlines() == [line]
 
 
 def test_eval_reads_it_without_options(int8_checkpoint: Path, tmp_path: Path) -> None:

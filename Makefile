@@ -76,7 +76,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/types && mkdir -p build/types/qembed
-	ln -s $(addprefix ../../../,quantize serve eval $(wildcard qembed/*)) build/types/qembed/
+	ln -s $(addprefix ../../../,quantize serve search eval $(wildcard qembed/*)) build/types/qembed/
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p qembed
 	$(BIN)/mypy --config-file pyproject.toml deploy/requirements/lock.py
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../bench/*.py

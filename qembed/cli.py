@@ -12,6 +12,8 @@ COMMANDS = {
     "quantize": ("qembed.quantize.cli", "Turn an FP16 checkpoint into an AWQ INT4 one."),
     "serve": ("qembed.serve.cli", "Serve a checkpoint through vLLM behind the OpenAI embeddings API."),
     "top": ("qembed.serve.top", "Watch a running server: memory, requests, speed, latencies."),
+    "index": ("qembed.search.index_cli", "Put vectors into a FAISS index, and measure what it misses."),
+    "search": ("qembed.search.cli", "Ask an index for what is nearest to a text."),
     "eval": ("qembed.eval.cli", "Tell what INT4 costs against FP16."),
 }
 

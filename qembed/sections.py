@@ -26,7 +26,8 @@ class SectionedCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         plain: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
-            if (record := parameter.get_help_record(ctx)) is not None:
+            # click 8.5 has a record for arguments, too; the usage line tells of them already.
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
                 rows = sections.setdefault(parameter.section, []) if isinstance(parameter, Option) else plain
                 rows.append(record)
         for heading, rows in [*sections.items(), ("Other options", plain)]:

@@ -83,8 +83,8 @@ def target() -> Target:
     """The device at hand, with its memory; it is the one that vLLM uses, or would use if it were installed."""
     card = _card()
     if find_spec("vllm") is None:
-        return card or _host()
-    return (card or Target("cuda", "GPU")) if device() == "cuda" else _host()
+        return card or host()
+    return (card or Target("cuda", "GPU")) if device() == "cuda" else host()
 
 
 def _card() -> Target | None:
@@ -95,7 +95,7 @@ def _card() -> Target | None:
         return None
 
 
-def _host(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> Target:
+def host(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> Target:
     """This machine as a CPU: a container's limit counts where it is lower than the machine's memory."""
     try:
         lines = dict(re.findall(r"^(\w+):\s+(\d+) kB$", meminfo.read_text(encoding="ascii"), re.MULTILINE))

@@ -139,6 +139,48 @@ def differences(metrics: Sequence[Mapping[str, Any]]) -> Markup:
     return _svg(base + 24, parts, "Difference between INT4 and the baseline, with 95% intervals")
 
 
+def recall(points: Sequence[Mapping[str, Any]], exact: float, name: str) -> Markup:
+    """How much of the true nearest is found, by the milliseconds it takes (both of `points`, with `width`); a line at `exact`.
+
+    `name` is what is widened from point to point.
+    """
+    if not points:
+        return Markup("")
+    height, base, top = 220, 184, 24
+    times = [one["milliseconds"] for one in points] + [exact]
+    first, last = math.log10(max(min(times), 1e-4)) - 0.08, math.log10(max(*times, 1e-4)) + 0.08
+    low = _rounded_down(min(min(one["interval"] or [one["recall"]]) for one in points))
+    low, high = max(low, 0.0), 1.0
+
+    def across(value: float) -> float:
+        return LEFT + (math.log10(max(value, 1e-4)) - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+
+    def up(value: float) -> float:
+        return base - (value - low) / (high - low) * (base - top)
+
+    parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>']
+    for tick in ticks(low, high, 5):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
+        parts.append(_text(LEFT - 5, up(tick) + 3, _short(tick, low, high), "end"))
+    for tick in (factor * 10.0**power for power in range(math.floor(first), math.ceil(last) + 1) for factor in (1, 2, 5)):
+        if first <= math.log10(tick) <= last:
+            parts.append(f'<line class="grid" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="{top}" y2="{base}"/>')
+            parts.append(_text(across(tick), base + 13, f"{tick:g}", "middle"))
+    parts.append(f'<line class="mark" x1="{across(exact):.1f}" x2="{across(exact):.1f}" y1="{top - 8}" y2="{base}"/>')
+    anchor = "end" if across(exact) > WIDTH / 2 else "start"
+    parts.append(_text(across(exact) + (3 if anchor == "start" else -3), top - 10, f"exact: {exact:.3g} ms", anchor, "strong"))
+    places = [(across(one["milliseconds"]), up(one["recall"])) for one in points]
+    parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
+    for (x, y), one in zip(places, points, strict=True):
+        if one["interval"]:
+            start, end = (up(value) for value in one["interval"])
+            parts.append(_whisker(x, x, start, end))
+        parts.append(_dot(x, y, f"{name} {one['width']}: recall {one['recall']:.4f}, {one['milliseconds']:.3g} ms"))
+        parts.append(_text(x + 5, y + 11, str(one["width"]), "start"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, base + 27, "milliseconds a query, one at a time", "middle"))
+    return _svg(height, parts, "Recall against exact search, by time")
+
+
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers from `low` to `high`, about as many as `most`."""
     raw = (high - low) / most

@@ -1,0 +1,164 @@
+"""A FAISS index over unit vectors, so that an inner product is a cosine. Rows keep their order: FAISS's number is the row.
+
+Flat compares with every vector. IVF-Flat (Jégou et al. 2011) compares with those of the `nprobe` nearest of `nlist` clusters.
+HNSW (Malkov & Yashunin 2018) walks a graph of near neighbours, `ef_search` candidates wide. All three keep float32 vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed.errors import BadInput, MissingExtra, QembedError
+from qembed.search import corpus as corpora
+from qembed.search.corpus import Corpus
+
+Kind = Literal["flat", "ivf-flat", "hnsw"]
+KINDS: tuple[Kind, ...] = ("flat", "ivf-flat", "hnsw")
+M, EF_CONSTRUCTION = 32, 200
+CLUSTERS_PER_ROOT = 4
+POINTS_PER_CLUSTER = 39  # FAISS asks for as many to train on
+TRAINED_PER_CLUSTER = 128
+SPARE_BYTES = 200 * 2**20
+SEED = 0
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is built: `nlist` clusters (None: 4·√rows), `m` links a node, and `ef_construction` candidates while linking."""
+
+    kind: Kind = "flat"
+    nlist: int | None = None
+    m: int = M
+    ef_construction: int = EF_CONSTRUCTION
+
+    def noted(self, rows: int) -> dict[str, Any]:
+        """The settings that this kind has, for `rows` vectors."""
+        if self.kind == "ivf-flat":
+            return {"nlist": clusters(rows, self.nlist)}
+        return {"m": self.m, "ef_construction": self.ef_construction} if self.kind == "hnsw" else {}
+
+
+def clusters(rows: int, asked: int | None) -> int:
+    """How many clusters an IVF index of `rows` vectors has.
+
+    Raises:
+        BadInput: more are asked for than there are vectors.
+    """
+    if asked is None:
+        return max(1, min(int(CLUSTERS_PER_ROOT * rows**0.5), rows // POINTS_PER_CLUSTER))
+    if asked > rows:
+        raise BadInput(f"--nlist {asked}: there are only {rows:,} vectors")
+    return asked
+
+
+def memory(rows: int, dimensions: int, settings: Settings) -> int:
+    """Bytes that the index needs, in memory and on the disk: float32 vectors, and row numbers or links."""
+    beside = {"flat": 0, "ivf-flat": 8, "hnsw": 4 * (2 * settings.m + 1) + 12}[settings.kind]
+    return rows * (4 * dimensions + beside)
+
+
+def check_memory(corpus: Corpus, settings: Settings) -> None:
+    """See that the index fits into what is free here.
+
+    Raises:
+        QembedError: it does not; the message has both numbers.
+    """
+    from qembed.serve import machine
+
+    free = machine.host().free
+    needed = memory(corpus.rows, corpus.dimensions, settings) + SPARE_BYTES
+    if free is not None and needed > free:
+        raise QembedError(
+            f"{corpus.path}: {corpus.rows:,} vectors of {corpus.dimensions} dimensions need {needed / 1e9:.1f} GB as an index, "
+            f"{free / 1e9:.1f} GB are free; embed with fewer --dimensions, or use a database (docs/vector-databases.md)"
+        )
+
+
+def build(
+    corpus: Corpus, settings: Settings, drawn: NDArray[np.intp], on_stage: Callable[[str, int], None]
+) -> tuple[Any, Floats]:
+    """The index, and the vectors [len(drawn), dimensions] at the rows `drawn` (rising).
+
+    `on_stage` hears what is being done, and how many rows are done.
+
+    Raises:
+        BadInput: a row cannot be used.
+        MissingExtra: FAISS is not installed.
+    """
+    index = _empty(corpus, settings, on_stage)
+    samples: list[Floats] = []
+    done = 0
+    for block in _counted(corpus, on_stage):
+        index.add(block)
+        inside = drawn[(drawn >= done) & (drawn < done + len(block))]
+        samples.append(block[inside - done])
+        done += len(block)
+    if done != corpus.rows:
+        raise BadInput(f"{corpus.path}: {done:,} rows, its footer promises {corpus.rows:,}: it was changed while it was read")
+    return index, np.concatenate(samples)
+
+
+def _empty(corpus: Corpus, settings: Settings, on_stage: Callable[[str, int], None]) -> Any:
+    faiss = library()
+    if settings.kind == "hnsw":
+        index = faiss.IndexHNSWFlat(corpus.dimensions, settings.m, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = settings.ef_construction
+        _reserve(faiss.downcast_index(index.storage), corpus)
+        return index
+    if settings.kind == "flat":
+        index = faiss.IndexFlatIP(corpus.dimensions)
+        _reserve(index, corpus)
+        return index
+    count = clusters(corpus.rows, settings.nlist)
+    quantizer = faiss.IndexFlatIP(corpus.dimensions)
+    index = faiss.IndexIVFFlat(quantizer, corpus.dimensions, count, faiss.METRIC_INNER_PRODUCT)
+    index.cp.spherical = True  # means of unit vectors, as unit vectors: nearest by the same measure that is searched with
+    index.cp.min_points_per_centroid = 1  # or it warns on stderr about small collections
+    wanted = min(corpus.rows, TRAINED_PER_CLUSTER * count)
+    on_stage(f"drawing {wanted:,} vectors to find {count:,} clusters", 0)
+    sample = corpora.at(corpus, draw(corpus.rows, wanted))
+    on_stage(f"finding {count:,} clusters", 0)
+    index.train(sample)
+    return index
+
+
+def draw(rows: int, count: int) -> NDArray[np.intp]:
+    """`count` of the numbers below `rows`, rising, by a fixed seed; all of them if there are no more."""
+    if count >= rows:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(SEED).choice(rows, count, replace=False))
+
+
+def library() -> Any:
+    """FAISS.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"an index {corpora.NEEDS}") from error
+    return faiss
+
+
+def _reserve(flat: Any, corpus: Corpus) -> None:
+    """Make room for all vectors at once: growing by doubling would hold up to three times as much for a moment."""
+    flat.codes.resize(corpus.rows * 4 * corpus.dimensions)
+    flat.codes.resize(0)
+
+
+def _counted(corpus: Corpus, on_stage: Callable[[str, int], None]) -> Iterator[Floats]:
+    done = 0
+    for block in corpora.vectors(corpus):
+        on_stage("indexing", done)
+        yield block
+        done += len(block)
+    on_stage("indexing", done)

@@ -1,0 +1,167 @@
+"""`qembed index`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qembed.errors import BadInput, Interrupted
+from qembed.sections import SectionedCommand, section
+
+building = section("What to build")
+measuring = section("Recall")
+writing = section("What to write")
+
+
+@click.command("index", cls=SectionedCommand, short_help="Put vectors into a FAISS index, and measure what it misses.")
+@click.argument("vectors", type=click.Path(path_type=Path), metavar="VECTORS.parquet")
+@building("--kind", type=click.Choice(["flat", "ivf-flat", "hnsw"]), default="flat", show_default=True,
+          help="flat compares with every vector; ivf-flat with those of the nearest clusters; hnsw walks a graph.")  # fmt: skip
+@building("--nlist", type=click.IntRange(1, 1 << 22), metavar="N", help="Clusters of ivf-flat.  [default: 4 × √vectors]")
+@building("--m", "m", type=click.IntRange(2, 256), metavar="N", help="Links of a node of hnsw.  [default: 32]")
+@building("--ef-construction", type=click.IntRange(1, 10_000), metavar="N",
+          help="Candidates that hnsw links a node from.  [default: 200]")  # fmt: skip
+@measuring("--recall", type=click.FloatRange(0, 1), default=0.95, show_default=True, metavar="X",
+           help="What `qembed search` is to find of the ten nearest: the least setting that does is noted.")  # fmt: skip
+@measuring("--queries", type=click.Path(path_type=Path), metavar="FILE.parquet",
+           help="Vectors of real queries (qembed embed --prompt query) to measure with, the first 1,000.  "
+                "[default: 200 of the indexed vectors]")  # fmt: skip
+@writing("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.faiss",
+         help="The index. Ids and kept columns go beside it, into FILE.faiss.ids.parquet.")  # fmt: skip
+@writing("--report", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+         help="Write what was measured to FILE.html (recall against time, as a plot) or FILE.json.")  # fmt: skip
+@writing("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
+def command(**options: Any) -> None:
+    """Put the vectors that `qembed embed` wrote into a FAISS index, to look at them with `qembed search`.
+
+    VECTORS.parquet may also be a folder of such parts. Vectors are scaled to unit length, so scores are cosines. What ivf-flat
+    and hnsw miss of the true nearest is measured, and the least setting that finds enough is noted for `qembed search`.
+
+    \b
+    qembed index vectors.parquet -o index.faiss                                   exact
+    qembed index vectors.parquet -o index.faiss --kind hnsw --report recall.html  approximate, with a plot of recall
+
+    An index lives in memory: 4 bytes × dimensions a vector. To serve, load into a database: docs/vector-databases.md.
+
+    Exit codes: 0 done, 1 failed, 2 bad input, 3 a package is missing, 130 interrupted.
+    """  # noqa: D301 - click wants the character \b
+    try:
+        found = _made(options)
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted; {options['output']} is as it was") from error
+    if options["as_json"]:
+        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    from rich.console import Console
+
+    _print(Console(), found)
+
+
+def _made(options: dict[str, Any]) -> dict[str, Any]:
+    """Build, measure and write; what there is to tell of it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from qembed.search import build, corpus, recall, report, store
+
+    output: Path = options["output"]
+    store.check(output)
+    for path in options["report"]:
+        report.check(path)
+    settings = _settings(options)
+    build.library()
+    read = corpus.read(options["vectors"])
+    noted = settings.noted(read.rows)
+    asked = _queries(options["queries"], read) if options["queries"] else None
+    build.check_memory(read, settings)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("reading", total=read.rows)
+
+        def staged(doing: str, done: int) -> None:
+            bar.update(task, description=doing, completed=done)
+
+        drawn = build.draw(read.rows, recall.QUERIES)
+        index, sample = build.build(read, settings, drawn, staged)
+        measured = None
+        if settings.kind != "flat" and (asked is not None or read.rows > 1):
+            queries, own, said = (
+                (sample, drawn, "drawn from the indexed vectors, not looking for themselves")
+                if asked is None
+                else (asked, None, str(options["queries"]))
+            )
+            measured = recall.measure(
+                index, settings.kind, queries, own, options["recall"], said,
+                lambda width: staged(f"measuring recall at {width}", read.rows),
+            )  # fmt: skip
+        about = {
+            "kind": settings.kind,
+            "settings": noted,
+            "width": measured.chosen if measured else 1,
+            "recall": measured.record() if measured else None,
+        }
+        store.write(output, index, read, about, staged)
+    found = {
+        "index": str(output),
+        "source": str(read.path),
+        "model": read.model,
+        "rows": read.rows,
+        "dimensions": read.dimensions,
+        "columns": list(read.kept),
+        "bytes": output.stat().st_size,
+        **about,
+    }
+    for path in options["report"]:
+        report.write(path, found)
+    return found
+
+
+def _settings(options: dict[str, Any]) -> Any:
+    from qembed.search.build import EF_CONSTRUCTION, M, Settings
+
+    kind = options["kind"]
+    for name, belongs in (("nlist", "ivf-flat"), ("m", "hnsw"), ("ef_construction", "hnsw")):
+        if options[name] is not None and kind != belongs:
+            raise BadInput(f"--{name.replace('_', '-')} is a setting of --kind {belongs}, not of {kind}")
+    return Settings(kind, options["nlist"], options["m"] or M, options["ef_construction"] or EF_CONSTRUCTION)
+
+
+def _queries(path: Path, corpus: Any) -> Any:
+    """The vectors of real queries, which must be of the same model and length."""
+    from itertools import islice
+
+    import numpy as np
+
+    from qembed.search import corpus as corpora
+    from qembed.search.query import family
+
+    asked = corpora.read(path)
+    if asked.dimensions != corpus.dimensions:
+        raise BadInput(f"--queries {path}: {asked.dimensions} dimensions, {corpus.path} has {corpus.dimensions}")
+    if asked.model and corpus.model and family(asked.model) != family(corpus.model):
+        raise BadInput(f"--queries {path}: vectors of {asked.model}, {corpus.path} has those of {corpus.model}")
+    wanted = min(asked.rows, 1000)
+    return np.concatenate(list(islice(corpora.vectors(asked), wanted)))[:wanted]
+
+
+def _print(console: Any, found: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from qembed.search import report
+    from qembed.search.nearest import WIDTH
+
+    said = f"{found['index']}: {found['rows']:,} vectors of {found['dimensions']} dimensions, {found['kind']}"
+    console.print(f"{escape(said)}, {found['bytes'] / 1e6:,.1f} MB", highlight=False, soft_wrap=True)
+    if found["recall"]:
+        table = Table(box=None, pad_edge=False)
+        for name in (WIDTH[found["kind"]], *report.COLUMNS):
+            table.add_column(name, justify="right")
+        for point in found["recall"]["points"]:
+            style = "bold" if point["width"] == found["recall"]["chosen"] else None
+            table.add_row(str(point["width"]), *report.cells(point), style=style)
+        console.print(table)
+    console.print(escape(report.words(found)), highlight=False, soft_wrap=True)

@@ -1,0 +1,38 @@
+"""Asking an index: the nearest rows, through it or exactly, however wide it is to look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed.search.build import Kind, library
+
+WIDTH = {"ivf-flat": "nprobe", "hnsw": "ef_search"}  # what says how wide an index is looked through
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+def nearest(index: Any, kind: Kind, queries: Floats, depth: int, width: int | None) -> tuple[Floats, Rows]:
+    """Cosines and rows [q, depth] nearest to `queries` [q, d] of unit vectors, best first; row −1 where fewer are found.
+
+    `width` is `nprobe` of an IVF-Flat index and `ef_search` of an HNSW one. None compares with every vector.
+    """
+    faiss = library()
+    queries = np.ascontiguousarray(queries, np.float32)
+    if kind == "ivf-flat":
+        probed = index.nlist if width is None else min(width, index.nlist)
+        found = index.search(queries, depth, params=faiss.SearchParametersIVF(nprobe=probed))
+    elif kind == "hnsw" and width is not None:
+        found = index.search(queries, depth, params=faiss.SearchParametersHNSW(efSearch=max(width, depth)))
+    else:
+        found = (faiss.downcast_index(index.storage) if kind == "hnsw" else index).search(queries, depth)
+    return found
+
+
+def widths(index: Any, kind: Kind, depth: int) -> list[int]:
+    """The widths worth trying on an index, rising: powers of two up to all clusters, or to 1,024 candidates."""
+    least, most = (1, int(index.nlist)) if kind == "ivf-flat" else (depth, min(1024, max(depth, int(index.ntotal))))
+    return sorted({least, most, *(2**power for power in range(31) if least < 2**power < most)})

@@ -1,0 +1,117 @@
+"""Questions as vectors of the index's length: from a running server, or from the index's model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed import checkpoint as checkpoints
+from qembed.checkpoint import DEFAULT_INSTRUCTION, INT4_SUFFIX, instruct
+from qembed.errors import BadInput, QembedError
+from qembed.eval import sources
+from qembed.search.store import Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who embeds the questions, and what stands before them.
+
+    `url` is a running server; without it `model` (None: what the index notes) runs through `engine`. `prompt` is the name of
+    one of the model's prompts, `instruction` a task in words in its place; with neither, the instruction that the index's own
+    texts carry is taken, and else the prompt "query". `any_model` takes whatever model it is.
+    """
+
+    url: str | None = None
+    model: str | None = None
+    engine: str = "transformers"
+    prompt: str | None = None
+    instruction: str | None = None
+    any_model: bool = False
+
+
+def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Console) -> NDArray[np.float32]:
+    """The unit vectors [len(texts), store.dimensions] float32 of `texts` with their prompt.
+
+    Raises:
+        BadInput: the model is not the index's, has no such prompt, or gives vectors of another length.
+        QembedError: a server or an engine fails, or gives a vector that cannot be used.
+    """
+    model = asking.model or (None if asking.url else store.model)
+    if model is None and asking.url is None:
+        raise BadInput(f"{store.path} does not say which model made its vectors; name it with --model, or a server with --url")
+    known = checkpoints.find(model) if model is not None else None
+    if known is not None and not asking.any_model:
+        check_model(store, known.name)
+    prompts = known.prompts if known else {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}
+    prompt = _prompt(prompts, store, asking)
+    if asking.url:
+        side = sources.server(asking.url)
+        named = str(side.identity["model"])
+    else:
+        assert known is not None
+        named = known.name
+        side = sources.vllm(known) if asking.engine == "vllm" else sources.transformers(known)
+    if not asking.any_model:
+        check_model(store, named)
+    with (
+        progress.status(f"embedding with {named}") as status,
+        side.open(lambda doing: status.update(f"{named}: {doing}")) as source,
+    ):
+        found = source.embed([prompt + text for text in texts], lambda _: None)
+    return fitted(found, store, named)
+
+
+def _prompt(prompts: Mapping[str, str], store: Store, asking: Asking) -> str:
+    """What stands before a question."""
+    noted = store.source.get("instruction")
+    instruction = asking.instruction or (noted if asking.prompt is None and isinstance(noted, str) else None)
+    if instruction:
+        return instruct(instruction)
+    name = asking.prompt or "query"
+    if name not in prompts:
+        raise BadInput(f"--prompt {name}: the model has {', '.join(prompts)}")
+    return prompts[name]
+
+
+def check_model(store: Store, named: str) -> None:
+    """See that the model `named` is the one that made the index's vectors; INT4 or FP16, folder or hub id, does not matter.
+
+    Raises:
+        BadInput: it is another.
+    """
+    if store.model is not None and family(named) != family(store.model):
+        raise BadInput(
+            f"{store.path}: its vectors are of {store.model}, the question's would be of {named}; "
+            "take the same model, or say --any-model if it only has another name"
+        )
+
+
+def family(name: str) -> str:
+    """What a model's names have in common: "Qwen/X", "./X" and "X-AWQ-INT4" are all x."""
+    return name.rstrip("/").rpartition("/")[2].removesuffix(INT4_SUFFIX).lower()
+
+
+def fitted(found: NDArray[np.float32], store: Store, named: str) -> NDArray[np.float32]:
+    """Vectors [n, D] scaled to unit length, and before that cut to the index's dimensions (Matryoshka).
+
+    They are cut only for an index whose vectors `qembed embed` made: of others it is not known whether theirs were cut.
+
+    Raises:
+        BadInput: they are of another length.
+        QembedError: one is zero or not finite.
+    """
+    width = found.shape[1]
+    if width != store.dimensions and not (width > store.dimensions and store.source.get("dimensions") == store.dimensions):
+        raise BadInput(f"{store.path}: its vectors have {store.dimensions} dimensions, those of {named} have {width}")
+    cut = found[:, : store.dimensions]
+    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise QembedError(f"{named}: gives a vector that is zero or not finite")
+    return np.asarray(cut / lengths, np.float32)

@@ -1,0 +1,107 @@
+"""What `qembed index` found, as JSON or as one HTML page that needs nothing else, with recall plotted against time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from qembed.errors import BadInput
+from qembed.eval.report import files, svg
+from qembed.search.nearest import WIDTH
+
+KINDS = (".html", ".json")
+
+
+def check(path: Path) -> None:
+    """See that a report can be written to `path`.
+
+    Raises:
+        BadInput: its name tells no kind of report, or there is no such folder.
+    """
+    if path.suffix.lower() not in KINDS:
+        raise BadInput(f"--report {path}: name it {' or '.join(KINDS)}")
+    files.check(path)
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    """Write `found` as the name of `path` asks for, whole or not at all.
+
+    Raises:
+        QembedError: it cannot be written.
+    """
+    text = json.dumps(found, ensure_ascii=False, indent=2) + "\n" if path.suffix.lower() == ".json" else page(found)
+    files.replace(path, text)
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The page. Names are escaped."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    from qembed import __version__
+
+    loader = ChoiceLoader([PackageLoader("qembed.search", ""), PackageLoader("qembed.eval.report", "")])
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    recall = found["recall"]
+    setting = WIDTH.get(found["kind"], "")
+    return environment.get_template("page.html.j2").render(
+        index=Path(found["index"]).name,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        qembed=__version__,
+        numbers=_numbers(found),
+        words=words(found),
+        svg=svg.recall(recall["points"], recall["exact"], setting) if recall else "",
+        columns=[setting, *(COLUMNS if recall else ())],
+        rows=[
+            {"cells": [str(point["width"]), *cells(point)], "main": point["width"] == recall["chosen"], "words": []}
+            for point in (recall["points"] if recall else [])
+        ],
+        settings=[
+            ("index", found["index"]), ("vectors", found["source"]), ("model", found["model"] or "not said"),
+            ("kind", found["kind"]), *((name, str(value)) for name, value in found["settings"].items()),
+            ("vectors of", f"{found['dimensions']} dimensions"), ("size", f"{found['bytes'] / 1e6:,.1f} MB"),
+        ],
+    )  # fmt: skip
+
+
+COLUMNS = ("recall@10", "95% interval", "recall@1", "ms a query")
+
+
+def cells(point: Mapping[str, Any]) -> list[str]:
+    """A point's numbers, as COLUMNS names them."""
+    interval = "–".join(f"{value:.3f}" for value in point["interval"]) if point["interval"] else ""
+    return [f"{point['recall']:.4f}", interval, f"{point['first']:.4f}", f"{point['milliseconds']:.3g}"]
+
+
+def words(found: Mapping[str, Any]) -> str:
+    """What the numbers mean."""
+    recall = found["recall"]
+    if recall is None:
+        return "A flat index compares with every vector: its answers are exact."
+    least = next(point for point in recall["points"] if point["width"] == recall["chosen"])
+    reached = (
+        f"the least that finds {recall['wanted']:.0%}"
+        if least["recall"] >= recall["wanted"]
+        else f"the widest tried; {recall['wanted']:.0%} is not reached"
+    )
+    return (
+        f"{recall['queries']} queries ({recall['source']}), one at a time: the share of the {recall['depth']} truly nearest "
+        f"that is found. qembed search looks with {WIDTH[found['kind']]} {recall['chosen']} unless told otherwise: {reached}. "
+        f"Comparing with every vector takes {recall['exact']:.3g} ms."
+    )
+
+
+def _numbers(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    recall = found["recall"]
+    numbers = [{"name": "Vectors", "value": f"{found['rows']:,}", "note": f"{found['dimensions']} dimensions"}]
+    if recall:
+        point = next(one for one in recall["points"] if one["width"] == recall["chosen"])
+        numbers += [
+            {"name": "Recall@10", "value": f"{point['recall']:.3f}", "note": f"{WIDTH[found['kind']]} {point['width']}"},
+            {"name": "Time a query", "value": f"{point['milliseconds']:.3g} ms", "note": f"exact: {recall['exact']:.3g} ms"},
+        ]
+    else:
+        numbers.append({"name": "Recall", "value": "1", "note": "exact"})
+    return [*numbers, {"name": "Size", "value": f"{found['bytes'] / 1e6:,.1f} MB", "note": found["kind"]}]

@@ -1,0 +1,230 @@
+"""An index on the disk: NAME as FAISS writes it, and beside it NAME.ids.parquet with ids and kept columns, row for row.
+
+The second file notes the SHA-256 of the first, so that a damaged or exchanged one is told from a good one before FAISS, which
+believes whatever it reads, opens it. Both are written under other names and then renamed, the index first: a run that is ended
+between the two leaves the finished ids behind, and whoever opens the index next puts them into place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qembed.errors import BadInput, QembedError
+from qembed.search import corpus as corpora
+from qembed.search.build import KINDS, Kind, library
+from qembed.search.corpus import ABOUT, ABOUT_INDEX, Corpus
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Store:
+    """An index in memory. `about` is what is noted of it; `source` what `qembed embed` noted of the vectors.
+
+    `columns` were kept beside the ids; those of strings are `texts`.
+    """
+
+    path: Path
+    index: Any
+    about: Mapping[str, Any]
+    source: Mapping[str, Any]
+    columns: Sequence[str]
+    texts: Sequence[str]
+
+    @property
+    def kind(self) -> Kind:
+        """Flat, IVF-Flat or HNSW."""
+        kind: Kind = self.about["kind"]
+        return kind
+
+    @property
+    def rows(self) -> int:
+        """How many vectors there are."""
+        return int(self.about["rows"])
+
+    @property
+    def dimensions(self) -> int:
+        """How long they are."""
+        return int(self.about["dimensions"])
+
+    @property
+    def model(self) -> str | None:
+        """The model that made them, as far as is known."""
+        named = self.source.get("model")
+        return named if isinstance(named, str) and named else None
+
+    def entries(self, rows: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The values of `columns` for each of `rows`, in their order; only the pieces of the file that hold them are read."""
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(ids_path(self.path)) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            ends = np.cumsum(sizes)
+            found: dict[int, dict[str, Any]] = {}
+            for group in np.unique(np.searchsorted(ends, list(rows), side="right")):
+                start = int(ends[group]) - sizes[group]
+                inside = sorted({row for row in rows if start <= row < ends[group]})
+                table = file.read_row_group(int(group), columns=list(columns)).take([row - start for row in inside])
+                found.update(zip(inside, table.to_pylist(), strict=True))
+        return [found[row] for row in rows]
+
+
+def ids_path(path: Path) -> Path:
+    """The file beside the index `path` that holds ids and kept columns."""
+    return path.with_name(path.name + corpora.IDS)
+
+
+def check(path: Path) -> None:
+    """See that an index can be written to `path`, before anything takes long.
+
+    Raises:
+        BadInput: it is a folder, there is no such folder, or its name belongs to another kind of file.
+    """
+    if path.suffix.lower() in (".parquet", ".npy", ".csv", ".jsonl"):
+        raise BadInput(f"-o {path}: an index; name it {path.stem}.faiss")
+    for one in (path, ids_path(path)):
+        if one.is_dir():
+            raise BadInput(f"-o {path}: {one} is a folder")
+    if not path.parent.is_dir():
+        raise BadInput(f"-o {path}: there is no folder {path.parent}")
+
+
+def write(path: Path, index: Any, corpus: Corpus, about: Mapping[str, Any], on_stage: Callable[[str, int], None]) -> None:
+    """Write both files; what was there before is replaced whole, or not at all.
+
+    Raises:
+        QembedError: they cannot be written; what was there is as it was.
+        BadInput: the file of vectors is damaged.
+    """
+    partials = [_partial(path), _partial(ids_path(path))]
+    try:
+        on_stage("writing the index", corpus.rows)
+        _write_index(index, partials[0])
+        whole = {
+            "format": FORMAT,
+            **about,
+            "rows": corpus.rows,
+            "dimensions": corpus.dimensions,
+            "sha256": _sha256(partials[0]),
+        }
+        on_stage("writing the ids", 0)
+        _write_ids(partials[1], corpus, whole, on_stage)
+        os.replace(partials[0], path)
+        *_, ids = partials
+        partials.clear()  # from here on the ids belong to the index, and `read` finds them under either name
+        os.replace(ids, ids_path(path))
+    except OSError as error:
+        raise QembedError(f"{path}: cannot be written: {error.strerror or _words(error)}") from error
+    finally:
+        for partial in partials:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def read(path: Path) -> Store:
+    """The index at `path`.
+
+    Raises:
+        BadInput: it is missing, damaged or not one of ours, or its ids are missing or another's.
+    """
+    from pyarrow import ArrowException, parquet
+
+    if not path.is_file():
+        raise BadInput(
+            f"{path}: {'a folder' if path.is_dir() else 'no such file'}; make an index with: qembed index OUT.parquet -o {path}"
+        )
+    names = [ids_path(path), _partial(ids_path(path))]
+    if not any(name.is_file() for name in names):
+        raise BadInput(f"{path}: {names[0].name} is missing: it holds the ids, and belongs beside the index")
+    try:
+        digest = _sha256(path)
+        for name in names:
+            if not name.is_file():
+                continue
+            schema = parquet.read_schema(name)
+            about = corpora.note(schema, ABOUT_INDEX, name)
+            if about.get("sha256") == digest:
+                break
+        else:
+            raise BadInput(
+                f"{path}: damaged, or not the index that {names[0].name} belongs to; make it again with qembed index"
+            )
+        if about.get("format") != FORMAT or about.get("kind") not in KINDS:
+            raise BadInput(f"{path}: written by another version of qembed; make it again with qembed index")
+        if name != names[0]:
+            os.replace(name, names[0])
+        rows = parquet.read_metadata(names[0]).num_rows
+    except ArrowException as error:
+        raise BadInput(f"{names[0]}: damaged: {_words(error)}; make the index again with qembed index") from error
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or _words(error)}") from error
+    index = _read_index(path)
+    if not index.ntotal == rows == about["rows"] or index.d != about["dimensions"]:
+        raise BadInput(f"{path}: {index.ntotal} vectors, and {rows} ids in {names[0].name}; make it again with qembed index")
+    columns = [name for name in schema.names if name != corpora.ID]
+    texts = [name for name in columns if str(schema.field(name).type) in ("string", "large_string", "string_view")]
+    return Store(path, index, about, corpora.note(schema, ABOUT, names[0]), columns, texts)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _write_index(index: Any, partial: Path) -> None:
+    try:
+        library().write_index(index, str(partial))
+    except RuntimeError as error:
+        # FAISS tells what the system said only within its own sentence.
+        raise OSError(_words(error).rpartition(": ")[2] or "FAISS could not write it") from error
+    _sync(partial)
+
+
+def _write_ids(partial: Path, corpus: Corpus, about: Mapping[str, Any], on_stage: Callable[[str, int], None]) -> None:
+    from pyarrow import parquet
+
+    notes = {ABOUT: json.dumps(corpus.about, ensure_ascii=False), ABOUT_INDEX: json.dumps(about, ensure_ascii=False)}
+    writer, done = None, 0
+    try:
+        for table in corpora.others(corpus):
+            writer = writer or parquet.ParquetWriter(
+                partial, table.schema.with_metadata({key: note.encode() for key, note in notes.items()}), compression="zstd"
+            )
+            writer.write_table(table.cast(writer.schema))
+            done += table.num_rows
+            on_stage("writing the ids", done)
+    finally:
+        if writer is not None:
+            writer.close()
+    if done != corpus.rows:
+        raise BadInput(f"{corpus.path}: {done:,} rows, its footer promises {corpus.rows:,}: it was changed while it was read")
+    _sync(partial)
+
+
+def _read_index(path: Path) -> Any:
+    try:
+        return library().read_index(str(path))
+    except (RuntimeError, MemoryError) as error:
+        raise QembedError(f"{path}: FAISS cannot read it: {_words(error)}") from error
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]

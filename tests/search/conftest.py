@@ -1,0 +1,80 @@
+"""Files of vectors as `qembed embed` writes them, and the servers and small checkpoints of the tests of eval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as arrow
+import pytest
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from qembed.cli import group
+from tests.eval.conftest import fp16, start_server
+from tests.eval.test_rerank import reranker, start_vllm
+
+__all__ = ["fp16", "reranker", "start_server", "start_vllm"]
+
+ABOUT = {"model": "fake", "dimensions": 64, "dtype": "float32", "prompt": "document", "version": "0.1.0"}
+
+
+def clustered(rows: int, dimensions: int = 64, seed: int = 0) -> NDArray[np.float32]:
+    """Unit vectors in some clusters, as texts have them."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(max(2, rows // 40), dimensions))
+    found = centres[random.integers(0, len(centres), rows)] + 0.6 * random.normal(size=(rows, dimensions))
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
+
+
+def write(
+    path: Path,
+    vectors: NDArray[Any],
+    columns: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = ABOUT,
+    **writing: Any,
+) -> Path:
+    """A Parquet file of `vectors` [n, d], whose ids are doc0, doc1, … unless `columns` have others; no note with None."""
+    flat = arrow.array(np.ascontiguousarray(vectors).ravel())
+    lists = arrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    columns = {"text": [f"text {row}" for row in range(len(vectors))]} if columns is None else dict(columns)
+    ids = columns.pop("id", [f"doc{row}" for row in range(len(vectors))])
+    table = arrow.table({"id": ids, "vector": lists, **columns})
+    if about is not None:
+        table = table.replace_schema_metadata({"qembed": json.dumps({**about, "dimensions": vectors.shape[1]})})
+    parquet.write_table(table, path, **writing)
+    return path
+
+
+def qembed(*arguments: object) -> tuple[int, str, str]:
+    """The exit code, standard output and standard error of a command."""
+    from click.testing import CliRunner
+
+    done = CliRunner().invoke(group, [str(one) for one in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def said(*arguments: object) -> Any:
+    """What a command that succeeds says with --json."""
+    code, out, err = qembed(*arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def refused(*arguments: object, code: int = 2) -> str:
+    """The one line of a command that fails."""
+    got, out, err = qembed(*arguments)
+    lines = [line for line in err.splitlines() if line.startswith("qembed: ")]
+    assert (got, len(lines), out) == (code, 1, ""), (got, out, err)
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    monkeypatch.setenv("COLUMNS", "200")

@@ -49,7 +49,9 @@ class LayerQuantizer:
     def run(self, stream: Stream, goal: Goal | None) -> dict[str, torch.Tensor]:
         """Quantize; afterwards `stream` stands behind the layer and `self.tensors` are what the INT4 model computes with.
 
-        `goal` is what the original model has where `stream` passes; None leaves each linear its own outputs as the target.
+        `goal` is what the original model has where `stream` passes; None leaves each linear its own outputs as the target. Its
+        hidden states before and in the middle of the layer are let go of as soon as they have served: most is held at the end,
+        when down_proj is rounded.
 
         Returns:
             The layer as it is stored: `qweight`, `qzeros` and `scales` of each linear, everything else float16.
@@ -61,14 +63,19 @@ class LayerQuantizer:
             block.load(self.tensors, self.number)
             norm = block.module.input_layernorm
             self._quantize("self_attn.q_proj", Moments.of(self._normed(norm, stream, goal.before if goal else None)))
+            if goal:
+                goal.before.clear()
             read = self._read("self_attn.o_proj", stream, goal.middle if goal else None)
             o_proj = block.linear("self_attn.o_proj")
             half_way = Stream(
                 stream.batches, [h + o_proj(x.to(device)).to(h.device) for h, x in zip(stream.hidden, read, strict=True)]
             )
             del read
+            stream.hidden = []
             norm = block.module.post_attention_layernorm
             self._quantize("mlp.gate_proj", Moments.of(self._normed(norm, half_way, goal.middle if goal else None)))
+            if goal:
+                goal.middle.clear()
             read = self._read("mlp.down_proj", half_way, goal.after if goal else None)
             down_proj = block.linear("mlp.down_proj")
             stream.hidden = [h + down_proj(x.to(device)).to(h.device) for h, x in zip(half_way.hidden, read, strict=True)]

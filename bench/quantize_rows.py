@@ -112,15 +112,14 @@ QUALITY = (
 )
 
 FEW = ("--calibration-texts", "64", "--max-tokens", "64")
-SOME = ("--calibration-texts", "88")
 
 SPEED = (
-    Row("0.6B", "the shape of Qwen3-Embedding-0.6B, 28 layers", ("--calibration-texts", "126"), model="0.6B"),
-    Row("layer", "one of its layers, qembed", SOME, model="0.6B:2"),
+    Row("0.6B", "the shape of Qwen3-Embedding-0.6B, 28 layers", ("--calibration-texts", "110"), model="0.6B"),
+    Row("layer", "one of its layers, qembed", FEW, model="0.6B:2"),
     Row(
         "layer-autoawq",
         "one of its layers, AutoAWQ {version}",
-        (*SOME, "--engine", "autoawq"),
+        (*FEW, "--engine", "autoawq"),
         "autoawq",
         model="0.6B:2",
         note="A layer: the second of two, from the end of the first to its own; the whole run's peak memory stands beside it.",

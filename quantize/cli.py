@@ -21,7 +21,6 @@ from qembed.sections import SectionedCommand, section
 if TYPE_CHECKING:
     import torch
 
-CHECK_TEXTS = 32
 MAX_TOKENS = 512
 """Where calibration texts are cut: attention costs grow with the square, and no built-in text is much longer."""
 
@@ -156,7 +155,7 @@ computing = section("Where to compute")
     default=COUNT,
     show_default=True,
     metavar="N",
-    help=f"How many to draw; {CHECK_TEXTS} of them are kept apart to measure on.",
+    help="How many to draw; one in nine of them (10 to 32) are kept apart to measure on.",
 )
 @fitted(
     "--max-tokens",
@@ -237,7 +236,7 @@ def command(
             settings,
             found,
             max_tokens=max_tokens,
-            check=CHECK_TEXTS,
+            check=texts.kept_apart(len(found.texts)),
             device=place,
             seed=seed,
             force=force,

@@ -6,7 +6,7 @@ into what feeds it, the integers.
 
 What the linears aim at is the original model: those behind a norm at the outputs that they have there, o_proj and down_proj,
 which write to the residual stream, at its hidden states. So each takes back what was lost before it, as far as that depends
-linearly on its inputs (`rounding.refitted`).
+linearly on its inputs (`rounding.Inverse.solved`).
 """
 
 from __future__ import annotations
@@ -123,10 +123,11 @@ class LayerQuantizer:
         gram, compensate = moments.gram, settings.rounding == "compensated"
         inverse = rounding.Inverse.of(gram) if compensate or moments.cross is not None else None
         if moments.cross is not None and inverse is not None:
+            drift = inverse.solved(moments.cross) if name in NORMS else None
             for member in members:
                 weight = self.tensors[f"{member}.weight"]
-                cross = weight @ moments.cross if name in NORMS else moments.cross - weight @ gram
-                self.tensors[f"{member}.weight"] = rounding.refitted(weight, inverse, cross)
+                change = inverse.solved(moments.cross - weight @ gram) if drift is None else weight @ drift
+                self.tensors[f"{member}.weight"] = weight + change
         folded: torch.Tensor | None = gram.new_ones(len(gram))
         if settings.scales == "awq":
             scales = awq.search_scales(

@@ -27,7 +27,7 @@ from qembed.quantize.table import half
 if TYPE_CHECKING:
     import torch
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 
 
 def quantize(

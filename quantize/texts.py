@@ -21,7 +21,12 @@ KINDS = ("query", "document", "code")
 COUNT = 288
 """As many as ship with qembed."""
 LEAST = 64
-"""Half of them to calibrate on, half kept apart to measure: with fewer, neither says much."""
+"""Fewer would say little, to calibrate on or to measure with."""
+
+
+def kept_apart(count: int) -> int:
+    """How many of `count` texts are kept apart to measure fidelity on: one in nine, but 10 at least and 32 at most."""
+    return min(32, max(10, count // 9))
 
 
 @dataclass(frozen=True)

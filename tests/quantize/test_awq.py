@@ -93,6 +93,15 @@ def test_inverse_factor_is_that_of_the_damped_inverse() -> None:
     assert torch.equal(upper, upper.triu())
 
 
+def test_the_inverse_of_a_triangle_is_that_of_its_halves() -> None:
+    x = torch.randn(1500, 700, generator=torch.Generator().manual_seed(2))
+    gram = x.T @ x
+    upper = rounding.inverse_factor(gram, 0.01).double()
+    damped = gram.double() + 0.01 * gram.double().diagonal().mean() * torch.eye(700)
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    torch.testing.assert_close(upper, expected, rtol=1e-5, atol=1e-8)
+
+
 def test_a_gram_matrix_of_few_tokens_or_none_still_gives_levels() -> None:
     weight, _ = weight_and_gram()
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
@@ -104,13 +113,13 @@ def test_a_gram_matrix_of_few_tokens_or_none_still_gives_levels() -> None:
         assert ((levels >= 0) & (levels <= 15)).all()
 
 
-def test_refitted_weight_is_the_least_squares_answer() -> None:
+def test_what_is_missing_is_solved_for_by_least_squares() -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(500, 32, generator=generator), torch.randn(8, 32, generator=generator)
     wanted = x @ torch.randn(32, 8, generator=generator)
-    found = rounding.refitted(weight, rounding.Inverse.of(x.T @ x, 1e-9), (wanted - x @ weight.T).T @ x)
+    found = weight + rounding.Inverse.of(x.T @ x, 1e-9).solved((wanted - x @ weight.T).T @ x)
     torch.testing.assert_close(found, torch.linalg.lstsq(x, wanted).solution.T, rtol=1e-3, atol=1e-3)
-    assert torch.equal(rounding.refitted(weight, rounding.Inverse.of(torch.zeros(32, 32)), torch.zeros(8, 32)), weight)
+    assert torch.equal(rounding.Inverse.of(torch.zeros(32, 32)).solved(torch.zeros(8, 32)), torch.zeros(8, 32))
 
 
 def test_remaining_variance_foretells_what_compensated_rounding_loses() -> None:

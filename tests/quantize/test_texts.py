@@ -199,6 +199,11 @@ def test_quantizing_with_texts_of_ones_own(make_checkpoint: MakeCheckpoint, tmp_
     assert result.exit_code == 0, result.output
     noted = json.loads((target / "qembed.json").read_text())["calibration"]
     assert noted["source"] == "a.jsonl"
-    assert noted["texts"] == 32
+    assert noted["texts"] == 64 - 10
     assert noted == json.loads(result.stdout)["calibration"]
     assert str(tmp_path) not in (target / "qembed.json").read_text()
+
+
+@pytest.mark.parametrize(("count", "apart"), [(64, 10), (99, 11), (288, 32), (5000, 32)])
+def test_one_text_in_nine_is_kept_apart(count: int, apart: int) -> None:
+    assert texts.kept_apart(count) == apart

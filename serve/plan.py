@@ -184,13 +184,22 @@ def kv_bytes_per_token(config: Mapping[str, Any], dtype: str, parallel: int = 1)
 def kv_tokens(max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int, block_size: int) -> int:
     """Tokens the cache must hold so that no sequence ever waits for another's blocks; a multiple of `block_size`."""
     partly_read = 0 if reads_whole(max_model_len, max_num_batched_tokens) else -(-max_model_len // block_size)
-    blocks = partly_read + -(-max_num_batched_tokens // block_size) + max_num_seqs
+    # Each sequence leaves all but one token of its last block empty at worst.
+    blocks = partly_read + (max_num_batched_tokens + max_num_seqs * (block_size - 1)) // block_size
     return (blocks + 1) * block_size  # vLLM keeps one block back as its null block
 
 
 def reads_whole(max_model_len: int, max_num_batched_tokens: int) -> bool:
     """Whether every text is computed in one step, so that none keeps its cache from one step to the next."""
     return max_model_len <= max_num_batched_tokens
+
+
+def has_plain_positions(config: Mapping[str, Any]) -> bool:
+    """Whether positions turn the same way whatever the number of positions: rotary embeddings that nothing stretches."""
+    parameters = [config.get("rope_parameters") or {}, config.get("rope_scaling") or {}]
+    by_kind_of_layer = any(isinstance(value, dict) for found in parameters for value in found.values())
+    types = {found.get("rope_type", found.get("type", "default")) for found in parameters}
+    return types == {"default"} and not by_kind_of_layer
 
 
 def max_length(config: Mapping[str, Any], asked: int | None) -> int:

@@ -27,8 +27,8 @@ SHUTDOWN_TIMEOUT = 10.0
 MAX_RESTARTS = 5
 # vLLM's blocks of 128 tokens on a CPU would leave 32 short sequences holding 4,096 tokens of mostly empty cache.
 BLOCK_SIZE: dict[Device, int] = {"cpu": 32, "cuda": 16}
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": 32 * 2**20, "MALLOC_TRIM_THRESHOLD_": 512 * 2**20}
-"""glibc's settings, bytes: how large an allocation must be to get pages of its own, and how much is kept of what is freed."""
+MMAP_THRESHOLD = 32 * 2**20
+"""From how many bytes on glibc gives an allocation pages of its own, on a CPU."""
 STOCK_CPU_KERNEL = "CPUWNA16LinearKernel"
 GATE = "qembed.serve.gate.Gate"
 MARGIN = 1.1
@@ -254,6 +254,9 @@ def arguments(launch: Launch) -> list[str]:
         "is_matryoshka": True,
         "matryoshka_dimensions": plan.dimensions(launch.hidden_size),
     }
+    if plan.has_plain_positions(settings.checkpoint.config):
+        # vLLM holds a table of all positions; the 0.6B's 32,768 take 17 MB.
+        overrides["max_position_embeddings"] = launch.max_model_len
     if settings.makes_table:
         stored = settings.checkpoint.config["quantization_config"]
         overrides["quantization_config"] = {**stored, "quant_method": QUANT_METHOD, "token_table": INT8}
@@ -355,9 +358,9 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
         parts = launch.settings.tensor_parallel_size * launch.settings.data_parallel_size
         chosen.setdefault("VLLM_CPU_OMP_THREADS_BIND", _shares(cores, parts))
         # glibc gives each freed activation back to the system, and takes new, zeroed pages for the next one: half of the time
-        # of a step. What it keeps of freed memory is bounded by MAX_NUM_BATCHED_TOKENS.
-        for name, size in MALLOC.items():
-            chosen.setdefault(name, str(size))
+        # of a step. So it keeps as much as a step takes.
+        chosen.setdefault("MALLOC_MMAP_THRESHOLD_", str(MMAP_THRESHOLD))
+        chosen.setdefault("MALLOC_TRIM_THRESHOLD_", str(max(2 * MMAP_THRESHOLD, launch.plan.activations)))
         # It would overrule the planned cache.
         chosen.pop("VLLM_CPU_KVCACHE_SPACE", None)
         if _needs_own_kernel(launch):

@@ -23,17 +23,32 @@ def test_without_head_dim_and_kv_heads_the_heads_share_the_hidden_size() -> None
 
 def test_the_cache_holds_one_long_text_a_step_of_others_and_a_part_of_a_block_each() -> None:
     assert plan.kv_tokens(max_model_len=8192, max_num_seqs=32, max_num_batched_tokens=2048, block_size=32) == (
-        8192 + 2048 + 32 * 32 + 32
+        8192 + 2048 + 31 * 32 + 32
     )
-    assert plan.kv_tokens(max_model_len=33, max_num_seqs=1, max_num_batched_tokens=1, block_size=32) == (2 + 1 + 1 + 1) * 32
+    assert plan.kv_tokens(max_model_len=33, max_num_seqs=1, max_num_batched_tokens=1, block_size=32) == (2 + 1 + 1) * 32
 
 
 def test_texts_that_go_into_one_step_are_read_whole_and_leave_nothing_for_the_next() -> None:
     assert plan.reads_whole(2048, 2048)
     assert not plan.reads_whole(2049, 2048)
     assert (
-        plan.kv_tokens(max_model_len=2048, max_num_seqs=32, max_num_batched_tokens=2048, block_size=16) == 2048 + 32 * 16 + 16
+        plan.kv_tokens(max_model_len=2048, max_num_seqs=32, max_num_batched_tokens=2048, block_size=16) == 2048 + 30 * 16 + 16
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "plain"),
+    [
+        ({}, True),
+        ({"rope_scaling": None, "rope_theta": 1e6}, True),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, True),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, False),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, False),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, False),
+    ],
+)
+def test_positions_are_plain_unless_something_stretches_them(config: dict[str, object], plain: bool) -> None:
+    assert plan.has_plain_positions(config) is plain
 
 
 def test_floats_are_counted_as_served_and_packed_integers_as_stored() -> None:
@@ -68,8 +83,8 @@ def test_a_plan_adds_up() -> None:
         shapes, CONFIG, dtype="float16", max_model_len=64, max_num_seqs=1, max_num_batched_tokens=64, block_size=16
     )  # fmt: skip
     assert made.weights == 11 * 1024 * 2
-    assert made.kv_tokens == 64 + 16 + 16
-    assert made.kv_cache == 96 * 112 * 1024
+    assert made.kv_tokens == 64 + 16
+    assert made.kv_cache == 80 * 112 * 1024
     assert made.total == made.weights + made.kv_cache + made.activations + made.graphs + made.runtime
 
 

@@ -45,7 +45,11 @@ def test_defaults_come_from_the_checkpoint_and_the_machine(checkpoint: Checkpoin
     assert told(launch, "--dtype") == "float16"
     assert told(launch, "--served-model-name") == "tiny"
     assert launch.url == "http://127.0.0.1:8000/v1"
-    assert json.loads(told(launch, "--hf-overrides")) == {"is_matryoshka": True, "matryoshka_dimensions": [32, 64]}
+    assert json.loads(told(launch, "--hf-overrides")) == {
+        "is_matryoshka": True,
+        "matryoshka_dimensions": [32, 64],
+        "max_position_embeddings": 256,
+    }
 
 
 def test_no_code_of_the_checkpoint_is_run_and_only_safetensors_are_read(checkpoint: Checkpoint) -> None:

@@ -8,6 +8,7 @@ REQUIREMENTS := deploy/requirements/cpu.txt
 INSTALLED := $(VENV)/installed
 TORCH = $(shell sed -n 's/^torch==//p' $(REQUIREMENTS))
 CLIENTS := build/clients
+DATABASES := build/databases
 AUTOAWQ := build/autoawq
 AUTOROUND := build/auto-round
 LLAMA := build/llama-cpp
@@ -28,13 +29,19 @@ $(INSTALLED): $(REQUIREMENTS) pyproject.toml serve/vllm_plugin/int4_kernel.cpp
 demo: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" bash deploy/demo.sh
 
-test: $(INSTALLED) $(CLIENTS)/installed
+test: $(INSTALLED) $(CLIENTS)/installed $(DATABASES)/installed
 	$(BIN)/python -m pytest
 
 # The clients that the server is tested with pull in what changes vLLM's own answers (orjson), so they stand apart from it.
 $(CLIENTS)/installed: deploy/requirements/clients.txt
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+# The databases of docs/vector-databases.md: what they bring (pandas, grpcio, another numpy) is nobody else's.
+$(DATABASES)/installed: deploy/requirements/databases.txt
+	test -x $(DATABASES)/bin/python || $(PYTHON) -m venv $(DATABASES)
+	$(DATABASES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@
 
 # AutoAWQ needs transformers 4.51.3, so it has an environment of its own, and the tests that need it run there.
@@ -89,6 +96,8 @@ lock:
 	mv build/autoawq.txt deploy/requirements/autoawq.txt
 	build/lock/bin/python deploy/requirements/lock.py --alone clients > build/clients.txt
 	mv build/clients.txt deploy/requirements/clients.txt
+	build/lock/bin/python deploy/requirements/lock.py --alone databases > build/databases.txt
+	mv build/databases.txt deploy/requirements/databases.txt
 
 clean:
 	rm -rf $(VENV) build .demo .mypy_cache .ruff_cache .pytest_cache *.egg-info

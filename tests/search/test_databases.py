@@ -1,0 +1,87 @@
+"""The blocks of docs/vector-databases.md, run as they stand there, against the databases themselves.
+
+They run in build/databases, which `make test` makes. QEMBED_POSTGRES is the address of a PostgreSQL with pgvector, a database
+that may be written to, such as postgresql://postgres@127.0.0.1/postgres; without it that block is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.eval.conftest import FakeServer
+from tests.search.conftest import clustered, write
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / "build" / "databases" / "bin" / "python"
+DOCUMENT = (ROOT / "docs" / "vector-databases.md").read_text(encoding="utf-8")
+ROWS = 1100  # more than a batch
+
+
+def block(heading: str) -> str:
+    """The Python under a heading."""
+    found = re.search(rf"^## {heading}$.*?^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert found is not None, heading
+    return found[1]
+
+
+def run(folder: Path, url: str, heading: str, address: str, ours: str) -> list[str]:
+    """What the block prints, with `ours` in place of the database's `address`; loaded twice."""
+    code = block("Reading the file") + block(heading)
+    for old, new in (("http://127.0.0.1:8000", url), (address, ours)):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    (folder / "load.py").write_text(code, encoding="utf-8")
+    for _ in range(2):
+        done = subprocess.run([PYTHON, "load.py"], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the vectors that are to be loaded."""
+    if not PYTHON.exists():
+        pytest.skip("no build/databases: make build/databases/installed")
+    write(tmp_path / "vectors.parquet", clustered(ROWS), {"text": [text(row) for row in range(ROWS)]})
+    return tmp_path
+
+
+@pytest.fixture
+def server(start_server: Callable[[], FakeServer]) -> FakeServer:
+    """Knows a vector for the question, in the middle of one of the clusters."""
+    fake = start_server()
+    fake.changed["music player"] = [float(value) for value in clustered(ROWS)[[7, 7, 7, 50, 51]].mean(axis=0)]
+    return fake
+
+
+def text(row: int) -> str:
+    return f"text '{row}' — \t\"é\""
+
+
+def expected(server: FakeServer) -> list[str]:
+    """What comparing with every vector finds."""
+    asked = np.array(server.changed["music player"])
+    cosines = clustered(ROWS) @ (asked / np.linalg.norm(asked))
+    return [f"{cosines[row]:.4f} doc{row} {text(row)}" for row in np.argsort(-cosines)[:3]]
+
+
+def test_qdrant(folder: Path, server: FakeServer) -> None:
+    assert run(folder, server.url, "Qdrant", '"http://127.0.0.1:6333"', 'path="qdrant"') == expected(server)
+
+
+def test_milvus(folder: Path, server: FakeServer) -> None:
+    assert run(folder, server.url, "Milvus", "http://127.0.0.1:19530", "milvus.db") == expected(server)
+
+
+def test_pgvector(folder: Path, server: FakeServer) -> None:
+    address = os.environ.get("QEMBED_POSTGRES")
+    if address is None:
+        pytest.skip("QEMBED_POSTGRES names no PostgreSQL with pgvector")
+    assert run(folder, server.url, "pgvector", "postgresql://127.0.0.1/texts", address) == expected(server)

@@ -120,7 +120,9 @@ def _found(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _texts(given: tuple[str, ...]) -> list[str]:
-    """The questions, as arguments or from standard input."""
+    """The questions, as arguments or from standard input; cleaned, as `qembed embed` does it with the texts."""
+    from qembed.serve.gate import cleaning
+
     texts = list(given)
     if texts == ["-"]:
         try:
@@ -129,14 +131,12 @@ def _texts(given: tuple[str, ...]) -> list[str]:
             raise BadInput(f"standard input is not UTF-8: {error}") from error
     if not texts:
         raise BadInput('nothing to search for: qembed search "text" --index FILE.faiss')
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            raise BadInput(f"question {number} is empty")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BadInput(f"question {number} is not UTF-8") from error
-    return texts
+    if number := next((number for number, text in enumerate(texts, 1) if cleaning.has_surrogate(text)), None):
+        raise BadInput(f"question {number} is not UTF-8")
+    cleaned = [cleaning.clean(text) for text in texts]
+    if number := next((number for number, text in enumerate(cleaned, 1) if not text.strip()), None):
+        raise BadInput(f"question {number} is empty")
+    return cleaned
 
 
 def _depths(options: dict[str, Any], rows: int, path: Path) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """Vectors in Parquet, as `qembed embed` writes them (columns `id`, `vector`, then what was kept); read a batch at a time.
 
-Files of others do as well: a column of lists of floats, all of one length. Their rows are called by number if there is no `id`.
+int8 vectors need no factor, because only directions count; of binary ones each bit stands for 1 or −1, so that the order of
+cosines is that of the bits' agreement. Files of others do as well: a column of lists of floats, all of one length. Their rows
+are called by number if there is no `id`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from qembed.errors import BadInput, MissingExtra
 from qembed.eval.stored import COLUMNS
 
+BINARY = "binary"
 ABOUT = b"qembed"
 ABOUT_INDEX = b"qembed-index"
 ID = "id"
@@ -43,6 +46,11 @@ class Corpus:
     dimensions: int
     vector: str
     kept: Sequence[str]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a vector is stored as bits, eight a byte."""
+        return self.about.get("dtype") == BINARY
 
     @property
     def model(self) -> str | None:
@@ -135,7 +143,9 @@ def _batches(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
         with _opened(path) as file:
             done = 0
             for batch in file.iter_batches(size, columns=[corpus.vector]):
-                rows = _rows(batch.column(0), corpus.dimensions, path, done)
+                rows = _rows(batch.column(0), corpus.dimensions // (8 if corpus.packed else 1), path, done)
+                if corpus.packed:
+                    rows = np.unpackbits(rows.astype(np.uint8), axis=1).astype(np.float32) * 2 - 1
                 lengths = np.linalg.norm(rows, axis=1)
                 if not (good := np.isfinite(lengths) & (lengths > 0)).all():
                     raise BadInput(f"{path}, row {done + int(np.argmin(good)) + 1}: the vector is zero or not finite")
@@ -165,23 +175,21 @@ def _part(path: Path) -> Corpus:
         column = next((name for name in COLUMNS if name in schema.names), None)
         if column is None:
             raise BadInput(f"{path}: no column {' or '.join(COLUMNS[:2])}; it has {', '.join(schema.names) or 'none'}")
-        dimensions = _dimensions(file, column, path)
+        dimensions = _dimensions(file, column, about.get("dtype") == BINARY, path)
         kept = [name for name in schema.names if name not in (ID, column)]
         return Corpus(path, [path], about, rows, dimensions, column, kept)
 
 
-def _dimensions(file: Any, column: str, path: Path) -> int:
+def _dimensions(file: Any, column: str, packed: bool, path: Path) -> int:
     import pyarrow as arrow
 
     kind = file.schema_arrow.field(column).type
     types = arrow.types
     if not (types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind)):
         raise BadInput(f"{path}: the column {column} holds {kind}, not lists of floats")
-    if not types.is_floating(kind.value_type):
-        raise BadInput(
-            f"{path}: the column {column} holds lists of {kind.value_type}; an index needs floats: "
-            "qembed embed --dtype float32 (or float16)"
-        )
+    value = kind.value_type
+    if not (types.is_uint8(value) if packed else types.is_floating(value) or types.is_int8(value)):
+        raise BadInput(f"{path}: the column {column} holds lists of {value}, not vectors of float32, float16, int8 or bits")
     if types.is_fixed_size_list(kind):
         found = int(kind.list_size)
     else:
@@ -190,7 +198,7 @@ def _dimensions(file: Any, column: str, path: Path) -> int:
         found = len(row or [])
     if not found:
         raise BadInput(f"{path}: holds no vectors")
-    return found
+    return found * 8 if packed else found
 
 
 def note(schema: Any, key: bytes, path: Path) -> dict[str, Any]:

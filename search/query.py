@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed import checkpoint as checkpoints
-from qembed.checkpoint import DEFAULT_INSTRUCTION, INT4_SUFFIX, instruct
+from qembed.checkpoint import DEFAULT_INSTRUCTION, INT4_SUFFIX, Checkpoint, instruct
 from qembed.errors import BadInput, QembedError
 from qembed.eval import sources
 from qembed.search.store import Store
@@ -46,7 +46,7 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
     model = asking.model or (None if asking.url else store.model)
     if model is None and asking.url is None:
         raise BadInput(f"{store.path} does not say which model made its vectors; name it with --model, or a server with --url")
-    known = checkpoints.find(model) if model is not None else None
+    known = _checkpoint(model, store, asking) if model is not None else None
     if known is not None and not asking.any_model:
         check_model(store, known.name)
     prompts = known.prompts if known else {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}
@@ -66,6 +66,17 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
     ):
         found = source.embed([prompt + text for text in texts], lambda _: None)
     return fitted(found, store, named)
+
+
+def _checkpoint(model: str, store: Store, asking: Asking) -> Checkpoint:
+    try:
+        return checkpoints.find(model)
+    except BadInput as error:
+        if asking.model is not None:
+            raise
+        raise BadInput(
+            f"{store.path}: its vectors are of {model}, which is not here ({error}); name it with --model, or a --url"
+        ) from error
 
 
 def _prompt(prompts: Mapping[str, str], store: Store, asking: Asking) -> str:

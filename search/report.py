@@ -86,9 +86,10 @@ def words(found: Mapping[str, Any]) -> str:
         if least["recall"] >= recall["wanted"]
         else f"the widest tried; {recall['wanted']:.0%} is not reached"
     )
+    setting = WIDTH[found["kind"]]
     return (
-        f"{recall['queries']} queries ({recall['source']}), one at a time: the share of the {recall['depth']} truly nearest "
-        f"that is found. qembed search looks with {WIDTH[found['kind']]} {recall['chosen']} unless told otherwise: {reached}. "
+        f"{recall['queries']} queries ({recall['source']}): the share of the {recall['depth']} truly nearest found, and the "
+        f"time of a query. qembed search takes {setting} {recall['chosen']} unless told otherwise: {reached}. "
         f"Comparing with every vector takes {recall['exact']:.3g} ms."
     )
 

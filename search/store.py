@@ -96,6 +96,8 @@ def check(path: Path) -> None:
             raise BadInput(f"-o {path}: {one} is a folder")
     if not path.parent.is_dir():
         raise BadInput(f"-o {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise BadInput(f"-o {path}: {path.parent} may not be written to")
 
 
 def write(path: Path, index: Any, corpus: Corpus, about: Mapping[str, Any], on_stage: Callable[[str, int], None]) -> None:
@@ -135,8 +137,11 @@ def read(path: Path) -> Store:
 
     Raises:
         BadInput: it is missing, damaged or not one of ours, or its ids are missing or another's.
+        QembedError: it does not fit into the memory that is free.
     """
     from pyarrow import ArrowException, parquet
+
+    from qembed.serve import machine
 
     if not path.is_file():
         raise BadInput(
@@ -167,6 +172,9 @@ def read(path: Path) -> Store:
         raise BadInput(f"{names[0]}: damaged: {_words(error)}; make the index again with qembed index") from error
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or _words(error)}") from error
+    free = machine.host().free
+    if free is not None and path.stat().st_size > free:
+        raise QembedError(f"{path}: {path.stat().st_size / 1e9:.1f} GB go into memory, {free / 1e9:.1f} GB are free")
     index = _read_index(path)
     if not index.ntotal == rows == about["rows"] or index.d != about["dimensions"]:
         raise BadInput(f"{path}: {index.ntotal} vectors, and {rows} ids in {names[0].name}; make it again with qembed index")

@@ -34,6 +34,7 @@ def write(
     vectors: NDArray[Any],
     columns: dict[str, Any] | None = None,
     about: dict[str, Any] | None = ABOUT,
+    dimensions: int | None = None,
     **writing: Any,
 ) -> Path:
     """A Parquet file of `vectors` [n, d], whose ids are doc0, doc1, … unless `columns` have others; no note with None."""
@@ -43,7 +44,7 @@ def write(
     ids = columns.pop("id", [f"doc{row}" for row in range(len(vectors))])
     table = arrow.table({"id": ids, "vector": lists, **columns})
     if about is not None:
-        table = table.replace_schema_metadata({"qembed": json.dumps({**about, "dimensions": vectors.shape[1]})})
+        table = table.replace_schema_metadata({"qembed": json.dumps({**about, "dimensions": dimensions or vectors.shape[1]})})
     parquet.write_table(table, path, **writing)
     return path
 

@@ -57,6 +57,22 @@ def test_vectors_of_any_length_are_compared_by_their_direction(tmp_path: Path) -
     assert scores[:, 0] == pytest.approx(1, abs=1e-6)
 
 
+def test_int8_vectors_are_compared_by_direction_and_binary_ones_by_their_signs(tmp_path: Path) -> None:
+    vectors = clustered(400)
+    whole = np.rint(vectors * 127 / np.abs(vectors).max(axis=1, keepdims=True)).astype(np.int8)
+    write(tmp_path / "i.parquet", whole, about={**ABOUT, "dtype": "int8"})
+    bits = np.packbits(vectors > 0, axis=1)
+    write(tmp_path / "b.parquet", bits, about={**ABOUT, "dtype": "binary"}, dimensions=64)
+    queries = clustered(9, seed=4)
+    for name, meant in (("i", whole.astype(np.float64)), ("b", np.where(vectors > 0, 1.0, -1.0))):
+        assert said("index", tmp_path / f"{name}.parquet", "-o", tmp_path / "x.faiss")["dimensions"] == 64
+        scores, rows = nearest(store.read(tmp_path / "x.faiss").index, "flat", queries, 5, None)
+        unit = meant / np.linalg.norm(meant, axis=1, keepdims=True)
+        order, cosines = truth(unit, queries, 5)
+        assert (rows == order).all()
+        assert scores == pytest.approx(cosines, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "settings"),
     [
@@ -215,7 +231,8 @@ def test_files_that_hold_no_vectors_are_refused_in_a_line(tmp_path: Path) -> Non
     floats = arrow.array(clustered(4).tolist(), arrow.list_(arrow.float32()))
     assert "no column vector or embedding; it has id, text" in refusal({"id": ["a"], "text": ["b"]})
     assert "not lists of floats" in refusal({"vector": [1.0, 2.0]})
-    assert "needs floats" in refusal({"vector": arrow.array([[1, 2]], arrow.list_(arrow.int8()))})
+    assert "lists of int32, not vectors" in refusal({"vector": arrow.array([[1, 2]], arrow.list_(arrow.int32()))})
+    assert "lists of uint8, not vectors" in refusal({"vector": arrow.array([[1, 2]], arrow.list_(arrow.uint8()))})
     assert "row 2: 3 dimensions, not 2" in refusal({"vector": [[1.0, 2.0], [1.0, 2.0, 3.0]]})
     assert "row 2: 0 dimensions" in refusal({"vector": [[1.0, 2.0], None]})
     assert "row 2: a number of the vector is missing" in refusal({"vector": [[1.0, 2.0], [1.0, None]]})
@@ -258,6 +275,10 @@ def test_an_index_that_does_not_fit_into_memory_is_refused(tmp_path: Path, monke
     monkeypatch.setattr(machine, "host", lambda: Target("cpu", "CPU", 10**9, 10**8))
     line = refused("index", source, "-o", tmp_path / "i.faiss", code=1)
     assert "20 vectors of 64 dimensions need 0.2 GB as an index, 0.1 GB are free" in line
+    monkeypatch.undo()
+    said("index", source, "-o", tmp_path / "i.faiss")
+    monkeypatch.setattr(machine, "host", lambda: Target("cpu", "CPU", 10**9, 1000))
+    assert "0.0 GB go into memory" in refused("search", "a", "--index", tmp_path / "i.faiss", code=1)
 
 
 def test_what_was_there_stays_whole_when_a_new_index_cannot_be_written(tmp_path: Path) -> None:

@@ -210,6 +210,8 @@ def test_questions_that_cannot_be_asked_are_refused_in_a_line(index: tuple[Path,
     ask = ["--index", path, "--url", fake.url]
     assert "nothing to search for" in refused("search", *ask)
     assert "question 2 is empty" in refused("search", "a", " \n", *ask)
+    assert "question 1 is empty" in refused("search", "\u200b", *ask)
+    assert "question 1 is not UTF-8" in refused("search", "a\udcff", *ask)
     assert f"-k 81: {path} has only 80 vectors" in refused("search", "a", *ask, "-k", 81)
     assert "--candidates 81: " in refused("search", "a", *ask, "--rerank", "x", "--candidates", 81)
     assert "fewer than the 20" in refused("search", "a", *ask, "--rerank", "x", "--candidates", 5, "-k", 20)
@@ -219,6 +221,9 @@ def test_questions_that_cannot_be_asked_are_refused_in_a_line(index: tuple[Path,
     assert "no such folder" in refused("search", "a", *ask, "--rerank", "./none")
     assert "no such file; make an index" in refused("search", "a", "--index", tmp_path / "none.faiss")
     assert "no such folder" in refused("search", "a", "--index", path, "--model", "./none")
+    line = refused("search", "a", "--index", path)
+    assert "its vectors are of fake, which is not here" in line
+    assert "name it with --model, or a --url" in line
     fake.refusal = 400
     assert "the engine is dead" in refused("search", "a", *ask)
     fake.refusal = None

@@ -24,6 +24,7 @@ from qembed.serve.engine_args import parse as parse_engine_arg
 from qembed.serve.gate import keys
 from qembed.serve.gate.rules import VARIABLE
 from qembed.serve.settings import (
+    HANG_TIMEOUT,
     HOST,
     LOCAL,
     MAX_CLIENT_BATCH,
@@ -178,11 +179,19 @@ engine_options = section("Engine")
     help="Seconds that requests which are being computed have left at SIGTERM or Ctrl-C; new ones get status 503.",
 )
 @life(
+    "--hang-timeout",
+    type=click.FloatRange(0),
+    default=HANG_TIMEOUT,
+    show_default=True,
+    help="Seconds that texts may wait while nothing is computed, or that the server may take to answer at all, until the "
+    "engine counts as hung and is started again; ten times as long while it keeps a core busy. 0: no limit.",
+)
+@life(
     "--max-restarts",
     type=click.IntRange(0),
     default=MAX_RESTARTS,
     show_default=True,
-    help="How often in a row the engine is started again when it ends.",
+    help="How often in a row the engine is started again when it ends or hangs.",
 )
 @life("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What goes to stderr.")
 @life("--log-requests", is_flag=True, help="Write the texts of each request to stderr.  [default: no text is logged]")

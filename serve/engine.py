@@ -30,15 +30,15 @@ from urllib.parse import urlsplit
 
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput, QembedError
-from qembed.serve import gate, log, machine, ports, sglang, vllm_main
+from qembed.serve import ending, gate, log, machine, ports, sglang, vllm_main, watchdog
 from qembed.serve.settings import Launch, Settings, arguments, check_fits, environment, resolve, rules
 from qembed.serve.standin import StandIn
 
 POLL = 0.25
+LOOK_EVERY = 5.0  # seconds; more often where --hang-timeout is short
 FIRST_TEXT = "hello"
 SERVING_GRACE = 20.0  # beyond the time for requests that are still being computed
 STARTING_GRACE = 5.0  # there is nothing to finish yet
-KILL_GRACE = 5.0
 BACK_OFF = (1.0, 2.0, 5.0, 15.0, 60.0)
 STABLE = 600.0  # seconds after which a restart counts as a success
 
@@ -167,7 +167,7 @@ class Server:
             drained = (
                 self.serving and self.launch.settings.engine == "vllm" and self._process.poll() is None and self._tell(drain)
             )
-            _stop(self._process, drained, SERVING_GRACE + seconds if self.serving else STARTING_GRACE)
+            ending.stop(self._process, drained, SERVING_GRACE + seconds if self.serving else STARTING_GRACE)
         self.serving = False
         self._process = self._log = None
 
@@ -182,7 +182,7 @@ class Server:
         return fresh
 
     def watch(self, report: OnStage = lambda _: None, warn: OnWarning = lambda _: None) -> None:
-        """Wait; when vLLM ends, start it again, after a pause that grows, up to `Settings.max_restarts` times in a row.
+        """Wait; when vLLM ends or hangs, start it again, after growing pauses, up to `Settings.max_restarts` times in a row.
 
         Raises:
             QembedError: it ended once more. Only an exception from outside, such as KeyboardInterrupt, leaves this otherwise.
@@ -191,12 +191,10 @@ class Server:
         failure: QembedError | None = None
         while True:
             since = time.monotonic()
-            while self.serving and self.process.poll() is None:
-                self.read_log()
-                time.sleep(2 * POLL)
+            hung = self._until_it_ends()
             in_a_row = 0 if time.monotonic() - since > STABLE else in_a_row
             if failure is None:
-                failure = self.failure("vLLM ended")
+                failure = self.failure("vLLM ended", hung)
             if in_a_row >= self.launch.settings.max_restarts:
                 raise failure
             pause = BACK_OFF[min(in_a_row, len(BACK_OFF) - 1)]
@@ -213,13 +211,41 @@ class Server:
             except QembedError as error:
                 failure = error
 
-    def failure(self, what: str) -> QembedError:
-        """An error that says `what`, and why, out of the log, and where the log is."""
+    def _until_it_ends(self) -> str | None:
+        """Wait until vLLM has ended, or ends because it hangs; what is wrong then."""
+        timeout = self.launch.settings.hang_timeout
+        dog = watchdog.Watchdog(timeout)
+        every = min(LOOK_EVERY, timeout / 4)
+        look_at = time.monotonic() + every
+        hung = None
+        while self.serving and self.process.poll() is None:
+            self.read_log()
+            if timeout and time.monotonic() >= look_at:
+                look_at = time.monotonic() + every
+                now = self._look()
+                if hung is None and (hung := dog.hung(now)) is not None:
+                    ending.end_hung(self.process, answers=now.texts is not None)
+            time.sleep(2 * POLL)
+        return hung
+
+    def _look(self) -> watchdog.Look:
+        """How vLLM looks to the watchdog."""
+        leader = self.process.pid
+        others = [pid for pid in machine.processes(leader) if pid != leader] or [leader]
+        path = "/metrics" if self.launch.settings.engine == "vllm" else "/health"
+        try:
+            status, said = self.request("GET", path, None, LOOK_EVERY)
+        except (OSError, http.client.HTTPException):
+            return watchdog.Look(None, (), machine.cpu_seconds([leader]))
+        return watchdog.look(said.decode(errors="replace") if status == 200 else "", machine.cpu_seconds(others))
+
+    def failure(self, what: str, why: str | None = None) -> QembedError:
+        """An error that says `what`, and why, out of the log unless it is given, and where the log is."""
         self.read_log()
         assert self._log is not None
         self._failed = True
-        why = log.cause(self.lines) or _exit(self.process.poll())
-        return QembedError(f"{what}: {why} (log: {self._log.path})")
+        said = why or f"{what}: {log.cause(self.lines) or _exit(self.process.poll())}"
+        return QembedError(f"{said} (log: {self._log.path})")
 
     def request(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:
         """Status and answer of the server itself."""
@@ -294,30 +320,6 @@ def command(launch: Launch) -> list[str]:
     if launch.settings.engine == "sglang":
         return [sys.executable, "-m", "sglang.launch_server", *sglang.arguments(launch)]
     return [sys.executable, "-m", "qembed.serve.vllm_main", *arguments(launch)]
-
-
-def _stop(process: subprocess.Popen[bytes], drained: bool, grace: float) -> None:
-    """End the session: by itself if it is `drained`, else SIGTERM to its leader; after `grace`, SIGKILL to what is left.
-
-    A second Ctrl-C skips the first part.
-    """
-    shared = machine.shared_memory(process.pid)
-    try:
-        if not drained:
-            process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        deadline = time.monotonic() + KILL_GRACE
-        while machine.processes(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for path in shared:
-            path.unlink(missing_ok=True)
-        if process.stdin:
-            process.stdin.close()
 
 
 def _wait(server: Server, report: OnStage, deadline: float) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -170,6 +171,18 @@ def processes(session: int) -> list[int]:
         if int(its_session) == session and state != "Z":
             found.append(int(stat.parent.name))
     return found
+
+
+def cpu_seconds(pids: Sequence[int]) -> float | None:
+    """CPU time that the processes have used, all their threads together; None where the system does not tell."""
+    ticks = 0
+    told = False
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+            told = True
+    return ticks / os.sysconf("SC_CLK_TCK") if told else None
 
 
 def shared_memory(session: int) -> set[Path]:

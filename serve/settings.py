@@ -24,6 +24,7 @@ MAX_QUEUE = 4096
 MAX_BODY = 32 * 2**20
 STARTUP_TIMEOUT = 600.0
 SHUTDOWN_TIMEOUT = 10.0
+HANG_TIMEOUT = 120.0
 MAX_RESTARTS = 5
 # vLLM's blocks of 128 tokens on a CPU would leave 32 short sequences holding 4,096 tokens of mostly empty cache.
 BLOCK_SIZE: dict[Device, int] = {"cpu": 32, "cuda": 16}
@@ -55,6 +56,7 @@ class Settings:
         allow_token_ids: whether token ids are taken in place of texts.
         keys: API keys, one of which a request must give; none: no key is asked for.
         ssl_certfile, ssl_keyfile: both for HTTPS.
+        hang_timeout: how long texts may wait while nothing is computed (`watchdog`); 0: as long as it takes.
         max_restarts: how often in a row a server that ended is started again.
         log_format: "text", or "json" for a JSON object a line.
         log_requests: whether texts go into the log.
@@ -85,6 +87,7 @@ class Settings:
     ssl_keyfile: str | None = None
     startup_timeout: float = STARTUP_TIMEOUT
     shutdown_timeout: float = SHUTDOWN_TIMEOUT
+    hang_timeout: float = HANG_TIMEOUT
     max_restarts: int = MAX_RESTARTS
     log_format: str = "text"
     log_requests: bool = False

@@ -50,7 +50,8 @@ def server(broken: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"# two\n{KEY}\n{OTHER}\n")
     keys.chmod(0o600)
-    limits = ("--max-queue", QUEUE, "--max-client-batch", QUEUE, "--max-restarts", 1, "--shutdown-timeout", 60)
+    limits = ("--max-queue", QUEUE, "--max-client-batch", QUEUE, "--max-restarts", 2, "--shutdown-timeout", 60)
+    limits += ("--hang-timeout", 10)
     source = ("--fp16", "--model", broken[0], "--served-model-name", "m", "--port", 0)
     with Launched(*source, *limits, "--api-key-file", keys, "--log-format", "json", "--verbose", "--json") as launched:
         launched.wait_ready()
@@ -74,6 +75,24 @@ def in_flight(server: Launched, seconds: float = 20) -> float:
             return texts
         time.sleep(0.02)
     return 0
+
+
+def engine_of(server: Launched) -> int:
+    return next(pid for pid in server.started() if "Engine" in Path(f"/proc/{pid}/cmdline").read_text())
+
+
+def until_it_answers_again(server: Launched, times: int) -> set[int]:
+    """Wait until it has said `times` times that it answers again, and does; what /health said meanwhile."""
+    deadline = time.monotonic() + 120
+    told = set()
+    while server.err.count("vLLM answers again") < times:
+        assert time.monotonic() < deadline, server.err
+        assert server.process.poll() is None, server.err
+        with contextlib.suppress(OSError):  # as it hands over
+            told.add(send(server.url, "GET", "/health").status)
+        time.sleep(0.5)
+    assert embed(server.url, KEY, input="again").status == 200
+    return told
 
 
 def test_without_a_key_only_health_answers(server: Launched) -> None:
@@ -135,29 +154,34 @@ def test_past_the_queue_there_is_503_and_an_openai_client_comes_again_by_itself(
 
 
 def test_an_engine_that_is_killed_is_an_error_within_seconds_and_is_started_again(server: Launched) -> None:
-    engine = next(pid for pid in server.started() if "Engine" in Path(f"/proc/{pid}/cmdline").read_text())
     before = server.started()
     threads, answers = in_background(server, 1, QUEUE)
     assert in_flight(server)
-    os.kill(engine, signal.SIGKILL)
+    os.kill(engine_of(server), signal.SIGKILL)
     for thread in threads:
         thread.join(15)
         assert not thread.is_alive()
     assert [answer.status for answer in answers] == [503]
     assert "started again" in answers[0].error
     assert all_gone(before, 60)
-    deadline = time.monotonic() + 120
-    told = set()
-    while "vLLM answers again" not in server.err:
-        assert time.monotonic() < deadline, server.err
-        assert server.process.poll() is None, server.err
-        with contextlib.suppress(OSError):  # as it hands over
-            told.add(send(server.url, "GET", "/health").status)
-        time.sleep(0.5)
+    told = until_it_answers_again(server, 1)
     assert 503 in told
     assert told <= {200, 503}
-    assert embed(server.url, KEY, input="again").status == 200
     assert metric(server.url, "qembed_restarts", KEY) == 1
+
+
+def test_an_engine_that_hangs_is_an_error_and_is_started_again(server: Launched) -> None:
+    before = server.started()
+    os.kill(engine_of(server), signal.SIGSTOP)
+    threads, answers = in_background(server, 1, QUEUE)
+    for thread in threads:
+        thread.join(40)
+        assert not thread.is_alive()
+    assert [answer.status for answer in answers] == [503]
+    assert all_gone(before, 60)
+    until_it_answers_again(server, 2)
+    assert f"vLLM hangs: {QUEUE} texts wait, and nothing was computed for 1" in server.err
+    assert metric(server.url, "qembed_restarts", KEY) == 2
 
 
 def test_sigterm_lets_the_running_requests_finish_and_no_others_in(server: Launched) -> None:

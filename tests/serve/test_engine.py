@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,58 @@ def test_a_start_that_fails_counts_as_an_end(checkpoint: Checkpoint, fake_vllm: 
     )
     with engine.running(Settings(checkpoint, port=0, max_restarts=2)) as server, pytest.raises(QembedError, match="disk gone"):
         server.watch()
+
+
+HANGS = """
+import os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        FIRST
+        self.send_response(200); self.end_headers()
+        self.wfile.write(b"qembed_texts_in_flight WAITING\\nqembed_texts_total 3\\n" if self.path == "/metrics" else b"")
+    def do_POST(self):
+        POST
+    def log_message(self, *_): pass
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+""".replace("POST\n", answer("0.5", 64) + "\n")
+
+
+@pytest.mark.usefixtures("_no_pause")
+@pytest.mark.parametrize(
+    ("first", "waiting", "told"),
+    [
+        ("", "2", "vLLM hangs: 2 texts wait, and nothing was computed for"),
+        ("if self.path == '/metrics': os.kill(os.getpid(), 19)", "0", "vLLM hangs: it has not answered for"),
+    ],
+)
+def test_a_server_that_hangs_is_started_again(
+    checkpoint: Checkpoint, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, first: str, waiting: str, told: str
+) -> None:
+    monkeypatch.setattr(engine, "LOOK_EVERY", 0.3)
+    fake_vllm.write_text(HANGS.replace("FIRST", first or "pass").replace("WAITING", waiting))
+    said: list[str] = []
+    with engine.running(Settings(checkpoint, port=0, max_restarts=1, hang_timeout=1)) as server:
+        before = server.process.pid
+        with pytest.raises(QembedError, match=told):
+            server.watch(warn=said.append)
+        assert server.process.pid != before
+        assert machine.processes(before) == []
+    assert said[0].startswith(told)
+    assert said[0].endswith("starting it again in 0 s (1 of 1)")
+    assert said[1] == "vLLM answers again"
+
+
+def test_a_server_that_nobody_waits_for_is_let_be(
+    checkpoint: Checkpoint, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "LOOK_EVERY", 0.1)
+    fake_vllm.write_text(HANGS.replace("FIRST", "pass").replace("WAITING", "0"))
+    with engine.running(Settings(checkpoint, port=0, max_restarts=0, hang_timeout=0.5)) as server:
+        ended = threading.Timer(3, server.process.kill)
+        ended.start()
+        with pytest.raises(QembedError, match="vLLM ended: it was killed"):
+            server.watch()
 
 
 def test_pauses_between_restarts_grow() -> None:

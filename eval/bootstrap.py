@@ -6,7 +6,7 @@ what comes out. The draws are seeded, so the same values always give the same in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,17 @@ def of_statistic(statistic: Callable[[NDArray[np.intp]], float], count: int) -> 
 
     Draws for which it is not defined (NaN) are left out; None if that is more than half of them.
     """
-    if count < 2:
+    return of_strata([(statistic, count)])
+
+
+def of_strata(parts: Sequence[tuple[Callable[[NDArray[np.intp]], float], int]]) -> Interval | None:
+    """As `of_statistic`, of the mean of several statistics, each of rows of its own that are drawn among themselves."""
+    if not parts or min(count for _, count in parts) < 2:
         return None
     random = np.random.default_rng(SEED)
-    drawn = np.array([statistic(random.integers(0, count, count)) for _ in range(RESAMPLES)])
+    drawn = np.array(
+        [np.mean([statistic(random.integers(0, count, count)) for statistic, count in parts]) for _ in range(RESAMPLES)]
+    )
     defined = drawn[np.isfinite(drawn)]
     return _middle(defined) if len(defined) > RESAMPLES / 2 else None
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qembed.errors import BadInput, MissingExtra
 from qembed.eval.compare import Embed, SelfScoring
-from qembed.eval.tasks import Metric, Outcome, Task
+from qembed.eval.tasks import Metric, Outcome, Task, mteb_rows
 from qembed.eval.texts import Text
+
+
+@dataclass(frozen=True)
+class Part:
+    """The main score of a subset in a split of the data, and the rows that it is made of, if they are known."""
+
+    subset: str
+    score: float
+    rows: mteb_rows.Rows | None
 
 
 def task(name: str) -> SelfScoring:
@@ -23,10 +35,10 @@ def task(name: str) -> SelfScoring:
     """
     loaded = _loaded(name)
 
-    def score(embed: Embed) -> dict[str, float | None]:
+    def score(embed: Embed) -> list[Part]:
         return _scores(loaded, embed)
 
-    def record(candidate: dict[str, float | None], baseline: dict[str, float | None]) -> dict[str, Any]:
+    def record(candidate: list[Part], baseline: list[Part]) -> dict[str, Any]:
         return _record(name, loaded, candidate, baseline)
 
     return SelfScoring(f"mteb:{name}", score, record)
@@ -50,22 +62,25 @@ def _loaded(name: str) -> Any:
     return found
 
 
-def _scores(task: Any, embed: Embed) -> dict[str, float | None]:
-    """mteb's main score: of the whole task ("all"), and of each of its subsets."""
+def _scores(task: Any, embed: Embed) -> list[Part]:
+    """mteb's main score of each subset in each split. That of the whole task is their mean (mteb's `get_score`)."""
     import mteb
 
     logging.getLogger("mteb").setLevel(logging.ERROR)
-    answer = mteb.evaluate(_model(embed), task, cache=None, show_progress_bar=False)
+    with tempfile.TemporaryDirectory(prefix="qembed-mteb-") as folder:
+        answer = mteb.evaluate(_model(embed), task, cache=None, show_progress_bar=False, prediction_folder=folder)
+        path = Path(folder, getattr(task, "prediction_file_name", ""))  # a task made of tasks has none
+        predicted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     (result,) = answer.task_results
-    subsets: dict[str, list[float]] = {}
-    for split in result.scores.values():
-        for scores in split:
-            subsets.setdefault(str(scores["hf_subset"]), []).append(float(scores["main_score"]))
-    return {"all": _defined(result.get_score()), **{name: _defined(np.mean(values)) for name, values in subsets.items()}}
-
-
-def _defined(score: Any) -> float | None:
-    return float(score) if np.isfinite(score) else None
+    parts = []
+    for split, found in result.scores.items():
+        for scores in found:
+            subset, score = str(scores["hf_subset"]), float(scores["main_score"])
+            data = getattr(task, "dataset", None) or {}
+            data = data.get(subset, data).get(split)
+            rows = mteb_rows.read(predicted.get(subset, {}).get(split), data, task, score)
+            parts.append(Part(subset, score, rows))
+    return parts
 
 
 def _model(embed: Embed) -> Any:
@@ -98,19 +113,22 @@ def _instruction(prompt: Any, prompt_type: Any) -> str | None:
     return prompt if isinstance(prompt, str) and prompt else None
 
 
-def _record(name: str, loaded: Any, candidate: dict[str, float | None], baseline: dict[str, float | None]) -> dict[str, Any]:
-    subsets: Sequence[str] = [key for key in candidate if key != "all"]
-    groups = ["all", *(subsets if len(subsets) > 1 else [])]
-    metrics = [
-        Metric(
-            str(loaded.metadata.main_score), baseline.get(group), candidate.get(group), None, 0,
-            None if group == "all" else group, main=group == "all",
-        )
-        for group in groups
-    ]  # fmt: skip
+def _record(name: str, loaded: Any, candidate: list[Part], baseline: list[Part]) -> dict[str, Any]:
+    subsets = list(dict.fromkeys(part.subset for part in candidate))
+    metrics = []
+    for group in [None, *(subsets if len(subsets) > 1 else [])]:
+        sides = [[part for part in side if group in (None, part.subset)] for side in (baseline, candidate)]
+        scores = [float(np.mean([part.score for part in side])) if side else np.nan for side in sides]
+        known = [score if np.isfinite(score) else None for score in scores]
+        rows = [[part.rows for part in side if part.rows is not None] for side in sides]
+        whole = all(len(found) == len(side) for found, side in zip(rows, sides, strict=True))
+        interval = mteb_rows.interval(rows[1], rows[0]) if whole and len(rows[0]) == len(rows[1]) else None
+        count = sum(len(one.values) for one in rows[1]) if whole else 0
+        metrics.append(Metric(str(loaded.metadata.main_score), known[0], known[1], interval, count, group, main=group is None))
     data = {"name": name, "sha256": None, "revision": str(loaded.metadata.revision)}
     plan = Task(f"mteb:{name}", data, [], lambda *_: Outcome([]))
-    return plan.record(Outcome(metrics, ["mteb tells one score of a whole set, so there is no interval"]))
+    notes = [] if metrics[0].interval else ["mteb tells one score of the whole set, so there is no interval"]
+    return plan.record(Outcome(metrics, notes))
 
 
 def _short(error: object) -> str:

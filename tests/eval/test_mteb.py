@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from click.testing import CliRunner, Result
 from scipy import stats
 
 from qembed.cli import group
+from qembed.eval import bootstrap
+from qembed.eval.tasks import mteb_rows
 from tests.eval.conftest import FakeServer
 
 mteb = pytest.importorskip("mteb", reason="the extra mteb is not installed")
@@ -41,7 +44,80 @@ def local_task(monkeypatch: pytest.MonkeyPatch) -> None:
             self.data_loaded = True
 
     real = mteb.get_task
-    monkeypatch.setattr(mteb, "get_task", lambda name: Local() if name == "LocalSTS" else real(name))
+    local = {"LocalSTS": Local, "LocalRetrieval": retrieval, "LocalClassification": classification, "TwoSTS": two_languages}
+    monkeypatch.setattr(mteb, "get_task", lambda name: local[name]() if name in local else real(name))
+
+
+def described(name: str, kind: str, score: str, **more: Any) -> Any:
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    return TaskMetadata(
+        name=name, description="local", dataset={"path": "local", "revision": "1"}, type=kind, category="t2t",
+        modalities=["text"], eval_splits=["test"], main_score=score, **{"eval_langs": ["eng-Latn"], **more},
+    )  # fmt: skip
+
+
+def retrieval() -> Any:
+    from datasets import Dataset
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    class Local(AbsTaskRetrieval):  # type: ignore[misc]
+        metadata = described("LocalRetrieval", "Retrieval", "ndcg_at_10")
+
+        def load_data(self, **_: Any) -> None:
+            corpus = [{"id": f"d{row}", "title": "", "text": f"passage {row}"} for row in range(40)]
+            queries = [{"id": f"q{row}", "text": f"question {row}"} for row in range(12)]
+            relevant = {f"q{row}": {f"d{row}": 2, f"d{row + 20}": 1, f"d{row + 1}": 0} for row in range(12)}
+            self.dataset = {
+                "default": {
+                    "test": {
+                        "corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries),
+                        "relevant_docs": relevant, "top_ranked": None,
+                    }
+                }
+            }  # fmt: skip
+            self.data_loaded = True
+
+    return Local()
+
+
+def classification() -> Any:
+    from datasets import Dataset, DatasetDict
+    from mteb.abstasks.classification import AbsTaskClassification
+
+    class Local(AbsTaskClassification):  # type: ignore[misc]
+        metadata = described("LocalClassification", "Classification", "accuracy")
+        samples_per_label = 4
+
+        def load_data(self, **_: Any) -> None:
+            parts = {"train": range(24), "test": range(24, 60)}
+            self.dataset = DatasetDict(
+                {
+                    name: Dataset.from_dict({"text": [f"text {row}" for row in rows], "label": [row % 3 for row in rows]})
+                    for name, rows in parts.items()
+                }
+            )
+            self.data_loaded = True
+
+    return Local()
+
+
+def two_languages() -> Any:
+    from datasets import Dataset, DatasetDict
+    from mteb.abstasks.sts import AbsTaskSTS
+
+    class Local(AbsTaskSTS):  # type: ignore[misc]
+        metadata = described("TwoSTS", "STS", "cosine_spearman", eval_langs={"en": ["eng-Latn"], "de": ["deu-Latn"]})
+
+        def load_data(self, **_: Any) -> None:
+            self.dataset = {}
+            for language in ("en", "de"):
+                first, second, score = zip(*PAIRS * 2, strict=True)
+                columns = {"sentence1": [f"{language} {one}" for one in first], "sentence2": second, "score": score}
+                self.dataset[language] = DatasetDict({"test": Dataset.from_dict(columns)})
+            self.data_loaded = True
+
+    return Local()
 
 
 def run(start_server: Callable[[], FakeServer], tmp_path: Path, *more: str) -> tuple[Result, list[FakeServer]]:
@@ -71,6 +147,60 @@ def test_scores_are_mtebs_own(start_server: Callable[[], FakeServer], tmp_path: 
 
         expected = stats.spearmanr([cosine(a, b) for a, b, _ in PAIRS], [score for *_, score in PAIRS]).statistic
         assert metric[side] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.usefixtures("local_task")
+@pytest.mark.parametrize(
+    ("name", "score", "count"),
+    [("LocalSTS", "cosine_spearman", 5), ("LocalRetrieval", "ndcg_at_10", 12), ("LocalClassification", "accuracy", 36)],
+)
+def test_a_score_has_an_interval_where_its_rows_are_known(
+    start_server: Callable[[], FakeServer], tmp_path: Path, name: str, score: str, count: int
+) -> None:
+    done, _ = run(start_server, tmp_path, "--task", f"mteb:{name}", "--json")
+    assert done.exit_code == 0, done.stderr
+    (task,) = json.loads(done.stdout)["tasks"]
+    (metric,) = task["metrics"]
+    assert (metric["name"], metric["count"], metric["main"]) == (score, count, True)
+    low, high = metric["interval"]
+    assert low <= metric["difference"] <= high
+    assert low < high
+    assert task["notes"] == []
+
+
+@pytest.mark.usefixtures("local_task")
+def test_subsets_stand_beside_the_whole(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:
+    done, _ = run(start_server, tmp_path, "--task", "mteb:TwoSTS", "--json")
+    assert done.exit_code == 0, done.stderr
+    whole, *parts = json.loads(done.stdout)["tasks"][0]["metrics"]
+    assert (whole["group"], sorted(part["group"] for part in parts)) == (None, ["de", "en"])
+    assert [whole["main"], *(part["main"] for part in parts)] == [True, False, False]
+    assert whole["candidate"] == pytest.approx(np.mean([part["candidate"] for part in parts]))
+    assert (whole["count"], parts[0]["count"]) == (20, 10)
+    # The mean of two parts that are drawn apart is surer than either of them.
+    widths = [one["interval"][1] - one["interval"][0] for one in (whole, *parts)]
+    assert widths[0] < max(widths[1:])
+
+
+def test_an_interval_by_hand() -> None:
+    """Drawn anew, a row at a time, as `bootstrap` says."""
+    random = np.random.default_rng(3)
+    left, right = (mteb_rows.Rows(random.random(6)) for _ in range(2))
+    found = mteb_rows.interval([left], [right])
+    assert found == pytest.approx(bootstrap.of_mean(left.values - right.values))
+
+
+def test_a_score_that_the_rows_do_not_come_to_has_no_interval() -> None:
+    task = SimpleNamespace(metadata=SimpleNamespace(main_score="accuracy"), label_column_name="label")
+    data = {"label": [0, 1, 1, 0]}
+    predicted = [[0, 1, 0, 0], [0, 1, 1, 1]]
+    rows = mteb_rows.read(predicted, data, task, 0.75)
+    assert rows is not None
+    assert list(rows.values) == [1, 1, 0.5, 0.5]
+    assert mteb_rows.read(predicted, data, task, 0.8) is None
+    assert mteb_rows.read(predicted, {"label": [0, 1]}, task, 0.75) is None
+    task.metadata.main_score = "v_measure"
+    assert mteb_rows.read(predicted, data, task, 0.75) is None
 
 
 def test_a_task_that_mteb_does_not_know(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:

@@ -63,7 +63,11 @@ def print_differences(console: Console, found: dict[str, Any], first: str, secon
     for kind, title in titles.items():
         rows = [one for one in found["differences"] if one["within_noise"] is kind and one["difference"]]
         same = sum(one["within_noise"] is kind and not one["difference"] for one in found["differences"])
-        table = _table(f"{title}: {len(rows)}" + (f", and {same} the same" if same else ""))
+        said = f"{title}: {len(rows)}" + (f", and {same} the same" if same else "")
+        if not rows:
+            console.print(said, highlight=False)
+            continue
+        table = _table(said)
         table.add_column("number")
         for name in ("first", "second", "difference", "noise"):
             table.add_column(name, justify="right")

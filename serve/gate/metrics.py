@@ -49,13 +49,16 @@ class Metrics:
                     planned.add_metric([part], size)
                 yield planned
                 if (used := _memory(rules)) is not None:
-                    yield family("qembed_memory_bytes", "Memory in use: on the GPU, or else resident.", used)
+                    yield family("qembed_memory_bytes", "Memory in use of a device: on the GPU, or else resident.", used)
 
         where.register(Read())
 
 
 def _memory(rules: Rules) -> int | None:
+    """Bytes, of several devices the mean, as the plan is for one."""
     leader = os.getsid(0)
-    if "graphs" in rules.plan:
-        return machine.cuda_used(machine.processes(leader)) or machine.cuda_total_used()
-    return machine.resident(leader)
+    if "graphs" not in rules.plan:
+        used = machine.resident(leader)
+    elif (used := machine.cuda_used(machine.processes(leader))) is None:
+        return machine.cuda_total_used()  # the first card's
+    return None if used is None else used // rules.parts

@@ -26,6 +26,7 @@ class Rules:
         allow_token_ids: whether token ids are taken.
         keys: SHA-256 of each key, as hexadecimal digits; empty: no key is asked for.
         plan: planned bytes by name, for /metrics.
+        parts: devices that share the work, for each of which the plan is.
         restarts: how often the server has been started again.
         about: what is served, for /metrics: "dtype" (computed in), "device", "weights".
         listener: the number of a listening socket to be used in place of a new one; None: a new one.
@@ -46,6 +47,7 @@ class Rules:
     allow_token_ids: bool = False
     keys: list[str] = field(default_factory=list, repr=False)
     plan: dict[str, int] = field(default_factory=dict)
+    parts: int = 1
     restarts: int = 0
     about: dict[str, str] = field(default_factory=dict)
     listener: int | None = None

@@ -224,3 +224,9 @@ def test_two_devices_share_the_matrices_and_the_cache(checkpoint: Checkpoint) ->
 def test_a_default_prompt_must_exist(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="--default-prompt 'questions': the model has document, query"):
         resolve(Settings(checkpoint, default_prompt="questions"), CPU, "float32", 1)
+
+
+def test_the_plan_in_metrics_is_for_one_of_the_devices(checkpoint: Checkpoint) -> None:
+    assert rules(resolve(Settings(checkpoint), CPU, "float32", 1), "token", 0).parts == 1
+    several = Settings(checkpoint, tensor_parallel_size=2, data_parallel_size=3)
+    assert rules(resolve(several, L4, "float16", 1), "token", 0).parts == 6

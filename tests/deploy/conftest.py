@@ -1,0 +1,22 @@
+"""A checkpoint of headers only, for command lines that are to be read and not run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.serve.conftest import AWQ, CONFIG, make
+
+
+@pytest.fixture
+def int4(tmp_path: Path) -> Path:
+    return make(tmp_path / "tiny-AWQ-INT4", {**CONFIG, "quantization_config": AWQ}).folder
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    file = tmp_path / "keys"
+    file.write_text("a-key-for-tests\n")
+    file.chmod(0o600)
+    return file

@@ -1,0 +1,142 @@
+"""The handbook, its table, the SBOM, the audit, and that no file of deploy/ is without a check."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.deploy.tools import DEPLOY, ROOT, help_of, python, run
+
+HANDBOOK = DEPLOY / "README.md"
+
+
+def module(name: str) -> ModuleType:
+    """A script of deploy/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"deploy_{name}", DEPLOY / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_the_table_of_cards_is_what_the_command_prints() -> None:
+    done = run(sys.executable, DEPLOY / "cards.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in HANDBOOK.read_text(encoding="utf-8")
+
+
+def test_the_shapes_of_the_table_are_those_of_the_models() -> None:
+    cards = module("cards")
+    elements = {size: sum(_product(shape) for _, shape in cards.shapes(size, int4=False).values()) for size in cards.MODELS}
+    assert elements["0.6B"] == 595_776_512  # the model's own count
+    assert [round(elements[size] / 1e9, 1) for size in ("4B", "8B")] == [4.0, 7.6]
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    found = 1
+    for length in shape:
+        found *= length
+    return found
+
+
+def test_what_the_handbook_names_is_there() -> None:
+    text = HANDBOOK.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)\)", text):
+        assert (DEPLOY / target).exists(), target
+    for path in re.findall(r"\bdeploy/[\w./-]*\w", text):
+        assert (ROOT / path).exists(), path
+    anchors = {
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).strip().lower().replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for goal in re.findall(r"`make ([\w-]+)`", text):
+        assert re.search(rf"^{goal}:", makefile, re.MULTILINE), goal
+
+
+def test_the_handbooks_flags_are_qembeds() -> None:
+    text = HANDBOOK.read_text(encoding="utf-8")
+    known = {flag for command in ("serve", "quantize", "eval", "top") for flag in re.findall(r"--[\w-]+", help_of(command))}
+    lines = [line for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
+    calls = [line for line in lines if re.match(r"\s*(sudo )?qembed ", line)] + re.findall(r"`(qembed [^`]+)`", text)
+    assert calls
+    for call in calls:
+        assert set(re.findall(r"--[a-z][\w-]+", call)) <= known, call
+    for flag in re.findall(r"`(--[\w-]+)[^`]*`", text):
+        assert flag in known | {"--build-arg", "--secret"}, flag
+
+
+def test_the_sbom_has_every_package_of_each_image_with_its_licence(tmp_path: Path) -> None:
+    done = run(python(), DEPLOY / "sbom.py", "--installed", sys.executable, "--output", tmp_path, "cpu", "gpu", "router")
+    assert done.returncode == 0, done.stderr
+    for target in ("cpu", "gpu", "router"):
+        document = json.loads((tmp_path / f"qembed-{target}.cdx.json").read_text(encoding="utf-8"))
+        assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+        lines = (DEPLOY / f"requirements/image-{target}.txt").read_text(encoding="utf-8").splitlines()
+        pins = {line for line in lines if not line.startswith("#")}
+        found = {f"{one['name']}=={one['version']}" for one in document["components"] if one["purl"].startswith("pkg:pypi/")}
+        assert found == pins
+    cpu = json.loads((tmp_path / "qembed-cpu.cdx.json").read_text(encoding="utf-8"))["components"]
+    assert sum("licenses" in one for one in cpu) > 0.9 * len(cpu)
+
+
+def test_debian_packages_come_from_the_image() -> None:
+    sbom = module("sbom")
+    status = (
+        "Package: tini\nStatus: install ok installed\nArchitecture: amd64\nVersion: 0.19.0-1+b3\nDescription: x\n y\n\n"
+        "Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n"
+    )
+    (one,) = sbom.debian(status)
+    assert one["purl"] == "pkg:deb/debian/tini@0.19.0-1%2Bb3?arch=amd64"
+
+
+def test_the_audit_tells_what_is_known_and_what_nobody_could_be_asked_about(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit = module("audit")
+    assert ("torch", "2.13.0") in audit.pins("cpu")  # not 2.13.0+cpu, which no advisory names
+    monkeypatch.setattr(audit, "ask", lambda packages: [{"name": name, "skip_reason": "x"} for name, _ in packages])
+    assert audit.main(["cpu"]) == 0
+    assert "could not be audited" in capsys.readouterr().err
+    fault = {"id": "PYSEC-1", "fix_versions": ["2"]}
+    monkeypatch.setattr(
+        audit,
+        "ask",
+        lambda packages: [{"name": name, "version": it, "vulns": [fault] * (name == "torch")} for name, it in packages],
+    )
+    assert audit.main(["cpu", "gpu"]) == 1
+    said = capsys.readouterr()
+    assert "torch 2.13.0: PYSEC-1, mended in 2" in said.out
+    assert not said.err
+
+
+CHECKED_BY = {
+    "README.md": "test_documents",
+    "audit.py": "test_documents",
+    "cards.py": "test_documents",
+    "compose/": "test_compose",
+    "demo.sh": "test_docker",
+    "docker/": "test_docker",
+    "kubernetes/": "test_kubernetes",
+    "monitoring/": "test_monitoring",
+    "ray/": "test_ray",
+    "requirements/": "test_docker",
+    "sbom.py": "test_documents",
+    "systemd/": "test_systemd",
+}
+
+
+def test_every_file_has_a_check() -> None:
+    """What each one is: for the tests named here to say; a new file or folder has to be added, and so thought of."""
+    standing = [path.relative_to(DEPLOY).as_posix() for path in DEPLOY.rglob("*") if path.is_file()]
+    unknown = [path for path in standing if "__pycache__" not in path and not path.startswith(tuple(CHECKED_BY))]
+    assert unknown == []

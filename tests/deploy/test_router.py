@@ -1,0 +1,178 @@
+"""vLLM's router, with the arguments of its Deployment, before two stand-ins for qembed."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qembed.serve.settings import MAX_BODY
+from tests.deploy.test_kubernetes import HERE, container
+from tests.deploy.tools import PYTHON, python, run, value_of
+
+ROUTER = PYTHON.with_name("vllm-router")
+KEY = "Bearer a-key-for-tests"
+DISCOVERY = ("--service-discovery", "--selector", "app.kubernetes.io/")
+
+
+def arguments() -> list[str]:
+    return list(container(HERE / "overlays/router", called="qembed-router")["args"])
+
+
+class Replica:
+    """Says 200 to whoever has the key, or 503 where it is `full`; `seen` are the bodies."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.seen: list[dict[str, Any]] = []
+        replica = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self, status: int, said: object) -> None:
+                body = json.dumps(said).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self) -> None:
+                self.answer(200, {})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if self.headers["authorization"] != KEY:
+                    self.answer(401, {"error": {"message": "no key"}})
+                    return
+                replica.seen.append(body)
+                self.answer(503 if replica.full else 200, {"data": []})
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def end(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def replicas() -> Iterator[list[Replica]]:
+    found = [Replica(), Replica()]
+    yield found
+    for one in found:
+        one.end()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def router(replicas: list[Replica], tmp_path: Path) -> Iterator[int]:
+    """The port of a router that has both."""
+    python()
+    port = free_port()
+    chosen = [
+        one for one in arguments() if not one.startswith(DISCOVERY) and not one.startswith(("--host", "--port", "--prometheus"))
+    ]
+    places = ["--host=127.0.0.1", f"--port={port}", f"--prometheus-port={free_port()}"]
+    with (tmp_path / "log").open("w") as log:
+        command = [ROUTER, *chosen, *places, "--worker-urls", *(one.url for one in replicas)]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while ask(port, "GET", "/readiness") != 200:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(port: int, method: str = "POST", path: str = "/v1/embeddings", key: str | None = KEY, **more: object) -> int | None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    body = json.dumps({"model": "m", "input": ["text"], **more}) if method == "POST" else None
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json", **({"Authorization": key} if key else {})})
+        return connection.getresponse().status
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+def test_each_flag_is_one_of_the_routers() -> None:
+    python()
+    known = run(ROUTER, "--help").stdout
+    for one in arguments():
+        if one.startswith("--"):
+            assert one.partition("=")[0] in known.split(), one
+    assert int(value_of(arguments(), "--max-payload-size")) == MAX_BODY
+    served = container(HERE / "overlays/router")
+    assert value_of(arguments(), "--service-discovery-port") == value_of(served["args"], "--port")
+
+
+def test_it_finds_the_pods_of_qembed_and_may_do_so() -> None:
+    from tests.deploy.test_kubernetes import of
+
+    folder = HERE / "overlays/router"
+    labels = of(folder, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    chosen = dict(one.split("=") for one in arguments() if one.startswith("app.kubernetes.io/"))
+    assert chosen == labels
+    (rule,) = of(folder, "Role", "qembed-router")["rules"]
+    assert rule == {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
+    (subject,) = of(folder, "RoleBinding", "qembed-router")["subjects"]
+    assert subject["name"] == of(folder, "Deployment", "qembed-router")["spec"]["template"]["spec"]["serviceAccountName"]
+    assert subject["namespace"] == "qembed"
+    (first, *_) = of(folder, "NetworkPolicy")["spec"]["ingress"][0]["from"]
+    assert (
+        first["podSelector"]["matchLabels"].items()
+        <= of(folder, "Deployment", "qembed-router")["spec"]["template"]["metadata"]["labels"].items()
+    )
+
+
+def test_no_request_is_lost_while_one_replica_is_full_or_gone(router: int, replicas: list[Replica]) -> None:
+    assert ask(router, key=None) == 401  # keys are the replicas' to check
+    assert [ask(router) for _ in range(20)] == [200] * 20
+    assert all(one.seen for one in replicas)
+    replicas[0].full = True
+    assert [ask(router) for _ in range(20)] == [200] * 20
+    replicas[0].full = False
+    before = len(replicas[0].seen)
+    assert [ask(router) for _ in range(20)] == [200] * 20
+    assert len(replicas[0].seen) > before  # a full one is not left out for long
+    replicas[0].end()
+    assert [ask(router) for _ in range(20)] == [200] * 20
+
+
+def test_it_drops_what_openai_does_not_have(router: int, replicas: list[Replica]) -> None:
+    """deploy/README.md warns of it: such queries would be embedded without their instruction."""
+    assert (
+        ask(router, dimensions=64, encoding_format="base64", prompt_name="query", instruction="find", truncate_prompt_tokens=9)
+        == 200
+    )
+    (body,) = [body for one in replicas for body in one.seen]
+    assert body["dimensions"] == 64
+    assert not {"prompt_name", "instruction"} & set(body)

@@ -1,0 +1,94 @@
+"""The unit by systemd-analyze, and by what it hands to qembed."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qembed.serve import ending, engine
+from tests.deploy.tools import DEPLOY, QEMBED, plans, run, tool, unknown_flags, value_of
+
+HERE = DEPLOY / "systemd"
+EXPOSURE = 20  # tenths; systemd calls up to 2.0 OK, a unit without any of this has 9.6
+
+
+class Unit(configparser.RawConfigParser):
+    def __init__(self) -> None:
+        super().__init__(strict=False, delimiters=("=",))
+        self.optionxform = str  # type: ignore[assignment,method-assign]
+        self.read(HERE / "qembed.service", encoding="utf-8")
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit as it is when installed, with a program that is there."""
+    found = tmp_path / "qembed.service"
+    found.write_text(
+        (HERE / "qembed.service").read_text(encoding="utf-8").replace("/opt/qembed/bin/qembed", QEMBED), encoding="utf-8"
+    )
+    return found
+
+
+def with_gpu(unit: Path) -> None:
+    folder = unit.with_name("qembed.service.d")
+    folder.mkdir()
+    (folder / "gpu.conf").write_bytes((HERE / "qembed.service.d/gpu.conf").read_bytes())
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_systemd_finds_nothing_wrong(unit: Path, gpu: bool) -> None:
+    if gpu:
+        with_gpu(unit)
+    done = run(tool("systemd-analyze", "systemd"), "verify", "--man=no", unit)
+    assert (done.stdout + done.stderr, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_it_is_not_exposed(unit: Path, gpu: bool) -> None:
+    if gpu:
+        with_gpu(unit)
+    done = run(tool("systemd-analyze", "systemd"), "security", "--offline=yes", f"--threshold={EXPOSURE}", unit)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze looks only at running units")
+    assert done.returncode == 0, done.stdout.splitlines()[-1]
+
+
+def test_the_gpu_file_opens_the_devices_of_nvidia_and_no_others() -> None:
+    lines = [line for line in (HERE / "qembed.service.d/gpu.conf").read_text(encoding="utf-8").splitlines() if "=" in line]
+    assert lines == ["PrivateDevices=no", "DevicePolicy=closed", "DeviceAllow=char-nvidia* rw"]
+
+
+def test_qembed_takes_the_arguments_and_has_time_to_end(int4: Path, keys: Path) -> None:
+    service = Unit()["Service"]
+    environment = dict(
+        line.split("=", 1)
+        for line in (HERE / "environment").read_text(encoding="utf-8").splitlines()
+        if "=" in line and line[0] != "#"
+    )
+    assert service["EnvironmentFile"] == "-/etc/qembed/environment"
+    credentials = service["LoadCredential"].partition(":")[0]
+    program, *words = shlex.split(service["ExecStart"].replace("${CREDENTIALS_DIRECTORY}", "/credentials"))
+    assert program == "/opt/qembed/bin/qembed"
+    assert words.pop() == "$QEMBED_OPTIONS"
+    arguments = [*words, *shlex.split(environment["QEMBED_OPTIONS"])]
+    assert value_of(arguments, "--api-key-file") == f"/credentials/{credentials}"
+    assert unknown_flags(arguments) == []
+    done = plans([*arguments, "--model", "found"], int4, keys, "--device-memory", "T4")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["fits"]
+    needed = float(value_of(arguments, "--shutdown-timeout")) + engine.SERVING_GRACE + ending.KILL_GRACE
+    assert float(service["TimeoutStopSec"]) > needed
+
+
+def test_vllm_is_let_finish_and_qembed_starts_it_again() -> None:
+    service = Unit()["Service"]
+    assert service["KillMode"] == "mixed"  # control-group would end vLLM before it has answered
+    assert service["OOMPolicy"] == "continue"
+    assert "AF_NETLINK" in service["RestrictAddressFamilies"]
+    assert "ProcSubset" not in service  # it would hide /proc/meminfo from the plan
+    assert os.path.commonpath([service["WorkingDirectory"], "/var/lib/" + service["StateDirectory"]]) == "/var/lib/qembed"

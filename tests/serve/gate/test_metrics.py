@@ -1,0 +1,33 @@
+"""The numbers of the gate, as Prometheus reads them."""
+
+from __future__ import annotations
+
+import pytest
+
+from qembed.serve import machine
+from qembed.serve.gate.load import Load
+from qembed.serve.gate.metrics import Metrics
+from qembed.serve.gate.rules import Rules
+
+CPU = {"linear": 7, "total": 9}
+GPU = {**CPU, "graphs": 1}
+
+
+def memory(plan: dict[str, int], parts: int = 1) -> float | None:
+    from prometheus_client import CollectorRegistry
+
+    registry = CollectorRegistry()
+    rules = Rules(folder="", max_model_len=1, dimensions=[1], plan=plan, parts=parts)
+    Metrics(rules, Load(10, 100), registry)
+    return registry.get_sample_value("qembed_memory_bytes")
+
+
+def test_memory_is_that_of_one_device_as_the_plan_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "resident", lambda _: 40)
+    monkeypatch.setattr(machine, "cuda_used", lambda _: 100)
+    assert memory(CPU) == 40
+    assert memory(CPU, parts=2) == 20
+    assert memory(GPU, parts=4) == 25
+    monkeypatch.setattr(machine, "cuda_used", lambda _: None)
+    monkeypatch.setattr(machine, "cuda_total_used", lambda: 30)  # a container, which sees the card and not who uses it
+    assert memory(GPU, parts=4) == 30

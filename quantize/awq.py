@@ -63,14 +63,22 @@ def range_grid(weight: torch.Tensor, group_size: int, shrink: torch.Tensor | flo
 
     Zero is always representable, as in AutoAWQ, so that a pruned weight stays zero.
     """
+    low, high = _ranges(weight, group_size)
+    return _between(low * shrink, high * shrink, group_size)
+
+
+def _ranges(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the greatest value of each group, or 0 where that lies beyond: two of [N, K/g]."""
+    grouped = weight.unflatten(1, (-1, group_size))
+    return grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+
+
+def _between(low: torch.Tensor, high: torch.Tensor, group_size: int) -> Grid:
+    """The grid from `low` to `high`, both [N, K/g]."""
     import torch
 
-    grouped = weight.unflatten(1, (-1, group_size))
-    high = grouped.amax(-1).clamp(min=0) * shrink
-    low = grouped.amin(-1).clamp(max=0) * shrink
     scale = ((high - low) / LEVELS).clamp(min=SMALLEST_STEP).to(torch.float16).float()
-    zero_point = (-low / scale).round().clamp(0, LEVELS)
-    return Grid(scale, zero_point, group_size)
+    return Grid(scale, (-low / scale).round().clamp(0, LEVELS), group_size)
 
 
 def output_error(difference: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
@@ -144,16 +152,18 @@ def search_clip(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> Gr
     import torch
 
     groups = weight.shape[1] // group_size
+    low, high = _ranges(weight, group_size)
     blocks = torch.stack([gram[i : i + group_size, i : i + group_size] for i in range(0, weight.shape[1], group_size)])
     best_error = torch.full((weight.shape[0], groups), float("inf"), device=weight.device)
     best = torch.ones_like(best_error)
     for shrink in CLIP_RATIOS:
-        difference = (range_grid(weight, group_size, shrink).nearest(weight) - weight).unflatten(1, (-1, group_size))
-        error = (torch.einsum("ngi,gij->ngj", difference, blocks) * difference).sum(-1)
+        nearest = _between(low * shrink, high * shrink, group_size).nearest(weight)
+        difference = nearest.sub_(weight).unflatten(1, (-1, group_size))
+        error = torch.einsum("ngi,gij->ngj", difference, blocks).mul_(difference).sum(-1)
         better = error < best_error
         best = torch.where(better, shrink, best)
         best_error = torch.where(better, error, best_error)
-    return range_grid(weight, group_size, best)
+    return _between(low * best, high * best, group_size)
 
 
 def _relative_magnitude(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:

@@ -29,6 +29,9 @@ NORMS = {"self_attn.q_proj": "input_layernorm", "mlp.gate_proj": "post_attention
 FEEDS = {"self_attn.o_proj": "self_attn.v_proj", "mlp.down_proj": "mlp.up_proj"}
 """Where the scales of an input are folded in: the weight of the norm, or the outputs of the linear, that it comes from."""
 
+REPORTED = 256
+"""Outputs of a linear from which the report estimates its error."""
+
 
 class LayerQuantizer:
     """Quantizes the layer of this number, whose `tensors` (float32, named without the layer's prefix) are given."""
@@ -150,8 +153,7 @@ class LayerQuantizer:
             else:
                 levels = grid.quantize(weight)
             rounded = grid.dequantize(levels)
-            lost, whole = awq.output_error(rounded - weight, gram), awq.output_error(weight, gram)
-            self.report.error[member].append((lost / whole).clamp(min=0).sqrt().item())
+            self.report.error[member].append(_relative_error(rounded, weight, gram))
             self.levels[member] = levels, grid
             self.tensors[f"{member}.weight"] = rounded
         return folded
@@ -191,6 +193,13 @@ class LayerQuantizer:
             stored[f"{linear}.qzeros"] = pack(grid.zero_point.T)
             stored[f"{linear}.scales"] = grid.scale.T.to(torch.float16).contiguous()
         return stored
+
+
+def _relative_error(rounded: torch.Tensor, weight: torch.Tensor, gram: torch.Tensor) -> float:
+    """The root mean square output error of `rounded` [N, K], of the output's: over REPORTED outputs, evenly spaced, at most."""
+    some = slice(None, None, -(-len(weight) // REPORTED))
+    lost, whole = awq.output_error(rounded[some] - weight[some], gram), awq.output_error(weight[some], gram)
+    return (lost / whole).clamp(min=0).sqrt().item()
 
 
 def fed_by(name: str, shape: Shape, device: torch.device) -> torch.Tensor | None:

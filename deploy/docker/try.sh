@@ -24,7 +24,8 @@ trap ended EXIT
 base=${BASE:-$work/debian}
 if [ -z "${BASE:-}" ] && [ ! -e "$base/etc/debian_version" ]; then
   step "debootstrap: Debian 12"
-  mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | head -1)
+  # shellcheck disable=SC2016
+  mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Component: main' | grep -v security | head -1)
   debootstrap --variant=minbase --include=ca-certificates bookworm "$base" "$mirror" > "$work/debootstrap.log"
 fi
 if [ -d "$base" ]; then
@@ -38,7 +39,8 @@ step "buildah build --target cpu"
 # What this machine's pip is told, pip in the build is told: its settings, certificates, and the folders that they name.
 (echo '[global]'; python3 -m pip config list | sed -nE "s/^(global|:env:)\.([a-z-]+)='(.*)'$/\2 = \3/p" | sort -u) > "$work/pip.conf"
 like_here=(--secret "id=pip,src=$work/pip.conf")
-for folder in $(sed -nE '/index-url|find-links/s#.* = ##p' "$work/pip.conf"); do
+read -ra folders <<< "$(sed -nE '/index-url|find-links/s#.* = ##p' "$work/pip.conf" | tr '\n' ' ')"
+for folder in "${folders[@]}"; do
   folder=${folder#file://} folder=${folder%/simple}
   [ ! -d "$folder" ] || like_here+=(--volume "$folder:$folder:ro")
 done
@@ -56,7 +58,8 @@ user=$(told '{{.Docker.Config.User}}')
 folder=$(told '{{.Docker.Config.WorkingDir}}')
 [ "$user" = 10001:10001 ] && [ "${check[0]}" = CMD ]
 container=$(build from localhost/qembed:cpu)
-export ROOT=$(build mount "$container") USER_ID=${user%:*} GROUP_ID=${user#*:} MODELS=$work/models CACHE=$work/cache FOLDER=$folder
+ROOT=$(build mount "$container")
+export ROOT USER_ID=${user%:*} GROUP_ID=${user#*:} MODELS=$work/models CACHE=$work/cache FOLDER=$folder
 install --directory --owner "$USER_ID" --group "$GROUP_ID" "$MODELS" "$CACHE"
 
 # Becomes the command: in the container's root, as its user, without privileges, with the image's environment and no other.
@@ -89,7 +92,13 @@ until inside "${check[@]:1}" 2> /dev/null; do
 done
 cp "$ROOT/var/lib/dpkg/status" "$work/dpkg-status"
 echo "healthy: ${check[*]:1}"
-inside sh -c 'echo "PID 1: $(tr "\0" " " < /proc/1/cmdline)  $(grep -E "^(Uid|NoNewPrivs|CapEff|CapBnd)" /proc/1/status | tr "\n\t" "  ")"; touch /usr/x /opt/qembed/x' || true
+# shellcheck disable=SC2016
+inside sh -c 'echo "PID 1: $(tr "\0" " " < /proc/1/cmdline)"; grep -E "^(Uid|NoNewPrivs|CapEff|CapBnd)" /proc/1/status'
+inside touch /models/here /cache/here /tmp/here
+if inside touch /opt/qembed/here 2> /dev/null; then
+  echo "the root filesystem can be written to"
+  exit 1
+fi
 
 step "embed a text"
 inside python - <<'PYTHON'

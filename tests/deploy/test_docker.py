@@ -122,6 +122,8 @@ def test_both_targets_have_the_same_vllm_and_torch() -> None:
 
 def test_the_router_is_the_one_that_is_tested() -> None:
     assert pins("image-router") < pins("deploy")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["optional-dependencies"]["router"]) <= pins("image-router")
 
 
 def test_what_is_copied_is_there_and_let_through() -> None:

@@ -109,9 +109,10 @@ def through_server(url: str) -> Reranker:
     """
     from qembed.eval import sources
 
-    identity = {**sources.server(url).identity, "task": "rerank"}
+    side = sources.server(url)
+    identity = {**side.identity, "task": "rerank"}
     model = str(identity["model"])
-    return Reranker(f"{model} at {url}", identity, lambda: _server(str(identity["url"]), model))
+    return Reranker(f"{model} at {url}", identity, lambda: _server(str(identity["url"]), model, side.limit))
 
 
 @contextmanager
@@ -161,7 +162,7 @@ def _transformers(checkpoint: Checkpoint, answers: Sequence[int]) -> Iterator[Sc
 
 
 @contextmanager
-def _server(base: str, model: str) -> Iterator[Scorer]:
+def _server(base: str, model: str, limit: int | None) -> Iterator[Scorer]:
     from qembed.serve import client
 
     with client.connected(base, TIMEOUT) as api:
@@ -182,9 +183,31 @@ def _server(base: str, model: str) -> Iterator[Scorer]:
             choices = sorted(answer.choices, key=lambda choice: choice.index)
             return np.array([_yes(choice.logprobs.top_logprobs[0]) for choice in choices], np.float32)  # type: ignore[union-attr,index]
 
+        def tokens(text: str) -> list[int]:
+            asked = {"model": model, "prompt": text, "add_special_tokens": False}
+            answer: Any = api.post(f"{base}/tokenize", body=asked, cast_to=object)
+            return list(answer["tokens"])
+
+        def fitting(text: str) -> str:
+            """As much of a body's beginning as the server's context has room for, with the prompt and one generated token."""
+            whole = f"{BEFORE}{text}{AFTER}"
+            most = min(LONGEST, limit or LONGEST) - 1
+            if len(whole.encode()) <= most:  # a token has a byte at least
+                return whole
+            try:
+                room = most - len(tokens(BEFORE)) - len(tokens(AFTER))
+                ids = tokens(text)
+                if len(ids) > room > 0:
+                    asked = {"model": model, "tokens": ids[:room]}
+                    answer: Any = api.post(f"{base}/detokenize", body=asked, cast_to=object)
+                    return f"{BEFORE}{answer['prompt']}{AFTER}"
+            except openai.NotFoundError:
+                pass  # no vLLM: it says itself what is too long for it
+            return whole
+
         def score(bodies: Sequence[str]) -> NDArray[np.float32]:
             nonlocal generates
-            prompts = [f"{BEFORE}{one}{AFTER}" for one in bodies]
+            prompts = list(map(fitting, bodies))
             if not generates:
                 try:
                     return _all(classified(prompts), prompts, base)

@@ -47,6 +47,7 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens(["yes", "no"])
     tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))  # for vLLM
     return folder
 
 
@@ -118,11 +119,17 @@ class FakeVllm:
     def __init__(self, *, classifies: bool) -> None:
         self.classifies, self.url = classifies, ""
         self.prompts: list[str] = []
+        self.limit: int | None = None
         self.vocabulary = ("yes", "no")
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if path == "/v1/models":
-            return 200, {"object": "list", "data": [{"id": "r", "object": "model", "created": 0, "owned_by": "x"}]}
+            model = {"id": "r", "object": "model", "created": 0, "owned_by": "x", "max_model_len": self.limit}
+            return 200, {"object": "list", "data": [model]}
+        if path == "/tokenize" and self.limit:
+            return 200, {"tokens": list(body["prompt"].encode())}
+        if path == "/detokenize" and self.limit:
+            return 200, {"prompt": bytes(body["tokens"]).decode()}
         prompts = body.get("input") or body.get("prompt") or []
         scores = [self.score(prompt) for prompt in prompts]
         if path == "/classify" and self.classifies:
@@ -189,6 +196,16 @@ def test_a_server_is_asked_with_the_whole_prompt(start_vllm: Callable[[FakeVllm]
         found = score(BODIES)
     assert found == pytest.approx([fake.score(f"{body}<|im_end|>") for body in BODIES], abs=1e-6)
     assert fake.prompts == [rerank.BEFORE + body + rerank.AFTER for body in BODIES]
+
+
+def test_what_is_too_long_for_the_server_is_cut_and_the_question_stays(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
+    fake = start_vllm(FakeVllm(classifies=True))
+    fake.limit = len((rerank.BEFORE + rerank.AFTER).encode()) + 200
+    long = rerank.body("q", "word " * 100)
+    with rerank.through_server(fake.url).open() as score:
+        score([long, BODIES[0]])
+    room = fake.limit - 1 - len((rerank.BEFORE + rerank.AFTER).encode())
+    assert fake.prompts == [rerank.BEFORE + long[:room] + rerank.AFTER, rerank.BEFORE + BODIES[0] + rerank.AFTER]
 
 
 def test_a_server_that_says_neither_yes_nor_no_is_named(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:

@@ -137,7 +137,7 @@ def command(**options: Any) -> None:
 def _show(found: dict[str, Any], folder: Path | None, options: dict[str, Any]) -> None:
     """Print the result."""
     if options["as_json"]:
-        click.echo(json.dumps(found, ensure_ascii=False, allow_nan=False, indent=2))
+        click.echo(json.dumps(found, allow_nan=False, indent=2))
     else:
         from rich.console import Console
 
@@ -191,7 +191,7 @@ def _compare(options: dict[str, Any]) -> None:
         versus.check(one, path)
     found = versus.compare(first, second)
     if options["as_json"]:
-        click.echo(json.dumps(found, ensure_ascii=False, allow_nan=False, indent=2))
+        click.echo(json.dumps(found, allow_nan=False, indent=2))
         return
     from rich.console import Console
 

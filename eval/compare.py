@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ def compare(
         if side.stored is not None:
             found[name], told[name] = [side.stored.of(data.texts)], _stored(side)
             continue
-        with Embedder(side, name, settings.cache, progress) as embedder:
+        with _telling(reader, limit, inputs), Embedder(side, name, settings.cache, progress) as embedder:
             found[name] = [embedder.vectors(some, what) for (what, _), (some, _) in zip(parts, inputs, strict=True)]
 
             def embed(texts: Sequence[Text], asked: Embedder = embedder) -> Vectors:
@@ -142,6 +143,20 @@ def compare(
         "speed": None,
         "verdict": gate.verdict(results, records, thresholds),
     }
+
+
+@contextmanager
+def _telling(reader: Reader, limit: int | None, inputs: Sequence[tuple[Sequence[str], Measured | None]]) -> Iterator[None]:
+    """Where nothing could be cut, and a server refuses something, say what would help."""
+    try:
+        yield
+    except BadInput as error:
+        whole = reader.tokenizer is None and limit is not None
+        if whole and any(len(text.encode()) > limit for texts, _ in inputs for text in texts):  # type: ignore[operator]
+            raise BadInput(
+                f"{error}; with --model, the checkpoint that is served, texts over {limit} tokens are cut for both sides"
+            ) from error
+        raise
 
 
 def _check_dimensions(found: Mapping[str, Sequence[Vectors]], told: Mapping[str, Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any
 
@@ -59,6 +60,11 @@ class LazyGroup(click.Group):
             ctx.exit(130)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except OSError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"qembed: {error.filename or 'input or output'}: {error.strerror or error}", err=True)
+            ctx.exit(1)
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
@@ -86,6 +92,8 @@ def group(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the `qembed` script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without "±" is no reason to show nothing; --json is ASCII
+        sys.stdout.reconfigure(errors="replace")
     try:
         group.main(standalone_mode=True)
     except KeyboardInterrupt:

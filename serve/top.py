@@ -65,7 +65,10 @@ def fetch(url: str, key: str | None) -> readings.Samples:
         BadInput: `url` is none, or the server wants a key.
         QembedError: nothing answers there, or something else than a server with /metrics.
     """
-    parts = urlsplit(url if "//" in url else f"http://{url}")
+    try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+    except ValueError as error:
+        raise BadInput(f"{url}: not the URL of a server: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadInput(f"{url}: not the URL of a server, such as http://127.0.0.1:8000")
     kind: Any = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection

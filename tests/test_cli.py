@@ -52,6 +52,7 @@ def test_bad_input_is_one_line_and_exit_code_2_and_debug_shows_the_traceback() -
     ("raised", "code", "line"),
     [
         (KeyboardInterrupt(), 130, "qembed: interrupted"),
+        (PermissionError(13, "Permission denied", "/tmp"), 1, "qembed: /tmp: Permission denied"),
         (KeyError("data"), 1, "qembed: unexpected: KeyError: 'data' (a fault of qembed's; `qembed --debug …` shows where)"),
     ],
 )

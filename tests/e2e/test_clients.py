@@ -21,8 +21,9 @@ pytestmark = pytest.mark.vllm
 
 BIN = Path(__file__).parents[2] / "build" / "clients" / "bin"
 CLIENTS = Path(__file__).parent / "clients"
+PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 TEXTS = ["an audio player", "a PDF viewer"]
-QUIET = {"HF_HUB_OFFLINE": "1", "LANGSMITH_TRACING": "false", "NO_COLOR": "1"}
+QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1", "LANGSMITH_TRACING": "false", "NO_COLOR": "1"}
 
 
 def run(*command: object, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -65,6 +66,41 @@ def test_a_framework_gets_the_vectors_of_documents_and_queries(
         assert "check_embedding_ctx_length=False" in said["refused"]
 
 
+# What the page's lines made, as JSON.
+SHOWN = {
+    "openai": "([item.embedding for item in documents.data], query.data[0].embedding)",
+    "LangChain": f"(documents.embed_documents({TEXTS}), queries.embed_query('music player'))",
+    "LlamaIndex": f"(documents.get_text_embedding_batch({TEXTS}), queries.get_query_embedding('music player'))",
+    "litellm": "([item['embedding'] for item in documents.data], query.data[0]['embedding'])",
+}
+
+
+@pytest.mark.parametrize("client", list(SHOWN))
+def test_the_lines_of_the_page_do_what_it_says(
+    int4_server: Launched, clients: Path, expected: dict[str, np.ndarray[Any, Any]], tmp_path: Path, client: str
+) -> None:
+    lines = of_the_page(int4_server, client, "python")
+    (tmp_path / "lines.py").write_text(f"{lines}\nimport json\nprint(json.dumps({SHOWN[client]}))\n")
+    done = run(clients / "python", tmp_path / "lines.py")
+    documents, query = json.loads(done.stdout.splitlines()[-1])
+    assert same(documents, expected["documents"])
+    assert same(query, expected["query"])
+
+
+def test_the_pages_curl(int4_server: Launched, expected: dict[str, np.ndarray[Any, Any]]) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("no curl here")
+    done = run("sh", "-c", of_the_page(int4_server, "curl", "").replace("curl ", "curl --silent --fail "))
+    assert same(json.loads(done.stdout)["data"][0]["embedding"], expected["query"])
+
+
+def of_the_page(server: Launched, client: str, language: str) -> str:
+    """The first lines of code under the client's heading in docs/clients.md, for this server."""
+    lines = PAGE.read_text(encoding="utf-8").split(f"\n## {client}\n")[1].split(f"```{language}\n")[1].split("```")[0]
+    assert "http://127.0.0.1:8000/v1" in lines
+    return lines.replace("http://127.0.0.1:8000/v1", server.url).replace("sample-AWQ-INT4", server.model)
+
+
 def test_openai_sync_takes_2048_texts_and_base64(int4_server: Launched) -> None:
     texts = [f"text number {number}" for number in range(2048)]
     with openai.OpenAI(base_url=int4_server.url, api_key="none", timeout=300) as client:
@@ -95,17 +131,6 @@ def test_openai_errors_are_its_own(int4_server: Launched) -> None:
             client.embeddings.create(model=int4_server.model, input=["a", ""])
         with pytest.raises(openai.NotFoundError, match="gpt-4"):
             client.embeddings.create(model="gpt-4", input="a")
-
-
-def test_curl(int4_server: Launched, expected: dict[str, np.ndarray[Any, Any]]) -> None:
-    curl = shutil.which("curl")
-    if curl is None:
-        pytest.skip("no curl here")
-    body = json.dumps({"model": int4_server.model, "input": "music player", "prompt_name": "query"})
-    done = run(
-        curl, "--silent", "--fail", f"{int4_server.url}/embeddings", "--header", "Content-Type: application/json", "-d", body
-    )
-    assert same(json.loads(done.stdout)["data"][0]["embedding"], expected["query"])
 
 
 def test_schemathesis_finds_nothing_within_its_bounds(int4_server: Launched, clients: Path) -> None:

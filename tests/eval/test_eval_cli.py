@@ -225,6 +225,16 @@ def test_a_servers_shorter_context_cuts_both_sides(int4: Path, data: Path, start
     assert {len(text) for text in candidate.inputs} == {19}
 
 
+def test_texts_too_long_for_a_server_say_what_to_do(start_server: Callable[[], Any], data: Path) -> None:
+    servers = [start_server(), start_server()]
+    servers[1].limit, servers[1].refusal = 20, 400
+    result = qembed("--url", servers[0].url, "--baseline-url", servers[1].url, "--data", data)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith(
+        "; with --model, the checkpoint that is served, texts over 20 tokens are cut for both sides"
+    )
+
+
 def test_servers_of_different_dimensions_cannot_be_compared(start_server: Callable[[], Any], data: Path) -> None:
     candidate, baseline = start_server(), start_server()
     baseline.dimension = 32

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,19 @@ def test_a_result_against_itself_has_no_differences(tmp_path: Path) -> None:
     found = json.loads(compare(tmp_path, full(), full(), "--json").stdout)
     assert {one["difference"] for one in found["differences"]} == {0}
     assert len(found["differences"]) > 30
+
+
+def test_a_terminal_that_knows_no_signs_is_no_reason_to_fail(tmp_path: Path) -> None:
+    for name, more in (("a", 0.0), ("b", 0.1)):
+        result = full()
+        result["tasks"][0]["data"]["name"] = "名前"
+        result["tasks"][0]["metrics"][0]["difference"] -= more
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    command = [sys.executable, "-c", "from qembed.cli import main; main()", "eval", "--compare", "a.json", "b.json"]
+    run = {"cwd": tmp_path, "env": {**os.environ, "PYTHONIOENCODING": "ascii"}, "check": True, "capture_output": True}
+    assert b"More than noise: 1" in subprocess.run(command, **run).stdout  # type: ignore[call-overload]
+    names = [one["name"] for one in json.loads(subprocess.run([*command, "--json"], **run).stdout)["differences"]]  # type: ignore[call-overload]
+    assert any("名前" in name for name in names)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_another_server_is_told(something: str) -> None:
     assert "is no vLLM" in said
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:port"])
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:port", "http://[::1"])
 def test_what_is_no_url_is_told(url: str) -> None:
     code, said = top(url)
     assert code == 2

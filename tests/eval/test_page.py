@@ -165,7 +165,9 @@ def test_nothing_defined_still_makes_a_page() -> None:
     texts = [Text("a", "a"), Text("b", "b")]
     found["results"] = result.results(texts, np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32))
     found |= {"tasks": [], "speed": None, "verdict": gate.verdict(found["results"], [], Thresholds())}
-    assert "2 candidate vectors are zero" in html.page(found)
+    page = html.page(found)
+    assert "2 candidate vectors are zero" in page
+    assert "memory in use is measured with --task speed" in page
     assert "–" in markdown.document(found)
 
 

@@ -80,7 +80,7 @@ def connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
     except openai.APIStatusError as error:
         kind = BadInput if error.status_code in (400, 422) else QembedError
         raise kind(f"{url}: HTTP status {error.status_code}: {_said(error)}") from error
-    except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+    except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise QembedError(f"{url}: no OpenAI-compatible embedding server ({type(error).__name__})") from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from qembed.checkpoint import DEFAULT_INSTRUCTION, Checkpoint
 from qembed.errors import BadInput, QembedError
-from qembed.eval import cache, reference
+from qembed.eval import cache as caches
+from qembed.eval import reference
 from qembed.eval.tasks.retrieval import Rerank
 
 if TYPE_CHECKING:
@@ -57,8 +59,8 @@ def scoring(reranker: Reranker, instruction: str | None, folder: Path | None, pr
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         bodies = [body(queries[query], passages[row], instruction) for query, row in pairs]
-        digests = [cache.digest(one) for one in bodies]
-        with cache.opened(folder, reranker.identity) as kept:
+        digests = [caches.digest(one) for one in bodies]
+        with caches.opened(folder, reranker.identity) as kept:
             known = kept.known(digests)
             wanted = sorted(
                 {one: text for one, text in zip(digests, bodies, strict=True) if one not in known}.items(),
@@ -177,8 +179,10 @@ def _server(base: str, model: str, limit: int | None) -> Iterator[Scorer]:
             return np.array([one[-1] for one in probabilities], np.float32)
 
         def generated(prompts: Sequence[str]) -> NDArray[np.float32]:
+            # A vLLM that knows `logprob_token_ids` tells just these two, however improbable; others the most probable ones.
+            more = {"logprob_token_ids": numbers} if (numbers := answer_tokens()) else None
             answer = api.completions.create(
-                model=model, prompt=list(prompts), max_tokens=1, temperature=0, logprobs=ALTERNATIVES
+                model=model, prompt=list(prompts), max_tokens=1, temperature=0, logprobs=ALTERNATIVES, extra_body=more
             )
             choices = sorted(answer.choices, key=lambda choice: choice.index)
             return np.array([_yes(choice.logprobs.top_logprobs[0]) for choice in choices], np.float32)  # type: ignore[union-attr,index]
@@ -187,6 +191,14 @@ def _server(base: str, model: str, limit: int | None) -> Iterator[Scorer]:
             asked = {"model": model, "prompt": text, "add_special_tokens": False}
             answer: Any = api.post(f"{base}/tokenize", body=asked, cast_to=object)
             return list(answer["tokens"])
+
+        @cache
+        def answer_tokens() -> list[int]:
+            try:
+                found = [tokens(word) for word in ANSWERS]
+            except openai.NotFoundError:
+                return []
+            return [one[0] for one in found] if all(len(one) == 1 for one in found) else []
 
         def fitting(text: str) -> str:
             """As much of a body's beginning as the server's context has room for, with the prompt and one generated token."""

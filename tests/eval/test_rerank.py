@@ -121,14 +121,17 @@ class FakeVllm:
         self.prompts: list[str] = []
         self.limit: int | None = None
         self.vocabulary = ("yes", "no")
+        self.asked_for: list[int] | None = None
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if path == "/v1/models":
             model = {"id": "r", "object": "model", "created": 0, "owned_by": "x", "max_model_len": self.limit}
             return 200, {"object": "list", "data": [model]}
-        if path == "/tokenize" and self.limit:
-            return 200, {"tokens": list(body["prompt"].encode())}
-        if path == "/detokenize" and self.limit:
+        if path in ("/tokenize", "/detokenize") and not self.limit:
+            return 404, {"error": {"message": "no such path", "code": 404}}
+        if path == "/tokenize":
+            return 200, {"tokens": {"no": [7], "yes": [8]}.get(body["prompt"], list(body["prompt"].encode()))}
+        if path == "/detokenize":
             return 200, {"prompt": bytes(body["tokens"]).decode()}
         prompts = body.get("input") or body.get("prompt") or []
         scores = [self.score(prompt) for prompt in prompts]
@@ -137,6 +140,7 @@ class FakeVllm:
             return 200, {"data": [{"index": row, "label": "0", "probs": [score]} for row, score in enumerate(scores)]}
         if path == "/v1/completions" and not self.classifies:
             self.prompts += prompts
+            self.asked_for = body.get("logprob_token_ids")
             yes, no = self.vocabulary
             choices = [
                 {"index": row, "text": yes, "finish_reason": "length",
@@ -196,6 +200,15 @@ def test_a_server_is_asked_with_the_whole_prompt(start_vllm: Callable[[FakeVllm]
         found = score(BODIES)
     assert found == pytest.approx([fake.score(f"{body}<|im_end|>") for body in BODIES], abs=1e-6)
     assert fake.prompts == [rerank.BEFORE + body + rerank.AFTER for body in BODIES]
+
+
+def test_a_server_that_tells_tokens_is_asked_for_the_two_that_count(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
+    fake = start_vllm(FakeVllm(classifies=False))
+    for limit, numbers in ((None, None), (10**6, [7, 8])):
+        fake.limit = limit
+        with rerank.through_server(fake.url).open() as score:
+            score(BODIES)
+        assert fake.asked_for == numbers
 
 
 def test_what_is_too_long_for_the_server_is_cut_and_the_question_stays(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:

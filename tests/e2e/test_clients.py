@@ -26,9 +26,9 @@ TEXTS = ["an audio player", "a PDF viewer"]
 QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1", "LANGSMITH_TRACING": "false", "NO_COLOR": "1"}
 
 
-def run(*command: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(*command: object, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=300, env={**os.environ, **QUIET}, check=False
+        list(map(str, command)), capture_output=True, text=True, timeout=300, env={**os.environ, **QUIET}, check=False, cwd=cwd
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
@@ -133,7 +133,7 @@ def test_openai_errors_are_its_own(int4_server: Launched) -> None:
             client.embeddings.create(model="gpt-4", input="a")
 
 
-def test_schemathesis_finds_nothing_within_its_bounds(int4_server: Launched, clients: Path) -> None:
+def test_schemathesis_finds_nothing_within_its_bounds(int4_server: Launched, clients: Path, tmp_path: Path) -> None:
     base = int4_server.url.removesuffix("/v1")
     checks = (
         "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
@@ -143,6 +143,7 @@ def test_schemathesis_finds_nothing_within_its_bounds(int4_server: Launched, cli
         *(clients / "st", "run", f"{base}/openapi.json", "--checks", checks, "--max-examples", 40, "--seed", 7),
         *("--phases", "examples,coverage,fuzzing", "--request-timeout", 60, "--no-shrink"),
         check=False,
+        cwd=tmp_path,  # it leaves a cache where it runs
     )
     assert done.returncode == 0, done.stdout[-6000:]
     assert embed(int4_server.url, input="good").status == 200

@@ -9,7 +9,10 @@ from qembed.eval.report import words
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
 SHOWN = {"median": "median", "p5": "p5", "p1": "p1", "minimum": "min"}
+TEXT = 12
+"""What a column of words has room for at least."""
 
 
 def print_tables(console: Console, report: dict[str, Any]) -> None:
@@ -178,7 +181,23 @@ def _table(title: str) -> Table:
 
 
 def _print_table(console: Console, table: Table) -> None:
-    """The table under its title, which may be wider than the table is."""
+    """The table under its title, which may be wider than the table is.
+
+    Numbers are never cut: where there is no room for them and some of the words, the lines are longer than the terminal.
+    """
+    from rich.cells import cell_len
+    from rich.console import Console
+
     console.print(table.title, style="bold", highlight=False, soft_wrap=True)
     table.title = None
-    console.print(table)
+    needed = 2 * len(table.columns) + 2  # what stands between them
+    for column in table.columns:
+        cells = [line for cell in (column.header, *column.cells) for line in str(cell).splitlines()]
+        widest = max(map(cell_len, cells), default=0)
+        if column.justify == "right":
+            column.no_wrap = True
+        needed += widest if column.justify == "right" else min(widest, TEXT)
+    if needed <= console.width:
+        console.print(table)
+        return
+    Console(file=console.file, width=needed, force_terminal=console.is_terminal, no_color=console.no_color).print(table)

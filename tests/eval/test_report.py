@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from qembed.eval import gate, result
 from qembed.eval.gate import Thresholds
 from qembed.eval.report import terminal
 from qembed.eval.texts import Text
+from tests.eval.test_page import full
 
 TEXTS = [
     Text("q1", "first", "query", "de"),
@@ -133,3 +135,14 @@ def test_the_report_tells_versions() -> None:
     assert found["schema"] == 1
     assert found["versions"]["numpy"] == np.__version__
     assert found["machine"]["cores"] >= 1
+
+
+def test_numbers_are_whole_in_a_narrow_terminal() -> None:
+    shown = {}
+    for width in (30, 80, 200):
+        with io.StringIO() as out:
+            terminal.print_tables(Console(file=out, width=width), full())
+            shown[width] = out.getvalue()
+    numbers = {width: re.findall(r"[+−]?\d\.\d{4,5}\b", text) for width, text in shown.items()}
+    assert numbers[30] == numbers[80] == numbers[200]
+    assert max(map(len, shown[80].splitlines())) < 130

@@ -1,5 +1,5 @@
 # make demo · make test · make lint · make test-autoawq · make image · make sbom · make audit
-# make bench-quantize · make bench-serve · make bench-load · make bench-gpu · make clean
+# make bench-quantize · make bench-serve · make bench-load · make bench-gpu · make bench-embed · make clean
 # Each builds what it needs, from a machine with Python 3.11 and make.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -18,7 +18,7 @@ LLAMA := build/llama-cpp
 # The bench of serving compares what an AVX2 machine can do, whatever this machine has beyond it.
 LLAMA_BUILD := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF
 
-.PHONY: demo test test-autoawq lint install lock image sbom audit bench-quantize bench-serve bench-load bench-gpu clean
+.PHONY: demo test test-autoawq lint install lock image sbom audit bench-quantize bench-serve bench-load bench-gpu bench-embed clean
 
 install: $(INSTALLED)
 
@@ -75,6 +75,9 @@ bench-quantize: $(INSTALLED) $(AUTOAWQ)/installed $(AUTOROUND)/installed
 bench-load: $(INSTALLED)
 	$(BIN)/python bench/load.py
 
+bench-embed: $(INSTALLED)
+	$(BIN)/python bench/embed.py
+
 # On an NVIDIA machine it needs no .venv; without a GPU it only says that it was skipped.
 bench-gpu: $(if $(shell command -v nvidia-smi),,$(INSTALLED))
 	PYTHON="$(PYTHON)" WHEELS="$(WHEELS)" bash bench/gpu.sh
@@ -104,7 +107,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/types && mkdir -p build/types/qembed
-	ln -s $(addprefix ../../../,quantize serve search eval $(wildcard qembed/*)) build/types/qembed/
+	ln -s $(addprefix ../../../,quantize serve embed search eval $(wildcard qembed/*)) build/types/qembed/
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p qembed
 	$(BIN)/mypy --config-file pyproject.toml deploy/requirements/lock.py
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../bench/*.py
@@ -112,7 +115,7 @@ lint: $(INSTALLED)
 
 lock:
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python deploy/requirements/lock.py cpu eval mteb dev > build/cpu.txt
+	build/lock/bin/python deploy/requirements/lock.py cpu docs eval mteb ray dev > build/cpu.txt
 	mv build/cpu.txt $(REQUIREMENTS)
 	build/lock/bin/python deploy/requirements/lock.py autoawq dev torch==$(TORCH) > build/autoawq.txt
 	mv build/autoawq.txt deploy/requirements/autoawq.txt

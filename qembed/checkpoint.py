@@ -226,6 +226,25 @@ def find_int4(model: str | None) -> Checkpoint:
     raise BadInput(f"no INT4 checkpoint at ./{made}; run: qembed quantize, or name a folder with --model")
 
 
+def find_served(int4: bool, model: str | None) -> Checkpoint:
+    """What `--int4 --model MODEL` means, as `find_int4` does; without `int4` the original that such a checkpoint was made from.
+
+    Raises:
+        BadInput: there is none, or more than one could be meant.
+    """
+    if int4:
+        return find_int4(model)
+    found = find(model) if model else _made_here() or find(DEFAULT_MODEL)
+    return find(source_of(found)) if found.is_int4 else found
+
+
+def _made_here() -> Checkpoint | None:
+    try:
+        return find_int4(None)
+    except BadInput:
+        return None
+
+
 def source_of(checkpoint: Checkpoint) -> str:
     """The model that an INT4 checkpoint was made from, as `find` takes it. A folder is noted relative to the checkpoint's own.
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "top": ("qembed.serve.top", "Watch a running server: memory, requests, speed, latencies."),
     "index": ("qembed.search.index_cli", "Put vectors into a FAISS index, and measure what it misses."),
     "search": ("qembed.search.cli", "Ask an index for what is nearest to a text."),
+    "embed": ("qembed.embed.cli", "Turn texts into vectors, from a file to a file."),
     "eval": ("qembed.eval.cli", "Tell what INT4 costs against FP16."),
 }
 
@@ -82,10 +83,12 @@ def group(debug: bool) -> None:
     \b
     qembed quantize                  Qwen/Qwen3-Embedding-0.6B → ./Qwen3-Embedding-0.6B-AWQ-INT4
     qembed serve --int4              serves that folder on 127.0.0.1:8000
+    qembed embed TEXTS -o OUT        texts to vectors, from a file to a file
     qembed eval --baseline fp16      compares that folder with the checkpoint that it came from
 
     \b
-    Exit codes: 0 done, 1 failed or a threshold was missed, 2 bad input, 3 a package is missing.
+    Exit codes: 0 done, 1 failed or a threshold was missed, 2 bad input, 3 a package is missing,
+    4 done, but rows were rejected (embed).
     Shell completion: eval "$(_QEMBED_COMPLETE=bash_source qembed)", or zsh_source, fish_source.
     """
 

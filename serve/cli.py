@@ -23,6 +23,7 @@ from qembed.serve import devices, engine, log, machine, plan, ports, sglang, tab
 from qembed.serve.engine_args import parse as parse_engine_arg
 from qembed.serve.gate import keys
 from qembed.serve.gate.rules import VARIABLE
+from qembed.serve.options import MODEL_HELP, Size
 from qembed.serve.settings import (
     HANG_TIMEOUT,
     HOST,
@@ -44,20 +45,6 @@ from qembed.serve.settings import (
 from qembed.serve.voice import Voice, notes, verdict
 from qembed.token_table import INT8
 
-
-class Size(click.ParamType[int]):
-    """Bytes, written as 3GiB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes."""
-        try:
-            return value if isinstance(value, int) else devices.size(value)
-        except BadInput as error:
-            self.fail(str(error), param, ctx)
-
-
 model, memory, limits, texts, network, life = map(
     section, ("Model", "Memory", "Limits", "Texts", "Network and keys", "Life and logs")
 )
@@ -70,9 +57,7 @@ engine_options = section("Engine")
     "--model",
     envvar="QEMBED_MODEL",
     show_envvar=True,
-    help=f"A folder, a hub id, or '{checkpoints.SAMPLE}'. With --int4 a folder that is INT4 itself, or the model whose INT4 "
-    f"folder stands in this directory.  [default: what `qembed quantize` made here; with --fp16 its source, or else "
-    f"{checkpoints.DEFAULT_MODEL}]",
+    help=MODEL_HELP,
 )
 @model("--served-model-name", help="Model name that requests must give.  [default: the name of the folder or hub model]")
 @model(
@@ -237,7 +222,7 @@ def command(
     taken, or vLLM did not start or died too often, 2 bad input, 3 vLLM is not installed.
     """  # noqa: D301 - click wants the real backspace character
     settings = Settings(
-        checkpoint=_checkpoint(int4, model),
+        checkpoint=checkpoints.find_served(int4, model),
         keys=keys.find(api_key_file, os.environ),
         engine_args=tuple(map(parse_engine_arg, engine_args)),
         **asked,
@@ -310,20 +295,6 @@ def _warnings(settings: Settings, key_file: Path | None) -> Iterator[str]:
         yield f"{key_file}: every user of this machine may read the keys in it; chmod 600 {key_file}"
     if settings.engine == "sglang":
         yield f"with SGLang {sglang.ABSENT}"
-
-
-def _checkpoint(int4: bool, model: str | None) -> checkpoints.Checkpoint:
-    if int4:
-        return checkpoints.find_int4(model)
-    found = checkpoints.find(model) if model else _made_here() or checkpoints.find(checkpoints.DEFAULT_MODEL)
-    return checkpoints.find(checkpoints.source_of(found)) if found.is_int4 else found
-
-
-def _made_here() -> checkpoints.Checkpoint | None:
-    try:
-        return checkpoints.find_int4(None)
-    except BadInput:
-        return None
 
 
 def _ready(server: engine.Server, measured: Mapping[str, int], as_json: bool) -> str:

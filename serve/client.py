@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 32
 TIMEOUT = 300.0
+ASKING_SECONDS = 30.0
 
 
 def embed(
@@ -59,6 +61,43 @@ def embed(
     return _matrix(rows, url, finite)
 
 
+def served(url: str) -> tuple[str, int | None]:
+    """The first model that the server at `url` lists, and its longest text where it says so (vLLM does).
+
+    Raises:
+        BadInput: `url` is not a URL, nothing answers there, it wants a key, or what answers is no such server.
+    """
+    import openai
+
+    try:
+        address = urlsplit(url)
+        known = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise BadInput(f"{url}: not the URL of a server, such as http://127.0.0.1:8000")
+    api = openai.OpenAI(base_url=base(url) + "/v1", api_key=key(), timeout=ASKING_SECONDS, max_retries=0)
+    try:
+        models = list(api.models.list())
+    except openai.APIConnectionError as error:
+        raise BadInput(f"{url}: nothing answers there; is the server up?") from error
+    except openai.AuthenticationError as error:
+        raise BadInput(f"{url}: the server asks for a key; set QEMBED_API_KEY") from error
+    except openai.APIStatusError as error:
+        raise BadInput(f"{url}: not an OpenAI-compatible server: /v1/models answers {error.status_code}") from error
+    except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"{url}: not an OpenAI-compatible server: /v1/models answers with something else") from error
+    if not models:
+        raise BadInput(f"{url}: serves no model")
+    limit = getattr(models[0], "max_model_len", None)
+    return models[0].id, limit if isinstance(limit, int) else None
+
+
+def base(url: str) -> str:
+    """The URL of the server itself, given that or the one of its API."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
 def key() -> str:
     """The key to send: the first of QEMBED_API_KEY, which may hold several for a server, or else OPENAI_API_KEY."""
     first = os.environ.get("QEMBED_API_KEY", "").partition(",")[0].strip()
@@ -71,7 +110,7 @@ def connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
     import openai
 
     try:
-        with openai.OpenAI(base_url=url.rstrip("/").removesuffix("/v1") + "/v1", api_key=key(), timeout=timeout) as server:
+        with openai.OpenAI(base_url=base(url) + "/v1", api_key=key(), timeout=timeout) as server:
             yield server
     except openai.APITimeoutError as error:
         raise QembedError(f"{url}: no answer within {timeout:g} s") from error
@@ -79,7 +118,7 @@ def connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
         raise QembedError(f"{url}: no server answers there") from error
     except openai.APIStatusError as error:
         kind = BadInput if error.status_code in (400, 422) else QembedError
-        raise kind(f"{url}: HTTP status {error.status_code}: {_said(error)}") from error
+        raise kind(f"{url}: HTTP status {error.status_code}: {said(error)}") from error
     except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise QembedError(f"{url}: no OpenAI-compatible embedding server ({type(error).__name__})") from error
 
@@ -100,7 +139,8 @@ def _matrix(rows: list[list[float]], url: str, finite: bool) -> NDArray[np.float
     return matrix
 
 
-def _said(error: openai.APIStatusError) -> str:
+def said(error: openai.APIStatusError) -> str:
+    """What the server says that is wrong, in one line."""
     body = error.body
     message = body.get("message") if isinstance(body, dict) else None
     return " ".join(str(message or error.message).split())

@@ -253,6 +253,27 @@ def check_fits(launch: Launch) -> None:
 def arguments(launch: Launch) -> list[str]:
     """The arguments of vLLM's OpenAI server."""
     settings = launch.settings
+    chosen = [
+        *engine_arguments(launch),
+        *("--served-model-name", settings.name),
+        *("--host", settings.host),
+        *("--port", str(launch.port)),
+        *("--max-num-queued-reqs", str(settings.max_queue)),
+        *("--shutdown-timeout", "0"),  # the gate has let everything finish by then
+        *("--middleware", GATE),
+        # A page of another site must not use a server on this machine through its visitor's browser.
+        *("--allowed-origins", "[]"),
+        "--disable-uvicorn-access-log",
+    ]
+    for name in ("ssl_certfile", "ssl_keyfile"):
+        if (file := getattr(settings, name)) is not None:
+            chosen += [f"--{name.replace('_', '-')}", file]
+    return chosen + user_arguments(launch)
+
+
+def engine_arguments(launch: Launch) -> list[str]:
+    """The arguments of vLLM's engine itself, whether a server stands before it or not."""
+    settings = launch.settings
     overrides: dict[str, object] = {
         "is_matryoshka": True,
         "matryoshka_dimensions": plan.dimensions(launch.hidden_size),
@@ -265,9 +286,6 @@ def arguments(launch: Launch) -> list[str]:
         overrides["quantization_config"] = {**stored, "quant_method": QUANT_METHOD, "token_table": INT8}
     chosen = [
         *("--model", str(settings.checkpoint.folder.resolve())),
-        *("--served-model-name", settings.name),
-        *("--host", settings.host),
-        *("--port", str(launch.port)),
         *("--runner", "pooling"),
         *("--convert", "embed"),
         *("--load-format", "safetensors"),
@@ -278,14 +296,8 @@ def arguments(launch: Launch) -> list[str]:
         *("--block-size", str(BLOCK_SIZE[launch.device])),
         *("--kv-cache-memory-bytes", str(launch.plan.kv_cache)),
         *("--hf-overrides", json.dumps(overrides)),
-        *("--max-num-queued-reqs", str(settings.max_queue)),
-        *("--shutdown-timeout", "0"),  # the gate has let everything finish by then
-        *("--middleware", GATE),
-        # A page of another site must not use a server on this machine through its visitor's browser.
-        *("--allowed-origins", "[]"),
         # Texts seldom share a first block, and a vector should not depend on which text came before.
         "--no-enable-prefix-caching",
-        "--disable-uvicorn-access-log",
     ]
     if plan.reads_whole(launch.max_model_len, launch.sizes.max_num_batched_tokens):
         chosen.append("--no-enable-chunked-prefill")  # the cache is planned for it
@@ -301,12 +313,12 @@ def arguments(launch: Launch) -> list[str]:
     for name in ("tensor_parallel_size", "data_parallel_size"):
         if (size := getattr(settings, name)) > 1:
             chosen += [f"--{name.replace('_', '-')}", str(size)]
-    for name in ("ssl_certfile", "ssl_keyfile"):
-        if (file := getattr(settings, name)) is not None:
-            chosen += [f"--{name.replace('_', '-')}", file]
-    for name, value in settings.engine_args:
-        chosen += engine_args.option(name, value)
     return chosen
+
+
+def user_arguments(launch: Launch) -> list[str]:
+    """The settings that the user gave in vLLM's own words. They come last, and so overrule."""
+    return [word for name, value in launch.settings.engine_args for word in engine_args.option(name, value)]
 
 
 def rules(launch: Launch, token: str, restarts: int, listener: int | None = None) -> Rules:

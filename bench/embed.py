@@ -1,0 +1,144 @@
+"""`qembed embed` beside the engine alone, and its memory by rows: `make bench-embed`.
+
+Throughput: one vLLM with the sample in INT4. By hand it gets all token ids, sorted by length, in one call of vLLM's own; that
+is the most that it gives. Then the whole of `qembed embed` runs with the same vLLM: reading, cleaning, tokenizing, windows,
+Parquet. They take turns.
+
+Memory: the same, with an engine that does nothing but write numbers (`embed_tiny.py`), so that rows and not the model are
+measured; each size in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import results
+
+from qembed import checkpoint as checkpoints
+from qembed.embed import engine, inputs
+from qembed.embed.job import Job
+from qembed.embed.run import run
+from qembed.embed.windows import Texts
+from qembed.eval.texts import HELDOUT
+from qembed.serve.settings import Settings
+
+BUILD = Path(__file__).parents[1] / "build" / "bench" / "embed"
+SHAPES = {"short texts": (4, 12), "paragraphs": (40, 160)}
+"""Words of a text, from and to."""
+
+
+def main() -> None:
+    """Run, print, and write bench/RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=int, default=6000, help="short texts a turn; paragraphs an eighth [default: 6000]")
+    parser.add_argument("--turns", type=int, default=3, help="[default: 3]")
+    parser.add_argument(
+        "--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000, 10_000_000], help="of the memory table"
+    )
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    where = f"{results.machine()}; {date.today():%Y-%m-%d}."
+    if arguments.texts:
+        body = throughput(where, arguments.texts, arguments.turns)
+        print(body)
+        results.replace_section("embed throughput", body)
+    if arguments.rows:
+        body = memory(where, arguments.rows)
+        print(body)
+        results.replace_section("embed memory", body)
+
+
+def throughput(where: str, count: int, turns: int) -> str:
+    """The section of the table of tokens per second."""
+    launch = engine.planned(Settings(_int4()))
+    tokenizer = launch.settings.checkpoint.tokenizer()
+    rows = []
+    with engine.opened(launch, None, lambda _: None) as opened:
+        assert isinstance(opened, engine.InProcess)
+        for name, (least, most) in SHAPES.items():
+            texts = _texts(count if most < 20 else count // 8, least, most)
+            path = BUILD / "in.txt"
+            path.write_text("\n".join(texts))
+            ids = sorted((one.ids for one in tokenizer.encode_batch_fast(texts)), key=len, reverse=True)
+            tokens = sum(map(len, ids))
+            opened.vectors(ids[: len(ids) // 10])
+            job = Job(
+                inputs.find(str(path), None, "lines", set()),
+                BUILD / "out.parquet",
+                Texts(tokenizer, launch.max_model_len),
+                lambda: nullcontext(opened),
+                force=True,
+            )
+            by_hand, by_us = [], []
+            for _ in range(turns):
+                start = time.monotonic()
+                opened.vectors(ids)
+                by_hand.append(tokens / (time.monotonic() - start))
+                start = time.monotonic()
+                run(job)
+                by_us.append(tokens / (time.monotonic() - start))
+                print(f"{name}: {by_hand[-1]:.0f} {by_us[-1]:.0f}", file=sys.stderr, flush=True)
+            ratio = statistics.median(ours / theirs for ours, theirs in zip(by_us, by_hand, strict=True))
+            said = [f"{statistics.median(speeds):,.0f}" for speeds in (by_hand, by_us)]
+            rows.append([f"{len(texts):,} {name}, {tokens / len(texts):.0f} tokens each", *said, f"{ratio:.3f}"])
+    columns = ("", "vLLM by hand, tokens/s", "`qembed embed`, tokens/s", "ratio")
+    how = f"The embedded sample in INT4 ({launch.dtype}), {turns} turns each, medians; without the start of vLLM."
+    return f"## `qembed embed` beside the engine (`make bench-embed`)\n\n{where} {how}\n\n{results.table(columns, rows)}"
+
+
+def memory(where: str, sizes: list[int]) -> str:
+    """The section of the table of memory by rows."""
+    rows = []
+    for count in sizes:
+        path = BUILD / "rows.txt"
+        with path.open("w") as file:
+            for number in range(count):
+                file.write(f"text {number}{' word' * (number % 5)}\n")
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("embed_tiny.py")), str(path), str(BUILD / "tiny.parquet")],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        said: dict[str, Any] = json.loads(done.stdout)
+        assert said["vectors"] == count
+        print(f"{count} rows: {said}", file=sys.stderr, flush=True)
+        size = path.stat().st_size + (BUILD / "tiny.parquet").stat().st_size
+        speed = count / said["seconds"]
+        peak = said["peak"] / 2**10
+        rows.append([f"{count:,}", f"{peak:.0f}", f"{said['seconds']:.0f}", f"{speed:,.0f}", f"{size / 1e6:,.0f}"])
+        path.unlink()
+        (BUILD / "tiny.parquet").unlink()
+    columns = ("rows", "peak memory, MiB", "seconds", "rows/s", "input and output, MB")
+    how = "Reading, cleaning, tokenizing, windows and Parquet as they are; the engine only writes 16 numbers a text."
+    return f"## Memory of `qembed embed` by rows (`make bench-embed`)\n\n{where} {how}\n\n{results.table(columns, rows)}"
+
+
+def _int4() -> checkpoints.Checkpoint:
+    folder = BUILD / "sample-AWQ-INT4"
+    if not (folder / "config.json").exists():
+        qembed = str(Path(sys.executable).parent / "qembed")
+        subprocess.run([qembed, "quantize", "--model", "sample", "--output", str(folder)], check=True)
+    return checkpoints.find(str(folder))
+
+
+def _texts(count: int, least: int, most: int) -> list[str]:
+    """Texts of words out of the held-out ones."""
+    words = [word for line in HELDOUT.read_text(encoding="utf-8").splitlines() for word in json.loads(line)["text"].split()]
+    draw = random.Random(0)
+    return [" ".join(draw.choices(words, k=draw.randint(least, most))) for _ in range(count)]
+
+
+if __name__ == "__main__":
+    main()

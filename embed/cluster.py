@@ -1,0 +1,337 @@
+"""The same job on a Ray cluster, as a Ray Data pipeline: files → windows → actors that have an engine each → parts.
+
+A window is a block of the pipeline, and a part of the output. Reading streams: no more windows are held than the actors have
+work for. An actor writes its part under another name first, then renames it, then writes a record that it is there; so an actor
+or a node that is killed costs the windows it was computing, which Ray gives to another, and nothing is there twice. A job that
+is started again reads the records, and leaves out what they name.
+
+The input, the model and the output must be reachable under the same paths from every node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qembed.embed import journal, outputs, parquet, vectors
+from qembed.embed.engine import Engine, logged
+from qembed.embed.inputs import Inputs
+from qembed.embed.job import Job, settings_of
+from qembed.embed.journal import Done
+from qembed.embed.outputs import Block, Shape
+from qembed.embed.readers import Reading
+from qembed.embed.run import on_disk
+from qembed.embed.windows import Mark, Window, windows
+from qembed.embed.writing import embedded
+from qembed.errors import BadInput, MissingExtra, QembedError
+
+LOCAL = "local"
+MANIFEST = "manifest.json"
+REJECTS = "rejects.jsonl"
+CPUS = 4
+"""Cores of a worker, where there is no GPU and nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the job takes: `workers` actors with `cpus` cores and `gpus` GPUs each; None: as the cluster has room.
+
+    `address` is that of a running cluster, "auto" for the one of this machine, or "local" for one that ends with the job.
+    """
+
+    address: str = "auto"
+    workers: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an actor needs to know: the job, the shape of the parts, and the types of their columns."""
+
+    job: Job
+    shape: Shape
+    types: Mapping[str, str]
+
+    @property
+    def parts(self) -> Path:
+        """The folder that becomes the output."""
+        return self.job.partial / "parts"
+
+    @property
+    def records(self) -> Path:
+        """The folder with a record for each window that is done."""
+        return self.job.partial / "records"
+
+    def name(self, file: int, number: int) -> str:
+        """The part that a window of a file becomes; in the order of the input, if sorted."""
+        return f"part-{file:05d}-{number:07d}.parquet"
+
+
+def check() -> None:
+    """See that Ray is installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    try:
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"--ray needs {error.name}: pip install 'qembed[ray]'") from error
+    assert ray.data
+
+
+def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], None] = lambda _: None) -> dict[str, Any]:
+    """Do all of it, or what is left of it; the manifest.
+
+    `job.output` becomes a folder of parts, with the manifest, and the rejects if there are any.
+
+    Raises:
+        BadInput: the input or the options cannot be used, or the output exists.
+        QembedError: no cluster, or the job failed; what is finished is kept.
+    """
+    files = [replace(file, path=file.path.resolve()) for file in job.inputs.files]
+    job = replace(job, output=job.output.resolve(), inputs=replace(job.inputs, files=files))
+    if not job.partial.exists():
+        _check_free(job)
+    first = next(windows(_reading(job, files[0]).rows(), job.texts, Mark(), 0), None)
+    if first is None and len(files) == 1:
+        raise BadInput(f"{files[0].name}: holds no texts")
+    about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
+    shape = Shape(job.dtype, vectors.element(job.dtype), vectors.width(dimensions, job.dtype), job.columns, about)
+    items = [] if first is None else first.items
+    work = Work(job, shape, {name: parquet.type_of([item.columns.get(name) for item in items]) for name in job.columns})
+    with on_disk(job), journal.opened(job.partial, settings_of(job), job.force) as kept:
+        if not kept.done.ended:
+            _check_free(job)
+            for folder in (work.parts, work.records):
+                folder.mkdir(exist_ok=True)
+            try:
+                with logged(verbose=False):  # Ray prints on standard output
+                    _pipeline(work, share, on_progress)
+            finally:
+                if not any(work.records.iterdir()):
+                    journal.remove(job.partial)
+            _finish(work)
+            kept.finished(replace(kept.done, ended=True))
+        if work.parts.exists():
+            if job.output.is_dir():
+                shutil.rmtree(job.output)
+            work.parts.replace(job.output)
+            journal.sync_folder(job.output.parent)
+        journal.remove(job.partial)
+    manifest: dict[str, Any] = json.loads((job.output / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
+
+
+def _check_free(job: Job) -> None:
+    if job.output.exists() and (not job.force or not (job.output / MANIFEST).exists()):
+        why = "--force to replace it" if (job.output / MANIFEST).exists() or not job.force else "delete it: it is none of ours"
+        raise BadInput(f"{job.output} exists already; choose another --output, or {why}")
+
+
+def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> None:
+    import ray
+    import ray.data
+    from ray.exceptions import RayError
+
+    try:
+        if not ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            local = {"include_dashboard": False} if share.address == LOCAL else {}
+            ray.init(address=share.address, log_to_driver=False, logging_level="ERROR", **local)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise QembedError(f"--ray {share.address}: no Ray cluster there ({' '.join(str(error).split())[:200]})") from error
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = 1  # a window a block: what is lost with an actor, and what actors share the work by
+    context.enable_progress_bars = False
+    workers, resources = _resources(share, ray.cluster_resources())
+    count = len(work.job.inputs.files)
+    files = ray.data.from_items([{"file": number} for number in range(count)], override_num_blocks=count)
+    parts = (
+        # Reading takes no share of the cluster: the engines may have all of it.
+        files.map_batches(_read, batch_size=1, num_cpus=0, fn_kwargs={"work": work}).map_batches(
+            Embedder, batch_size=1, concurrency=workers, fn_constructor_kwargs={"work": work}, **resources
+        )
+    )
+    done = Done()
+    try:
+        for part in parts.iter_rows():
+            if part["failed"]:
+                failure = BadInput if part["code"] == BadInput.exit_code else QembedError
+                raise failure(f"{part['failed']}; what is finished is kept in {work.job.partial}")
+            made, rejected = done.vectors + part["vectors"], done.rejected + part["rejected"]
+            done = replace(done, windows=done.windows + 1, vectors=made, rejected=rejected)
+            on_progress(done)
+    except RayError as error:
+        said = " ".join(str(error).split())[-300:]
+        raise QembedError(f"the job failed: {said}; what is finished is kept in {work.job.partial}") from error
+
+
+def _resources(share: Share, cluster: Mapping[str, float]) -> tuple[int, dict[str, Any]]:
+    """The number of workers, and what each gets."""
+    has = cluster.get("GPU", 0.0)
+    gpus = share.gpus if share.gpus is not None else (1.0 if has else 0.0)
+    if gpus:
+        workers = share.workers or max(1, int(has / gpus))
+        return workers, {"num_gpus": gpus, "num_cpus": share.cpus or 1}
+    cores = cluster.get("CPU", 1.0)
+    cpus = share.cpus or (max(1.0, cores // share.workers) if share.workers else min(float(CPUS), cores))
+    return share.workers or max(1, int(cores // cpus)), {"num_cpus": cpus}
+
+
+def _reading(job: Job, file: Any) -> Reading:
+    return Reading(Inputs([file], job.inputs.folder), job.text_column, job.id_column, job.keep)
+
+
+def _read(batch: Mapping[str, Any], work: Work) -> Iterator[dict[str, list[Any]]]:
+    """The windows of a file, but for those that are done. What is wrong with it comes as an error in their place."""
+    for file in map(int, batch["file"]):
+        try:
+            for window in windows(_reading(work.job, work.job.inputs.files[file]).rows(), work.job.texts, Mark(), 0):
+                if work.job.strict and window.rejects:
+                    raise BadInput(f"{window.rejects[0].place}: {window.rejects[0].reason} (--strict)")
+                if not _is_done(work, work.name(file, window.number), window):
+                    yield {"file": [file], "window": [pickle.dumps(window)]}
+        except QembedError as error:
+            yield {"file": [file], "window": [pickle.dumps(error)]}
+
+
+def _is_done(work: Work, name: str, window: Window) -> bool:
+    path = _record(work, name)
+    if not path.exists():
+        return False
+    if json.loads(path.read_text(encoding="utf-8"))["digest"] != window.end.digest:
+        raise BadInput(f"{work.job.inputs.files[0].name}: the input has changed; give the same, or --force to start anew")
+    return True
+
+
+class Embedder:
+    """An actor: an engine, and what is done with a window."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._stack = ExitStack()
+        self._failure: QembedError | None = None
+        try:
+            self._engine: Engine = self._stack.enter_context(work.job.engine())
+        except QembedError as error:
+            self._failure = error
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Embed a window, write its part and its record. An error is told, for the job to end with it."""
+        (file,), (pickled,) = batch["file"], batch["window"]
+        window = pickle.loads(pickled)  # `_read` made it
+        try:
+            if self._failure is not None:
+                raise self._failure
+            if isinstance(window, QembedError):
+                raise window
+            record = self._part(int(file), window)
+            return {"vectors": [record["vectors"]], "rejected": [record["rejected"]], "failed": [""], "code": [0]}
+        except (QembedError, OSError) as error:
+            code = error.exit_code if isinstance(error, QembedError) else QembedError.exit_code
+            return {"vectors": [0], "rejected": [0], "failed": [str(error)], "code": [code]}
+
+    def _part(self, file: int, window: Window) -> dict[str, Any]:
+        work, name = self.work, self.work.name(file, window.number)
+        block, rejects = embedded(window, self._engine, work.job, lambda block: _unfit(block, work.types))
+        if work.job.strict and rejects:
+            raise BadInput(f"{rejects[0].place}: {rejects[0].reason} (--strict)")
+        sizes: dict[str, Any] = {}
+        if block.ids:
+            sizes = _write(parquet.table(block, parquet.schema(work.shape, work.types), work.shape), work.parts / name)
+        record = {
+            "file": name if block.ids else None,
+            "vectors": len(block.ids),
+            "rejected": len(rejects),
+            **sizes,
+            "digest": window.end.digest,
+            "rejects": [one.record for one in rejects],
+        }
+        _place(json.dumps(record).encode(), _record(work, name))
+        return record
+
+
+def _unfit(block: Block, types: Mapping[str, str]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for name, wanted in types.items():
+        if name not in outputs.CHUNK_COLUMNS:
+            found |= {at: f"{name} is {why}" for at, why in parquet.unfit(block.columns[name], wanted).items()}
+    return found
+
+
+def _write(table: Any, path: Path) -> dict[str, Any]:
+    import io
+
+    import pyarrow.parquet
+
+    out = io.BytesIO()
+    plain = [name for name in table.schema.names if name != "vector"]
+    compression = {**dict.fromkeys(plain, "zstd"), "vector.list.element": "none"}
+    pyarrow.parquet.write_table(
+        table, out, use_dictionary=False, write_statistics=plain, compression=compression, row_group_size=len(table)
+    )
+    _place(out.getvalue(), path)
+    return {"bytes": out.tell(), "sha256": hashlib.sha256(out.getvalue()).hexdigest()}
+
+
+def _place(content: bytes, path: Path) -> None:
+    """Write a file under a name of its own, and give it its name once it is whole."""
+    scratch = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
+    with scratch.open("wb") as file:
+        file.write(content)
+        journal.sync(file)
+    scratch.replace(path)
+
+
+def _record(work: Work, name: str) -> Path:
+    return work.records / f"{name}.json"
+
+
+def _finish(work: Work) -> None:
+    """Make the folder whole: rejects and manifest, in the order of the input."""
+    for path in work.parts.glob(".*"):
+        path.unlink()  # of actors that were killed
+    paths = sorted(work.records.glob("part-*.json"))
+    vectors_made = rejected = 0
+    parts = []
+    with (work.parts / REJECTS).open("wb") as file:
+        for path in paths:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            vectors_made, rejected = vectors_made + record["vectors"], rejected + record["rejected"]
+            file.write(outputs.lines(record["rejects"]))
+            if record["file"]:
+                parts.append({name: record[name] for name in ("file", "vectors", "bytes", "sha256")})
+        journal.sync(file)
+    if not rejected:
+        (work.parts / REJECTS).unlink()
+    if not parts:
+        types = dict.fromkeys(work.shape.columns, "string")
+        empty = Block(vectors.stored(_none(work.shape), work.job.dtype), [], {name: [] for name in work.shape.columns})
+        name = work.name(0, 0)
+        sizes = _write(parquet.table(empty, parquet.schema(work.shape, types), work.shape), work.parts / name)
+        parts = [{"file": name, "vectors": 0, **sizes}]
+    manifest = {
+        **work.shape.about,
+        "columns": ["id", "vector", *work.shape.columns],
+        "vectors": vectors_made,
+        "rejected": rejected,
+        "rejects": REJECTS if rejected else None,
+        "parts": parts,
+    }
+    _place(json.dumps(manifest, indent=1).encode(), work.parts / MANIFEST)
+
+
+def _none(shape: Shape) -> Any:
+    import numpy as np
+
+    return np.zeros((0, shape.width * (8 if shape.dtype == "binary" else 1)), np.float32)

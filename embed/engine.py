@@ -1,0 +1,239 @@
+"""vLLM in this process: no server, no HTTP. Planned as `qembed serve` plans, with the same kernels and the same settings.
+
+The engine's core runs in this process too (VLLM_ENABLE_V1_MULTIPROCESSING=0). It then starts to compute when a whole batch has
+been handed over, and not when the first text of it has come: so the same batch always runs through it in the same steps, and
+its vectors are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qembed.embed.spool import Result
+from qembed.embed.windows import Item
+from qembed.errors import BadInput, QembedError
+from qembed.serve import log, machine
+from qembed.serve.settings import (
+    Launch,
+    Settings,
+    check_fits,
+    engine_arguments,
+    environment,
+    resolve,
+    user_arguments,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NOT_FINITE = "its vector holds NaN or infinity"
+MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+"""glibc's numbers of the settings that it reads from the environment only when a process starts (malloc.h)."""
+GPU_SEQS, GPU_TOKENS = 256, 8192
+"""At once on a GPU: nobody waits for a single text, so more of them than a server has."""
+STEPS = 4
+"""Steps of the engine's that make a batch: after each batch its pipeline runs empty, after each batch nothing can be lost."""
+
+
+class Engine(Protocol):
+    """What turns texts into vectors; `dimensions` is their length."""
+
+    dimensions: int
+
+    def batches(self, items: Sequence[Item]) -> list[list[int]]:
+        """The places of `items`, in the batches in which they are to be computed; always the same for the same items."""
+
+    def embed(self, batches: Mapping[int, Sequence[Item]]) -> Iterator[tuple[int, Result]]:
+        """The number of each batch with its vectors, as they are done; those that have none with the reason."""
+
+
+@dataclass
+class InProcess:
+    """A vLLM in this process. Vectors have `dimensions` numbers; None in `_cut` leaves them whole."""
+
+    launch: Launch
+    dimensions: int
+    _llm: Any
+    _cut: int | None
+
+    def batches(self, items: Sequence[Item]) -> list[list[int]]:
+        """Longest first, so that lengths in a batch are alike, and a memory that is too small shows at once."""
+        sizes = self.launch.sizes
+        return sorted_batches(items, STEPS * sizes.max_num_seqs, STEPS * sizes.max_num_batched_tokens)
+
+    def embed(self, batches: Mapping[int, Sequence[Item]]) -> Iterator[tuple[int, Result]]:
+        """One batch after another.
+
+        Raises:
+            QembedError: vLLM failed.
+        """
+        import numpy as np
+
+        for number, items in batches.items():
+            vectors = self.vectors([list(item.tokens or ()) for item in items])
+            reasons = {}
+            for place in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
+                # A block of the cache that holds NaN can spoil another text; alone it shows whether the text is at fault.
+                vectors[place] = self.vectors([list(items[place].tokens or ())])[0]
+                if not np.isfinite(vectors[place]).all():
+                    vectors[place], reasons[int(place)] = 0, NOT_FINITE
+            yield number, (vectors, reasons)
+
+    def vectors(self, tokens: Sequence[list[int]]) -> NDArray[np.float32]:
+        """The vectors [n, dimensions] of texts, given as token ids, in one call of vLLM's own.
+
+        Raises:
+            QembedError: vLLM failed.
+        """
+        import torch
+        from vllm import PoolingParams
+
+        try:
+            found = self._llm.encode(
+                [{"prompt_token_ids": ids} for ids in tokens],
+                PoolingParams(dimensions=self._cut),
+                pooling_task="embed",
+                use_tqdm=False,
+            )
+        except Exception as error:
+            raise QembedError(f"vLLM failed: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
+        made: NDArray[np.float32] = torch.stack([one.outputs.data for one in found]).float().cpu().numpy()
+        return made
+
+
+def sorted_batches(items: Sequence[Item], most_items: int, most_tokens: int) -> list[list[int]]:
+    """The places of `items`, longest first, in batches of at most `most_items` and `most_tokens`; one alone may be longer."""
+    batches: list[list[int]] = []
+    tokens = 0
+    for place in sorted(range(len(items)), key=lambda place: -items[place].length):
+        length = items[place].length
+        if not batches or len(batches[-1]) == most_items or tokens + length > most_tokens:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(place)
+        tokens += length
+    return batches
+
+
+def planned(settings: Settings) -> Launch:
+    """Where every byte will go, before anything is loaded.
+
+    Raises:
+        MissingExtra: vLLM is not installed.
+        BadInput: the checkpoint cannot be run with these settings, or not in the memory that there is.
+    """
+    machine.check_vllm()
+    machine.check_device()
+    target = machine.target()
+    if target.kind == "cuda" and settings.memory is None:
+        tokens = settings.max_num_batched_tokens or max(GPU_TOKENS, settings.max_num_seqs or 0)
+        seqs = settings.max_num_seqs or min(GPU_SEQS, tokens)
+        settings = replace(settings, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+    launch = resolve(settings, target, machine.best_dtype(target.kind), 0)
+    check_fits(launch)
+    return launch
+
+
+@contextmanager
+def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], None]) -> Iterator[Engine]:
+    """vLLM with the checkpoint loaded, until the block is left.
+
+    What vLLM and the libraries below it print goes into a log, or with `verbose` to stderr.
+
+    Raises:
+        QembedError: vLLM does not start.
+    """
+    on_stage("starting vLLM")
+    _set_environment(launch)
+    with logged(launch.settings.verbose) as said:
+        try:
+            llm = _load(launch, on_stage)
+        except (Exception, SystemExit) as error:
+            raise QembedError(f"vLLM did not start: {log.cause(said()) or _cause(error)}") from error
+        try:
+            yield InProcess(launch, dimensions or launch.hidden_size, llm, dimensions)
+        finally:
+            with suppress(Exception):
+                llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()
+
+
+@contextmanager
+def opened_here(settings: Settings, dimensions: int | None) -> Iterator[Engine]:
+    """The same, planned on the machine that it is called on."""
+    with opened(planned(settings), dimensions, lambda _: None) as engine:
+        yield engine
+
+
+def _load(launch: Launch, on_stage: Callable[[str], None]) -> Any:
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    on_stage("loading the weights")
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
+    return LLM.from_engine_args(
+        EngineArgs.from_cli_args(parser.parse_args([*engine_arguments(launch), *user_arguments(launch)]))
+    )
+
+
+def _set_environment(launch: Launch) -> None:
+    """What `qembed serve` gives to vLLM's process, for this one, which runs already."""
+    cores = machine.cores()
+    chosen = environment(launch, os.environ, cores)
+    chosen["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    chosen["TOKENIZERS_PARALLELISM"] = "true"  # texts are tokenized here, while the engine computes
+    if not launch.settings.verbose:
+        chosen.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if launch.device == "cpu":
+        chosen.setdefault("OMP_NUM_THREADS", str(len(cores)))
+        with suppress(OSError, AttributeError, ValueError):  # another C library
+            for name, number in MALLOPT.items():
+                ctypes.CDLL(None).mallopt(number, int(chosen[name]))
+    os.environ.update(chosen)
+    for name in set(os.environ) - set(chosen):
+        del os.environ[name]
+
+
+@contextmanager
+def logged(verbose: bool) -> Iterator[Callable[[], list[str]]]:
+    """Until the block is left, what anything in this process prints goes into a file; gives a function that reads it.
+
+    With `verbose` it goes to stderr. Whoever has something to say meanwhile holds a copy of stderr.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
+
+        def said() -> list[str]:
+            file.seek(0)
+            return file.read().splitlines()
+
+        try:
+            os.dup2(2 if verbose else file.fileno(), 1)
+            os.dup2(2 if verbose else file.fileno(), 2)
+            yield said
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in enumerate(kept, 1):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def _cause(error: BaseException) -> str:
+    """The first error of a chain, which is the one that says why."""
+    while (before := error.__cause__ or error.__context__) is not None and not isinstance(before, BadInput):
+        error = before
+    return " ".join(str(error).split())[:300] or type(error).__name__

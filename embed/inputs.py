@@ -1,0 +1,96 @@
+"""Which files are read, in which order, and what format each has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qembed.errors import BadInput
+
+STDIN = "-"
+FORMATS = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+BESIDE = (".ids.jsonl", ".rejects.jsonl")
+"""What a run writes beside its output; no input, if it lies in a folder of them."""
+DOCUMENTS = (".pdf", ".docx", ".html", ".htm", ".md")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to be read, as `format` ("txt", "jsonl", …, or "document"); `name` is what it is called in ids and messages."""
+
+    path: Path
+    name: str
+    format: str
+
+    @property
+    def size(self) -> int:
+        """Bytes; 0 for standard input."""
+        return 0 if self.name == STDIN else self.path.stat().st_size
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All files in the order in which they are read; `folder` says that they are of one, so that ids name them."""
+
+    files: list[File]
+    folder: bool
+    skipped: int = 0
+
+
+def find(argument: str, format: str | None, text_is: str, not_these: set[Path]) -> Inputs:  # noqa: A002
+    """The files that `argument` means: a file, a folder with all that is below it, or "-" for standard input.
+
+    `format` is for names that tell none. `text_is` says what a `.txt` holds: "lines", each a text, or one "document".
+    `not_these` are left out of a folder: what this run writes.
+
+    Raises:
+        BadInput: nothing is there, or nothing in a format that can be read.
+    """
+    if argument == STDIN:
+        if format == "parquet":
+            raise BadInput("-: Parquet cannot be read from standard input, its index stands at the end; give the file")
+        return Inputs([File(Path("/dev/stdin"), STDIN, _text(format or "txt", text_is))], False)
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        if format is not None:
+            raise BadInput(f"{path}: --input-format goes with a file; in a folder the names tell")
+        below = [file for file in _below(path) if file.resolve() not in not_these and not file.name.endswith(BESIDE)]
+        found = [(file, _format(file, text_is)) for file in below]
+        files = [File(file, file.relative_to(path).as_posix(), kind) for file, kind in found if kind]
+        if not files:
+            raise BadInput(f"{path}: holds no file that can be read: {', '.join([*FORMATS, *DOCUMENTS])}")
+        return Inputs(files, True, len(found) - len(files))
+    if not path.exists():
+        raise BadInput(f"{argument}: no such file or folder")
+    kind = _text(format, text_is) if format else _format(path, text_is)
+    if kind is None:
+        raise BadInput(f"{path}: its name tells no format; call it {', '.join([*FORMATS, *DOCUMENTS])}, or say --input-format")
+    return Inputs([File(path, path.name, kind)], False)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files below a folder by name, folders in their place; hidden ones, whose name begins with a dot, are left out."""
+    for top, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(top, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _format(path: Path, text_is: str) -> str | None:
+    suffix = path.suffix.lower()
+    if suffix in DOCUMENTS:
+        return "document"
+    return _text(FORMATS[suffix], text_is) if suffix in FORMATS else None
+
+
+def _text(format: str, text_is: str) -> str:  # noqa: A002
+    return "document" if format == "txt" and text_is == "document" else format

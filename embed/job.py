@@ -1,0 +1,85 @@
+"""What is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qembed.embed import outputs
+from qembed.embed.engine import Engine
+from qembed.embed.inputs import Inputs
+from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS, VECTORS
+from qembed.embed.windows import SIZE, TOKENS, Texts
+
+OpenEngine = Callable[[], AbstractContextManager[Engine]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for.
+
+    Attributes:
+        output: the file that is made; its suffix says what format.
+        rejects: where rows go that have no vector.
+        texts: how rows become texts.
+        dtype: what vectors are stored as, one of `vectors.DTYPES`.
+        engine: opens what computes.
+        about: what is said of the vectors in the output, where it has a place for it.
+        identity: all that the result depends on beside the rows.
+        strict: whether a row that cannot be embedded ends the run.
+        force: whether files that exist are replaced.
+    """
+
+    inputs: Inputs
+    output: Path
+    texts: Texts
+    engine: OpenEngine
+    text_column: str | None = None
+    id_column: str | None = None
+    keep: Sequence[str] = ()
+    dtype: str = "float32"
+    about: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    rejects: Path | None = None
+    strict: bool = False
+    force: bool = False
+
+    @property
+    def partial(self) -> Path:
+        """The folder of what is not finished."""
+        return self.output.parent / f".{self.output.name}.partial"
+
+    @property
+    def columns(self) -> list[str]:
+        """What stands beside id and vector."""
+        return [*(CHUNK_COLUMNS if self.texts.chunk_tokens else ()), *self.keep]
+
+    @property
+    def targets(self) -> dict[str, Path]:
+        """Where each file goes in the end: the output last, for it says that all are there."""
+        stem = self.output.with_suffix("")
+        sides = {IDS: stem.with_name(stem.name + ".ids.jsonl")} if IDS in outputs.kind(self.output, self.dtype).files else {}
+        rejects = self.rejects or stem.with_name(stem.name + ".rejects.jsonl")
+        return {**sides, REJECTS: rejects, VECTORS: self.output}
+
+
+def settings_of(job: Job) -> dict[str, Any]:
+    """All that the result depends on, but for the rows."""
+    return {
+        **job.identity,
+        "format": job.output.suffix.lower(),
+        "output dtype": job.dtype,
+        "columns": job.columns,
+        "text column": job.text_column,
+        "id column": job.id_column,
+        "prompt": job.texts.prompt,
+        "cleaned": job.texts.cleaned,
+        "truncate": job.texts.truncate,
+        "limit": job.texts.limit,
+        "chunk tokens": job.texts.chunk_tokens,
+        "overlap": job.texts.overlap,
+        "window": [job.texts.rows, TOKENS, SIZE],
+    }

@@ -1,0 +1,151 @@
+"""What a run has finished, on disk, so that the next one goes on from there.
+
+Beside OUT lies the folder `.OUT.partial`: the journal, the files that become the output, and the batches of the window that is
+being computed. A line of the journal says how long each file was when a window had been written whole; what lies behind that
+length is from a run that was killed, and is cut off. So nothing is lost, and nothing is there twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from qembed.embed.windows import Mark
+from qembed.errors import BadInput, QembedError
+
+NAME = "journal.jsonl"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What is on disk: whole windows, the input's mark behind them, each file's bytes, and counts since the very beginning."""
+
+    windows: int = 0
+    mark: Mark = field(default_factory=Mark)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    vectors: int = 0
+    rejected: int = 0
+    tokens: int = 0
+    ended: bool = False
+
+
+class Journal:
+    """The journal of one run; nobody else can have it open."""
+
+    def __init__(self, folder: Path, file: IO[bytes], done: Done, notes: dict[str, Any]) -> None:
+        self.folder, self.done, self.notes = folder, done, notes
+        self._file = file
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep something that is known only once the run has begun."""
+        self.notes[name] = value
+        self._append({"note": name, "value": value})
+
+    def finished(self, done: Done) -> None:
+        """Everything up to `done` is on disk."""
+        self._append({"done": asdict(done)})
+        self.done = done
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record).encode() + b"\n")
+        sync(self._file)
+
+
+@contextmanager
+def opened(folder: Path, settings: Mapping[str, Any], force: bool) -> Iterator[Journal]:
+    """The journal in `folder`, new or of a run that was broken off; `settings` are all that the result depends on.
+
+    With `force` a run that had other settings is thrown away.
+
+    Raises:
+        BadInput: the run that was broken off had other settings.
+        QembedError: another process has it open.
+    """
+    folder.mkdir(exist_ok=True)
+    path = folder / NAME
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise QembedError(f"{folder}: another qembed embed is writing there; wait for it, or end it") from error
+        records, end = _records(file)
+        wanted = json.loads(json.dumps(dict(settings)))
+        if records and records[0] != {"settings": wanted}:
+            if not force:
+                raise BadInput(_differs(folder, records[0].get("settings"), wanted))
+            records, end = [], 0
+            _clear(folder)
+        file.truncate(end)
+        file.seek(0, os.SEEK_END)
+        notes = {record["note"]: record["value"] for record in records if "note" in record}
+        dones = [record["done"] for record in records if "done" in record]
+        done = Done(**{**dones[-1], "mark": Mark(**dones[-1]["mark"])}) if dones else Done()
+        journal = Journal(folder, file, done, notes)
+        if not records:
+            journal._append({"settings": wanted})
+        yield journal
+
+
+def sync(file: IO[bytes]) -> None:
+    """Bring all that was written to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove(folder: Path) -> None:
+    """Throw the folder away: what was in it is in place, or not wanted."""
+    shutil.rmtree(folder)
+
+
+def _records(file: IO[bytes]) -> tuple[list[dict[str, Any]], int]:
+    """The whole records, and where they end: the last line may have been written in part."""
+    file.seek(0)
+    records, end = [], 0
+    for line in file:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(record, dict):
+            break
+        records.append(record)
+        end += len(line)
+    return records, end
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != NAME:
+            path.unlink()
+
+
+def _differs(folder: Path, then: Any, now: dict[str, Any]) -> str:
+    before = then if isinstance(then, dict) else {}
+    names = [name for name in now if before.get(name) != now[name]]
+    shown = ", ".join(f"{name} was {json.dumps(before.get(name))[:80]}, is {json.dumps(now[name])[:80]}" for name in names[:2])
+    return (
+        f"{folder}: the run that was broken off was another one ({shown}); give its options to go on with it, or --force to "
+        "start anew"
+    )

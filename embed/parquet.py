@@ -1,0 +1,185 @@
+"""Parquet that grows a row group at a time and survives a SIGKILL.
+
+A Parquet file has its index at its end, so a file that is being written cannot be read, nor written on. Here each window is a
+row group that Arrow writes as a file of its own, at the place in that file where it will stand in the whole: so all offsets in
+its index are right. The row group is appended to the output, the index kept apart; at the end the indices are joined into one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qembed.embed.outputs import CHUNK_COLUMNS, INDEX, VECTORS, Block, Output, Shape
+from qembed.errors import QembedError
+
+MAGIC = b"PAR1"
+TYPES = "types.json"
+LENGTH = 4
+
+
+class Parquet(Output):
+    """Columns id (string), vector (fixed-size list), and the others; the schema's metadata has `qembed` with what they are."""
+
+    files = (VECTORS, INDEX, TYPES)
+
+    def __init__(self, folder: Path, shape: Shape, sizes: Mapping[str, int]) -> None:
+        super().__init__(folder, shape, sizes)
+        self.open[TYPES].seek(0)
+        written = self.open[TYPES].read()
+        self._types: dict[str, str] | None = json.loads(written) if written else None
+
+    def unfit(self, block: Block) -> dict[int, str]:
+        """The rows with a value that its column cannot hold: the type of a column is that of the first window's values."""
+        found: dict[int, str] = {}
+        for name, wanted in (self._types or {}).items():
+            if name not in CHUNK_COLUMNS:
+                found |= {at: f"{name} is {why}" for at, why in unfit(block.columns[name], wanted).items()}
+        return found
+
+    def write(self, block: Block) -> None:
+        """Append a row group."""
+        if self._types is None:
+            self._types = {name: type_of(values) for name, values in block.columns.items()}
+            self.open[TYPES].write(json.dumps(self._types).encode())
+        out = self.open[VECTORS]
+        if not out.tell():
+            out.write(MAGIC)
+        made = table(block, schema(self.shape, self._types), self.shape)
+        group, index = row_group(made, out.tell(), self.folder / "group")
+        out.write(group)
+        self.open[INDEX].write(len(index).to_bytes(LENGTH, "little") + index)
+
+    def finish(self, rows: int) -> None:
+        """Write the index of all row groups behind the last of them."""
+        import pyarrow.parquet as parquet
+
+        out, index = self.open[VECTORS], self.open[INDEX]
+        if not rows:
+            out.truncate(0)
+            out.seek(0)
+            types = dict.fromkeys(self.shape.columns, "string")
+            with parquet.ParquetWriter(out, schema(self.shape, types)):
+                return
+        index.seek(0)
+        whole: Any = None
+        while head := index.read(LENGTH):
+            one = parquet.read_metadata(io.BytesIO(_as_file(index.read(int.from_bytes(head, "little")))))
+            if whole is None:
+                whole = one
+            else:
+                whole.append_row_groups(one)
+        footer = io.BytesIO()
+        whole.write_metadata_file(footer)
+        last = whole.row_group(whole.num_row_groups - 1)
+        ends = [_end(last.column(number)) for number in range(last.num_columns)]
+        out.seek(max(ends))
+        out.truncate()
+        out.write(footer.getvalue()[len(MAGIC) :])
+
+
+def _end(column: Any) -> int:
+    begin = column.data_page_offset if column.dictionary_page_offset is None else column.dictionary_page_offset
+    return begin + column.total_compressed_size
+
+
+def _as_file(footer: bytes) -> bytes:
+    return MAGIC + footer + len(footer).to_bytes(4, "little") + MAGIC
+
+
+def row_group(made: Any, place: int, scratch: Path) -> tuple[bytes, bytes]:
+    """A table as a row group that will stand at byte `place` of its file, and the index of a file that has it alone.
+
+    Raises:
+        QembedError: this Arrow places row groups otherwise.
+    """
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    plain = [name for name in made.schema.names if name != "vector"]
+    try:
+        with pyarrow.OSFile(str(scratch), "wb") as file:
+            writer = parquet.ParquetWriter(
+                file,
+                made.schema,
+                use_dictionary=False,
+                write_statistics=plain,
+                compression={**dict.fromkeys(plain, "zstd"), "vector.list.element": "none"},
+            )
+            os.lseek(file.fileno(), place, os.SEEK_SET)  # a hole: takes no room on the disk
+            writer.write_table(made, row_group_size=len(made))
+            writer.close()
+        with scratch.open("rb") as written:
+            first = parquet.read_metadata(written).row_group(0).column(0)
+            if first.data_page_offset != place:
+                raise QembedError(
+                    f"Parquet cannot be written with pyarrow {pyarrow.__version__}: it places row groups otherwise"
+                )
+            end = written.seek(-8, os.SEEK_END)
+            length = int.from_bytes(written.read(4), "little")
+            written.seek(place)
+            return written.read(end - length - place), written.read(length)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def schema(shape: Shape, types: Mapping[str, str]) -> Any:
+    """The Arrow schema of the output, other columns of `types` as `type_of` names them."""
+    import pyarrow as arrow
+
+    vector = arrow.list_(arrow.from_numpy_dtype(shape.element), shape.width)
+    fields = [
+        arrow.field("id", arrow.string(), nullable=False),
+        arrow.field("vector", vector, nullable=False),
+        *(arrow.field(name, getattr(arrow, CHUNK_COLUMNS.get(name, types[name]))()) for name in shape.columns),
+    ]
+    return arrow.schema(fields, metadata={b"qembed": json.dumps(dict(shape.about)).encode()})
+
+
+def table(block: Block, made: Any, shape: Shape) -> Any:
+    """A window as an Arrow table of the schema `made`."""
+    import pyarrow as arrow
+
+    vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(block.vectors.reshape(-1)), shape.width)
+    others = [
+        arrow.array([_as(value, arrow.types.is_string(of)) for value in values], of)
+        for of, values in ((made.field(name).type, values) for name, values in block.columns.items())
+    ]
+    return arrow.table([arrow.array(block.ids, arrow.string()), vectors, *others], schema=made)
+
+
+def type_of(values: Sequence[Any]) -> str:
+    """The type of a column, by Arrow's name: what all of `values` are, or else text."""
+    found = {type(value) for value in values if value is not None}
+    if found == {bool}:
+        return "bool_"
+    if found == {int}:
+        return "int64" if all(-(2**63) <= value < 2**63 for value in values if value is not None) else "string"
+    return "float64" if found and found <= {int, float} else "string"
+
+
+def unfit(values: Sequence[Any], wanted: str) -> dict[int, str]:
+    """The places of values that a column of this type cannot hold, and what is wrong with each."""
+    fits: dict[str, tuple[type, ...]] = {"bool_": (bool,), "int64": (int,), "float64": (int, float)}
+    if wanted not in fits:
+        return {}
+    return {
+        place: f"{json.dumps(value, ensure_ascii=False, default=str)[:60]}, where the rows before have {wanted.rstrip('_')}"
+        for place, value in enumerate(values)
+        if value is not None and (type(value) not in fits[wanted] or (type(value) is int and not -(2**63) <= value < 2**63))
+    }
+
+
+def _as(value: Any, text: bool) -> Any:
+    """The value as a column takes it: in a column of text numbers, lists and objects stand as JSON, dates as ISO has them."""
+    if value is None or not text or isinstance(value, str):
+        return value
+    return (
+        json.dumps(value, ensure_ascii=False, default=str)
+        if isinstance(value, bool | int | float | list | dict)
+        else str(value)
+    )

@@ -1,0 +1,228 @@
+"""A run from the input to the output: read ahead, compute, write behind; whatever ends it, the next one goes on from there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qembed.embed import journal, outputs, spool
+from qembed.embed.inputs import Inputs
+from qembed.embed.job import Job, settings_of
+from qembed.embed.journal import Done, Journal
+from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS
+from qembed.embed.readers import Reading
+from qembed.embed.spool import Spool
+from qembed.embed.windows import Window, windows
+from qembed.embed.writing import OnProgress, Writing, computed
+from qembed.errors import BadInput, QembedError
+
+NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+REJECTED = 4
+"""Exit code of a run that is whole, and has rejected rows."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of it: counts since the very beginning, and how many vectors of them this run found done already."""
+
+    done: Done
+    dimensions: int
+    resumed: int
+    rejects: Path | None
+    ids: Path | None
+    seconds: float
+
+
+def check(job: Job) -> None:
+    """See that the output can be written, before anything is loaded.
+
+    Raises:
+        BadInput: it exists, its folder does not, or it cannot hold what is asked for.
+        MissingExtra: it is Parquet, and pyarrow is not installed.
+    """
+    outputs.kind(job.output, job.dtype)
+    if not job.output.parent.is_dir():
+        raise BadInput(f"{job.output.parent}: no such folder; make it first")
+    if job.rejects is not None and not job.rejects.parent.is_dir():
+        raise BadInput(f"{job.rejects.parent}: no such folder; make it first")
+    taken = {"id", "vector", *(CHUNK_COLUMNS if job.texts.chunk_tokens else ())}
+    for name in job.keep:
+        if name in taken:
+            raise BadInput(f"--keep {name}: the output has a column of that name of its own")
+    if not (job.partial / journal.NAME).exists():
+        _check_free(job)
+
+
+def _check_free(job: Job) -> None:
+    for path in job.targets.values():
+        if path.is_dir():
+            raise BadInput(f"{path}: a folder; give another name")
+        if path.exists() and not job.force:
+            raise BadInput(f"{path} exists already; choose another --output, or --force to replace it")
+
+
+def run(job: Job, on_progress: OnProgress = lambda _: None) -> Finished:
+    """Do all of it, or what is left of it.
+
+    Raises:
+        BadInput: the input or the options cannot be used; with `strict`, a row cannot.
+        QembedError: the engine failed, or the disk is full; what is finished is kept.
+    """
+    check(job)
+    began = time.monotonic()
+    with on_disk(job), journal.opened(job.partial, settings_of(job), job.force) as kept:
+        before = kept.done
+        if not before.ended:
+            _check_free(job)
+            try:
+                _compute(job, kept, on_progress)
+            except BaseException:
+                if not kept.done.windows and not any((job.partial / name).exists() for name in spool.FILES):
+                    journal.remove(job.partial)
+                raise
+        dimensions = int(kept.notes["dimensions"])
+        _put_in_place(job, kept)
+        journal.remove(job.partial)
+    targets = job.targets
+    rejects = targets[REJECTS] if kept.done.rejected else None
+    return Finished(kept.done, dimensions, before.vectors, rejects, targets.get(IDS), time.monotonic() - began)
+
+
+def _compute(job: Job, kept: Journal, on_progress: OnProgress) -> None:
+    """Window after window, until the input ends."""
+    reading = Reading(job.inputs, job.text_column, job.id_column, job.keep)
+    with _ahead(_windows(job, reading, kept.done)) as coming:
+        first = next(coming, None)
+        if first is None and not kept.done.windows:
+            raise BadInput(f"{_name(job.inputs)}: holds no texts")
+        if first is None:
+            # All windows were written, and the run ended before it could say so.
+            with Writing(job, kept, kept.notes["dimensions"], on_progress) as writing:
+                writing.finish()
+            return
+        with job.engine() as engine:
+            if kept.notes.get("dimensions") not in (None, engine.dimensions):
+                raise BadInput(f"vectors have {engine.dimensions} numbers now, and had {kept.notes['dimensions']} before")
+            if "dimensions" not in kept.notes:
+                kept.note("dimensions", engine.dimensions)
+            with Writing(job, kept, engine.dimensions, on_progress) as writing:
+                batches = Spool(job.partial)
+                for window in itertools.chain([first], coming):
+                    writing.put(window, computed(window, engine, batches, writing.tell))
+                writing.finish()
+
+
+def _windows(job: Job, reading: Reading, start: Done) -> Iterator[Window]:
+    for window in windows(reading.rows(), job.texts, start.mark, start.windows):
+        window.done = min(1.0, reading.done / reading.total) if reading.total else 0.0
+        if job.strict and window.rejects:
+            first = window.rejects[0]
+            raise BadInput(f"{first.place}: {first.reason} (--strict)")
+        yield window
+
+
+def _put_in_place(job: Job, kept: Journal) -> None:
+    """Give the files their names. Whatever ends this, it can be done again."""
+    done, targets = kept.done, job.targets
+    for name, target in targets.items():
+        source = job.partial / name
+        if name == REJECTS and not done.rejected:
+            target.unlink(missing_ok=True)
+        elif source.exists():
+            _move(source, target)
+    journal.sync_folder(job.output.parent)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename; to another file system, which only --rejects may name, copy."""
+    try:
+        source.replace(target)
+    except OSError:
+        if source.stat().st_dev == target.parent.stat().st_dev:
+            raise
+        shutil.copyfile(source, target)
+
+
+@contextlib.contextmanager
+def _ahead(made: Iterator[Window]) -> Iterator[Iterator[Window]]:
+    """The windows, each read while the one before it is computed. What reading raises comes after the windows before it."""
+    waiting: queue.Queue[Window | BaseException | None] = queue.Queue(1)
+    stop = threading.Event()
+
+    def read() -> None:
+        last: BaseException | None = None
+        try:
+            for window in made:
+                if not _put(waiting, window, stop):
+                    return
+        except BaseException as error:  # noqa: BLE001 - it is raised where the windows are taken
+            last = error
+        _put(waiting, last, stop)
+
+    def taken() -> Iterator[Window]:
+        while (window := waiting.get()) is not None:
+            if isinstance(window, BaseException):
+                raise window
+            yield window
+
+    threading.Thread(target=read, name="reader", daemon=True).start()
+    try:
+        yield taken()
+    finally:
+        stop.set()
+
+
+def _put(waiting: queue.Queue[Any], value: Any, stop: threading.Event) -> bool:
+    while not stop.is_set():
+        with contextlib.suppress(queue.Full):
+            waiting.put(value, timeout=0.2)
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def on_disk(job: Job) -> Iterator[None]:
+    """Errors of the disk as ours: what is wrong, what is kept, and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or job.partial
+        if error.errno in NOT_ALLOWED:
+            raise BadInput(f"{where}: {error.strerror}; choose another --output") from error
+        kept = f"; what is finished is kept in {job.partial}: " if job.partial.exists() else "; nothing was begun: "
+        if error.errno in journal.FULL:
+            room = "free some room, and the same command goes on"
+            raise QembedError(f"{where}: the disk is full ({error.strerror}){kept}{room}") from error
+        raise QembedError(f"{where}: {error.strerror or error}{kept}the same command goes on") from error
+
+
+def _name(inputs: Inputs) -> str:
+    return inputs.files[0].name if len(inputs.files) == 1 else f"{inputs.files[0].name} and {len(inputs.files) - 1} others"
+
+
+def summary(job: Job, finished: Finished) -> dict[str, Any]:
+    """What `--json` prints."""
+    done = finished.done
+    return {
+        "output": str(job.output),
+        "ids": None if finished.ids is None else str(finished.ids),
+        "rejects": None if finished.rejects is None else str(finished.rejects),
+        "vectors": done.vectors,
+        "rejected": done.rejected,
+        "rows": done.mark.rows,
+        "resumed": finished.resumed,
+        **{name: value for name, value in job.about.items() if name in ("model", "prompt", "instruction")},
+        "dimensions": finished.dimensions,
+        "dtype": job.dtype,
+        "tokens": done.tokens if job.texts.tokenizer else None,
+        "seconds": round(finished.seconds, 3),
+    }

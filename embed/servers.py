@@ -1,0 +1,205 @@
+"""Running servers: batches are spread over them, and asked of another when one does not answer."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Empty, Queue
+from typing import TYPE_CHECKING, Any
+
+from qembed.embed.engine import NOT_FINITE, Engine, sorted_batches
+from qembed.embed.spool import Result
+from qembed.embed.windows import Item
+from qembed.errors import BadInput, QembedError
+from qembed.serve import client
+
+if TYPE_CHECKING:
+    import openai
+
+BATCH = 64
+BATCH_TOKENS = 16384
+IN_FLIGHT = 2
+"""Requests at a time for each server: while one is computed, the next is there already."""
+PATIENCE = 600.0
+"""Seconds for which no server may answer before the run ends."""
+PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+TRIES = 3
+"""Times that a batch may end in status 500 before its texts are asked one by one."""
+PROBE = "qembed"
+
+
+@dataclass
+class Server:
+    """One server, and how often in a row it did not answer."""
+
+    url: str
+    api: openai.OpenAI
+    model: str
+    failures: int = 0
+    since: float = 0.0
+
+
+class Servers:
+    """All servers as one engine. A text that is too long is one that a server refuses."""
+
+    def __init__(self, servers: Sequence[Server], cut: int | None, truncate: bool, on_wait: Callable[[str], None]) -> None:
+        self.servers, self.cut, self.truncate, self.on_wait = servers, cut, truncate, on_wait
+        self._heard = time.monotonic()
+        lengths = {server.url: len(_ask(self, server, [PROBE])[0]) for server in servers}
+        if len(set(lengths.values())) > 1:
+            raise BadInput(f"the servers' vectors differ in length: {', '.join(f'{u} {n}' for u, n in lengths.items())}")
+        self.dimensions = next(iter(lengths.values()))
+        if cut is not None and self.dimensions != cut:
+            raise BadInput(f"{servers[0].url}: its vectors have {self.dimensions} numbers whatever --dimensions says")
+
+    def batches(self, items: Sequence[Item]) -> list[list[int]]:
+        """Longest first."""
+        return sorted_batches(items, BATCH, BATCH_TOKENS)
+
+    def embed(self, batches: Mapping[int, Sequence[Item]]) -> Iterator[tuple[int, Result]]:
+        """Batches as they are answered, from any server.
+
+        Raises:
+            BadInput: a server refuses more than single texts.
+            QembedError: none of the servers has answered for PATIENCE seconds.
+        """
+        coming: Queue[tuple[int, Sequence[Item], int]] = Queue()
+        gone: Queue[tuple[int, Result] | BaseException] = Queue()
+        for number, items in batches.items():
+            coming.put((number, items, 0))
+        stop = threading.Event()
+        self._heard = time.monotonic()
+        threads = [
+            threading.Thread(target=self._work, args=(server, coming, gone, stop), daemon=True)
+            for server in self.servers
+            for _ in range(IN_FLIGHT)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in batches:
+                answer = gone.get()
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+        finally:
+            stop.set()
+
+    def _work(
+        self,
+        server: Server,
+        coming: Queue[tuple[int, Sequence[Item], int]],
+        gone: Queue[tuple[int, Result] | BaseException],
+        stop: threading.Event,
+    ) -> None:
+        while not stop.is_set():
+            try:
+                number, items, tried = coming.get(timeout=0.1)
+            except Empty:
+                continue
+            try:
+                gone.put((number, self._result(server, items, tried >= TRIES)))
+                server.failures, self._heard = 0, time.monotonic()
+            except _Busy as busy:
+                coming.put((number, items, tried + busy.failed))
+                if time.monotonic() - self._heard > PATIENCE:
+                    gone.put(QembedError(f"no server has answered for {PATIENCE:.0f} s; {server.url}: {busy}"))
+                    return
+                pause = max(busy.seconds, PAUSES[min(server.failures, len(PAUSES) - 1)])
+                server.failures += 1
+                self.on_wait(f"{server.url}: {busy}; asked again in {pause:g} s")
+                stop.wait(pause)
+            except BaseException as error:  # noqa: BLE001 - it is raised where the results are read
+                gone.put(error)
+                return
+
+    def _result(self, server: Server, items: Sequence[Item], last: bool) -> Result:
+        """The vectors of `items`; a batch that is refused is asked in halves, until the texts are found that are to blame.
+
+        With `last` an error of the server (status 500) counts as a refusal.
+        """
+        import numpy as np
+
+        try:
+            vectors = np.asarray(_ask(self, server, [item.text for item in items], last), np.float32)
+        except _Refused as error:
+            if len(items) == 1:
+                return np.zeros((1, self.dimensions), np.float32), {0: str(error)}
+            half = len(items) // 2
+            first, second = (self._result(server, some, last) for some in (items[:half], items[half:]))
+            reasons = first[1] | {half + place: reason for place, reason in second[1].items()}
+            return np.concatenate([first[0], second[0]]), reasons
+        if vectors.shape != (len(items), self.dimensions):
+            raise QembedError(f"{server.url}: vectors of shape {vectors.shape} for {len(items)} texts")
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        vectors[bad] = 0
+        return vectors, dict.fromkeys(map(int, bad), NOT_FINITE)
+
+
+class _Busy(Exception):
+    """The server does not answer now; it may later. `seconds` is what it asks to wait; `failed`: it tried, and could not."""
+
+    def __init__(self, why: str, seconds: float = 0.0, failed: bool = False) -> None:
+        super().__init__(why)
+        self.seconds, self.failed = seconds, failed
+
+
+class _Refused(Exception):
+    """The server answers, and does not take these texts."""
+
+
+def _ask(servers: Servers, server: Server, texts: list[str], last: bool = False) -> list[Any]:
+    import openai
+
+    more: dict[str, Any] = {"extra_body": {"truncate_prompt_tokens": -1}} if servers.truncate else {}
+    try:
+        answer = server.api.embeddings.create(
+            model=server.model, input=texts, dimensions=openai.omit if servers.cut is None else servers.cut, **more
+        )
+        rows = [item.embedding for item in sorted(answer.data, key=lambda item: item.index)]
+    except openai.APIConnectionError as error:  # a timeout, too
+        raise _Busy("no answer") from error
+    except openai.APIStatusError as error:
+        said = client.said(error)
+        if error.status_code in (400, 413, 422) or (last and error.status_code == 500):
+            raise _Refused(said) from error
+        if error.status_code in (401, 403, 404):
+            raise BadInput(f"{server.url}: HTTP status {error.status_code}: {said}") from error
+        seconds = 0.0
+        with contextlib.suppress(ValueError):
+            seconds = min(float(error.response.headers.get("retry-after", "0")), 60.0)
+        raise _Busy(f"HTTP status {error.status_code}", seconds, error.status_code == 500) from error
+    except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+        raise _Busy(f"no OpenAI-compatible answer ({type(error).__name__})") from error
+    if len(rows) != len(texts):
+        raise QembedError(f"{server.url}: {len(rows)} vectors for {len(texts)} texts")
+    return rows
+
+
+@contextmanager
+def opened(
+    models: Mapping[str, str], cut: int | None, truncate: bool, timeout: float, on_wait: Callable[[str], None]
+) -> Iterator[Engine]:
+    """The servers of `models` (model names by URL), until the block is left. A request may take `timeout` seconds.
+
+    Raises:
+        BadInput: a server does not take --dimensions or a first text.
+        QembedError: one does not answer.
+    """
+    import openai
+
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for url, model in models.items():
+            api = openai.OpenAI(base_url=client.base(url) + "/v1", api_key=client.key(), timeout=timeout, max_retries=0)
+            servers.append(Server(url, stack.enter_context(api), model))
+        try:
+            yield Servers(servers, cut, truncate, on_wait)
+        except _Refused as error:
+            raise BadInput(f"{', '.join(models)}: {error}") from error
+        except _Busy as error:
+            raise QembedError(f"{', '.join(models)}: {error}") from error

@@ -1,0 +1,79 @@
+"""The batches of a window that is being computed, on disk: on a slow machine a window takes longer than one likes to lose."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+HEAD = struct.Struct("<IIIIII")  # window, batch, rows, columns, bytes of reasons, CRC-32 of what follows
+FILES = ("batches-0", "batches-1")
+EVERY = 5.0
+"""Seconds of computing that may be lost: batches are written no more often than this, so a fast machine writes none."""
+
+Result = tuple["NDArray[np.float32]", dict[int, str]]
+"""The vectors of a batch [n, d], and for each place that has none the reason."""
+
+
+class Spool:
+    """Batches of windows, in two files by turns: while one window is written to its place, the next is computed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._waiting: list[bytes] = []
+        self._window = -1
+        self._since = 0.0
+
+    def begin(self, window: int) -> dict[int, Result]:
+        """Turn to a window; the batches of it that are there already, by number."""
+        self._window, self._waiting, self._since = window, [], time.monotonic()
+        path = self._path()
+        found, end = _read(path, window) if path.exists() else ({}, 0)
+        if path.exists() and path.stat().st_size != end:
+            os.truncate(path, end)
+        return found
+
+    def put(self, batch: int, result: Result) -> None:
+        """Keep a batch; it is on disk within EVERY seconds and the time of one more."""
+        vectors, reasons = result
+        said = json.dumps(reasons).encode() if reasons else b""
+        body = said + vectors.tobytes()
+        head = HEAD.pack(self._window, batch, *vectors.shape, len(said), zlib.crc32(body))
+        self._waiting.append(head + body)
+        if time.monotonic() - self._since >= EVERY:
+            with self._path().open("ab") as file:
+                file.writelines(self._waiting)
+                file.flush()
+                os.fsync(file.fileno())
+            self._waiting, self._since = [], time.monotonic()
+
+    def _path(self) -> Path:
+        return self._folder / FILES[self._window % 2]
+
+
+def _read(path: Path, window: int) -> tuple[dict[int, Result], int]:
+    import numpy as np
+
+    found: dict[int, Result] = {}
+    end = 0
+    with path.open("rb") as file:
+        while len(head := file.read(HEAD.size)) == HEAD.size:
+            of, batch, rows, columns, said, crc = HEAD.unpack(head)
+            if of != window:
+                break
+            body = file.read(said + 4 * rows * columns)
+            if len(body) != said + 4 * rows * columns or zlib.crc32(body) != crc:
+                break
+            reasons = {int(place): reason for place, reason in json.loads(body[:said]).items()} if said else {}
+            vectors = np.frombuffer(body, np.float32, offset=said) if said % 4 == 0 else np.frombuffer(body[said:], np.float32)
+            found[batch] = (vectors.reshape(rows, columns), reasons)
+            end = file.tell()
+    return found, end

@@ -1,0 +1,49 @@
+"""Unit vectors → what is stored: float32, float16, int8 or one bit a dimension. Functions of arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qembed.errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DTYPES = ("float32", "float16", "int8", "binary")
+INT8_MOST = 127
+
+
+def stored(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Vectors [n, d] float32 in `dtype`, one of DTYPES.
+
+    int8: each vector times 127 / max|x|, rounded to nearest, so that each uses all of the range. The factor is not kept, and
+    need not be: the vector had length 1, so the integers divided by their own length are it again. binary: one bit a dimension,
+    1 where it is above zero, eight a byte, the first in the highest bit: [n, d/8] uint8 (as `numpy.packbits`).
+    """
+    import numpy as np
+
+    if dtype == "int8":
+        most = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
+        return np.rint(vectors * (INT8_MOST / np.where(most > 0, most, 1))).astype(np.int8)
+    if dtype == "binary":
+        return np.packbits(vectors > 0, axis=1)
+    return vectors.astype(dtype)
+
+
+def width(dimensions: int, dtype: str) -> int:
+    """The numbers that a stored vector of `dimensions` has.
+
+    Raises:
+        BadInput: bits, and the dimensions do not fill bytes.
+    """
+    if dtype != "binary":
+        return dimensions
+    if dimensions % 8:
+        raise BadInput(f"--output-dtype binary: {dimensions} dimensions do not fill whole bytes; a multiple of 8 does")
+    return dimensions // 8
+
+
+def element(dtype: str) -> str:
+    """numpy's name of what a stored vector's numbers are."""
+    return "uint8" if dtype == "binary" else dtype

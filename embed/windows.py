@@ -1,0 +1,289 @@
+"""Rows → windows of texts as the model gets them: chunked, cleaned, put behind their prompt, counted in tokens.
+
+A window is what is sorted by length, computed and written as one. Where windows begin depends on the rows alone, so a run that
+goes on makes the same ones as a run that was never broken off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from qembed.embed import documents
+from qembed.embed.chunking import Span, chunks
+from qembed.embed.documents import Document
+from qembed.embed.rows import Reject, Row
+from qembed.errors import BadInput
+from qembed.serve.gate.cleaning import clean, has_surrogate
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+ROWS = 4096
+"""Texts of a window, at most."""
+TOKENS = 2**20
+"""Tokens of a window after which it is closed; without a tokenizer, a quarter of the bytes."""
+SIZE = 2**23
+"""Characters of a window, kept columns included, after which it is closed."""
+AT_ONCE = 256
+"""Texts that are tokenized in one go, at most; and their characters:"""
+CHARACTERS = 2**20
+LOOK = 32
+"""Characters for each token of the limit that are looked at to tell that a text is too long."""
+LONGEST_TOKEN = 256
+"""Characters of the longest token, which is white space, with room to spare."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How rows become what the model gets.
+
+    Attributes:
+        tokenizer: counts tokens; None if only a server knows.
+        limit: tokens of a text at most, those included that the model appends; None if only a server knows.
+        prompt: what stands before each text.
+        cleaned: whether texts are cleaned as the server does it.
+        truncate: whether what is too long is cut at its end.
+        chunk_tokens, overlap: tokens of a chunk, and tokens that two of them share, at most; None: rows are not cut.
+        keep_text: whether the text of each row or chunk, as it was read, is among the columns.
+        rows: texts of a window, at most.
+    """
+
+    tokenizer: Tokenizer | None = None
+    limit: int | None = None
+    prompt: str = ""
+    cleaned: bool = True
+    truncate: bool = False
+    chunk_tokens: int | None = None
+    overlap: int = 0
+    keep_text: bool = False
+    rows: int = ROWS
+
+    @cached_property
+    def cutting(self) -> Tokenizer:
+        """The tokenizer that cuts at the limit, and still appends what the model appends."""
+        from tokenizers import Tokenizer
+
+        assert self.tokenizer is not None
+        assert self.limit is not None
+        other = Tokenizer.from_str(self.tokenizer.to_str())
+        other.enable_truncation(self.limit)
+        return other
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each of `texts` as the model would get it, those included that it appends; the prompt is not."""
+        assert self.tokenizer is not None
+        return [len(one.ids) for one in self.tokenizer.encode_batch_fast([self.clean(text) for text in texts])]
+
+    def clean(self, text: str) -> str:
+        """The text as the server would clean it."""
+        return clean(text) if self.cleaned else text
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A text that is to be embedded: a row, or a chunk of one.
+
+    `text` has the prompt before it; `tokens` are its ids, where a tokenizer is known. `length` is what it is sorted by.
+    """
+
+    id: str
+    place: str
+    text: str
+    length: int
+    tokens: array[int] | None
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far a run has come: whole rows, and chunks of the row after them; `digest` is that of the whole rows."""
+
+    rows: int = 0
+    chunks: int = 0
+    digest: str = hashlib.sha256().hexdigest()
+
+
+@dataclass
+class Window:
+    """Texts that are computed together, and rows between them that have no vector. `end` is where the next window begins.
+
+    `tokens` and `size` (characters, with the kept columns) are those of its texts.
+    `done` is the part of the input that has been read by then, from 0 to 1.
+    """
+
+    number: int
+    items: list[Item] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    tokens: int = 0
+    size: int = 0
+    end: Mark = field(default_factory=Mark)
+    done: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A text of `row` before it is cleaned and counted; `last` of its row. A `reason` says that it will not be."""
+
+    row: Row
+    id: str
+    text: str
+    columns: dict[str, Any]
+    last: bool
+    reason: str | None = None
+
+
+def windows(rows: Iterator[Row], texts: Texts, begin: Mark, number: int) -> Iterator[Window]:
+    """The windows of `rows` from `begin` on, the first with `number`. The rows before `begin` are read and compared.
+
+    Raises:
+        BadInput: these are not the rows that the run began with.
+    """
+    digest = hashlib.sha256()
+    for _ in range(begin.rows):
+        row = next(rows, None)
+        if row is None:
+            break
+        digest.update(row.identity)
+    if digest.hexdigest() != begin.digest:
+        raise BadInput(
+            f"the first {begin.rows} rows are not those that the run began with: the input has changed; give the same, or "
+            "--force to start anew"
+        )
+    whole, part = begin.rows, begin.chunks
+    window = Window(number)
+    for candidate, made in _made(_candidates(rows, texts, part), texts):
+        if isinstance(made, Item):
+            window.items.append(made)
+            window.tokens += made.length
+            window.size += len(made.text) + sum(len(value) for value in made.columns.values() if isinstance(value, str))
+        else:
+            window.rejects.append(made)
+        part += 1
+        if candidate.last:
+            digest.update(candidate.row.identity)
+            whole, part = whole + 1, 0
+        if len(window.items) + len(window.rejects) >= texts.rows or window.tokens >= TOKENS or window.size >= SIZE:
+            window.end = Mark(whole, part, digest.hexdigest())
+            yield window
+            window = Window(window.number + 1)
+    if window.items or window.rejects:
+        window.end = Mark(whole, part, digest.hexdigest())
+        yield window
+
+
+def _candidates(rows: Iterable[Row], texts: Texts, skip: int) -> Iterator[_Candidate]:
+    """The texts of each row; of the first row all but the first `skip`."""
+    for row in rows:
+        document, reason = _text_of(row)
+        columns = dict(row.columns)
+        if texts.chunk_tokens is None:
+            if texts.keep_text:
+                columns["text"] = row.text if document is None else document.text
+            yield _Candidate(row, row.id, "" if document is None else document.text, columns, True, reason)
+        elif document is None or not document.text.strip():
+            yield _Candidate(row, row.id, "", columns, True, reason)
+        else:
+            yield from _chunked(row, document, texts, columns, skip)
+        skip = 0
+
+
+def _text_of(row: Row) -> tuple[Document | None, str | None]:
+    if row.reason is not None:
+        return (None if row.text is None else Document(row.text)), row.reason
+    if row.document is None:
+        assert row.text is not None
+        return Document(row.text), None
+    try:
+        return documents.read(row.document, row.kind), None
+    except documents.NotReadable as error:
+        return None, str(error)
+
+
+def _chunked(row: Row, document: Document, texts: Texts, columns: dict[str, Any], skip: int) -> Iterator[_Candidate]:
+    if row.reason is not None:
+        yield _Candidate(row, row.id, document.text, columns, True, row.reason)
+        return
+    assert texts.chunk_tokens is not None
+
+    def candidate(number: int, span: Span, last: bool) -> _Candidate:
+        where = {"start": span.start, "end": span.end, "page": document.page(span.start)}
+        text = document.text[span.start : span.end]
+        kept = {"text": text} if texts.keep_text else {}
+        return _Candidate(row, f"{row.id}#{number}", text, {**columns, **where, **kept}, last)
+
+    before: Span | None = None
+    number = -1
+    for number, span in enumerate(chunks(document.text, texts.chunk_tokens, texts.overlap, texts.count)):
+        if before is not None and number > skip:
+            yield candidate(number - 1, before, False)
+        before = span
+    if before is not None:
+        yield candidate(number, before, True)
+
+
+def _made(candidates: Iterable[_Candidate], texts: Texts) -> Iterator[tuple[_Candidate, Item | Reject]]:
+    """Each candidate with what became of it, in order."""
+    waiting: list[_Candidate] = []
+    characters = 0
+    for one in candidates:
+        waiting.append(one)
+        characters += len(one.text)
+        if len(waiting) == AT_ONCE or characters >= CHARACTERS:
+            yield from _together(waiting, texts)
+            waiting, characters = [], 0
+    yield from _together(waiting, texts)
+
+
+def _together(candidates: Sequence[_Candidate], texts: Texts) -> Iterator[tuple[_Candidate, Item | Reject]]:
+    whole = [texts.clean(one.text) if one.reason is None else "" for one in candidates]
+    reasons = [one.reason or _empty(one.text, text) for one, text in zip(candidates, whole, strict=True)]
+    whole = [text if reason else texts.prompt + text for text, reason in zip(whole, reasons, strict=True)]
+    encoded: dict[int, Encoding] = {}
+    if texts.tokenizer is not None:
+        wanted = [place for place, reason in enumerate(reasons) if reason is None]
+        tokenizer, look = texts.tokenizer, None if texts.limit is None else LOOK * texts.limit
+        if texts.truncate and texts.limit is not None:
+            tokenizer, look = texts.cutting, LONGEST_TOKEN * texts.limit
+        found = tokenizer.encode_batch_fast([whole[place][:look] for place in wanted])
+        if texts.truncate:
+            whole = [text[:look] for text in whole]
+        encoded = dict(zip(wanted, found, strict=True))
+    for place, (one, text, reason) in enumerate(zip(candidates, whole, reasons, strict=True)):
+        encoding = encoded.get(place)
+        if reason is None and encoding is not None and not texts.truncate:
+            encoding, reason = _within(text, encoding, texts)
+        if reason is not None:
+            yield one, Reject(one.row.place, one.id, reason, one.text[: Reject.SHOWN] or None)
+        elif encoding is None:
+            yield one, Item(one.id, one.row.place, text, -(-len(text.encode()) // 4), None, one.columns)
+        else:
+            yield one, Item(one.id, one.row.place, text, len(encoding.ids), array("i", encoding.ids), one.columns)
+
+
+def _empty(text: str, cleaned: str) -> str | None:
+    if has_surrogate(text):
+        return "holds half of a surrogate pair, which is no character"
+    if cleaned.strip():
+        return None
+    return "empty" if not text.strip() else "empty once characters that cannot be seen are taken out"
+
+
+def _within(text: str, encoding: Encoding, texts: Texts) -> tuple[Encoding, str | None]:
+    """The tokens of a text of which the beginning has been tokenized, and what is wrong if they are too many."""
+    if texts.limit is None:
+        return encoding, None
+    looked = len(text) <= LOOK * texts.limit
+    if not looked and len(encoding.ids) <= texts.limit:
+        assert texts.tokenizer is not None
+        encoding, looked = texts.tokenizer.encode(text), True
+    if len(encoding.ids) <= texts.limit:
+        return encoding, None
+    return encoding, (
+        f"too long: {'' if looked else 'more than '}{len(encoding.ids)} tokens, the limit is {texts.limit}; cut it with "
+        "--truncate, or into chunks with --chunk-tokens"
+    )

@@ -1,0 +1,168 @@
+"""Windows → the output: computed, told apart from their rejects, written behind the engine's back."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qembed.embed import journal, outputs, vectors
+from qembed.embed.engine import Engine
+from qembed.embed.job import Job
+from qembed.embed.journal import Done, Journal
+from qembed.embed.outputs import REJECTS, Block, Output, Shape
+from qembed.embed.rows import Reject
+from qembed.embed.spool import Result, Spool
+from qembed.embed.windows import Window
+from qembed.errors import BadInput
+
+OnBatch = Callable[[int, int], None]
+Unfit = Callable[[Block], Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far a run has come: counts since the very beginning, the part of the input (0 to 1), and how fast this run is."""
+
+    done: Done
+    fraction: float
+    rows_per_second: float
+    tokens_per_second: float
+
+
+OnProgress = Callable[[Progressed], None]
+
+
+def computed(window: Window, engine: Engine, kept: Spool | None, on_batch: OnBatch) -> Result:
+    """The vectors of a window, in the order of its rows."""
+    import numpy as np
+
+    places = engine.batches(window.items)
+    found = kept.begin(window.number) if kept else {}
+    made = np.zeros((len(window.items), engine.dimensions), np.float32)
+    reasons: dict[int, str] = {}
+
+    def take(batch: int, result: Result) -> None:
+        made[places[batch]] = result[0]
+        reasons.update({places[batch][place]: reason for place, reason in result[1].items()})
+        on_batch(sum(window.items[place].length for place in places[batch]), len(places[batch]))
+
+    for batch, result in found.items():
+        take(batch, result)
+    missing = {batch: [window.items[one] for one in some] for batch, some in enumerate(places) if batch not in found}
+    if missing:
+        for batch, result in engine.embed(missing):
+            if kept:
+                kept.put(batch, result)
+            take(batch, result)
+    return made, reasons
+
+
+class Writing:
+    """Writes windows behind the engine's back, one at a time; an error comes up with the next one, or at the end."""
+
+    def __init__(self, job: Job, kept: Journal, dimensions: int, on_progress: OnProgress) -> None:
+        self.job, self.kept = job, kept
+        about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
+        width = vectors.width(dimensions, job.dtype)
+        shape = Shape(job.dtype, vectors.element(job.dtype), width, job.columns, about)
+        self.output: Output = outputs.kind(job.output, job.dtype)(job.partial, shape, kept.done.sizes)
+        self.rejects = outputs.grown(job.partial / REJECTS, kept.done.sizes.get(REJECTS, 0))
+        self._on_progress = on_progress
+        self._before = kept.done
+        self._pool = ThreadPoolExecutor(1, "writer")
+        self._last: Future[None] | None = None
+        self._tokens = self._rows = 0
+        self._fraction = 0.0
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Writing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        for each in (self.output, self.rejects):
+            with contextlib.suppress(OSError):  # of a disk that is full: what could not be written has been told already
+                each.close()
+
+    def tell(self, tokens: int, rows: int) -> None:
+        """Tell that `rows` more texts have their vectors."""
+        self._tokens, self._rows = self._tokens + tokens, self._rows + rows
+        vectors, total = self._before.vectors + self._rows, self._before.tokens + self._tokens
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        so_far = replace(self.kept.done, vectors=vectors, tokens=total)
+        self._on_progress(Progressed(so_far, self._fraction, self._rows / seconds, self._tokens / seconds))
+
+    def put(self, window: Window, results: Result) -> None:
+        """Write a window, once the one before it has been written."""
+        self._wait()
+        self._fraction = window.done
+        self._last = self._pool.submit(self._write, window, results)
+
+    def finish(self) -> None:
+        """Wait until all is written, and write what is said about the whole."""
+        self._wait()
+        self.output.finish(self.kept.done.vectors)
+        self.output.sizes()
+        self._fraction = 1.0
+        self.tell(0, 0)
+        self.kept.finished(replace(self.kept.done, ended=True))
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def _write(self, window: Window, results: Result) -> None:
+        block, refused = _told_apart(window, results, self.job, self.output.unfit)
+        if self.job.strict and refused:
+            raise BadInput(f"{refused[0].place}: {refused[0].reason} (--strict)")
+        self.rejects.write(outputs.lines([one.record for one in refused]))
+        if block.ids:
+            self.output.write(block)
+        sizes = self.output.sizes()
+        journal.sync(self.rejects)
+        done = self.kept.done
+        self.kept.finished(
+            Done(
+                windows=window.number + 1,
+                mark=window.end,
+                sizes={**sizes, REJECTS: self.rejects.tell()},
+                vectors=done.vectors + len(block.ids),
+                rejected=done.rejected + len(refused),
+                tokens=done.tokens + window.tokens,
+            )
+        )
+
+
+def embedded(window: Window, engine: Engine, job: Job, unfit: Unfit) -> tuple[Block, list[Reject]]:
+    """The vectors of a window as they are stored, and its rows that have none."""
+    return _told_apart(window, computed(window, engine, None, lambda *_: None), job, unfit)
+
+
+def _told_apart(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[Block, list[Reject]]:
+    """What is stored of a window, and its rows that have no vector."""
+    made, reasons = results
+    stored = vectors.stored(made, job.dtype)
+    block = _block(window, stored, job.columns, reasons)
+    if found := unfit(block):
+        left = [place for place in range(len(window.items)) if place not in reasons]
+        reasons = reasons | {left[at]: why for at, why in found.items()}
+        block = _block(window, stored, job.columns, reasons)
+    refused = [
+        Reject(window.items[place].place, window.items[place].id, why, window.items[place].text)
+        for place, why in sorted(reasons.items())
+    ]
+    return block, [*window.rejects, *refused]
+
+
+def _block(window: Window, stored: Any, columns: Sequence[str], reasons: Mapping[int, str]) -> Block:
+    places = [place for place in range(len(window.items)) if place not in reasons]
+    items = [window.items[place] for place in places]
+    return Block(
+        stored if not reasons else stored[places],
+        [item.id for item in items],
+        {name: [item.columns.get(name) for item in items] for name in columns},
+    )

@@ -1,0 +1,95 @@
+"""`qembed embed` with the real vLLM: in its own process, through the server, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qembed.serve import client
+from tests.e2e.launcher import QEMBED, Launched
+
+pytestmark = pytest.mark.vllm
+ROWS = 9000
+"""Three windows."""
+
+
+def embed(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*QEMBED, "embed", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
+    """What it printed with --json."""
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == code, err
+    said: dict[str, Any] = json.loads(out)
+    return said
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Short texts, and a few long ones."""
+    path = tmp_path_factory.mktemp("embed") / "in.jsonl"
+    with path.open("w") as file:
+        for n in range(ROWS):
+            text = f"ticket {n} {'about the player ' * (n % 3 if n % 500 else 60)}"
+            file.write(json.dumps({"id": f"t{n}", "text": text}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, int4_checkpoint: Path) -> Path:
+    """The vectors of an undisturbed run."""
+    out = source.with_name("whole.npy")
+    said = ended(embed(source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128))
+    assert (said["vectors"], said["dimensions"], said["rejected"]) == (ROWS, 128, 0)
+    return out
+
+
+def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(source: Path, whole: Path, int4_checkpoint: Path) -> None:
+    out = source.with_name("killed.npy")
+    arguments = (source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128)
+    killed = embed(*arguments)
+    journal = out.with_name(".killed.npy.partial") / "journal.jsonl"
+    while not journal.exists() or b'"done"' not in journal.read_bytes():
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not out.exists()
+    said = ended(embed(*arguments))
+    assert 0 < said["resumed"] < ROWS
+    assert out.read_bytes() == whole.read_bytes()
+    for name in ("ids.jsonl",):
+        assert out.with_name(f"killed.{name}").read_bytes() == whole.with_name(f"whole.{name}").read_bytes()
+
+
+def test_the_vectors_are_those_of_the_server_in_the_order_of_the_input(
+    source: Path, whole: Path, int4_server: Launched
+) -> None:
+    vectors = np.load(whole, mmap_mode="r")
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+    lines = source.read_text().splitlines()
+    places = [0, 1, 2, 499, 500, 4095, 4096, ROWS - 1]
+    texts = [json.loads(lines[place])["text"] for place in places]
+    asked = client.embed(texts, url=int4_server.url, model=int4_server.model, dimensions=128)
+    assert ((vectors[places] * asked).sum(axis=1) > 0.999).all()
+
+
+def test_through_the_server_it_is_the_same(source: Path, whole: Path, int4_server: Launched, tmp_path: Path) -> None:
+    few, out = tmp_path / "few.jsonl", tmp_path / "few.npy"
+    lines = source.read_text().splitlines()[:600]
+    few.write_text("\n".join(lines))
+    both = ("--url", int4_server.url, "--url", int4_server.url.removesuffix("/v1"))
+    said = ended(embed(few, "-o", out, *both, "--dimensions", 128, "--json"))
+    assert said["vectors"] == 600
+    assert (np.sum(np.load(out) * np.load(whole, mmap_mode="r")[:600], axis=1) > 0.999).all()

@@ -1,0 +1,76 @@
+"""`qembed embed` on the stand-in: in this process, or in one of its own that can be killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tokenizers import Tokenizer
+
+from qembed.checkpoint import SAMPLE, Checkpoint, find
+from qembed.cli import group
+from qembed.embed import choose
+
+from .standin import DIMENSIONS, computing, vector
+
+Embed = Callable[..., Result]
+
+
+@pytest.fixture
+def embed(monkeypatch: pytest.MonkeyPatch) -> Embed:
+    """`qembed embed` in this process."""
+    monkeypatch.setattr(choose, "_own", computing)
+    monkeypatch.setattr(Checkpoint, "tokenizer", lambda _: tokenizer())
+
+    def run(*arguments: object, input: str | bytes | None = None) -> Result:  # noqa: A002
+        return CliRunner().invoke(group, ["embed", *map(str, arguments)], input=input)
+
+    return run
+
+
+def started(*arguments: object, **variables: object) -> subprocess.Popen[bytes]:
+    """`qembed embed` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.embed.standin", "embed", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **{f"QEMBED_TEST_{name.upper()}": str(value) for name, value in variables.items()}},
+    )
+
+
+LOAD = Checkpoint.tokenizer
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """The sample's, loaded once."""
+    return LOAD(find(SAMPLE))
+
+
+def expected(text: str, dimensions: int = DIMENSIONS) -> np.ndarray[Any, Any]:
+    """The vector of a text as the model gets it."""
+    return vector(tokenizer().encode(text).ids, dimensions)
+
+
+def rejects(path: Path) -> list[dict[str, Any]]:
+    """The records of a rejects file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in `folder`, hidden ones too."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

@@ -1,0 +1,94 @@
+"""An engine that takes no time: a text's vector follows from its tokens alone. The rest is `qembed embed` itself.
+
+`python -m tests.embed.standin ARGUMENTS` is `qembed ARGUMENTS` with it. QEMBED_TEST_DELAY (seconds a batch) slows it down;
+QEMBED_TEST_SPOOL (seconds) is how often batches are kept; QEMBED_TEST_ROWS the rows of a window; QEMBED_TEST_PEAK names a file
+for the process's peak memory in KiB.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qembed.checkpoint import SAMPLE, find
+from qembed.embed import choose, spool, windows
+from qembed.embed.choose import Computing
+from qembed.embed.engine import NOT_FINITE, sorted_batches
+from qembed.embed.spool import Result
+from qembed.embed.windows import Item
+
+DIMENSIONS = 16
+LIMIT = 64
+SPOILT = "not a number"
+"""A text of which the vector is NaN."""
+
+
+def vector(tokens: Sequence[int], dimensions: int) -> np.ndarray[Any, Any]:
+    """What the stand-in makes of a text."""
+    places = np.arange(1, dimensions + 1, dtype=np.float64)[:, None]
+    numbers = np.asarray(tokens, np.float64)[None, :] + 1
+    found = np.sin(places * numbers).sum(axis=1) + np.cos(len(tokens) * places[:, 0])
+    return (found / np.linalg.norm(found)).astype(np.float32)
+
+
+class Standin:
+    """The engine itself."""
+
+    def __init__(self, dimensions: int) -> None:
+        self.dimensions = dimensions
+        self.delay = float(os.environ.get("QEMBED_TEST_DELAY", "0"))
+
+    def batches(self, items: Sequence[Item]) -> list[list[int]]:
+        return sorted_batches(items, 64, 512)
+
+    def embed(self, batches: Mapping[int, Sequence[Item]]) -> Iterator[tuple[int, Result]]:
+        for number, items in batches.items():
+            time.sleep(self.delay)
+            made = np.stack([vector(item.tokens or (), self.dimensions) for item in items])
+            spoilt = [place for place, item in enumerate(items) if item.text.endswith(SPOILT)]
+            yield number, (made, dict.fromkeys(spoilt, NOT_FINITE))
+
+
+def computing(options: Mapping[str, Any], _: Callable[[str], None]) -> Computing:
+    """In place of `choose._own`."""
+    whole = options["dimensions"] or DIMENSIONS
+    return Computing(SAMPLE, find(SAMPLE), LIMIT, partial(opened, whole), {"model": SAMPLE}, whole)
+
+
+@contextmanager
+def opened(dimensions: int) -> Iterator[Standin]:
+    """In place of `engine.opened`. QEMBED_TEST_PIDS names a folder for a file by this process's number."""
+    if pids := os.environ.get("QEMBED_TEST_PIDS"):
+        (Path(pids) / str(os.getpid())).touch()
+    yield Standin(dimensions)
+
+
+def install() -> None:
+    """Put the stand-in in the engine's place."""
+    choose._own = choose._clustered = computing
+    spool.EVERY = float(os.environ.get("QEMBED_TEST_SPOOL", spool.EVERY))
+    windows.ROWS = int(os.environ.get("QEMBED_TEST_ROWS", windows.ROWS))
+
+
+def main() -> None:
+    """`qembed`, with the stand-in."""
+    from qembed.cli import group
+
+    install()
+    try:
+        group.main(prog_name="qembed")
+    finally:
+        if peak := os.environ.get("QEMBED_TEST_PEAK"):
+            Path(peak).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The files for KubeRay: they are YAML that fits together, and name the Ray that is tested here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RAY = ROOT / "deploy" / "ray"
+
+
+def pinned() -> str:
+    found = re.search(r"^ray==(.+)$", (ROOT / "deploy" / "requirements" / "cpu.txt").read_text(), re.MULTILINE)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "job.yaml"])
+def test_head_and_workers_share_image_ray_and_volume(name: str) -> None:
+    (made,) = yaml.safe_load_all((RAY / name).read_text())
+    spec = made["spec"].get("rayClusterSpec", made["spec"])
+    assert spec["rayVersion"] == pinned()
+    pods = [spec["headGroupSpec"]["template"]["spec"], *(group["template"]["spec"] for group in spec["workerGroupSpecs"])]
+    assert len({pod["containers"][0]["image"] for pod in pods}) == 1
+    for pod in pods:
+        (mount,) = pod["containers"][0]["volumeMounts"]
+        (volume,) = pod["volumes"]
+        assert mount["name"] == volume["name"]
+        assert mount["mountPath"] == "/data"
+
+
+def test_the_image_has_the_same_ray() -> None:
+    assert f"FROM rayproject/ray:{pinned()}-py311-gpu" in (RAY / "Dockerfile").read_text()

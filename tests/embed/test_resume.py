@@ -1,0 +1,245 @@
+"""Killed at any moment, full disks, changed inputs: what is finished is kept, and the end is the same, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .conftest import contents, started
+
+ROOT = Path(__file__).parents[2]
+ROWS = 100_000
+SMALL = {"QEMBED_TEST_ROWS": "40", "QEMBED_TEST_SPOOL": "0"}
+
+
+class Victims:
+    """Children of one process that has everything loaded (`tests.embed.victim`)."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the process ended"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def embed(self, *arguments: object, kill: int = 0, number: int = signal.SIGKILL) -> dict[str, Any]:
+        return self.ask(arguments=list(map(str, arguments)), kill=kill, signal=number)
+
+
+@contextmanager
+def victims(*before: str) -> Iterator[Victims]:
+    command = [*before, sys.executable, "-m", "tests.embed.victim"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **SMALL}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Victims(process)
+        assert process.stdin
+        process.stdin.close()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """230 texts, a few of them empty."""
+    path = tmp_path / "in.txt"
+    path.write_text("".join(f"{'word ' * (n % 7)}text {n}\n" if n % 50 else "\n" for n in range(230)))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".csv", ".jsonl"])
+def test_killed_at_any_moment_the_next_run_ends_with_the_same_bytes(source: Path, tmp_path: Path, suffix: str) -> None:
+    whole, work = tmp_path / "whole", tmp_path / "work"
+    whole.mkdir()
+    with victims() as run:
+        steps = run.embed(source, "-o", whole / f"out{suffix}")["steps"]
+        wanted = contents(whole)
+        assert len(wanted) == (3 if suffix == ".npy" else 2)
+        assert len(steps) > 30
+        # Every moment of the end, and every ninth before it.
+        moments = sorted({*range(1, len(steps), 9), *range(len(steps) - 8, len(steps) + 1)})
+        for kill in moments:
+            where = f"killed before step {kill} of {len(steps)}: {steps[kill - 1]}"
+            work.mkdir()
+            assert run.embed(source, "-o", work / f"out{suffix}", kill=kill)["code"] == -9, where
+            if (work / f"out{suffix}").exists():
+                assert {name: value for name, value in contents(work).items() if "partial" not in name} == wanted, where
+            again = run.embed(source, "-o", work / f"out{suffix}")
+            assert again["code"] == 4, (where, again["stderr"])
+            assert contents(work) == wanted, where
+            shutil.rmtree(work)
+
+
+def test_killed_again_and_again_it_still_ends(source: Path, tmp_path: Path) -> None:
+    whole, work = tmp_path / "whole", tmp_path / "work"
+    whole.mkdir()
+    work.mkdir()
+    with victims() as run:
+        assert run.embed(source, "-o", whole / "out.parquet", "--chunk-tokens", "4", "--txt", "lines")["code"] == 4
+        code, runs = -9, 0
+        while code == -9:
+            code = run.embed(source, "-o", work / "out.parquet", "--chunk-tokens", "4", "--txt", "lines", kill=9)["code"]
+            runs += 1
+            assert runs < 100
+        assert runs > 5
+        assert code == 4
+        assert contents(work) == contents(whole)
+
+
+def test_ctrl_c_and_sigterm_say_how_to_go_on(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "work" / "out.npy"
+    out.parent.mkdir()
+    with victims() as run:
+        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            answer = run.embed(source, "-o", out, kill=12, number=number)
+            assert answer["code"] == code
+            assert f"interrupted; what is finished is kept in {out.parent / '.out.npy.partial'}" in answer["stderr"]
+            assert "Traceback" not in answer["stderr"]
+        assert run.embed(source, "-o", out)["code"] == 4
+
+
+def test_a_full_disk_and_a_read_only_one(source: Path, tmp_path: Path) -> None:
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "mount", "-t", "tmpfs", "none", str(tmp_path)]).returncode:
+        pytest.skip("a file system of one's own needs unprivileged user namespaces (unshare -rm)")
+    disk, saved, whole = tmp_path / "disk", tmp_path / "saved", tmp_path / "whole"
+    disk.mkdir()
+    whole.mkdir()
+    with victims(*unshare) as run:
+        for suffix, options in ((".npy", ()), (".parquet", ("--keep", "text"))):
+            wide = ("--dimensions", "256", *options)
+            assert run.embed(source, "-o", whole / f"out{suffix}", *wide)["code"] == 4
+            assert run.ask(shell=f"mount -t tmpfs -o size=160k none {disk}")["code"] == 0
+            full = run.embed(source, "-o", disk / f"out{suffix}", *wide)
+            (line,) = [line for line in full["stderr"].splitlines() if line.startswith("qembed: ")]
+            assert full["code"] == 1
+            assert "the disk is full (No space left on device)" in line
+            assert f"kept in {disk / f'.out{suffix}.partial'}: free some room, and the same command goes on" in line
+            assert "Traceback" not in full["stderr"]
+            again = run.embed(source, "-o", disk / f"out{suffix}", *wide)
+            assert again["code"] == 1  # as full as before: nothing is lost by trying
+            assert run.ask(shell=f"mount -o remount,size=4m {disk}")["code"] == 0
+            assert run.embed(source, "-o", disk / f"out{suffix}", *wide)["code"] == 4
+            assert run.ask(shell=f"cp -r {disk} {saved}{suffix}")["code"] == 0
+            assert contents(Path(f"{saved}{suffix}")) == {
+                name: value for name, value in contents(whole).items() if suffix in name or "ids" in name or "rejects" in name
+            }
+            assert run.ask(shell=f"mount -o remount,ro {disk}")["code"] == 0
+            refused = run.embed(source, "-o", disk / "other.npy")
+            assert refused["code"] == 2
+            assert "Read-only file system" in refused["stderr"]
+            assert run.ask(shell=f"umount {disk}")["code"] == 0
+            shutil.rmtree(whole)
+            whole.mkdir()
+
+
+def test_another_run_does_not_go_on_with_it(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "work" / "out.npy"
+    out.parent.mkdir()
+    with victims() as run:
+        assert run.embed(source, "-o", out, kill=12)["code"] == -9
+        refused = run.embed(source, "-o", out, "--prompt", "query")
+        assert refused["code"] == 2
+        assert "the run that was broken off was another one (prompt was" in refused["stderr"]
+        text = source.read_text()
+        source.write_text("another beginning\n" + text)
+        changed = run.embed(source, "-o", out)
+        assert changed["code"] == 2
+        assert "the input has changed" in changed["stderr"]
+        assert run.embed(source, "-o", out, "--prompt", "query", "--force")["code"] == 4
+        assert not list(out.parent.glob(".*"))
+        assert len(np.load(out)) == 226
+
+
+def test_two_runs_at_once_do_not_write_into_one_file(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    slow = started(source, "-o", out, delay=0.5, rows=40)
+    try:
+        while not (tmp_path / ".out.npy.partial" / "journal.jsonl").exists():
+            assert slow.poll() is None
+            time.sleep(0.05)
+        other = started(source, "-o", out)
+        _, said = other.communicate(timeout=60)
+        assert other.returncode == 1
+        assert b"another qembed embed is writing there" in said
+    finally:
+        slow.kill()
+        slow.communicate()
+
+
+def test_batches_of_a_window_that_was_broken_off_are_not_computed_again(source: Path, tmp_path: Path) -> None:
+    """One window, computed slowly: what it had is there after the kill."""
+    source.write_text("".join(f"{'word ' * 40}text {n}\n" for n in range(200)))
+    out = tmp_path / "out.npy"
+    slow = started(source, "-o", out, delay=0.2, spool=0)
+    batches = tmp_path / ".out.npy.partial" / "batches-0"
+    while not batches.exists() or batches.stat().st_size < 3000:
+        assert slow.poll() is None, slow.communicate()
+        time.sleep(0.02)
+    slow.kill()
+    slow.communicate()
+    before = batches.stat().st_size
+    with batches.open("r+b") as file:  # the last one was written in part
+        file.truncate(before - 7)
+    second = started(source, "-o", out, delay=0.2, spool=0)
+    while batches.stat().st_size == before - 7:
+        assert second.poll() is None
+        time.sleep(0.01)
+    second.kill()
+    second.communicate()
+    assert batches.stat().st_size > 2000
+    assert started(source, "-o", out).wait(60) == 0
+    done = started(source, "-o", tmp_path / "whole.npy")
+    assert done.wait(60) == 0
+    assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_a_hundred_thousand_rows_with_a_kill_in_the_middle_and_bounded_memory(tmp_path: Path) -> None:
+    source, small = tmp_path / "in.txt", tmp_path / "small.txt"
+    with source.open("wb") as file:
+        for n in range(ROWS):
+            file.write(b"\n" if n % 9973 == 5 else b"text %d%s\n" % (n, b" word" * (n % 5)))
+    small.write_bytes(b"".join(source.open("rb").readlines()[:10_000]))
+    whole, work = tmp_path / "whole", tmp_path / "work"
+    whole.mkdir()
+    work.mkdir()
+    peaks = {}
+    for name, path in (("small", small), ("whole", source)):
+        out = whole / "out.parquet" if name == "whole" else tmp_path / "small.parquet"
+        run = started(path, "-o", out, "--json", peak=tmp_path / "peak")
+        said, error = run.communicate(timeout=600)
+        assert run.returncode == 4, error
+        peaks[name] = int((tmp_path / "peak").read_text())
+    assert json.loads(said)["vectors"] + json.loads(said)["rejected"] == json.loads(said)["rows"] == ROWS
+    # Ten times the rows; what may grow is the lists of windows, not what is in them.
+    assert peaks["whole"] < peaks["small"] + 40_000, peaks
+
+    killed = started(source, "-o", work / "out.parquet")
+    journal = work / ".out.parquet.partial" / "journal.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b'"done"') < 12:
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -9
+    again = started(source, "-o", work / "out.parquet", "--json")
+    said, error = again.communicate(timeout=600)
+    assert again.returncode == 4, error
+    assert 40_000 < json.loads(said)["resumed"] < ROWS
+    assert contents(work) == contents(whole)

@@ -1,0 +1,210 @@
+"""What goes in: every format row by row; rows that cannot be embedded are told with their reason, and never lost in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from .conftest import Embed, expected, rejects
+from .standin import SPOILT
+
+
+def ids(path: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in path.with_name(path.stem + ".ids.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_lines_of_text_are_called_by_their_number_and_bad_ones_are_rejected(embed: Embed, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.npy"
+    # A byte-order mark, Windows line ends, line separators that are none, an empty line, one of invisible characters.
+    source.write_bytes(
+        "\ufefffirst\r\nsecond\u2028still second\x0band now\n\n\u200b\u200d\n".encode()
+        + b"broken \xff\xfe\n"
+        + b"word " * 100
+        + b"\nlast without an end"
+    )
+    done = embed(source, "-o", out, "--json")
+    assert done.exit_code == 4
+    said = json.loads(done.stdout)
+    assert (said["vectors"], said["rejected"], said["rows"]) == (3, 4, 7)
+    assert ids(out) == ["1", "2", "7"]
+    texts = ["first", "second\u2028still second\nand now", "last without an end"]
+    np.testing.assert_array_equal(np.load(out), np.stack([expected(text) for text in texts]))
+    told = rejects(tmp_path / "out.rejects.jsonl")
+    assert [(one["id"], one["place"]) for one in told] == [(str(n), f"in.txt, line {n}") for n in (3, 4, 5, 6)]
+    assert [one["reason"].split(" (")[0] for one in told[:3]] == [
+        "empty",
+        "empty once characters that cannot be seen are taken out",
+        "not UTF-8",
+    ]
+    assert told[3]["reason"].startswith("too long: 102 tokens, the limit is 64")
+    assert f"4 rows were rejected; {tmp_path / 'out.rejects.jsonl'}" in done.stderr
+
+
+def test_bad_json_lines(embed: Embed, tmp_path: Path) -> None:
+    lines = [
+        '{"text": "fine", "id": 7}',
+        "{broken",
+        '["no", "object"]',
+        '{"id": "no text"}',
+        '{"text": 5}',
+        '{"text": "half \\ud800"}',
+        "",
+        '{"text": "fine too", "id": "x"}',
+        '{"text": "an id that is none", "id": [1]}',
+        "[" * 100_000,
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    done = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.npy")
+    assert done.exit_code == 4
+    assert ids(tmp_path / "out.npy") == ["7", "x"]
+    told = rejects(tmp_path / "out.rejects.jsonl")
+    assert [one["place"] for one in told] == [f"in.jsonl, line {n}" for n in (2, 3, 4, 5, 6, 9, 10)]
+    reasons = [one["reason"] for one in told]
+    for word, reason in zip(
+        ["not JSON", "not a JSON object", "text is missing", "text is not a text", "surrogate", "id is no id", "not JSON"],
+        reasons,
+        strict=True,
+    ):
+        assert word in reason
+
+
+def test_bad_csv_rows(embed: Embed, tmp_path: Path) -> None:
+    content = b'id,title,body\na,One,"first, with\na line break"\nb,Two\nc,Three,\xff\nd,Four,last\n,Five,numbered\n'
+    (tmp_path / "in.csv").write_bytes(content)
+    arguments = ["--text-column", "body", "--keep", "title"]
+    done = embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy", *arguments)
+    assert done.exit_code == 4
+    assert ids(tmp_path / "out.npy") == ["a", "d", "5"]
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[0], expected("first, with\na line break"))
+    assert [(one["id"], one["reason"]) for one in rejects(tmp_path / "out.rejects.jsonl")] == [
+        ("2", "2 cells, the header has 3"),
+        ("c", "not UTF-8"),
+    ]
+    tabs = content.replace(b",", b"\t").replace(b"first\t", b"first,")
+    (tmp_path / "in.tsv").write_bytes(tabs)
+    assert embed(tmp_path / "in.tsv", "-o", tmp_path / "tabs.npy", *arguments).exit_code == 4
+    assert (tmp_path / "tabs.npy").read_bytes() == (tmp_path / "out.npy").read_bytes()
+
+
+def test_parquet_with_nulls_and_strings_that_are_not_utf8(embed: Embed, tmp_path: Path) -> None:
+    bad = pyarrow.array([b"a", b"\xff", b"c"]).cast(pyarrow.string(), safe=False) if False else None
+    assert bad is None
+    raw = pyarrow.array([b"good", b"\xff\xfe", b"also good"], pyarrow.binary())
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())
+    table = pyarrow.table({"key": pyarrow.array([1, 2, 3]), "text": text, "when": pyarrow.array([1, 2, 3], pyarrow.date32())})
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    done = embed(tmp_path / "in.parquet", "-o", tmp_path / "out.parquet", "--id-column", "key", "--keep", "when")
+    assert done.exit_code == 4
+    made = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    assert made["id"].to_pylist() == ["1", "3"]
+    assert made["when"].to_pylist() == ["1970-01-02", "1970-01-04"]
+    assert [(one["place"], one["reason"]) for one in rejects(tmp_path / "out.rejects.jsonl")] == [
+        ("in.parquet, row 2", "not UTF-8")
+    ]
+
+
+def test_a_folder_is_read_by_name_with_all_below_it_but_not_what_is_written(embed: Embed, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "one.txt").write_text("from b\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "from a"}\n{"text": "again", "id": "own"}\n')
+    (tmp_path / "c.csv").write_text("text\nfrom c\n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".hidden.txt").write_text("hidden\n")
+    out = tmp_path / "vectors.jsonl"
+    for options in ([], ["--force"]):
+        done = embed(tmp_path, "-o", out, *options)
+        assert done.exit_code == 0, done.output
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row["id"] for row in rows] == ["a.jsonl:1", "own", "c.csv:1", "b/one.txt:1"]
+
+
+def test_standard_input(embed: Embed, tmp_path: Path) -> None:
+    assert embed("-", "-o", tmp_path / "a.npy", input="one\ntwo\n").exit_code == 0
+    rows = '{"text": "one"}\n{"text": "two"}\n'
+    assert embed("-", "-o", tmp_path / "b.npy", "--input-format", "jsonl", input=rows).exit_code == 0
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert ids(tmp_path / "a.npy") == ["1", "2"]
+    refused = embed("-", "-o", tmp_path / "c.npy", "--input-format", "parquet", input="")
+    assert refused.exit_code == 2
+    assert "standard input" in refused.stderr
+
+
+def test_strict_stops_at_the_first_bad_row_and_goes_on_once_it_is_mended(
+    embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qembed.embed import windows
+
+    monkeypatch.setattr(windows, "ROWS", 4)
+    lines = [f"text {n}" for n in range(20)]
+    source, out = tmp_path / "in.txt", tmp_path / "out.npy"
+    source.write_text("\n".join([*lines[:10], "", *lines[11:]]))
+    done = embed(source, "-o", out, "--strict")
+    assert done.exit_code == 2
+    assert "in.txt, line 11: empty (--strict)" in done.stderr
+    assert not out.exists()
+    source.write_text("\n".join(lines))
+    done = embed(source, "-o", out, "--strict", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["resumed"] == 8
+    np.testing.assert_array_equal(np.load(out), np.stack([expected(line) for line in lines]))
+
+
+def test_a_vector_that_is_not_finite_is_a_rejected_row(embed: Embed, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text(f"fine\n{SPOILT}\nfine too\n")
+    assert embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy").exit_code == 4
+    assert ids(tmp_path / "out.npy") == ["1", "3"]
+    (one,) = rejects(tmp_path / "out.rejects.jsonl")
+    assert one == {"id": "2", "place": "in.txt, line 2", "reason": "its vector holds NaN or infinity", "text": SPOILT}
+    assert embed(tmp_path / "in.txt", "-o", tmp_path / "strict.npy", "--strict").exit_code == 2
+
+
+def test_texts_are_cleaned_prompted_and_cut_as_the_server_does_it(embed: Embed, tmp_path: Path) -> None:
+    from qembed.checkpoint import instruct
+
+    (tmp_path / "in.txt").write_text("Cafe\u0301\u200b\n" + "word " * 100 + "\n", "utf-8")
+    out = tmp_path / "out.npy"
+    assert embed(tmp_path / "in.txt", "-o", out, "--truncate").exit_code == 0
+    vectors = np.load(out)
+    np.testing.assert_array_equal(vectors[0], expected("Café"))
+    cut = next(
+        n
+        for n in range(100, 0, -1)
+        if (vectors[1] == expected("word " * n)).all() or (vectors[1] == expected("word " * n + "word")).all()
+    )
+    assert cut >= 60
+    (tmp_path / "in.txt").write_text("Cafe\u0301\u200b\n", "utf-8")
+    assert embed(tmp_path / "in.txt", "-o", out, "--force", "--no-clean").exit_code == 0
+    np.testing.assert_array_equal(np.load(out)[0], expected("Cafe\u0301\u200b"))
+    assert embed(tmp_path / "in.txt", "-o", out, "--force", "--instruction", "Find coffee").exit_code == 0
+    np.testing.assert_array_equal(np.load(out)[0], expected(instruct("Find coffee") + "Café"))
+
+
+def test_nothing_to_read_is_bad_input(embed: Embed, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "in.xyz").write_text("a")
+    for source, words in (
+        ("empty.txt", "holds no texts"),
+        ("empty", "holds no file that can be read"),
+        ("in.xyz", "tells no format"),
+        ("nothing.txt", "no such file or folder"),
+    ):
+        done = embed(tmp_path / source, "-o", tmp_path / "out.npy")
+        assert done.exit_code == 2
+        assert words in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "empty.txt", "in.xyz"]
+
+
+def test_a_line_without_end_does_not_fill_the_memory(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qembed.embed import readers
+
+    monkeypatch.setattr(readers, "LONGEST_LINE", 1000)
+    (tmp_path / "in.txt").write_text("a\n" + "x" * 5000 + "\nb\n")
+    assert embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy").exit_code == 4
+    assert ids(tmp_path / "out.npy") == ["1", "3"]
+    assert rejects(tmp_path / "out.rejects.jsonl")[0]["reason"].startswith("longer than")

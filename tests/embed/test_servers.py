@@ -1,0 +1,187 @@
+"""Through running servers: spread over them, asked again where one fails, single texts told apart that a server refuses."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from qembed.cli import group
+from qembed.embed import servers
+
+from .conftest import rejects
+from .standin import vector
+
+
+class Fake(ThreadingHTTPServer):
+    """An OpenAI-compatible server: `trouble` are the statuses of its next answers, `asked` the texts that it was sent."""
+
+    daemon_threads = True
+
+    def __init__(self, model: str = "fake", dimensions: int = 16) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.model, self.dimensions = model, dimensions
+        self.trouble: list[int] = []
+        self.asked: list[list[str]] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def down(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Fake
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.answer(200, {"object": "list", "data": [{"id": self.server.model, "object": "model"}]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        texts = asked["input"]
+        self.server.asked.append(texts)
+        if self.server.trouble and texts != [servers.PROBE]:
+            self.answer(self.server.trouble.pop(0), {"error": {"message": "trouble"}})
+            return
+        long = [place for place, text in enumerate(texts) if len(text) > 300]
+        if long:
+            self.answer(400, {"error": {"message": f"input[{long[0]}] is too long"}})
+            return
+        if any("poison" in text for text in texts):
+            self.answer(500, {"error": {"message": "it broke"}})
+            return
+        size = asked.get("dimensions") or self.server.dimensions
+        encoded = [base64.b64encode(vector([len(text), ord(text[0])], size).tobytes()).decode() for text in texts]
+        data = [{"object": "embedding", "index": n, "embedding": one} for n, one in enumerate(encoded)]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        self.answer(200, {"object": "list", "model": self.server.model, "usage": usage, "data": data})
+
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        raw = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Fake]]:
+    monkeypatch.setattr(servers, "PAUSES", (0.01, 0.05))
+    both = [Fake(), Fake()]
+    yield both
+    for one in both:
+        one.server_close()
+
+
+def embed(*arguments: object) -> Result:
+    return CliRunner().invoke(group, ["embed", *map(str, arguments)])
+
+
+def made(texts: list[str], dimensions: int = 16) -> np.ndarray[Any, Any]:
+    return np.stack([vector([len(text), ord(text[0])], dimensions) for text in texts])
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.txt"
+    path.write_text("".join(f"{'word ' * (n % 40)}text {n}\n" for n in range(1000)))
+    return path
+
+
+def test_the_work_is_spread_and_the_order_is_that_of_the_input(two: list[Fake], source: Path, tmp_path: Path) -> None:
+    two[0].trouble = [503, 503, 429, 502]
+    done = embed(source, "-o", tmp_path / "out.npy", "--url", two[0].url, "--url", two[1].url + "/v1/")
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), made(source.read_text().splitlines()))
+    assert all(len(one.asked) > 4 for one in two)
+
+
+def test_a_server_that_goes_away_leaves_its_work_to_the_other(two: list[Fake], source: Path, tmp_path: Path) -> None:
+    opened = servers._ask
+
+    def ask(all_of_them: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
+        if server.url == two[0].url and len(two[0].asked) == 3:
+            two[0].down()
+        return opened(all_of_them, server, texts, last)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(servers, "_ask", ask)
+        done = embed(source, "-o", tmp_path / "out.npy", "--url", two[0].url, "--url", two[1].url)
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), made(source.read_text().splitlines()))
+
+
+def test_texts_that_a_server_refuses_or_breaks_on_are_rejected_alone(two: list[Fake], source: Path, tmp_path: Path) -> None:
+    texts = source.read_text().splitlines()
+    texts[17], texts[900] = "x" * 400, "poison"
+    source.write_text("\n".join(texts))
+    done = embed(source, "-o", tmp_path / "out.npy", "--url", two[0].url, "--dimensions", "8")
+    assert done.exit_code == 4, done.output
+    told = rejects(tmp_path / "out.rejects.jsonl")
+    assert [(one["id"], one["reason"]) for one in told] == [("18", "input[0] is too long"), ("901", "it broke")]
+    left = [text for place, text in enumerate(texts) if place not in (17, 900)]
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), made(left, 8))
+
+
+def test_no_server_ends_the_run_and_what_is_finished_is_kept(
+    two: list[Fake], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qembed.embed import windows
+
+    monkeypatch.setattr(servers, "PATIENCE", 0.3)
+    monkeypatch.setattr(windows, "ROWS", 200)
+    out = tmp_path / "out.npy"
+    for one in two:
+        one.trouble = [200] * 0
+    real = servers._ask
+    count = 0
+
+    def ask(all_of_them: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
+        nonlocal count
+        count += 1
+        if count > 12:
+            raise servers._Busy("no answer")
+        return real(all_of_them, server, texts, last)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(servers, "_ask", ask)
+        done = embed(source, "-o", out, "--url", two[0].url, "--url", two[1].url)
+    assert done.exit_code == 1
+    assert "no server has answered" in done.stderr
+    again = embed(source, "-o", out, "--url", two[0].url, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["resumed"] >= 200
+    np.testing.assert_array_equal(np.load(out), made(source.read_text().splitlines()))
+
+
+def test_servers_that_do_not_belong_together(tmp_path: Path, source: Path) -> None:
+    one, other, short = Fake(), Fake("other"), Fake(dimensions=8)
+    out = tmp_path / "out.npy"
+    for urls, words in (
+        ([one.url, other.url], "different models"),
+        ([one.url, short.url], "differ in length"),
+        (["http://127.0.0.1:9"], "nothing answers there"),
+        (["nonsense"], "not the URL of a server"),
+    ):
+        done = embed(source, "-o", out, *(word for url in urls for word in ("--url", url)))
+        assert done.exit_code == 2, done.output
+        assert words in done.stderr
+    assert not list(tmp_path.glob(".out*"))
+    for server in (one, other, short):
+        server.down()

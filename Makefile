@@ -110,7 +110,7 @@ lint: $(INSTALLED)
 	ln -s $(addprefix ../../../,quantize serve embed search eval $(wildcard qembed/*)) build/types/qembed/
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p qembed
 	$(BIN)/mypy --config-file pyproject.toml deploy/requirements/lock.py
-	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../bench/*.py
+	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../bench/*.py ../../examples/*.py
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../deploy/*.py ../../deploy/docker/healthcheck.py
 
 lock:

@@ -153,6 +153,16 @@ def test_nothing_runs_as_root_or_writes_to_its_image(folder: Path) -> None:
             assert mounted <= {volume["name"] for volume in pod["volumes"]}
 
 
+def test_each_claim_is_there_and_has_a_size() -> None:
+    found = [one for folder in RENDERED for one in documents(rendered(folder))]
+    sizes = {
+        one["metadata"]["name"]: one["spec"]["resources"]["requests"]["storage"]
+        for one in found
+        if one["kind"] == "PersistentVolumeClaim"
+    }
+    assert set(re.findall(r"claimName: (\S+)", "\n".join(map(rendered, RENDERED)))) == set(sizes)
+
+
 def test_with_a_gpu_and_without() -> None:
     assert container(HERE / "overlays/gpu")["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert container(HERE / "overlays/gpu")["image"] == "qembed:gpu"

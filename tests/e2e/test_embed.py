@@ -17,8 +17,8 @@ from qembed.serve import client
 from tests.e2e.launcher import QEMBED, Launched
 
 pytestmark = pytest.mark.vllm
-ROWS = 9000
-"""Three windows."""
+ROWS = 4500
+"""Two windows."""
 
 
 def embed(*arguments: object) -> subprocess.Popen[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -125,14 +125,12 @@ def command(source: str, as_json: bool, **options: Any) -> None:
 
     job: Job | None = None
     stop = _Stop()
-    out: TextIO | None = None
     with _console() as console:
         try:
             with stop.on_signals():
                 job, dimensions = choose.job(source, options, lambda what: console.print(what, style="dim", markup=False))
                 if options["ray"]:
                     assert dimensions is not None
-                    out = _own_stdout()
                     said = _on_cluster(job, options, dimensions, console)
                 else:
                     said = run.summary(job, _with_progress(job, console))
@@ -144,20 +142,10 @@ def command(source: str, as_json: bool, **options: Any) -> None:
             interrupted = Interrupted(f"interrupted; {where}")
             interrupted.exit_code = 128 + stop.signal
             raise interrupted from error
-    click.echo(json.dumps(said, ensure_ascii=False) if as_json else _line(said), file=out)
+    click.echo(json.dumps(said, ensure_ascii=False) if as_json else _line(said))
     if said["rejected"]:
         click.echo(f"qembed: {said['rejected']} rows were rejected; {said['rejects']} has the reasons", err=True)
         raise SystemExit(run.REJECTED)
-
-
-def _own_stdout() -> TextIO | None:
-    """Standard output for us alone: what Ray's native code says, even while it ends, goes to standard error from now on."""
-    try:
-        ours = os.dup(sys.stdout.fileno())
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    except (OSError, ValueError):  # no file of the system's, as in tests
-        return None
-    return os.fdopen(ours, "w", encoding="utf-8")
 
 
 @contextmanager

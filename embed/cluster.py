@@ -16,7 +16,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], N
             for folder in (work.parts, work.records):
                 folder.mkdir(exist_ok=True)
             try:
-                with logged(verbose=False):  # Ray prints on standard output
+                with logged(verbose=False), _connected(share):  # Ray prints on standard output, even while it ends
                     _pipeline(work, share, on_progress)
             finally:
                 if not any(work.records.iterdir()):
@@ -138,18 +138,35 @@ def _check_free(job: Job) -> None:
         raise BadInput(f"{job.output} exists already; choose another --output, or {why}")
 
 
+@contextmanager
+def _connected(share: Share) -> Iterator[None]:
+    """In touch with the cluster until the block is left; a connection that is there already stays.
+
+    Raises:
+        QembedError: no cluster.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = {"include_dashboard": False} if share.address == LOCAL else {}
+    try:
+        ray.init(address=share.address, log_to_driver=False, logging_level="ERROR", **local)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise QembedError(f"--ray {share.address}: no Ray cluster there ({' '.join(str(error).split())[:200]})") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> None:
     import ray
     import ray.data
     from ray.exceptions import RayError
 
-    try:
-        if not ray.is_initialized():
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            local = {"include_dashboard": False} if share.address == LOCAL else {}
-            ray.init(address=share.address, log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise QembedError(f"--ray {share.address}: no Ray cluster there ({' '.join(str(error).split())[:200]})") from error
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1  # a window a block: what is lost with an actor, and what actors share the work by
     context.enable_progress_bars = False

@@ -227,6 +227,8 @@ def logged(verbose: bool) -> Iterator[Callable[[], list[str]]]:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL(None).fflush(None)  # what native code has said and not written yet goes into the log too
             for number, copy in enumerate(kept, 1):
                 os.dup2(copy, number)
                 os.close(copy)

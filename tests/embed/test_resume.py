@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,42 +15,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tests.victims
+from tests.victims import Victims
+
 from .conftest import contents, started
 
-ROOT = Path(__file__).parents[2]
 ROWS = 100_000
 SMALL = {"QEMBED_TEST_ROWS": "40", "QEMBED_TEST_SPOOL": "0"}
 
 
-class Victims:
-    """Children of one process that has everything loaded (`tests.embed.victim`)."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, "the process ended"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+class Embedding(Victims):
+    """Runs of `qembed embed` on the stand-in."""
 
     def embed(self, *arguments: object, kill: int = 0, number: int = signal.SIGKILL) -> dict[str, Any]:
-        return self.ask(arguments=list(map(str, arguments)), kill=kill, signal=number)
+        return self.run("embed", *arguments, kill=kill, number=number)
 
 
 @contextmanager
-def victims(*before: str) -> Iterator[Victims]:
-    command = [*before, sys.executable, "-m", "tests.embed.victim"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **SMALL}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield Victims(process)
-        assert process.stdin
-        process.stdin.close()
+def victims(*before: str) -> Iterator[Embedding]:
+    with tests.victims.victims("tests.embed.victim", *before, environment=SMALL) as run:
+        yield Embedding(run.process)
 
 
 @pytest.fixture

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,46 +12,28 @@ from typing import Any
 
 import pytest
 
+import tests.victims
+from tests.victims import Victims
+
 from .conftest import SIZES, MakeCheckpoint, contents
 
-ROOT = Path(__file__).parents[2]
 QUICK = ("--group-size", "64", "--calibration-texts", "64", "--max-tokens", "16", "--rounding", "nearest", "--no-clip")
 QUICK += ("--scales", "none", "--threads", "1")
 
 
-class Victims:
-    """Children of one process that has torch and transformers loaded (`tests.quantize.victim`)."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, "the process ended"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+class Quantizing(Victims):
+    """Runs of `qembed quantize` that take little time."""
 
     def quantize(
         self, source: Path, target: Path, *options: str, kill: int | str = 0, number: int = signal.SIGKILL
     ) -> dict[str, Any]:
-        arguments = ["--model", str(source), "--output", str(target), *QUICK, *options]
-        return self.ask(arguments=arguments, kill=kill, signal=number)
+        return self.run("quantize", "--model", source, "--output", target, *QUICK, *options, kill=kill, number=number)
 
 
 @contextmanager
-def victims(*before: str) -> Iterator[Victims]:
-    command = [*before, sys.executable, "-m", "tests.quantize.victim"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield Victims(process)
-        assert process.stdin
-        process.stdin.close()
+def victims(*before: str) -> Iterator[Quantizing]:
+    with tests.victims.victims("tests.quantize.victim", *before, environment={"OMP_NUM_THREADS": "1"}) as run:
+        yield Quantizing(run.process)
 
 
 def hidden(folder: Path) -> set[str]:

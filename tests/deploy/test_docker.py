@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import threading
 import tomllib
-from collections.abc import Iterator
 from fnmatch import fnmatch
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.answering import answering
 from tests.deploy.tools import DEPLOY, ROOT, run, tool, unknown_flags
 
 HERE = DEPLOY / "docker"
@@ -175,27 +173,11 @@ def test_the_demo_calls_qembed_with_flags_that_it_has() -> None:
         assert unknown_flags(words[1:]) == [], call
 
 
-@pytest.fixture
-def server() -> Iterator[ThreadingHTTPServer]:
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/health" else 503)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield found
-        found.shutdown()
-
-
-def test_the_health_check_tells_a_server_that_answers_from_one_that_starts_or_is_gone(server: ThreadingHTTPServer) -> None:
+def test_the_health_check_tells_a_server_that_answers_from_one_that_starts_or_is_gone() -> None:
     check = HERE / "healthcheck.py"
-    at = f"http://127.0.0.1:{server.server_port}"
-    assert run("python3", check, env={"QEMBED_HEALTH_URL": f"{at}/health", "PATH": "/usr/bin:/bin"}).returncode == 0
-    starting = run("python3", check, env={"QEMBED_HEALTH_URL": f"{at}/starting", "PATH": "/usr/bin:/bin"})
+    with answering(lambda asked: (200 if asked.path == "/health" else 503, {})) as at:
+        assert run("python3", check, env={"QEMBED_HEALTH_URL": f"{at}/health", "PATH": "/usr/bin:/bin"}).returncode == 0
+        starting = run("python3", check, env={"QEMBED_HEALTH_URL": f"{at}/starting", "PATH": "/usr/bin:/bin"})
     assert starting.returncode == 1
     assert "503" in starting.stderr
     assert "Traceback" not in starting.stderr

@@ -6,16 +6,15 @@ import http.client
 import json
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qembed.serve.settings import MAX_BODY
+from tests.answering import Asked, Server
 from tests.deploy.test_kubernetes import HERE, container
 from tests.deploy.tools import PYTHON, python, run, value_of
 
@@ -28,49 +27,21 @@ def arguments() -> list[str]:
     return list(container(HERE / "overlays/router", called="qembed-router")["args"])
 
 
-class Replica:
+class Replica(Server):
     """Says 200 to whoever has the key, or 503 where it is `full`; `seen` are the bodies."""
 
     def __init__(self) -> None:
         self.full = False
         self.seen: list[dict[str, Any]] = []
-        replica = self
+        super().__init__(self.answer)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def answer(self, status: int, said: object) -> None:
-                body = json.dumps(said).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def do_GET(self) -> None:
-                self.answer(200, {})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                if self.headers["authorization"] != KEY:
-                    self.answer(401, {"error": {"message": "no key"}})
-                    return
-                replica.seen.append(body)
-                self.answer(503 if replica.full else 200, {"data": []})
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def end(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    def answer(self, asked: Asked) -> tuple[int, object]:
+        if not asked.body:
+            return 200, {}
+        if asked.headers["authorization"] != KEY:
+            return 401, {"error": {"message": "no key"}}
+        self.seen.append(asked.body)
+        return 503 if self.full else 200, {"data": []}
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,68 +14,38 @@ from click.testing import CliRunner, Result
 
 from qembed.cli import group
 from qembed.embed import servers
+from tests.answering import Asked, Server
 
 from .conftest import rejects
 from .standin import vector
 
 
-class Fake(ThreadingHTTPServer):
+class Fake(Server):
     """An OpenAI-compatible server: `trouble` are the statuses of its next answers, `asked` the texts that it was sent."""
 
-    daemon_threads = True
-
     def __init__(self, model: str = "fake", dimensions: int = 16) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.dimensions = model, dimensions
         self.trouble: list[int] = []
         self.asked: list[list[str]] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        super().__init__(self.answer)
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def down(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Fake
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self.answer(200, {"object": "list", "data": [{"id": self.server.model, "object": "model"}]})
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        texts = asked["input"]
-        self.server.asked.append(texts)
-        if self.server.trouble and texts != [servers.PROBE]:
-            self.answer(self.server.trouble.pop(0), {"error": {"message": "trouble"}})
-            return
+    def answer(self, asked: Asked) -> tuple[int, object]:
+        if not asked.body:
+            return 200, {"object": "list", "data": [{"id": self.model, "object": "model"}]}
+        texts = asked.body["input"]
+        self.asked.append(texts)
+        if self.trouble and texts != [servers.PROBE]:
+            return self.trouble.pop(0), {"error": {"message": "trouble"}}
         long = [place for place, text in enumerate(texts) if len(text) > 300]
         if long:
-            self.answer(400, {"error": {"message": f"input[{long[0]}] is too long"}})
-            return
+            return 400, {"error": {"message": f"input[{long[0]}] is too long"}}
         if any("poison" in text for text in texts):
-            self.answer(500, {"error": {"message": "it broke"}})
-            return
-        size = asked.get("dimensions") or self.server.dimensions
+            return 500, {"error": {"message": "it broke"}}
+        size = asked.body.get("dimensions") or self.dimensions
         encoded = [base64.b64encode(vector([len(text), ord(text[0])], size).tobytes()).decode() for text in texts]
         data = [{"object": "embedding", "index": n, "embedding": one} for n, one in enumerate(encoded)]
         usage = {"prompt_tokens": 1, "total_tokens": 1}
-        self.answer(200, {"object": "list", "model": self.server.model, "usage": usage, "data": data})
-
-    def answer(self, status: int, body: dict[str, Any]) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
+        return 200, {"object": "list", "model": self.model, "usage": usage, "data": data}
 
 
 @pytest.fixture
@@ -86,7 +54,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Fake]]:
     both = [Fake(), Fake()]
     yield both
     for one in both:
-        one.server_close()
+        one.end()
 
 
 def embed(*arguments: object) -> Result:
@@ -117,7 +85,7 @@ def test_a_server_that_goes_away_leaves_its_work_to_the_other(two: list[Fake], s
 
     def ask(all_of_them: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
         if server.url == two[0].url and len(two[0].asked) == 3:
-            two[0].down()
+            two[0].end()
         return opened(all_of_them, server, texts, last)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -184,4 +152,4 @@ def test_servers_that_do_not_belong_together(tmp_path: Path, source: Path) -> No
         assert words in done.stderr
     assert not list(tmp_path.glob(".out*"))
     for server in (one, other, short):
-        server.down()
+        server.end()

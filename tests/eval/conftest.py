@@ -6,9 +6,8 @@ import base64
 import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from qembed.eval.embedding import SENTINEL
+from tests.answering import Asked, answering
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -136,6 +136,17 @@ class FakeServer:
         vector += self.noise * np.random.default_rng(digest + 1).normal(size=self.dimension)
         return [float(value) for value in vector / np.linalg.norm(vector)]
 
+    def reply(self, asked: Asked) -> tuple[int, object]:
+        if not asked.body:
+            if self.key is not None and asked.headers["Authorization"] != f"Bearer {self.key}":
+                return 401, {}
+            if self.about is not None and asked.path == "/metrics":
+                labels = ",".join(f'{name}="{value}"' for name, value in self.about.items())
+                return 200, f"qembed_serving{{{labels}}} 1.0\nqembed_memory_bytes 1.2345e+09\n".encode()
+            if self.about is not None and asked.path == "/version":
+                return 200, {"version": "9.9"}
+        return self.answer(asked.path, asked.body)
+
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if path == "/v1/models":
             limit = {} if self.limit is None else {"max_model_len": self.limit}
@@ -160,47 +171,11 @@ class FakeServer:
 @pytest.fixture
 def start_server() -> Iterator[Callable[[], FakeServer]]:
     """Starts as many servers as a test asks for."""
-    running: list[ThreadingHTTPServer] = []
+    with ExitStack() as running:
 
-    def start() -> FakeServer:
-        fake = FakeServer()
+        def start() -> FakeServer:
+            fake = FakeServer()
+            fake.url = running.enter_context(answering(fake.reply))
+            return fake
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if fake.key is not None and self.headers["Authorization"] != f"Bearer {fake.key}":
-                    self.give(401, b"{}")
-                elif fake.about is not None and self.path == "/metrics":
-                    labels = ",".join(f'{name}="{value}"' for name, value in fake.about.items())
-                    self.give(200, f"qembed_serving{{{labels}}} 1.0\nqembed_memory_bytes 1.2345e+09\n".encode())
-                elif fake.about is not None and self.path == "/version":
-                    self.give(200, b'{"version": "9.9"}')
-                else:
-                    self.reply({})
-
-            def do_POST(self) -> None:
-                self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-            def reply(self, body: dict[str, Any]) -> None:
-                status, value = fake.answer(self.path, body)
-                self.give(status, json.dumps(value).encode())
-
-            def give(self, status: int, payload: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        running.append(server)
-        fake.url = f"http://127.0.0.1:{server.server_port}"
-        return fake
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
+        yield start

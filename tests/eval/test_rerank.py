@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from qembed.checkpoint import find
 from qembed.cli import group
 from qembed.errors import BadInput, QembedError
 from qembed.eval.tasks import rerank
+from tests.answering import answering
 from tests.eval.conftest import CONFIG, FakeServer
 from tests.eval.test_readers import beir_folder
 
@@ -159,38 +159,13 @@ class FakeVllm:
 
 @pytest.fixture
 def start_vllm() -> Iterator[Callable[[FakeVllm], FakeVllm]]:
-    running: list[ThreadingHTTPServer] = []
+    with ExitStack() as running:
 
-    def start(fake: FakeVllm) -> FakeVllm:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply({})
+        def start(fake: FakeVllm) -> FakeVllm:
+            fake.url = running.enter_context(answering(lambda asked: fake.answer(asked.path, asked.body)))
+            return fake
 
-            def do_POST(self) -> None:
-                self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-            def reply(self, body: dict[str, Any]) -> None:
-                status, value = fake.answer(self.path, body)
-                payload = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        running.append(server)
-        fake.url = f"http://127.0.0.1:{server.server_port}"
-        return fake
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 @pytest.mark.parametrize("classifies", [True, False])

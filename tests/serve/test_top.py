@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from click.testing import CliRunner
 
 from qembed.cli import group
-
-
-class Something(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        if self.headers.get("Authorization") is None:
-            self.send_response(401)
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"hello 1\n")
-
-    def log_message(self, *_: object) -> None:
-        pass
+from tests.answering import answering
 
 
 @pytest.fixture
 def something() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Something) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(lambda asked: (200, b"hello 1\n") if asked.headers["Authorization"] else (401, b"")) as url:
+        yield url
 
 
 def top(*arguments: str, **environment: str) -> tuple[int, str]:

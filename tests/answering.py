@@ -1,0 +1,65 @@
+"""A small HTTP server on a port of its own, whose answers a test gives."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request; `body` is its JSON, {} where it has none."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: dict[str, Any]
+
+
+Answer = Callable[[Asked], tuple[int, object]]
+"""The status and what goes with it: bytes as they are, anything else as JSON."""
+
+
+class Server:
+    """Answers at `url` until `end`."""
+
+    def __init__(self, answer: Answer) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                status, said = answer(Asked(self.path, self.headers, json.loads(raw) if raw else {}))
+                payload = said if isinstance(said, bytes) else json.dumps(said).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def do_POST(self) -> None:
+                self.do_GET()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def end(self) -> None:
+        """From now on nobody answers there."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def answering(answer: Answer) -> Iterator[str]:
+    """The URL of a server, until the block is left."""
+    server = Server(answer)
+    try:
+        yield server.url
+    finally:
+        server.end()

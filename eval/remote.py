@@ -23,13 +23,6 @@ class About:
     weights: str | None = None
 
 
-def base(url: str) -> str:
-    """The URL without `/v1`."""
-    from qembed.serve import client
-
-    return client.base(url)
-
-
 def about(url: str) -> About:
     """Ask the OpenAI-compatible server at `url`.
 
@@ -72,7 +65,7 @@ def _serving(url: str) -> dict[str, str]:
 def _text(url: str, path: str) -> str | None:
     from qembed.serve import client
 
-    request = urllib.request.Request(base(url) + path, headers={"Authorization": f"Bearer {client.key()}"})
+    request = urllib.request.Request(client.base(url) + path, headers={"Authorization": f"Bearer {client.key()}"})
     try:
         with urllib.request.urlopen(request, timeout=ASKING_SECONDS) as answer:
             return str(answer.read(LARGEST).decode("utf-8", "replace"))

@@ -74,13 +74,15 @@ def server(url: str) -> Side:
     Raises:
         BadInput: `url` is not a URL, nothing answers there, it wants a key, or what answers is no such server.
     """
+    from qembed.serve import client
+
     told = remote.about(url)
     embed = partial(_through_client, url, told.model)
     source = Source(
         "server", told.model, told.weights, told.device, told.dtype, url, told.limit, embed, told.version, told.model,
         partial(remote.memory, url),
     )  # fmt: skip
-    identity = {"engine": "server", "url": remote.base(url), **asdict(told)}
+    identity = {"engine": "server", "url": client.base(url), **asdict(told)}
     return Side(told.limit, lambda _: nullcontext(source), identity, live=True)
 
 

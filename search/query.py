@@ -54,12 +54,12 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
     if asking.url:
         side = sources.server(asking.url)
         named = str(side.identity["model"])
+        if not asking.any_model:
+            check_model(store, named)
     else:
         assert known is not None
         named = known.name
         side = sources.vllm(known) if asking.engine == "vllm" else sources.transformers(known)
-    if not asking.any_model:
-        check_model(store, named)
     with (
         progress.status(f"embedding with {named}") as status,
         side.open(lambda doing: status.update(f"{named}: {doing}")) as source,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qembed.eval.report import words
+from qembed.eval.report import parts, words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +35,8 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
                 label = next(iter(groups)).split()[-1]
                 groups = {key.removesuffix(f" {label}"): group for key, group in groups.items()}
             _print_summaries(console, f"Cosine by {title}", label, groups)
-    if found["neighbours"]:
-        _print_neighbours(console, found["neighbours"])
+    if (near := parts.neighbours(report)) is not None:
+        _print_part(console, near)
     table = _table("Lowest cosines")
     for name in ("id", "kind", "language"):
         table.add_column(name)
@@ -128,19 +128,13 @@ def _print_summaries(console: Console, title: str, label: str, summaries: dict[s
     _print_table(console, table)
 
 
-def _print_neighbours(console: Console, near: dict[str, Any]) -> None:
-    table = _table("Neighbours kept")
-    table.add_column("queries → index")
-    for name in ("top 1", "± 95%", "top 10", "± 95%", "ρ of similarities"):
-        table.add_column(name, justify="right")
-    for key, name in words.NEIGHBOURS.items():
-        one = near[key]
-        shares = [
-            cell
-            for depth in one["overlap"]
-            for cell in (f"{one['overlap'][depth]:.2%}", words.margin_percent(one["interval"][depth]))
-        ]
-        table.add_row(name, *shares, words.number(one["spearman"], 5))
+def _print_part(console: Console, part: parts.Table) -> None:
+    """A part of the report as it is, its notes left out."""
+    table = _table(part.title)
+    for number, column in enumerate(part.columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in part.rows:
+        table.add_row(*row.cells)
     _print_table(console, table)
 
 

@@ -35,22 +35,18 @@ demo: $(INSTALLED)
 test: $(INSTALLED) $(CLIENTS)/installed $(DATABASES)/installed $(DEPLOY)/installed
 	$(BIN)/python -m pytest
 
-# The clients that the server is tested with pull in what changes vLLM's own answers (orjson), so they stand apart from it.
+# Environments of one pinned list each. The clients that the server is tested with pull in what changes vLLM's own answers
+# (orjson); what the databases of docs/vector-databases.md bring (pandas, grpcio, another numpy) is nobody else's; DEPLOY has
+# what deploy/ is checked with: schemas, the router, SBOM and audit tools.
 $(CLIENTS)/installed: deploy/requirements/clients.txt
-	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
-	touch $@
-
-# The databases of docs/vector-databases.md: what they bring (pandas, grpcio, another numpy) is nobody else's.
 $(DATABASES)/installed: deploy/requirements/databases.txt
-	test -x $(DATABASES)/bin/python || $(PYTHON) -m venv $(DATABASES)
-	$(DATABASES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
-	touch $@
-
-# What deploy/ is checked with: schemas, the router, SBOM and audit tools.
 $(DEPLOY)/installed: deploy/requirements/deploy.txt
-	test -x $(DEPLOY)/bin/python || $(PYTHON) -m venv $(DEPLOY)
-	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+$(AUTOROUND)/installed: bench/auto-round.txt
+$(LLAMA)/installed: bench/llama-cpp.txt
+$(LLAMA)/installed: export CMAKE_ARGS := $(LLAMA_BUILD) $(CMAKE_ARGS)
+$(addsuffix /installed,$(CLIENTS) $(DATABASES) $(DEPLOY) $(AUTOROUND) $(LLAMA)):
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@
 
 # Needs root and Debian's buildah and debootstrap; no Docker daemon.
@@ -92,16 +88,6 @@ bench-serve: $(INSTALLED) $(LLAMA)/installed
 	$(BIN)/python bench/serve.py
 	$(BIN)/python bench/int4_kernel.py
 
-$(LLAMA)/installed: bench/llama-cpp.txt
-	test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
-	CMAKE_ARGS="$(LLAMA_BUILD) $(CMAKE_ARGS)" $(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
-	touch $@
-
-$(AUTOROUND)/installed: bench/auto-round.txt
-	test -x $(AUTOROUND)/bin/python || $(PYTHON) -m venv $(AUTOROUND)
-	$(AUTOROUND)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
-	touch $@
-
 # mypy sees the packages where they are installed (qembed.quantize), not where they stand (quantize).
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -113,24 +99,22 @@ lint: $(INSTALLED)
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../bench/*.py ../../examples/*.py
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../deploy/*.py ../../deploy/docker/healthcheck.py
 
+# $(call locked,LIST,what it is resolved from): a list that could not be made leaves the old one.
+define locked
+	build/lock/bin/python deploy/requirements/lock.py $(2) > build/$(1)
+	mv build/$(1) deploy/requirements/$(1)
+endef
+
 lock:
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python deploy/requirements/lock.py cpu docs eval mteb ray dev > build/cpu.txt
-	mv build/cpu.txt $(REQUIREMENTS)
-	build/lock/bin/python deploy/requirements/lock.py autoawq dev torch==$(TORCH) > build/autoawq.txt
-	mv build/autoawq.txt deploy/requirements/autoawq.txt
-	build/lock/bin/python deploy/requirements/lock.py --alone clients > build/clients.txt
-	mv build/clients.txt deploy/requirements/clients.txt
-	build/lock/bin/python deploy/requirements/lock.py --alone databases > build/databases.txt
-	mv build/databases.txt deploy/requirements/databases.txt
-	build/lock/bin/python deploy/requirements/lock.py --within $(REQUIREMENTS) cpu > build/image-cpu.txt
-	mv build/image-cpu.txt deploy/requirements/image-cpu.txt
-	build/lock/bin/python deploy/requirements/lock.py gpu vllm==$(VLLM) torch===$(firstword $(subst +, ,$(TORCH))) > build/image-gpu.txt
-	mv build/image-gpu.txt deploy/requirements/image-gpu.txt
-	build/lock/bin/python deploy/requirements/lock.py --alone router > build/image-router.txt
-	mv build/image-router.txt deploy/requirements/image-router.txt
-	build/lock/bin/python deploy/requirements/lock.py --alone deploy > build/deploy.txt
-	mv build/deploy.txt deploy/requirements/deploy.txt
+	$(call locked,cpu.txt,cpu docs eval mteb ray dev)
+	$(call locked,autoawq.txt,autoawq dev torch==$(TORCH))
+	$(call locked,clients.txt,--alone clients)
+	$(call locked,databases.txt,--alone databases)
+	$(call locked,image-cpu.txt,--within $(REQUIREMENTS) cpu)
+	$(call locked,image-gpu.txt,gpu vllm==$(VLLM) torch===$(firstword $(subst +, ,$(TORCH))))
+	$(call locked,image-router.txt,--alone router)
+	$(call locked,deploy.txt,--alone deploy)
 
 clean:
 	rm -rf $(VENV) build .demo .mypy_cache .ruff_cache .pytest_cache *.egg-info

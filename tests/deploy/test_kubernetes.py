@@ -18,6 +18,7 @@ from tests.deploy.tools import DEPLOY, documents, help_of, plans, python, run, t
 HERE = DEPLOY / "kubernetes"
 RENDERED = sorted(path.parent for folder in ("overlays", "jobs") for path in HERE.glob(f"{folder}/*/kustomization.yaml"))
 SERVING = [folder for folder in RENDERED if folder.parent.name == "overlays"]
+CLUSTER = DEPLOY / "ray" / "cluster.yaml"
 VERSIONS = ("1.30", "1.37")
 LONGEST_PAUSE = max(engine.BACK_OFF)
 
@@ -100,12 +101,8 @@ def test_embedding_a_corpus_takes_its_arguments_and_reads_what_is_served() -> No
     assert value_of(words, "--ray-workers") == str(sum(group["replicas"] for group in workers))
 
 
-def test_the_files_of_kuberay_are_what_it_takes() -> None:
-    files = sorted((DEPLOY / "ray").glob("*.yaml"))
-    if not files:
-        pytest.skip("deploy/ray has no manifests")
-    together = "\n---\n".join(file.read_text(encoding="utf-8") for file in files)
-    done = run(python(), Path(__file__).with_name("validate.py"), *VERSIONS, input=together)
+def test_the_cluster_is_what_kuberay_takes() -> None:
+    done = run(python(), Path(__file__).with_name("validate.py"), *VERSIONS, input=CLUSTER.read_text(encoding="utf-8"))
     assert (done.stdout, done.returncode) == ("", 0), done.stderr
 
 
@@ -134,16 +131,20 @@ def test_a_pod_has_time_to_answer_what_it_has(folder: Path) -> None:
     assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
 
 
-@pytest.mark.parametrize("folder", RENDERED, ids=name)
+@pytest.mark.parametrize("folder", [*RENDERED, CLUSTER], ids=name)
 def test_nothing_runs_as_root_or_writes_to_its_image(folder: Path) -> None:
-    templates = [one["spec"]["template"]["spec"] for one in documents(rendered(folder)) if one["kind"] in ("Deployment", "Job")]
-    cluster = [one["spec"]["rayClusterSpec"] for one in documents(rendered(folder)) if one["kind"] == "RayJob"]
+    found = documents(folder.read_text(encoding="utf-8") if folder.is_file() else rendered(folder))
+    templates = [one["spec"]["template"]["spec"] for one in found if one["kind"] in ("Deployment", "Job")]
+    cluster = [one["spec"] for one in found if one["kind"] == "RayCluster"]
+    cluster += [one["spec"]["rayClusterSpec"] for one in found if one["kind"] == "RayJob"]
+    scaled = [one["headGroupSpec"]["template"]["spec"] for one in cluster if one.get("enableInTreeAutoscaling")]
     templates += [group["template"]["spec"] for one in cluster for group in (one["headGroupSpec"], *one["workerGroupSpecs"])]
     assert templates
     for pod in templates:
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert pod.get("serviceAccountName") or pod["automountServiceAccountToken"] is False
+        asks_kubernetes = any(pod is one for one in scaled)  # for workers
+        assert pod.get("serviceAccountName") or pod["automountServiceAccountToken"] is asks_kubernetes
         for one in pod["containers"]:
             assert one["securityContext"]["allowPrivilegeEscalation"] is False
             assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}

@@ -18,18 +18,17 @@ def pinned() -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("name", ["cluster.yaml", "job.yaml"])
-def test_head_and_workers_share_image_ray_and_volume(name: str) -> None:
-    (made,) = yaml.safe_load_all((RAY / name).read_text())
+@pytest.mark.parametrize("place", ["ray/cluster.yaml", "kubernetes/jobs/bulk/rayjob.yaml"])
+def test_head_and_workers_share_image_ray_and_volumes(place: str) -> None:
+    (made,) = yaml.safe_load_all((RAY.parent / place).read_text())
     spec = made["spec"].get("rayClusterSpec", made["spec"])
     assert spec["rayVersion"] == pinned()
     pods = [spec["headGroupSpec"]["template"]["spec"], *(group["template"]["spec"] for group in spec["workerGroupSpecs"])]
     assert len({pod["containers"][0]["image"] for pod in pods}) == 1
     for pod in pods:
-        (mount,) = pod["containers"][0]["volumeMounts"]
-        (volume,) = pod["volumes"]
-        assert mount["name"] == volume["name"]
-        assert mount["mountPath"] == "/data"
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert set(mounts) <= {volume["name"] for volume in pod["volumes"]}
+        assert mounts["data"] == "/data"
 
 
 def test_the_image_has_the_same_ray() -> None:

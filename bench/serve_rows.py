@@ -9,6 +9,8 @@ ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench" / "serve"
 LLAMA = ROOT / "build" / "llama-cpp" / "bin" / "python"
 AVX2 = ROOT / "tests" / "e2e" / "avx2"
+TURNS = "turns"
+"""The name of what is measured of "float32" and "launcher" in turns."""
 LIMITS = {"--max-model-len": "1024", "--max-num-seqs": "8", "--max-num-batched-tokens": "1024"}
 
 

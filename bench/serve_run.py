@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from qembed.serve import machine as host
 from qembed.serve import ports
 
 START_SECONDS = 300
+TURNS = 2
 
 
 def run_server(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
@@ -41,6 +43,31 @@ def run_server(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[
                 say(load.title)
                 found["rates"][load.name] = rate(load, api.ask, warm=row.name != "bfloat16")
         found["busy_bytes"] = peak.bytes
+    return found
+
+
+def in_turns(first: Row, second: Row, asked: list[Load], say: Callable[[str], None]) -> dict[str, float]:
+    """Both servers at once, each request sent to one and then to the other; by load, how many times as fast `second` answers.
+
+    What a machine does meanwhile hits both alike: so differences of a hundredth can be seen. Medians over all requests.
+    """
+    say("starting")
+    found = {}
+    with running(first) as (url, model, _), running(second) as (other_url, other_model, _):
+        apis = Api(url, model), Api(other_url, other_model)
+        for load in asked:
+            say(load.title)
+            for api in apis:
+                api.ask(load.requests[0])
+            ratios = []
+            for number, texts in enumerate([*load.requests] * TURNS):
+                seconds = [0.0, 0.0]
+                for which in (0, 1) if number % 2 else (1, 0):
+                    start = time.perf_counter()
+                    apis[which].ask(texts)
+                    seconds[which] = time.perf_counter() - start
+                ratios.append(seconds[0] / seconds[1])
+            found[load.name] = statistics.median(ratios)
     return found
 
 
@@ -83,13 +110,6 @@ def running(row: Row) -> Iterator[tuple[str, str, int]]:
 
 def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str, str]]:
     """vLLM as it comes, with the settings that our launcher gives it: threads, cache, no compilation, no prefix cache."""
-    from qembed.serve.devices import Target
-    from qembed.serve.settings import Settings, resolve
-
-    checkpoint = Checkpoint("float", BUILD / "float")
-    sizes: dict[str, Any] = {name[2:].replace("-", "_"): int(size) for name, size in LIMITS.items()}
-    # The cache holds as many bytes for each dtype as in float32: the column is about time.
-    launch = resolve(Settings(checkpoint, dtype="float32", **sizes), Target("cpu", "", None, None), "float32", 1)
     options = {
         "--model": BUILD / row.model,
         "--served-model-name": "stock",
@@ -97,7 +117,7 @@ def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str
         "--port": ports.free("127.0.0.1"),
         "--runner": "pooling",
         "--convert": "embed",
-        "--kv-cache-memory-bytes": launch.plan.kv_cache,
+        "--kv-cache-memory-bytes": kv_cache(),
         "--block-size": 32,
         **LIMITS,
     }
@@ -112,6 +132,16 @@ def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
     server += ["--no-enable-prefix-caching", "--no-enable-chunked-prefill"]
     return [*server, "--disable-uvicorn-access-log", *[word for pair in options.items() for word in pair], *row.options], chosen
+
+
+def kv_cache() -> int:
+    """Bytes of the cache that our launcher plans in float32, and that all columns have: they are about time."""
+    from qembed.serve.devices import Target
+    from qembed.serve.settings import Settings, resolve
+
+    checkpoint = Checkpoint("float", BUILD / "float")
+    sizes: dict[str, Any] = {name[2:].replace("-", "_"): int(size) for name, size in LIMITS.items()}
+    return resolve(Settings(checkpoint, dtype="float32", **sizes), Target("cpu", "", None, None), "float32", 1).plan.kv_cache
 
 
 def await_health(url: str, process: subprocess.Popen[str], log: str) -> None:

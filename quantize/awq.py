@@ -20,6 +20,10 @@ COARSE = (0.0, 0.25, 0.5, 0.75, 1.0)
 FINE = (0.125, 0.0625, 0.03125, 0.0)
 WIDEST = 32.0
 CLIP_RATIOS = tuple(1 - step / 20 for step in range(11))
+SEARCHED = 512
+"""Outputs of a linear, evenly spaced, by which scales are judged; of several that share them, of the largest."""
+CACHED = 2**17
+"""Weights that are worked on at a time, so that what is computed in between stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def search_scales(
 
     Candidates are those of the paper (section 3.2, s = x̄^ratio), the weight-aware form s = x̄^ratio / w̄^(1 − ratio), with x̄ the
     root mean square of the channel's inputs and w̄ its mean weight relative to its group's largest, and s = 1. The ratios
-    of COARSE are tried first, then those around the best of each form, at the distances of FINE.
+    of COARSE are tried first, then those around the best of each form, at the distances of FINE. SEARCHED outputs do for it.
 
     Args:
         weights: matrices [N_i, K] that read the same input.
@@ -111,6 +115,8 @@ def search_scales(
     """
     import torch
 
+    step = -(-max(map(len, weights)) // SEARCHED)
+    weights = [weight[::step] for weight in weights]
     cost = gram.diagonal() if remaining is None else remaining
     activation, magnitude = cost.clamp(min=0).sqrt(), _relative_magnitude(weights, group_size)
     if fed_by is not None:
@@ -151,10 +157,19 @@ def search_clip(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> Gr
     """
     import torch
 
-    groups = weight.shape[1] // group_size
-    low, high = _ranges(weight, group_size)
     blocks = torch.stack([gram[i : i + group_size, i : i + group_size] for i in range(0, weight.shape[1], group_size)])
-    best_error = torch.full((weight.shape[0], groups), float("inf"), device=weight.device)
+    rows = max(1, CACHED // weight.shape[1])
+    low, high = _ranges(weight, group_size)
+    best = torch.cat([_best_shrink(*part, blocks) for part in zip(*(x.split(rows) for x in (weight, low, high)), strict=True)])
+    return _between(low * best, high * best, group_size)
+
+
+def _best_shrink(weight: torch.Tensor, low: torch.Tensor, high: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """Which of CLIP_RATIOS costs least for each group [N, K/g], by the `blocks` [K/g, g, g] of the Gram matrix."""
+    import torch
+
+    group_size = blocks.shape[-1]
+    best_error = torch.full_like(low, float("inf"))
     best = torch.ones_like(best_error)
     for shrink in CLIP_RATIOS:
         nearest = _between(low * shrink, high * shrink, group_size).nearest(weight)
@@ -163,7 +178,7 @@ def search_clip(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> Gr
         better = error < best_error
         best = torch.where(better, shrink, best)
         best_error = torch.where(better, error, best_error)
-    return _between(low * best, high * best, group_size)
+    return best
 
 
 def _relative_magnitude(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qembed.quantize.products import matmul
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,7 +21,8 @@ SMALLEST_STEP = 2.0**-20
 COARSE = (0.0, 0.25, 0.5, 0.75, 1.0)
 FINE = (0.125, 0.0625, 0.03125, 0.0)
 WIDEST = 32.0
-CLIP_RATIOS = tuple(1 - step / 20 for step in range(11))
+CLIP_COARSE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+CLIP_FINE = 0.05
 SEARCHED = 512
 """Outputs of a linear, evenly spaced, by which scales are judged; of several that share them, of the largest."""
 CACHED = 2**17
@@ -57,6 +60,14 @@ class Grid:
 
         return Grid((self.scale / outputs[:, None]).to(torch.float16).float(), self.zero_point, self.group_size)
 
+    @staticmethod
+    def stacked(grids: Sequence[Grid]) -> Grid:
+        """One grid for weights that are stacked by their rows."""
+        import torch
+
+        scale, zero_point = (torch.cat(parts) for parts in zip(*((grid.scale, grid.zero_point) for grid in grids), strict=True))
+        return Grid(scale, zero_point, grids[0].group_size)
+
     def nearest(self, weight: torch.Tensor) -> torch.Tensor:
         """`weight` [N, K] rounded to the nearest level: `dequantize(quantize(weight))`."""
         return self.dequantize(self.quantize(weight))
@@ -87,7 +98,7 @@ def _between(low: torch.Tensor, high: torch.Tensor, group_size: int) -> Grid:
 
 def output_error(difference: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     """tr(ΔW · G · ΔWᵀ): a scalar, the squared output error of `difference` [N, K] over the calibration tokens."""
-    return ((difference @ gram) * difference).sum()
+    return (matmul(difference, gram) * difference).sum()
 
 
 def search_scales(
@@ -165,19 +176,25 @@ def search_clip(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> Gr
 
 
 def _best_shrink(weight: torch.Tensor, low: torch.Tensor, high: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
-    """Which of CLIP_RATIOS costs least for each group [N, K/g], by the `blocks` [K/g, g, g] of the Gram matrix."""
+    """How much to shrink the range of each group [N, K/g]: the best of CLIP_COARSE or what lies CLIP_FINE beside it.
+
+    `low` and `high` are the ranges [N, K/g], `blocks` those of the Gram matrix [K/g, g, g].
+    """
     import torch
 
     group_size = blocks.shape[-1]
-    best_error = torch.full_like(low, float("inf"))
-    best = torch.ones_like(best_error)
-    for shrink in CLIP_RATIOS:
+
+    def cost(shrink: torch.Tensor | float) -> torch.Tensor:
         nearest = _between(low * shrink, high * shrink, group_size).nearest(weight)
         difference = nearest.sub_(weight).unflatten(1, (-1, group_size))
-        error = torch.einsum("ngi,gij->ngj", difference, blocks).mul_(difference).sum(-1)
-        better = error < best_error
-        best = torch.where(better, shrink, best)
-        best_error = torch.where(better, error, best_error)
+        return torch.einsum("ngi,gij->ngj", difference, blocks).mul_(difference).sum(-1)
+
+    costs = torch.stack([cost(shrink) for shrink in CLIP_COARSE])
+    least, place = costs.min(0)
+    best = low.new_tensor(CLIP_COARSE)[place]
+    for finer in ((best + CLIP_FINE).clamp(max=1), best - CLIP_FINE):
+        found = cost(finer)
+        best, least = torch.where(found < least, finer, best), torch.minimum(found, least)
     return best
 
 

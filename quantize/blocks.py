@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
+from qembed.quantize import products
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +113,7 @@ class Block:
             ) from error
         self.device = device
         self.module: Any = model.layers[0].eval()
+        products.use_in(self.module)
         self.window: int | None = None
 
     def load(self, tensors: Mapping[str, torch.Tensor], layer: int = 0) -> None:

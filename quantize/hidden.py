@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import Block, rms_norm
+from qembed.quantize.products import linear
 
 if TYPE_CHECKING:
     import torch
@@ -83,14 +84,14 @@ class Moments:
         gram: torch.Tensor | None = None
         cross: torch.Tensor | None = None
         for batch, x, missing in found:
-            kept = (batch.weight > 0).to(x.device)
-            rows = x[kept]
-            weighted = rows * batch.weight.to(x.device)[kept][:, None]
+            columns = x.flatten(0, 1).T.contiguous()
+            weighted = columns * batch.weight.to(x.device).flatten()  # padding counts 0
             gram = x.new_zeros(x.shape[-1], x.shape[-1]) if gram is None else gram
             for start in range(0, x.shape[-1], PANEL):
-                gram[start : start + PANEL, start:].addmm_(weighted[:, start : start + PANEL].T, rows[:, start:])
+                gram[start : start + PANEL, start:] += linear(weighted[start : start + PANEL], columns[start:])
             if missing is not None:
-                cross = missing[kept].T @ weighted if cross is None else cross.addmm_(missing[kept].T, weighted)
+                more = linear(missing.flatten(0, 1).T, weighted)
+                cross = more if cross is None else cross.add_(more)
         if gram is None:
             raise ValueError("no batches")
         return cls(gram.triu() + gram.triu(1).T, cross)

@@ -19,6 +19,7 @@ from qembed.quantize import awq, rounding
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import INPUTS, Block, Shape
 from qembed.quantize.hidden import Goal, Moments, Stream
+from qembed.quantize.products import matmul
 from qembed.quantize.settings import Report, Settings
 from qembed.quantize.table import half
 
@@ -29,7 +30,7 @@ NORMS = {"self_attn.q_proj": "input_layernorm", "mlp.gate_proj": "post_attention
 FEEDS = {"self_attn.o_proj": "self_attn.v_proj", "mlp.down_proj": "mlp.up_proj"}
 """Where the scales of an input are folded in: the weight of the norm, or the outputs of the linear, that it comes from."""
 
-REPORTED = 256
+REPORTED = 128
 """Outputs of a linear from which the report estimates its error."""
 
 
@@ -122,6 +123,8 @@ class LayerQuantizer:
         Returns:
             The scales [K] that the input is now divided by, if it is that to the last bit; None if it must be computed anew.
         """
+        import torch
+
         settings, members = self.settings, INPUTS[name]
         gram, compensate = moments.gram, settings.rounding == "compensated"
         inverse = rounding.Inverse.of(gram) if compensate or moments.cross is not None else None
@@ -129,7 +132,7 @@ class LayerQuantizer:
             drift = inverse.solved(moments.cross) if name in NORMS else None
             for member in members:
                 weight = self.tensors[f"{member}.weight"]
-                change = inverse.solved(moments.cross - weight @ gram) if drift is None else weight @ drift
+                change = inverse.solved(moments.cross - matmul(weight, gram)) if drift is None else matmul(weight, drift)
                 self.tensors[f"{member}.weight"] = weight + change
         folded: torch.Tensor | None = gram.new_ones(len(gram))
         if settings.scales == "awq":
@@ -144,14 +147,14 @@ class LayerQuantizer:
             folded = scales if exact else None
             gram = gram / (scales[:, None] * scales[None])
             inverse = inverse.scaled(scales) if inverse is not None else None
-        for member in members:
-            weight = self.tensors[f"{member}.weight"]
-            search = awq.search_clip if settings.clip else _whole_range
-            grid = search(weight, gram, settings.group_size)
-            if compensate and inverse is not None:
-                levels = rounding.compensated(weight, inverse, grid)
-            else:
-                levels = grid.quantize(weight)
+        weights = [self.tensors[f"{member}.weight"] for member in members]
+        grids = [(awq.search_clip if settings.clip else _whole_range)(weight, gram, settings.group_size) for weight in weights]
+        if compensate and inverse is not None:
+            stacked = rounding.compensated(torch.cat(weights), inverse, awq.Grid.stacked(grids))
+            found = stacked.split([len(weight) for weight in weights])
+        else:
+            found = tuple(grid.quantize(weight) for grid, weight in zip(grids, weights, strict=True))
+        for member, weight, grid, levels in zip(members, weights, grids, found, strict=True):
             rounded = grid.dequantize(levels)
             self.report.error[member].append(_relative_error(rounded, weight, gram))
             self.levels[member] = levels, grid

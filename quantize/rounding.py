@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qembed.quantize.awq import LEVELS, Grid
+from qembed.quantize.products import linear, matmul
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,8 @@ BLOCK = 128
 DAMPING = 0.01
 SMALLEST_DIAGONAL = 1e-20
 SMALL_TRIANGLE = 256
+PANEL = 512
+"""Rows of a triangular matrix that are multiplied at a time."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Inverse:
     def of(cls, gram: torch.Tensor, damping: float = DAMPING) -> Inverse:
         """Factor in float64. λ is the share `damping` of G's mean diagonal."""
         order = gram.diagonal().argsort(descending=True, stable=True)
-        return cls(order, inverse_factor(gram[order][:, order], damping))
+        return cls(order, inverse_factor(gram, damping, order))
 
     def scaled(self, scales: torch.Tensor) -> Inverse:
         """That of the inputs divided by `scales` [K]: G⁻¹ is multiplied by them from both sides."""
@@ -53,8 +56,13 @@ class Inverse:
         """
         import torch
 
-        found = torch.empty_like(cross)
-        found[:, self.order] = (cross[:, self.order] @ self.upper.T) @ self.upper
+        found, half_way = torch.empty_like(cross), torch.empty_like(cross)
+        ordered = cross[:, self.order]
+        panels = [slice(start, start + PANEL) for start in range(0, cross.shape[1], PANEL)]
+        for panel in panels:  # what lies left of the diagonal is zero
+            half_way[:, panel] = linear(ordered[:, panel.start :], self.upper[panel, panel.start :])
+        for panel in panels:
+            found[:, self.order[panel]] = matmul(half_way[:, : panel.stop], self.upper[: panel.stop, panel])
         return found
 
     def remaining_variance(self) -> torch.Tensor:
@@ -73,36 +81,39 @@ def compensated(weight: torch.Tensor, inverse: Inverse, grid: Grid) -> torch.Ten
     """Levels 0…15 [N, K] float32 for `weight` [N, K] on `grid`, chosen so that tr(ΔW · G · ΔWᵀ) is small."""
     import torch
 
-    order, factor = inverse.order, inverse.upper
-    groups = order // grid.group_size
-    # A column of these is read at each step: rows make that one run of memory.
-    scale, zero_point = grid.scale.T[groups].contiguous(), grid.zero_point.T[groups].contiguous()
-    rest = weight.T[order].contiguous()
-    levels = torch.empty_like(rest)
-    for start in range(0, rest.shape[0], BLOCK):
-        end = min(start + BLOCK, rest.shape[0])
+    factor, diagonal = inverse.upper, inverse.upper.diagonal().tolist()
+    groups = inverse.order // grid.group_size
+    # Rows here are what a step reads: one run of memory.
+    scale, zero_point = grid.scale.T.contiguous(), grid.zero_point.T.contiguous()
+    scales, least, most = scale.unbind(), (-zero_point).unbind(), (LEVELS - zero_point).unbind()
+    rest = weight.T[inverse.order]
+    steps = torch.empty_like(rest)
+    for start in range(0, len(rest), BLOCK):
+        end = min(start + BLOCK, len(rest))
         block, errors = rest[start:end], torch.empty_like(rest[start:end])
-        for column in range(end - start):
-            at = start + column
-            value = block[column]
-            level = value.div(scale[at]).round_().add_(zero_point[at]).clamp_(0, LEVELS)
-            levels[at] = level
-            error = value.sub(level.sub_(zero_point[at]).mul_(scale[at])).div_(factor[at, at])
-            block[column + 1 :].addr_(factor[at, at + 1 : end], error, alpha=-1)
-            errors[column] = error
+        rows = zip(groups[start:end].tolist(), block.unbind(), steps[start:end].unbind(), errors.unbind(), strict=True)
+        for at, (group, value, step, error) in enumerate(rows, start):
+            torch.div(value, scales[group], out=step).round_().clamp_(least[group], most[group])
+            torch.sub(value, step * scales[group], out=error).div_(diagonal[at])
+            block[at + 1 - start :].addr_(factor[at, at + 1 : end], error, alpha=-1)
         rest[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
-    return levels[order.argsort()].T.contiguous()
+        steps[start:end] += zero_point[groups[start:end]]
+    return steps[inverse.order.argsort()].T.contiguous()
 
 
-def inverse_factor(gram: torch.Tensor, damping: float) -> torch.Tensor:
-    """Upper triangular U [K, K] float32 with UᵀU = (G + λI)⁻¹, λ the share `damping` of G's mean diagonal.
+def inverse_factor(gram: torch.Tensor, damping: float, order: torch.Tensor) -> torch.Tensor:
+    """Upper triangular U [K, K] float32 with UᵀU = (G + λI)⁻¹, its channels in `order` [K] int64.
+
+    λ is the share `damping` of G's mean diagonal.
 
     U is the inverse of the upper triangular R with RRᵀ = G + λI, which the Cholesky factor of the reversed matrix is, reversed.
+    That factor needs float64; its condition is but the root of the matrix's, which λ bounds, so float32 inverts it.
     Channels that were always zero get a diagonal of their own. Where rounding errors leave the sum indefinite, λ grows tenfold.
     """
     import torch
 
-    matrix = gram.flip(0, 1).double()
+    backwards = order.flip(0)
+    matrix = gram[backwards][:, backwards].double()
     diagonal = matrix.diagonal()
     mean = diagonal.mean().clamp(min=SMALLEST_DIAGONAL)
     added = 0.0
@@ -111,7 +122,8 @@ def inverse_factor(gram: torch.Tensor, damping: float) -> torch.Tensor:
         added = damping
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
-            return _inverse(lower).flip(0, 1).float().contiguous()
+            del matrix, diagonal
+            return _inverse(lower.float()).flip(0, 1)
         damping *= 10
 
 
@@ -127,5 +139,5 @@ def _inverse(lower: torch.Tensor) -> torch.Tensor:
     made = torch.zeros_like(lower)
     made[:half, :half] = _inverse(lower[:half, :half])
     made[half:, half:] = _inverse(lower[half:, half:])
-    made[half:, :half] = made[half:, half:] @ (lower[half:, :half] @ made[:half, :half]).neg_()
+    made[half:, :half] = matmul(made[half:, half:], matmul(lower[half:, :half], made[:half, :half]).neg_())
     return made

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 PANEL = 512
-"""Rows of a Gram matrix that are summed at a time: what lies left of the diagonal of a panel is not computed, but mirrored."""
+"""Columns of a Gram matrix that are summed at a time: what lies above the diagonal of a panel is not computed, but mirrored."""
 
 
 @dataclass
@@ -88,10 +88,10 @@ class Moments:
             weighted = columns * batch.weight.to(x.device).flatten()  # padding counts 0
             gram = x.new_zeros(x.shape[-1], x.shape[-1]) if gram is None else gram
             for start in range(0, x.shape[-1], PANEL):
-                gram[start : start + PANEL, start:] += linear(weighted[start : start + PANEL], columns[start:])
+                gram[start:, start : start + PANEL] += linear(columns[start:], weighted[start : start + PANEL])
             if missing is not None:
                 more = linear(missing.flatten(0, 1).T, weighted)
                 cross = more if cross is None else cross.add_(more)
         if gram is None:
             raise ValueError("no batches")
-        return cls(gram.triu() + gram.triu(1).T, cross)
+        return cls(gram.tril() + gram.tril(-1).T, cross)

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+ROWS = 256
+"""Rows that oneDNN multiplies at a time."""
+
 
 def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """`left` [M, K] · `right` [K, N]: [M, N]. Not differentiable."""
@@ -25,9 +28,15 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not _has_onednn():
         return torch.nn.functional.linear(x, weight, bias)
+    rows = x.flatten(0, -2)
     # What has gaps in memory would be multiplied by code that is there for reference.
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias, "none", [], "")
-    return found
+    weight = weight.contiguous()
+    found = rows.new_empty(len(rows), len(weight))
+    for part, into in zip(rows.split(ROWS), found.split(ROWS), strict=True):
+        # oneDNN keeps something for each shape, between pieces of memory that are then too small for the next: few shapes.
+        whole = torch.nn.functional.pad(part, (0, 0, 0, (len(part) < len(rows)) * (ROWS - len(part)))).contiguous()
+        into.copy_(torch.ops.mkldnn._linear_pointwise(whole, weight, bias, "none", [], "")[: len(part)])
+    return found.unflatten(0, x.shape[:-1])
 
 
 def use_in(module: torch.nn.Module) -> None:

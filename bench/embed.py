@@ -1,8 +1,9 @@
 """`qembed embed` beside the engine alone, and its memory by rows: `make bench-embed`.
 
-Throughput: one vLLM with the sample in INT4. By hand it gets all token ids, sorted by length, in one call of vLLM's own; that
+Throughput: one vLLM with a model in INT4. By hand it gets all token ids, sorted by length, in one call of vLLM's own; that
 is the most that it gives. Then the whole of `qembed embed` runs with the same vLLM: reading, cleaning, tokenizing, windows,
-Parquet. They take turns.
+Parquet. They take turns. The model is the 0.6B's shape (random weights), and the sample, which is so small that what surrounds
+it counts most.
 
 Memory: the same, with an engine that does nothing but write numbers (`embed_tiny.py`), so that rows and not the model are
 measured; each size in a process of its own.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import results
+from serve_models import write_int4
 
 from qembed import checkpoint as checkpoints
 from qembed.embed import engine, inputs
@@ -34,24 +35,34 @@ from qembed.eval.texts import HELDOUT
 from qembed.serve.settings import Settings
 
 BUILD = Path(__file__).parents[1] / "build" / "bench" / "embed"
+SERVE = BUILD.parent / "serve"
 SHAPES = {"short texts": (4, 12), "paragraphs": (40, 160)}
 """Words of a text, from and to."""
+PARAGRAPHS = 8
+"""How many times as many short texts as paragraphs there are."""
 
 
 def main() -> None:
     """Run, print, and write bench/RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=6000, help="short texts a turn; paragraphs an eighth [default: 6000]")
+    parser.add_argument(
+        "--texts", type=int, nargs=2, default=(6000, 480), metavar=("SAMPLE", "0.6B"),
+        help="short texts a turn for each of the models, 0 for none; paragraphs an eighth [default: 6000 480]",
+    )  # fmt: skip
     parser.add_argument("--turns", type=int, default=3, help="[default: 3]")
     parser.add_argument(
         "--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000, 10_000_000], help="of the memory table"
     )
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "TEXTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     BUILD.mkdir(parents=True, exist_ok=True)
+    if arguments.one:
+        rows = in_turns(Path(arguments.one[0]), int(arguments.one[1]), arguments.turns)
+        print(json.dumps(rows))
+        return
     where = f"{results.machine()}; {date.today():%Y-%m-%d}."
-    if arguments.texts:
-        body = throughput(where, arguments.texts, arguments.turns)
+    if any(arguments.texts):
+        body = throughput(where, *arguments.texts, turns=arguments.turns)
         print(body)
         results.replace_section("embed throughput", body)
     if arguments.rows:
@@ -60,15 +71,28 @@ def main() -> None:
         results.replace_section("embed memory", body)
 
 
-def throughput(where: str, count: int, turns: int) -> str:
-    """The section of the table of tokens per second."""
-    launch = engine.planned(Settings(_int4()))
+def throughput(where: str, for_sample: int, for_large: int, turns: int) -> str:
+    """The section of the table of tokens per second, each model in a process of its own."""
+    rows = []
+    for title, model, count in (("the sample", _int4(), for_sample), ("the 0.6B's shape", _large(), for_large)):
+        if count:
+            command = [sys.executable, str(Path(__file__)), "--one", str(model), str(count), "--turns", str(turns)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+            rows += [[title, *row] for row in json.loads(done.stdout.splitlines()[-1])]
+    columns = ("INT4", "texts", "vLLM by hand, tokens/s", "`qembed embed`, tokens/s", "ratio")
+    how = f"{turns} turns each, medians; without the start of vLLM."
+    return f"## `qembed embed` beside the engine (`make bench-embed`)\n\n{where} {how}\n\n{results.table(columns, rows)}"
+
+
+def in_turns(model: Path, count: int, turns: int) -> list[list[str]]:
+    """The rows of the table for one model."""
+    launch = engine.planned(Settings(checkpoints.find(str(model))))
     tokenizer = launch.settings.checkpoint.tokenizer()
     rows = []
     with engine.opened(launch, None, lambda _: None) as opened:
         assert isinstance(opened, engine.InProcess)
         for name, (least, most) in SHAPES.items():
-            texts = _texts(count if most < 20 else count // 8, least, most)
+            texts = _texts(count if name == "short texts" else count // PARAGRAPHS, least, most)
             path = BUILD / "in.txt"
             path.write_text("\n".join(texts))
             ids = sorted((one.ids for one in tokenizer.encode_batch_fast(texts)), key=len, reverse=True)
@@ -89,13 +113,10 @@ def throughput(where: str, count: int, turns: int) -> str:
                 start = time.monotonic()
                 run(job)
                 by_us.append(tokens / (time.monotonic() - start))
-                print(f"{name}: {by_hand[-1]:.0f} {by_us[-1]:.0f}", file=sys.stderr, flush=True)
             ratio = statistics.median(ours / theirs for ours, theirs in zip(by_us, by_hand, strict=True))
             said = [f"{statistics.median(speeds):,.0f}" for speeds in (by_hand, by_us)]
-            rows.append([f"{len(texts):,} {name}, {tokens / len(texts):.0f} tokens each", *said, f"{ratio:.3f}"])
-    columns = ("", "vLLM by hand, tokens/s", "`qembed embed`, tokens/s", "ratio")
-    how = f"The embedded sample in INT4 ({launch.dtype}), {turns} turns each, medians; without the start of vLLM."
-    return f"## `qembed embed` beside the engine (`make bench-embed`)\n\n{where} {how}\n\n{results.table(columns, rows)}"
+            rows.append([f"{len(texts):,} {name} of {tokens / len(texts):.0f} tokens", *said, f"{ratio:.3f}"])
+    return rows
 
 
 def memory(where: str, sizes: list[int]) -> str:
@@ -125,12 +146,17 @@ def memory(where: str, sizes: list[int]) -> str:
     return f"## Memory of `qembed embed` by rows (`make bench-embed`)\n\n{where} {how}\n\n{results.table(columns, rows)}"
 
 
-def _int4() -> checkpoints.Checkpoint:
+def _large() -> Path:
+    """The 0.6B's shape in INT4, as `make bench-serve` has it."""
+    return write_int4(SERVE, lambda doing: print(doing, file=sys.stderr))
+
+
+def _int4() -> Path:
     folder = BUILD / "sample-AWQ-INT4"
     if not (folder / "config.json").exists():
         qembed = str(Path(sys.executable).parent / "qembed")
         subprocess.run([qembed, "quantize", "--model", "sample", "--output", str(folder)], check=True)
-    return checkpoints.find(str(folder))
+    return folder
 
 
 def _texts(count: int, least: int, most: int) -> list[str]:

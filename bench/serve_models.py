@@ -22,13 +22,8 @@ def write_all(folder: Path, llama_python: Path, say: Callable[[str], None]) -> N
     Raises:
         subprocess.CalledProcessError: a GGUF file could not be made.
     """
-    original, int4, half = folder / "float", folder / "int4", folder / "half.safetensors"
-    if not (original / "config.json").exists():
-        say("writing random weights")
-        write_random("0.6B", original)
-    if not (int4 / "config.json").exists():
-        say("rounding them to INT4")
-        round_to_int4(Checkpoint("random", original), int4)
+    write_int4(folder, say)
+    original, half = folder / "float", folder / "half.safetensors"
     if not (folder / "Q4_K_M.gguf").exists():
         say("writing GGUF files")
         to_half(Checkpoint("random", original), half)
@@ -36,6 +31,18 @@ def write_all(folder: Path, llama_python: Path, say: Callable[[str], None]) -> N
         command = [llama_python, script, original / "config.json", half, folder]
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
         half.unlink()
+
+
+def write_int4(folder: Path, say: Callable[[str], None]) -> Path:
+    """Write what is missing of `float` and `int4` in `folder`; the latter's path."""
+    original, int4 = folder / "float", folder / "int4"
+    if not (original / "config.json").exists():
+        say("writing random weights")
+        write_random("0.6B", original)
+    if not (int4 / "config.json").exists():
+        say("rounding them to INT4")
+        round_to_int4(Checkpoint("random", original), int4)
+    return int4
 
 
 def round_to_int4(original: Checkpoint, folder: Path) -> None:

@@ -129,7 +129,7 @@ CHECKED_BY = {
     "kubernetes/": "test_kubernetes",
     "monitoring/": "test_monitoring",
     "ray/": "test_ray",
-    "requirements/": "test_docker",
+    "requirements/": "test_requirements",
     "sbom.py": "test_documents",
     "systemd/": "test_systemd",
 }
@@ -140,3 +140,5 @@ def test_every_file_has_a_check() -> None:
     standing = [path.relative_to(DEPLOY).as_posix() for path in DEPLOY.rglob("*") if path.is_file()]
     unknown = [path for path in standing if "__pycache__" not in path and not path.startswith(tuple(CHECKED_BY))]
     assert unknown == []
+    for name in CHECKED_BY.values():
+        assert Path(__file__).with_name(f"{name}.py").exists(), name

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the image for CPUs without a Docker daemon, and shows that its container quantizes the sample and embeds a text.
+# Builds the image for CPUs without a Docker daemon, and shows that its container quantizes the sample and embeds a text. Builds
+# the router's too, and starts it once.
 # usage: sudo deploy/docker/try.sh [FOLDER]       from anywhere; works in FOLDER (default build/image), 12 GB, several minutes
 #   BASE   an image or a folder with Debian 12 to build on  [default: one that debootstrap makes in FOLDER, from this machine's mirror]
 # Needs root, and from Debian: buildah, debootstrap, util-linux, iproute2. pip in the build uses what pip on this machine uses.
@@ -45,9 +46,12 @@ for folder in "${folders[@]}"; do
   [ ! -d "$folder" ] || like_here+=(--volume "$folder:$folder:ro")
 done
 [ ! -e /etc/ssl/certs/ca-certificates.crt ] || like_here+=(--volume /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:ro)
+image() {
+  build bud --isolation chroot --format docker --no-cache --force-rm --quiet "${like_here[@]}" --build-arg "BASE=$base" \
+    --file deploy/docker/Dockerfile --target "$1" --tag "localhost/qembed:$1" .
+}
 begin=$SECONDS
-build bud --isolation chroot --format docker --no-cache --force-rm --quiet "${like_here[@]}" --build-arg "BASE=$base" \
-  --file deploy/docker/Dockerfile --target cpu --tag localhost/qembed:cpu .
+image cpu
 echo "built in $((SECONDS - begin)) s, $(told '{{.Docker.Config.User}}' | sed 's/^/user /'), $(du -sh --apparent-size "$work/storage" | cut -f1) of storage"
 
 mapfile -t environment < <(each .Docker.Config.Env)
@@ -118,3 +122,9 @@ code=0; wait "$parent" || code=$?
 server=
 echo "exit code $code"
 [ "$code" = 0 ]
+
+step "buildah build --target router"
+image router
+build rm "$container" > /dev/null
+container=$(build from localhost/qembed:router)
+build run --isolation chroot --user 10001:10001 "$container" -- vllm-router --help | sed -n 1p

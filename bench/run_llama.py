@@ -1,7 +1,8 @@
 """Embed with llama.cpp what the bench asks, numbers as JSON on stdout: `python run_llama.py MODEL.gguf LOADS.json THREADS`.
 
 Runs in the environment that `make bench-serve` makes for llama.cpp. LOADS.json has token ids: {name: [[[id, …], …], …]},
-requests of texts. There is no server and no tokenizer between: llama.cpp itself is measured.
+requests of texts. There is no server and no tokenizer between: llama.cpp itself is measured. With `--turns` behind these it
+embeds the request of each line [name, number] on stdin, and answers with a line.
 """
 
 from __future__ import annotations
@@ -61,6 +62,12 @@ def main() -> None:
     start = time.perf_counter()
     model = Model(Path(sys.argv[1]), int(sys.argv[3]))
     requests = json.loads(Path(sys.argv[2]).read_text())
+    if "--turns" in sys.argv:
+        for line in sys.stdin:
+            name, number = json.loads(line)
+            model.embed(requests[name][number])
+            print("done", flush=True)
+        return
     vectors = {name: [vector.tolist() for vector in model.embed(asked[0])] for name, asked in requests.items()}
     first = time.perf_counter() - start
     pid = os.getpid()

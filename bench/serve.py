@@ -3,9 +3,9 @@
 The 0.6B shape with random weights, the same texts, the same threads, the same KV cache. All of it as on a CPU that has AVX2 and
 nothing newer: on a newer one, tests/e2e/avx2 makes vLLM, torch, oneDNN and MKL believe so, and llama.cpp is built for AVX2.
 
-Every row is a process of its own, and its numbers stay in build/bench/serve/. What our launcher costs is too little to be seen
-so: for that, stock vLLM and ours run at once and are asked in turns ("turns"). A row whose versions and code are still the same
-is not run again; `--only ROW` makes that row anew, `--fresh` all of them.
+Every row is a process of its own, and its numbers stay in build/bench/serve/. For the ratios that are asked about, some
+servers then run at once and are asked in turns ("turns"). A row whose versions and code are still the same is not run again;
+`--only ROW` makes that row anew, `--fresh` all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from serve_load import Load, loads
 from serve_models import write_all
-from serve_rows import BUILD, LLAMA, ROOT, ROWS, TURNS
+from serve_rows import BUILD, IN_TURNS, LLAMA, ROOT, ROWS, TURNS
 from serve_run import in_turns, run_llama, run_server
 from serve_tables import publish, summary
 
@@ -50,7 +50,7 @@ def main() -> int:
     works: dict[str, Work] = {
         name: partial(run_llama if row.kind == "llama" else run_server, row) for name, row in rows.items()
     }
-    works[TURNS] = lambda asked, say: {"rates": in_turns(rows["float32"], rows["launcher"], asked, say)}
+    works[TURNS] = lambda asked, say: {"seconds": in_turns([rows[name] for name in IN_TURNS], asked, say)}
     failed = 0
     for name, work in works.items():
         if not arguments.only or name in arguments.only:

@@ -10,7 +10,8 @@ BUILD = ROOT / "build" / "bench" / "serve"
 LLAMA = ROOT / "build" / "llama-cpp" / "bin" / "python"
 AVX2 = ROOT / "tests" / "e2e" / "avx2"
 TURNS = "turns"
-"""The name of what is measured of "float32" and "launcher" in turns."""
+"""The name of what is measured of IN_TURNS in turns."""
+IN_TURNS = ("float32", "launcher", "int4", "Q4_K_M")
 LIMITS = {"--max-model-len": "1024", "--max-num-seqs": "8", "--max-num-batched-tokens": "1024"}
 
 

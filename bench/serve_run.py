@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +45,59 @@ def run_server(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[
     return found
 
 
-def in_turns(first: Row, second: Row, asked: list[Load], say: Callable[[str], None]) -> dict[str, float]:
-    """Both servers at once, each request sent to one and then to the other; by load, how many times as fast `second` answers.
+def in_turns(rows: Sequence[Row], asked: list[Load], say: Callable[[str], None]) -> dict[str, dict[str, list[float]]]:
+    """All of `rows` at once, each request sent to one after the other: seconds of each, by load and row.
 
-    What a machine does meanwhile hits both alike: so differences of a hundredth can be seen. Medians over all requests.
+    What a machine does meanwhile hits all alike, so their ratios are sharper than those of columns that were measured apart.
     """
-    say("starting")
-    found = {}
-    with running(first) as (url, model, _), running(second) as (other_url, other_model, _):
-        apis = Api(url, model), Api(other_url, other_model)
+    found: dict[str, dict[str, list[float]]] = {load.name: {row.name: [] for row in rows} for load in asked}
+    with ExitStack() as up:
+        askers = {}
+        for row in rows:
+            say(f"starting {row.name}")
+            askers[row.name] = up.enter_context(asker(row, asked))
         for load in asked:
             say(load.title)
-            for api in apis:
-                api.ask(load.requests[0])
-            ratios = []
-            for number, texts in enumerate([*load.requests] * TURNS):
-                seconds = [0.0, 0.0]
-                for which in (0, 1) if number % 2 else (1, 0):
+            for ask in askers.values():
+                ask(load, 0)
+            for turn, number in enumerate([*range(len(load.requests))] * TURNS):
+                names = list(askers)
+                for name in names[turn % len(names) :] + names[: turn % len(names)]:
                     start = time.perf_counter()
-                    apis[which].ask(texts)
-                    seconds[which] = time.perf_counter() - start
-                ratios.append(seconds[0] / seconds[1])
-            found[load.name] = statistics.median(ratios)
+                    askers[name](load, number)
+                    found[load.name][name].append(time.perf_counter() - start)
     return found
+
+
+@contextmanager
+def asker(row: Row, asked: list[Load]) -> Iterator[Callable[[Load, int], object]]:
+    """What asks the running `row` for the request of a load with a number."""
+    if row.kind != "llama":
+        with running(row) as (url, model, _):
+            # A connection each time: servers close those that are idle while the others have their turn.
+            yield lambda load, number: Api(url, model).ask(load.requests[number])
+        return
+    with (BUILD / "turns.log").open("w") as log:
+        process = subprocess.Popen(
+            [*llama_command(row, asked), "--turns"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        to, answers = process.stdin, process.stdout
+
+        def ask(load: Load, number: int) -> object:
+            to.write(json.dumps([load.name, number]) + "\n")
+            to.flush()
+            return answers.readline() or fail()
+
+        def fail() -> object:
+            raise RuntimeError(f"llama.cpp ended (log: {log.name})")
+
+        try:
+            yield ask
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
@@ -169,11 +198,16 @@ def worker_of(session: int) -> int:
 def run_llama(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
     """Let llama.cpp embed the same tokens in a process of its own."""
     say("llama.cpp")
+    with (BUILD / f"{row.name}.log").open("w") as log:
+        done = subprocess.run(llama_command(row, asked), stdout=subprocess.PIPE, stderr=log, text=True, check=True, timeout=600)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def llama_command(row: Row, asked: list[Load]) -> list[str]:
+    """run_llama.py for `row`, with the token ids of all requests written for it."""
     tokenizer = Checkpoint("float", BUILD / "float").tokenizer()
     requests = BUILD / "loads.json"
     ids = {load.name: [[tokenizer.encode(text).ids for text in texts] for texts in load.requests] for load in asked}
     requests.write_text(json.dumps(ids))
-    command = [LLAMA, ROOT / "bench" / "run_llama.py", BUILD / row.model, requests, len(host.cores())]
-    with (BUILD / f"{row.name}.log").open("w") as log:
-        done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True, check=True, timeout=600)
-    return json.loads(done.stdout)
+    return list(map(str, [LLAMA, ROOT / "bench" / "run_llama.py", BUILD / row.model, requests, len(host.cores())]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from qembed.serve import machine as host
 
 def summary(found: Mapping[str, Any]) -> str:
     """The numbers of one row in one line."""
-    if "loaded_bytes" not in found:
-        return "times as fast: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in found["rates"].items())
+    if "seconds" in found:
+        of_int4 = ((name, ratio(found["seconds"][name], "int4", "float32")) for name in found["seconds"])
+        return "INT4 in turns with float32: " + ", ".join(f"{name} {times:.2f} times as fast" for name, times in of_int4)
     rates = ", ".join(f"{name} {speed:.0f}" for name, speed in found["rates"].items())
     memory = f"{megabytes(found['loaded_bytes'])} loaded, {megabytes(found['busy_bytes'])} busy"
     return f"tokens/s: {rates}; {memory}; first answer after {found['first_seconds']:.0f} s"
@@ -73,28 +74,30 @@ def verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Each target of ours beside what was measured."""
     if not {"float32", "int4", TURNS, "Q4_K_M", "int4-int8"} <= found.keys():
         return ""
-    ours, theirs, llama, turns = (found[name]["rates"] for name in ("int4", "float32", "Q4_K_M", TURNS))
-    targets = {"batches": 1.0, "single": 1.3, "long": 0.95}
-    lines = [
-        [f"INT4's tokens/s, of float32's: {name}", f"{ours[name] / theirs[name]:.2f}", f"at least {least}"]
-        for name, least in targets.items()
-    ]
-    lines += [
-        [f"INT4's tokens/s, of llama.cpp's Q4_K_M: {name}", f"{ours[name] / llama[name]:.2f}", "at least 1.5"]
-        for name in targets
-    ]
+    asked = found[TURNS]["seconds"]
+    lines = []
+    for faster, slower, title, least in (
+        ("int4", "float32", "INT4's tokens/s, of float32's", {"batches": 1.0, "single": 1.3, "long": 0.95}),
+        ("int4", "Q4_K_M", "INT4's tokens/s, of llama.cpp's Q4_K_M", dict.fromkeys(asked, 1.5)),
+        ("launcher", "float32", "`qembed serve --fp16`, of stock vLLM's tokens/s", dict.fromkeys(asked, 0.98)),
+    ):
+        lines += [
+            [f"{title}, in turns: {name}", f"{ratio(asked[name], faster, slower):.2f}", f"at least {least[name]}"]
+            for name in asked
+        ]
     for key, what in (("loaded_bytes", "after load"), ("busy_bytes", "under load")):
         for name, title in (("int4", "INT4"), ("int4-int8", "INT4 with INT8 table")):
             part = found[name][key] / found["float32"][key]
             lines.append([f"{title}'s memory {what}, of float32's", f"{part:.2f}", "at most 0.35"])
-    lines += [
-        [f"`qembed serve --fp16`, of stock vLLM's, asked in turns: {name}", f"{turns[name]:.3f}", "at least 0.98"]
-        for name in targets
-    ]
     lines.append(
         ["least cosine of float32's vectors with llama.cpp's Q4_K_M", f"{agreement(found['float32'], found['Q4_K_M']):.3f}", ""]
     )
     return table(["", "measured", "target"], lines)
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], faster: str, slower: str) -> float:
+    """How many times as fast `faster` answers as `slower`, by the seconds of the same requests: the median over them."""
+    return float(np.median(np.array(seconds[slower]) / np.array(seconds[faster])))
 
 
 def agreement(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:

@@ -22,6 +22,8 @@ from qembed.serve import ports
 
 START_SECONDS = 300
 TURNS = 2
+SETTLED = 1.5
+"""Seconds after which a server that has answered leaves the cores to others: vLLM's workers look for work for a second."""
 
 
 def run_server(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def in_turns(rows: Sequence[Row], asked: list[Load], say: Callable[[str], None])
             for turn, number in enumerate([*range(len(load.requests))] * TURNS):
                 names = list(askers)
                 for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                    time.sleep(SETTLED)
                     start = time.perf_counter()
                     askers[name](load, number)
                     found[load.name][name].append(time.perf_counter() - start)

@@ -61,8 +61,9 @@ def main() -> None:
         print(json.dumps(rows))
         return
     where = f"{results.machine()}; {date.today():%Y-%m-%d}."
-    if any(arguments.texts):
-        body = throughput(where, *arguments.texts, turns=arguments.turns)
+    sample, large = arguments.texts
+    if sample or large:
+        body = throughput(where, sample, large, arguments.turns)
         print(body)
         results.replace_section("embed throughput", body)
     if arguments.rows:

@@ -171,7 +171,8 @@ def search_clip(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> Gr
     blocks = torch.stack([gram[i : i + group_size, i : i + group_size] for i in range(0, weight.shape[1], group_size)])
     rows = max(1, CACHED // weight.shape[1])
     low, high = _ranges(weight, group_size)
-    best = torch.cat([_best_shrink(*part, blocks) for part in zip(*(x.split(rows) for x in (weight, low, high)), strict=True)])
+    parts = zip(weight.split(rows), low.split(rows), high.split(rows), strict=True)
+    best = torch.cat([_best_shrink(*part, blocks) for part in parts])
     return _between(low * best, high * best, group_size)
 
 

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import packaging.requirements
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -56,7 +57,10 @@ def test_a_list_has_what_its_extras_ask_for_and_says_how_it_is_made(name: str) -
 
 
 @pytest.fixture
-def lock() -> Any:
+def lock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module, without pip's code: to import that puts the standard library's distutils before setuptools'."""
+    for name in ("pip", "pip._vendor", "pip._vendor.packaging", "pip._vendor.packaging.requirements"):
+        monkeypatch.setitem(sys.modules, name, packaging.requirements)
     spec = importlib.util.spec_from_file_location("lock", LISTS / "lock.py")
     assert spec
     assert spec.loader

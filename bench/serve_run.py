@@ -21,7 +21,8 @@ from qembed.serve import machine as host
 from qembed.serve import ports
 
 START_SECONDS = 300
-TURNS = 2
+TURNS, REQUESTS = 2, 8
+"""How often each of the first requests of a load is sent to each server, where they are asked in turns."""
 SETTLED = 1.5
 """Seconds after which a server that has answered leaves the cores to others: vLLM's workers look for work for a second."""
 
@@ -62,7 +63,7 @@ def in_turns(rows: Sequence[Row], asked: list[Load], say: Callable[[str], None])
             say(load.title)
             for ask in askers.values():
                 ask(load, 0)
-            for turn, number in enumerate([*range(len(load.requests))] * TURNS):
+            for turn, number in enumerate([*range(len(load.requests[:REQUESTS]))] * TURNS):
                 names = list(askers)
                 for name in names[turn % len(names) :] + names[: turn % len(names)]:
                     time.sleep(SETTLED)

@@ -75,9 +75,9 @@ def main() -> None:
 def throughput(where: str, for_sample: int, for_large: int, turns: int) -> str:
     """The section of the table of tokens per second, each model in a process of its own."""
     rows = []
-    for title, model, count in (("the sample", _int4(), for_sample), ("the 0.6B's shape", _large(), for_large)):
+    for title, model, count in (("the sample", _int4, for_sample), ("the 0.6B's shape", _large, for_large)):
         if count:
-            command = [sys.executable, str(Path(__file__)), "--one", str(model), str(count), "--turns", str(turns)]
+            command = [sys.executable, str(Path(__file__)), "--one", str(model()), str(count), "--turns", str(turns)]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             rows += [[title, *row] for row in json.loads(done.stdout.splitlines()[-1])]
     columns = ("INT4", "texts", "vLLM by hand, tokens/s", "`qembed embed`, tokens/s", "ratio")

@@ -34,8 +34,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     found = rows.new_empty(len(rows), len(weight))
     for part, into in zip(rows.split(ROWS), found.split(ROWS), strict=True):
         # oneDNN keeps something for each shape, between pieces of memory that are then too small for the next: few shapes.
-        whole = torch.nn.functional.pad(part, (0, 0, 0, (len(part) < len(rows)) * (ROWS - len(part)))).contiguous()
-        into.copy_(torch.ops.mkldnn._linear_pointwise(whole, weight, bias, "none", [], "")[: len(part)])
+        whole = part if len(part) in (ROWS, len(rows)) else torch.nn.functional.pad(part, (0, 0, 0, ROWS - len(part)))
+        into.copy_(torch.ops.mkldnn._linear_pointwise(whole.contiguous(), weight, bias, "none", [], "")[: len(part)])
     return found.unflatten(0, x.shape[:-1])
 
 

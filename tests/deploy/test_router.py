@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from qembed.serve import ports
 from qembed.serve.settings import MAX_BODY
 from tests.answering import Asked, Server
 from tests.deploy.test_kubernetes import HERE, container
@@ -52,21 +52,15 @@ def replicas() -> Iterator[list[Replica]]:
         one.end()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def router(replicas: list[Replica], tmp_path: Path) -> Iterator[int]:
     """The port of a router that has both."""
     python()
-    port = free_port()
+    port = ports.free("127.0.0.1")
     chosen = [
         one for one in arguments() if not one.startswith(DISCOVERY) and not one.startswith(("--host", "--port", "--prometheus"))
     ]
-    places = ["--host=127.0.0.1", f"--port={port}", f"--prometheus-port={free_port()}"]
+    places = ["--host=127.0.0.1", f"--port={port}", f"--prometheus-port={ports.free('127.0.0.1')}"]
     with (tmp_path / "log").open("w") as log:
         command = [ROUTER, *chosen, *places, "--worker-urls", *(one.url for one in replicas)]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

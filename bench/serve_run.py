@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,8 +22,8 @@ from qembed.serve import machine as host
 from qembed.serve import ports
 
 START_SECONDS = 300
-TURNS, REQUESTS = 2, 8
-"""How often each of the first requests of a load is sent to each server, where they are asked in turns."""
+TURNS = 12
+"""How often each server is asked for each load, where they are asked in turns."""
 SETTLED = 1.5
 """Seconds after which a server that has answered leaves the cores to others: vLLM's workers look for work for a second."""
 
@@ -48,11 +49,13 @@ def run_server(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[
     return found
 
 
-def in_turns(rows: Sequence[Row], asked: list[Load], say: Callable[[str], None]) -> dict[str, dict[str, list[float]]]:
+def in_turns(rows: Sequence[Row], asked: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
     """All of `rows` at once, each request sent to one after the other: seconds of each, by load and row.
 
     What a machine does meanwhile hits all alike, so their ratios are sharper than those of columns that were measured apart.
+    The order is another one each time: whoever always follows the same server finds the caches and cores as that one left them.
     """
+    order = random.Random(0)
     found: dict[str, dict[str, list[float]]] = {load.name: {row.name: [] for row in rows} for load in asked}
     with ExitStack() as up:
         askers = {}
@@ -63,14 +66,13 @@ def in_turns(rows: Sequence[Row], asked: list[Load], say: Callable[[str], None])
             say(load.title)
             for ask in askers.values():
                 ask(load, 0)
-            for turn, number in enumerate([*range(len(load.requests[:REQUESTS]))] * TURNS):
-                names = list(askers)
-                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            for turn in range(TURNS):
+                for name in order.sample(list(askers), len(askers)):
                     time.sleep(SETTLED)
                     start = time.perf_counter()
-                    askers[name](load, number)
+                    askers[name](load, turn % len(load.requests))
                     found[load.name][name].append(time.perf_counter() - start)
-    return found
+    return {"seconds": found}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from results import machine, replace_section, table
 from serve_load import loads
-from serve_rows import BUILD, LIMITS, ROOT, ROWS, TURNS
+from serve_rows import AGAIN, BUILD, IN_TURNS, LIMITS, ROOT, ROWS
 from serve_run import kv_cache
 
 from qembed.checkpoint import Checkpoint
@@ -23,8 +23,13 @@ from qembed.serve import machine as host
 def summary(found: Mapping[str, Any]) -> str:
     """The numbers of one row in one line."""
     if "seconds" in found:
-        of_int4 = ((name, ratio(found["seconds"][name], "int4", "float32")) for name in found["seconds"])
-        return "INT4 in turns with float32: " + ", ".join(f"{name} {times:.2f} times as fast" for name, times in of_int4)
+        of_float = (
+            f"{row} {load} {ratio(seconds, row, 'float32'):.2f}"
+            for load, seconds in found["seconds"].items()
+            for row in seconds
+            if row != "float32"
+        )
+        return "tokens/s in turns with float32, of float32's: " + ", ".join(of_float)
     rates = ", ".join(f"{name} {speed:.0f}" for name, speed in found["rates"].items())
     memory = f"{megabytes(found['loaded_bytes'])} loaded, {megabytes(found['busy_bytes'])} busy"
     return f"tokens/s: {rates}; {memory}; first answer after {found['first_seconds']:.0f} s"
@@ -72,17 +77,23 @@ def publish(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Each target of ours beside what was measured."""
-    if not {"float32", "int4", TURNS, "Q4_K_M", "int4-int8"} <= found.keys():
+    if not {"float32", "int4", *IN_TURNS, "Q4_K_M", "int4-int8"} <= found.keys():
         return ""
-    asked = found[TURNS]["seconds"]
     lines = []
-    for faster, slower, title, least in (
-        ("int4", "float32", "INT4's tokens/s, of float32's", {"batches": 1.0, "single": 1.3, "long": 0.95}),
-        ("int4", "Q4_K_M", "INT4's tokens/s, of llama.cpp's Q4_K_M", dict.fromkeys(asked, 1.5)),
-        ("launcher", "float32", "`qembed serve --fp16`, of stock vLLM's tokens/s", dict.fromkeys(asked, 0.98)),
+    launcher = dict.fromkeys(found["turns"]["seconds"], 0.98)
+    for turns, faster, slower, title, least in (
+        ("turns", "int4", "float32", "INT4's tokens/s, of float32's", {"batches": 1.0, "single": 1.3, "long": 0.95}),
+        ("turns", "int4", "Q4_K_M", "INT4's tokens/s, of llama.cpp's Q4_K_M", dict.fromkeys(launcher, 1.5)),
+        ("turns-launcher", "launcher", "float32", "`qembed serve --fp16`, of stock vLLM's tokens/s", launcher),
+        ("turns-launcher", AGAIN, "float32", "a second stock vLLM's tokens/s, of the first one's", {}),
     ):
+        asked = found[turns]["seconds"]
         lines += [
-            [f"{title}, in turns: {name}", f"{ratio(asked[name], faster, slower):.2f}", f"at least {least[name]}"]
+            [
+                f"{title}, in turns: {name}",
+                f"{ratio(asked[name], faster, slower):.2f}",
+                f"at least {least[name]}" if name in least else "",
+            ]
             for name in asked
         ]
     for key, what in (("loaded_bytes", "after load"), ("busy_bytes", "under load")):

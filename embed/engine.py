@@ -138,7 +138,8 @@ def planned(settings: Settings) -> Launch:
         tokens = settings.max_num_batched_tokens or max(GPU_TOKENS, settings.max_num_seqs or 0)
         seqs = settings.max_num_seqs or min(GPU_SEQS, tokens)
         settings = replace(settings, max_num_seqs=seqs, max_num_batched_tokens=tokens)
-    launch = resolve(settings, target, machine.best_dtype(target.kind), 0)
+    apart = settings.tensor_parallel_size > 1  # each worker is then a process of its own
+    launch = resolve(settings, target, machine.best_dtype(target.kind), 0, served=apart)
     check_fits(launch)
     return launch
 

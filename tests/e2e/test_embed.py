@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from qembed.serve import client
@@ -93,3 +94,23 @@ def test_through_the_server_it_is_the_same(source: Path, whole: Path, int4_serve
     said = ended(embed(few, "-o", out, *both, "--dimensions", 128, "--json"))
     assert said["vectors"] == 600
     assert (np.sum(np.load(out) * np.load(whole, mmap_mode="r")[:600], axis=1) > 0.999).all()
+
+
+def test_on_ray_each_actor_has_an_engine_and_the_parts_are_the_whole(
+    source: Path, whole: Path, int4_checkpoint: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    lines = source.read_text().splitlines()[:800]
+    folder, out = tmp_path / "in", tmp_path / "out.parquet"
+    folder.mkdir()
+    for number, at in enumerate((0, 400)):
+        (folder / f"{number}.jsonl").write_text("\n".join(lines[at : at + 400]))
+    share = ("--ray", "local", "--ray-workers", 2, "--ray-cpus", 1)
+    said = ended(embed(folder, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128, *share))
+    assert (said["vectors"], said["dimensions"], said["rejected"]) == (800, 128, 0)
+    parts = json.loads((out / "manifest.json").read_text())["parts"]
+    assert len(parts) == 2
+    table = pyarrow.parquet.read_table([out / part["file"] for part in parts])
+    assert table["id"].to_pylist() == [json.loads(line)["id"] for line in lines]
+    vectors = np.stack(table["vector"].to_numpy())
+    assert ((vectors * np.load(whole, mmap_mode="r")[:800]).sum(axis=1) > 0.999).all()

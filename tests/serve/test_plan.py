@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qembed.errors import BadInput
@@ -86,6 +88,15 @@ def test_a_plan_adds_up() -> None:
     assert made.kv_tokens == 64 + 16
     assert made.kv_cache == 80 * 112 * 1024
     assert made.total == made.weights + made.kv_cache + made.activations + made.graphs + made.runtime
+
+
+def test_an_engine_without_a_server_holds_the_libraries_once() -> None:
+    sizes: dict[str, Any] = {"max_model_len": 64, "max_num_seqs": 1, "max_num_batched_tokens": 64, "block_size": 16}
+    shapes = {"embed_tokens.weight": ([10, 1024], "F16")}
+    served, alone = (plan.make(shapes, CONFIG, dtype="float32", served=served, **sizes) for served in (True, False))
+    assert served.total - alone.total == plan.RUNTIME["cpu"] - plan.RUNTIME_IN_PROCESS["cpu"] > 0
+    on_a_card = [plan.make(shapes, CONFIG, dtype="float16", device="cuda", served=served, **sizes) for served in (True, False)]
+    assert on_a_card[0] == on_a_card[1]
 
 
 def test_a_token_of_the_0_6b_takes_24_kib_of_activations_in_16_bit() -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ from qembed.errors import BadInput, MissingExtra, QembedError
 LOCAL = "local"
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
+AUTH = "RAY_AUTH_MODE"
+CONNECT_SECONDS = 10.0
 CPUS = 4
 """Cores of a worker, where there is no GPU and nothing else is said."""
 
@@ -146,20 +149,37 @@ def _connected(share: Share) -> Iterator[None]:
         QembedError: no cluster.
     """
     import ray
+    from ray.exceptions import RayError
 
     if ray.is_initialized():
         yield
         return
+    _check_listens(share.address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     local = {"include_dashboard": False} if share.address == LOCAL else {}
     try:
         ray.init(address=share.address, log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise QembedError(f"--ray {share.address}: no Ray cluster there ({' '.join(str(error).split())[:200]})") from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        said = " ".join(str(error).split())[:200]
+        # Ray sends its token to an address that it is given only where it is told to; else it says just "failed to connect".
+        token = "" if share.address == "auto" or AUTH in os.environ else f"; if it asks for a token: {AUTH}=token"
+        raise QembedError(f"--ray {share.address}: no Ray cluster there ({said}){token}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """See that something listens at HOST:PORT, where Ray would try for a quarter of an hour. Other addresses are its affair."""
+    where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise QembedError(f"--ray {address}: no Ray cluster there ({where}: {error})") from error
 
 
 def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> None:

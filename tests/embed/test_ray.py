@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+
+from qembed.serve import ports
 
 from .conftest import rejects, started
 
@@ -97,6 +100,27 @@ def test_a_job_that_is_killed_goes_on_from_its_parts(source: Path, whole: pyarro
     ended(started(source, "-o", out, "--keep", "text", "--json", *ON_RAY, rows=50))
     check(out, whole, source)
     assert all((out / name).stat().st_mtime_ns == time for name, time in done.items())
+
+
+def test_an_address_without_a_cluster_is_told_at_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"127.0.0.1:{ports.free('127.0.0.1')}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    for given in (address, f"ray://{address}", "auto"):
+        process = started(source, "-o", tmp_path / "out.parquet", "--ray", given)
+        _, err = process.communicate(timeout=60)  # Ray itself tries for a quarter of an hour
+        assert process.returncode == 1
+        assert f"qembed: --ray {given}: no Ray cluster there ({address if given == 'auto' else given}: ".encode() in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_token_that_is_not_there_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        process = started(source, "-o", tmp_path / "out.parquet", "--ray", f"127.0.0.1:{listening.getsockname()[1]}")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"no Ray cluster there (Token authentication is enabled but no authentication token was found" in err
 
 
 def test_bad_input_is_told_as_without_ray(source: Path, tmp_path: Path) -> None:

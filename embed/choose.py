@@ -11,7 +11,7 @@ from typing import Any
 from qembed import __version__
 from qembed import checkpoint as checkpoints
 from qembed.checkpoint import DEFAULT_INSTRUCTION, Checkpoint, instruct, short_name
-from qembed.embed import cluster, engine, inputs, servers, vectors, windows
+from qembed.embed import connection, engine, inputs, servers, vectors, windows
 from qembed.embed.job import Job, OpenEngine
 from qembed.embed.windows import Texts
 from qembed.errors import BadInput
@@ -127,7 +127,7 @@ def check(source: str, options: Options) -> None:
 
 
 def _check_ray(source: str, options: Options) -> None:
-    cluster.check()
+    connection.check()
     if source == inputs.STDIN:
         raise BadInput("-: --ray reads on its nodes, to which standard input does not reach; give a file")
     if options["urls"]:

@@ -197,9 +197,10 @@ def _on_cluster(job: Job, options: dict[str, Any], dimensions: int, console: Con
     import time
 
     from qembed.embed import cluster
+    from qembed.embed.connection import Share
 
     began = time.monotonic()
-    share = cluster.Share(options["ray"], options["ray_workers"], options["ray_cpus"], options["ray_gpus"])
+    share = Share(options["ray"], options["ray_workers"], options["ray_cpus"], options["ray_gpus"])
     with console.status("starting the engines") as status:
 
         def tell(done: Done) -> None:

@@ -3,7 +3,10 @@
 A window is a block of the pipeline, and a part of the output. Reading streams: no more windows are held than the actors have
 work for. An actor writes its part under another name first, then renames it, then writes a record that it is there; so an actor
 or a node that is killed costs the windows it was computing, which Ray gives to another, and nothing is there twice. A job that
-is started again reads the records, and leaves out what they name.
+is started again leaves out what has a record. In the end there must be one for each window that was read.
+
+Ray repeats a task whose results are lost, and takes for granted that it yields the same again, as many and in the same order.
+So what is left out is settled before anything is read.
 
 The input, the model and the output must be reachable under the same paths from every node.
 """
@@ -15,14 +18,14 @@ import json
 import os
 import pickle
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qembed.embed import journal, outputs, parquet, vectors
+from qembed.embed import connection, journal, outputs, parquet, vectors
+from qembed.embed.connection import Share
 from qembed.embed.engine import Engine, logged
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
@@ -32,28 +35,12 @@ from qembed.embed.readers import Reading
 from qembed.embed.run import on_disk
 from qembed.embed.windows import Mark, Window, windows
 from qembed.embed.writing import embedded
-from qembed.errors import BadInput, MissingExtra, QembedError
+from qembed.errors import BadInput, QembedError
 
-LOCAL = "local"
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
-AUTH = "RAY_AUTH_MODE"
-CONNECT_SECONDS = 10.0
-CPUS = 4
-"""Cores of a worker, where there is no GPU and nothing else is said."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """What the job takes: `workers` actors with `cpus` cores and `gpus` GPUs each; None: as the cluster has room.
-
-    `address` is that of a running cluster, "auto" for the one of this machine, or "local" for one that ends with the job.
-    """
-
-    address: str = "auto"
-    workers: int | None = None
-    cpus: float | None = None
-    gpus: float | None = None
+ATTEMPTS = 3
+SAME = "give the same, or --force to start anew"
 
 
 @dataclass(frozen=True)
@@ -77,19 +64,6 @@ class Work:
     def name(self, file: int, number: int) -> str:
         """The part that a window of a file becomes; in the order of the input, if sorted."""
         return f"part-{file:05d}-{number:07d}.parquet"
-
-
-def check() -> None:
-    """See that Ray is installed.
-
-    Raises:
-        MissingExtra: it is not.
-    """
-    try:
-        import ray.data
-    except ModuleNotFoundError as error:
-        raise MissingExtra(f"--ray needs {error.name}: pip install 'qembed[ray]'") from error
-    assert ray.data
 
 
 def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], None] = lambda _: None) -> dict[str, Any]:
@@ -118,10 +92,10 @@ def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], N
             for folder in (work.parts, work.records):
                 folder.mkdir(exist_ok=True)
             try:
-                with logged(verbose=False), _connected(share):  # Ray prints on standard output, even while it ends
+                with logged(verbose=False), connection.connected(share):  # Ray prints on standard output, even while it ends
                     _pipeline(work, share, on_progress)
             finally:
-                if not any(work.records.iterdir()):
+                if not _recorded(work):
                     journal.remove(job.partial)
             _finish(work)
             kept.finished(replace(kept.done, ended=True))
@@ -141,114 +115,103 @@ def _check_free(job: Job) -> None:
         raise BadInput(f"{job.output} exists already; choose another --output, or {why}")
 
 
-@contextmanager
-def _connected(share: Share) -> Iterator[None]:
-    """In touch with the cluster until the block is left; a connection that is there already stays.
+def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> None:
+    """Embed what has no record yet. What Ray cannot mend itself is begun again, as long as something gets done in between.
 
     Raises:
-        QembedError: no cluster.
+        QembedError: a part failed for a reason of its own, or Ray did, ATTEMPTS times without a part in between.
     """
-    import ray
-    from ray.exceptions import RayError
-
-    if ray.is_initialized():
-        yield
-        return
-    _check_listens(share.address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = {"include_dashboard": False} if share.address == LOCAL else {}
-    try:
-        ray.init(address=share.address, log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        said = " ".join(str(error).split())[:200]
-        # Ray sends its token to an address that it is given only where it is told to; else it says just "failed to connect".
-        token = "" if share.address == "auto" or AUTH in os.environ else f"; if it asks for a token: {AUTH}=token"
-        raise QembedError(f"--ray {share.address}: no Ray cluster there ({said}){token}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_listens(address: str) -> None:
-    """See that something listens at HOST:PORT, where Ray would try for a quarter of an hour. Other addresses are its affair."""
-    where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    host, _, port = where.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise QembedError(f"--ray {address}: no Ray cluster there ({where}: {error})") from error
+    done, fruitless = Done(), 0
+    while True:
+        before = _recorded(work)
+        try:
+            for part in _parts(work, share, before):
+                if part["failed"]:
+                    failure = BadInput if part["code"] == BadInput.exit_code else QembedError
+                    raise failure(f"{part['failed']}; what is finished is kept in {work.job.partial}")
+                made, rejected = done.vectors + part["vectors"], done.rejected + part["rejected"]
+                done = replace(done, windows=done.windows + 1, vectors=made, rejected=rejected)
+                on_progress(done)
+            if not (lost := _lost(work)):
+                return
+            raise RuntimeError(f"Ray lost {lost}")
+        except QembedError:
+            raise
+        except Exception as error:  # a lost node shows as a RayError, or as an assertion somewhere in Ray Data
+            fruitless = fruitless + 1 if _recorded(work) == before else 1
+            if fruitless == ATTEMPTS:
+                said = " ".join(str(error).split())[-300:] or type(error).__name__
+                raise QembedError(f"the job failed: {said}; what is finished is kept in {work.job.partial}") from error
 
 
-def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> None:
+def _recorded(work: Work) -> frozenset[str]:
+    """The names of the windows that are done."""
+    return frozenset(path.stem for path in work.records.glob("part-*.json"))
+
+
+def _lost(work: Work) -> str:
+    """What was not read to its end, or read and not embedded; empty if all is there.
+
+    Raises:
+        BadInput: more is recorded than there is to read.
+    """
+    read = set()
+    for number, file in enumerate(work.job.inputs.files):
+        if not _end(work, number).exists():
+            return f"the end of {file.name}"
+        count = json.loads(_end(work, number).read_text(encoding="utf-8"))["windows"]
+        read |= {work.name(number, window) for window in range(count)}
+    recorded = _recorded(work)
+    if recorded - read:
+        raise BadInput(f"the input has lost rows; {SAME}")
+    return f"{len(read - recorded)} windows" if read - recorded else ""
+
+
+def _parts(work: Work, share: Share, done: frozenset[str]) -> Iterator[Mapping[str, Any]]:
+    """What each part that is made says of itself; those that are `done` are left out."""
     import ray
     import ray.data
-    from ray.exceptions import RayError
 
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1  # a window a block: what is lost with an actor, and what actors share the work by
     context.enable_progress_bars = False
-    workers, resources = _resources(share, ray.cluster_resources())
+    workers, resources = connection.resources(share, ray.cluster_resources())
     count = len(work.job.inputs.files)
     files = ray.data.from_items([{"file": number} for number in range(count)], override_num_blocks=count)
     parts = (
         # Reading takes no share of the cluster: the engines may have all of it.
-        files.map_batches(_read, batch_size=1, num_cpus=0, fn_kwargs={"work": work}).map_batches(
+        files.map_batches(_read, batch_size=1, num_cpus=0, fn_kwargs={"work": work, "done": done}).map_batches(
             Embedder, batch_size=1, concurrency=workers, fn_constructor_kwargs={"work": work}, **resources
         )
     )
-    done = Done()
-    try:
-        for part in parts.iter_rows():
-            if part["failed"]:
-                failure = BadInput if part["code"] == BadInput.exit_code else QembedError
-                raise failure(f"{part['failed']}; what is finished is kept in {work.job.partial}")
-            made, rejected = done.vectors + part["vectors"], done.rejected + part["rejected"]
-            done = replace(done, windows=done.windows + 1, vectors=made, rejected=rejected)
-            on_progress(done)
-    except RayError as error:
-        said = " ".join(str(error).split())[-300:]
-        raise QembedError(f"the job failed: {said}; what is finished is kept in {work.job.partial}") from error
-
-
-def _resources(share: Share, cluster: Mapping[str, float]) -> tuple[int, dict[str, Any]]:
-    """The number of workers, and what each gets."""
-    has = cluster.get("GPU", 0.0)
-    gpus = share.gpus if share.gpus is not None else (1.0 if has else 0.0)
-    if gpus:
-        workers = share.workers or max(1, int(has / gpus))
-        return workers, {"num_gpus": gpus, "num_cpus": share.cpus or 1}
-    cores = cluster.get("CPU", 1.0)
-    cpus = share.cpus or (max(1.0, cores // share.workers) if share.workers else min(float(CPUS), cores))
-    return share.workers or max(1, int(cores // cpus)), {"num_cpus": cpus}
+    yield from parts.iter_rows()
 
 
 def _reading(job: Job, file: Any) -> Reading:
     return Reading(Inputs([file], job.inputs.folder), job.text_column, job.id_column, job.keep)
 
 
-def _read(batch: Mapping[str, Any], work: Work) -> Iterator[dict[str, list[Any]]]:
+def _read(batch: Mapping[str, Any], work: Work, done: frozenset[str]) -> Iterator[dict[str, list[Any]]]:
     """The windows of a file, but for those that are done. What is wrong with it comes as an error in their place."""
     for file in map(int, batch["file"]):
+        count = 0
         try:
             for window in windows(_reading(work.job, work.job.inputs.files[file]).rows(), work.job.texts, Mark(), 0):
                 if work.job.strict and window.rejects:
                     raise BadInput(f"{window.rejects[0].place}: {window.rejects[0].reason} (--strict)")
-                if not _is_done(work, work.name(file, window.number), window):
+                name, count = work.name(file, window.number), window.number + 1
+                if name in done:
+                    _check_same(work, file, name, window)
+                else:
                     yield {"file": [file], "window": [pickle.dumps(window)]}
+            _place(json.dumps({"windows": count}).encode(), _end(work, file))
         except QembedError as error:
             yield {"file": [file], "window": [pickle.dumps(error)]}
 
 
-def _is_done(work: Work, name: str, window: Window) -> bool:
-    path = _record(work, name)
-    if not path.exists():
-        return False
-    if json.loads(path.read_text(encoding="utf-8"))["digest"] != window.end.digest:
-        raise BadInput(f"{work.job.inputs.files[0].name}: the input has changed; give the same, or --force to start anew")
-    return True
+def _check_same(work: Work, file: int, name: str, window: Window) -> None:
+    if json.loads(_record(work, name).read_text(encoding="utf-8"))["digest"] != window.end.digest:
+        raise BadInput(f"{work.job.inputs.files[file].name}: the input has changed; {SAME}")
 
 
 class Embedder:
@@ -332,6 +295,11 @@ def _place(content: bytes, path: Path) -> None:
 
 def _record(work: Work, name: str) -> Path:
     return work.records / f"{name}.json"
+
+
+def _end(work: Work, file: int) -> Path:
+    """Where it stands how many windows a file has."""
+    return work.records / f"end-{file:05d}.json"
 
 
 def _finish(work: Work) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from qembed.embed import choose, cluster, connection, windows
+from qembed.embed.connection import Share
 from qembed.serve import ports
 
-from .conftest import rejects, started
+from .conftest import Embed, rejects, started
+from .standin import computing
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -100,6 +106,145 @@ def test_a_job_that_is_killed_goes_on_from_its_parts(source: Path, whole: pyarro
     ended(started(source, "-o", out, "--keep", "text", "--json", *ON_RAY, rows=50))
     check(out, whole, source)
     assert all((out / name).stat().st_mtime_ns == time for name, time in done.items())
+
+
+def test_a_killed_node_costs_its_batches_and_not_the_job(
+    source: Path, whole: pyarrow.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("QEMBED_TEST_DELAY", "0.3")  # the nodes hand it on to their actors
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        lost = nodes.add_node(num_cpus=1)
+        out = tmp_path / "out.parquet"
+        share = ("--ray", nodes.address, "--ray-workers", "2", "--ray-cpus", "1")
+        job = started(source, "-o", out, "--keep", "text", "--json", *share, rows=50)
+        records = tmp_path / ".out.parquet.partial" / "records"
+        while len(list(records.glob("part-*.json"))) < 4:
+            assert job.poll() is None, job.communicate()
+            time.sleep(0.05)
+        nodes.remove_node(lost, allow_graceful=False)
+        ended(job)
+    finally:
+        nodes.shutdown()
+    check(out, whole, source)
+
+
+Parts = Callable[[cluster.Work, Share, frozenset[str]], Iterator[dict[str, Any]]]
+
+
+def breaking(after: int, attempts: list[int]) -> Parts:
+    """In place of the pipeline: breaks each time that it has made so many parts."""
+
+    def parts(work: cluster.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
+        attempts.append(0)
+        actor = cluster.Embedder(work)
+        for file in range(len(work.job.inputs.files)):
+            for row in cluster._read({"file": [file]}, work, done):
+                if attempts[-1] == after:
+                    raise AssertionError("a node is gone")
+                yield {name: value for name, (value,) in actor(row).items()}
+                attempts[-1] += 1
+
+    return parts
+
+
+def losing(attempts: list[int]) -> Parts:
+    """In place of the pipeline: the first time it loses windows and the end of a file, and says nothing."""
+
+    def parts(work: cluster.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
+        attempts.append(0)
+        actor = cluster.Embedder(work)
+        for file in range(len(work.job.inputs.files)):
+            for number, row in enumerate(cluster._read({"file": [file]}, work, done)):
+                if len(attempts) == 1 and file == 1 and number == 3:
+                    break
+                if len(attempts) > 1 or number % 4:
+                    yield {name: value for name, (value,) in actor(row).items()}
+                    attempts[-1] += 1
+
+    return parts
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[Parts], None]:
+    """Puts something in the place of the pipeline, for `embed … --ray local`."""
+    monkeypatch.setattr(choose, "_clustered", computing)
+    monkeypatch.setattr(connection, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(windows, "ROWS", 50)
+    return lambda parts: monkeypatch.setattr(cluster, "_parts", parts)
+
+
+@pytest.mark.parametrize("after", [0, 7])
+def test_what_ray_cannot_mend_is_begun_again_while_parts_are_made(
+    after: int, embed: Embed, source: Path, whole: pyarrow.Table, tmp_path: Path, without_ray: Callable[[Parts], None]
+) -> None:
+    attempts: list[int] = []
+    without_ray(breaking(after, attempts))
+    out = tmp_path / "out.parquet"
+    result = embed(source, "-o", out, "--keep", "text", "--ray", "local")
+    if after:
+        assert result.exit_code == 4, result.output
+        assert set(attempts[:-1]) == {after}
+        assert len(attempts) > cluster.ATTEMPTS
+        check(out, whole, source)
+    else:
+        assert result.exit_code == 1
+        assert "the job failed: a node is gone; what is finished is kept in " in result.output
+        assert attempts == [0] * cluster.ATTEMPTS
+
+
+def test_windows_that_ray_loses_without_a_word_are_missed_and_made(
+    embed: Embed, source: Path, whole: pyarrow.Table, tmp_path: Path, without_ray: Callable[[Parts], None]
+) -> None:
+    attempts: list[int] = []
+    without_ray(losing(attempts))
+    out = tmp_path / "out.parquet"
+    assert embed(source, "-o", out, "--keep", "text", "--ray", "local").exit_code == 4
+    assert len(attempts) == 2
+    check(out, whole, source)
+
+
+def test_a_file_that_is_read_again_gives_the_same_windows_though_some_are_done_by_then(
+    embed: Embed, source: Path, tmp_path: Path, without_ray: Callable[[Parts], None]
+) -> None:
+    """Ray counts what a repeated task yields: one window less, and another one would be taken for it."""
+    seen: list[tuple[int, int]] = []
+
+    def parts(work: cluster.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
+        actor = cluster.Embedder(work)
+        for file in range(len(work.job.inputs.files)):
+            rows = list(cluster._read({"file": [file]}, work, done))
+            yield from ({name: value for name, (value,) in actor(row).items()} for row in rows)
+            seen.append((len(rows), len(list(cluster._read({"file": [file]}, work, done)))))
+
+    without_ray(parts)
+    assert embed(source, "-o", tmp_path / "out.parquet", "--ray", "local").exit_code == 4
+    assert len(seen) == 3
+    assert all(first == again > 0 for first, again in seen)
+
+
+def test_a_job_does_not_go_on_with_an_input_that_has_lost_rows(
+    embed: Embed, source: Path, tmp_path: Path, without_ray: Callable[[Parts], None]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out.parquet"
+    shutil.copytree(source, folder)
+    without_ray(breaking(23, []))
+    for change in (
+        lambda: (folder / "2.txt").unlink(),
+        lambda: (folder / "1.txt").write_text("".join((source / "1.txt").read_text().splitlines(keepends=True)[:50])),
+    ):
+        with pytest.MonkeyPatch.context() as once:
+            once.setattr(cluster, "ATTEMPTS", 1)
+            result = embed(folder, "-o", out, "--ray", "local")
+        assert result.exit_code == 1, result.output
+        change()
+        result = embed(folder, "-o", out, "--ray", "local")
+        assert result.exit_code == 2, result.output
+        assert "the input has lost rows; give the same, or --force to start anew" in result.output
+        shutil.rmtree(tmp_path / ".out.parquet.partial")
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def test_an_address_without_a_cluster_is_told_at_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,97 @@
+"""In touch with a Ray cluster: where it is, and what of it a job takes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from qembed.errors import MissingExtra, QembedError
+
+LOCAL = "local"
+AUTH = "RAY_AUTH_MODE"
+CONNECT_SECONDS = 10.0
+CPUS = 4
+"""Cores of a worker, where there is no GPU and nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the job takes: `workers` actors with `cpus` cores and `gpus` GPUs each; None: as the cluster has room.
+
+    `address` is that of a running cluster, "auto" for the one of this machine, or "local" for one that ends with the job.
+    """
+
+    address: str = "auto"
+    workers: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+
+
+def check() -> None:
+    """See that Ray is installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    try:
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"--ray needs {error.name}: pip install 'qembed[ray]'") from error
+    assert ray.data
+
+
+@contextmanager
+def connected(share: Share) -> Iterator[None]:
+    """In touch with the cluster until the block is left; a connection that is there already stays.
+
+    Raises:
+        QembedError: no cluster.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    if ray.is_initialized():
+        yield
+        return
+    _check_listens(share.address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = {"include_dashboard": False} if share.address == LOCAL else {}
+    try:
+        ray.init(address=share.address, log_to_driver=False, logging_level="ERROR", **local)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        said = " ".join(str(error).split())[:200]
+        # Ray sends its token to an address that it is given only where it is told to; else it says just "failed to connect".
+        token = "" if share.address == "auto" or AUTH in os.environ else f"; if it asks for a token: {AUTH}=token"
+        raise QembedError(f"--ray {share.address}: no Ray cluster there ({said}){token}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """See that something listens at HOST:PORT, where Ray would try for a quarter of an hour. Other addresses are its affair."""
+    where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise QembedError(f"--ray {address}: no Ray cluster there ({where}: {error})") from error
+
+
+def resources(share: Share, cluster: Mapping[str, float]) -> tuple[int, dict[str, Any]]:
+    """The number of workers, and what each gets."""
+    has = cluster.get("GPU", 0.0)
+    gpus = share.gpus if share.gpus is not None else (1.0 if has else 0.0)
+    if gpus:
+        workers = share.workers or max(1, int(has / gpus))
+        return workers, {"num_gpus": gpus, "num_cpus": share.cpus or 1}
+    cores = cluster.get("CPU", 1.0)
+    cpus = share.cpus or (max(1.0, cores // share.workers) if share.workers else min(float(CPUS), cores))
+    return share.workers or max(1, int(cores // cpus)), {"num_cpus": cpus}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import os
 import queue
 import shutil
 import threading
@@ -196,13 +197,14 @@ def on_disk(job: Job) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or job.partial
+        said = os.strerror(error.errno) if error.errno else str(error)  # pyarrow puts words of its own around the system's
         if error.errno in NOT_ALLOWED:
-            raise BadInput(f"{where}: {error.strerror}; choose another --output") from error
+            raise BadInput(f"{where}: {said}; choose another --output") from error
         kept = f"; what is finished is kept in {job.partial}: " if job.partial.exists() else "; nothing was begun: "
         if error.errno in journal.FULL:
             room = "free some room, and the same command goes on"
-            raise QembedError(f"{where}: the disk is full ({error.strerror}){kept}{room}") from error
-        raise QembedError(f"{where}: {error.strerror or error}{kept}the same command goes on") from error
+            raise QembedError(f"{where}: the disk is full ({said}){kept}{room}") from error
+        raise QembedError(f"{where}: {said}{kept}the same command goes on") from error
 
 
 def _name(inputs: Inputs) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -10,12 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import tests.victims
+from qembed.embed.job import Job
+from qembed.embed.run import on_disk
+from qembed.errors import QembedError
 from tests.victims import Victims
 
 from .conftest import contents, started
@@ -129,6 +134,14 @@ def test_a_full_disk_and_a_read_only_one(source: Path, tmp_path: Path) -> None:
             assert run.ask(shell=f"umount {disk}")["code"] == 0
             shutil.rmtree(whole)
             whole.mkdir()
+
+
+def test_a_full_disk_is_told_alike_whichever_library_meets_it(tmp_path: Path) -> None:
+    job = cast(Job, SimpleNamespace(partial=tmp_path))
+    for words in ("No space left on device", "Error writing bytes to file. Detail: [errno 28] No space left on device"):
+        with pytest.raises(QembedError) as told, on_disk(job):
+            raise OSError(errno.ENOSPC, words)
+        assert f"{tmp_path}: the disk is full (No space left on device); what is finished is kept in " in str(told.value)
 
 
 def test_another_run_does_not_go_on_with_it(source: Path, tmp_path: Path) -> None:

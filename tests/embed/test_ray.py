@@ -58,6 +58,17 @@ def ended(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     return said
 
 
+def until(job: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
+    """Wait for it while the job runs."""
+    while not reached():
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.05)
+
+
+def parts_in(records: Path) -> int:
+    return len(list(records.glob("part-*.json")))
+
+
 def check(out: Path, whole: pyarrow.Table, source: Path) -> None:
     """The parts in the order of their names are the whole, and the manifest says so."""
     parts = sorted(out.glob("part-*.parquet"))
@@ -81,9 +92,7 @@ def test_a_killed_worker_costs_its_batch_and_not_the_job(source: Path, whole: py
     pids.mkdir()
     job = started(source, "-o", out, "--keep", "text", "--json", *ON_RAY, rows=50, delay=0.3, pids=pids)
     records = tmp_path / ".out.parquet.partial" / "records"
-    while len(list(pids.iterdir())) < 2 or not list(records.glob("part-*.json")):
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.05)
+    until(job, lambda: len(list(pids.iterdir())) >= 2 and parts_in(records) > 0)
     before = {int(path.name) for path in pids.iterdir()}
     os.kill(min(before), signal.SIGKILL)
     said = ended(job)
@@ -97,9 +106,7 @@ def test_a_job_that_is_killed_goes_on_from_its_parts(source: Path, whole: pyarro
     out = tmp_path / "out.parquet"
     job = started(source, "-o", out, "--keep", "text", "--json", *ON_RAY, rows=50, delay=0.3)
     records = tmp_path / ".out.parquet.partial" / "records"
-    while len(list(records.glob("part-*.json"))) < 4:
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.05)
+    until(job, lambda: parts_in(records) >= 4)
     job.kill()
     job.communicate()
     assert not out.exists()
@@ -122,9 +129,7 @@ def test_a_killed_node_costs_its_batches_and_not_the_job(
         share = ("--ray", nodes.address, "--ray-workers", "2", "--ray-cpus", "1")
         job = started(source, "-o", out, "--keep", "text", "--json", *share, rows=50)
         records = tmp_path / ".out.parquet.partial" / "records"
-        while len(list(records.glob("part-*.json"))) < 4:
-            assert job.poll() is None, job.communicate()
-            time.sleep(0.05)
+        until(job, lambda: parts_in(records) >= 4)
         nodes.remove_node(lost, allow_graceful=False)
         ended(job)
     finally:
@@ -135,38 +140,42 @@ def test_a_killed_node_costs_its_batches_and_not_the_job(
 Parts = Callable[[cluster.Work, Share, frozenset[str]], Iterator[dict[str, Any]]]
 
 
-def breaking(after: int, attempts: list[int]) -> Parts:
-    """In place of the pipeline: breaks each time that it has made so many parts."""
-
-    def parts(work: cluster.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
-        attempts.append(0)
-        actor = cluster.Embedder(work)
-        for file in range(len(work.job.inputs.files)):
-            for row in cluster._read({"file": [file]}, work, done):
-                if attempts[-1] == after:
-                    raise AssertionError("a node is gone")
-                yield {name: value for name, (value,) in actor(row).items()}
-                attempts[-1] += 1
-
-    return parts
-
-
-def losing(what: str, attempts: list[int]) -> Parts:
-    """In place of the pipeline: the first time it loses some windows, or the end of a file, and says nothing."""
+def pipeline(attempts: list[int], fate: Callable[[int, int], str]) -> Parts:
+    """In place of the pipeline. `fate` of a file's window: "window", it is lost; "end", so is the rest of its file; or ""."""
 
     def parts(work: cluster.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
         attempts.append(0)
         actor = cluster.Embedder(work)
         for file in range(len(work.job.inputs.files)):
             for number, row in enumerate(cluster._read({"file": [file]}, work, done)):
-                if len(attempts) == 1 and file == 1 and number == 3:
-                    if what == "end":
-                        break
-                    continue
-                yield {name: value for name, (value,) in actor(row).items()}
-                attempts[-1] += 1
+                what = fate(file, number)
+                if what == "end":
+                    break
+                if what != "window":
+                    yield made(actor, row)
+                    attempts[-1] += 1
 
     return parts
+
+
+def made(actor: cluster.Embedder, row: dict[str, list[Any]]) -> dict[str, Any]:
+    return {name: value for name, (value,) in actor(row).items()}
+
+
+def breaking(after: int, attempts: list[int]) -> Parts:
+    """In place of the pipeline: breaks each time that it has made so many parts."""
+
+    def fate(_: int, __: int) -> str:
+        if attempts[-1] == after:
+            raise AssertionError("a node is gone")
+        return ""
+
+    return pipeline(attempts, fate)
+
+
+def losing(what: str, attempts: list[int]) -> Parts:
+    """In place of the pipeline: the first time it loses a window, or the end of a file, and says nothing."""
+    return pipeline(attempts, lambda *window: what if len(attempts) == 1 and window == (1, 3) else "")
 
 
 @pytest.fixture
@@ -219,7 +228,7 @@ def test_a_file_that_is_read_again_gives_the_same_windows_though_some_are_done_b
         actor = cluster.Embedder(work)
         for file in range(len(work.job.inputs.files)):
             rows = list(cluster._read({"file": [file]}, work, done))
-            yield from ({name: value for name, (value,) in actor(row).items()} for row in rows)
+            yield from (made(actor, row) for row in rows)
             seen.append((len(rows), len(list(cluster._read({"file": [file]}, work, done)))))
 
     without_ray(parts)

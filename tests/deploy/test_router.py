@@ -123,13 +123,25 @@ def test_no_request_is_lost_while_one_replica_is_full_or_gone(router: int, repli
     assert [ask(router) for _ in range(20)] == [200] * 20
     assert all(one.seen for one in replicas)
     replicas[0].full = True
-    assert [ask(router) for _ in range(20)] == [200] * 20
+    before = len(replicas[0].seen)
+    assert [ask(router) for _ in range(100)] == [200] * 100
+    assert len(replicas[0].seen) < before + 50  # where each try is drawn anew half of all tries meet it, 100 of 200
     replicas[0].full = False
     before = len(replicas[0].seen)
-    assert [ask(router) for _ in range(20)] == [200] * 20
-    assert len(replicas[0].seen) > before  # a full one is not left out for long
+    deadline = time.monotonic() + 60
+    while len(replicas[0].seen) < before + 5:  # it is not left out for long
+        assert ask(router) == 200
+        assert time.monotonic() < deadline
     replicas[0].end()
     assert [ask(router) for _ in range(20)] == [200] * 20
+
+
+def test_a_bad_request_leaves_no_replica_out(router: int, replicas: list[Replica]) -> None:
+    for _ in range(20):
+        assert ask(router, key=None) == 401
+    before = [len(one.seen) for one in replicas]
+    assert [ask(router) for _ in range(20)] == [200] * 20
+    assert all(len(one.seen) > count for one, count in zip(replicas, before, strict=True))
 
 
 def test_it_drops_what_openai_does_not_have(router: int, replicas: list[Replica]) -> None:

@@ -32,7 +32,7 @@ from qembed.embed.job import Job, settings_of
 from qembed.embed.journal import Done
 from qembed.embed.outputs import Block, Shape
 from qembed.embed.readers import Reading
-from qembed.embed.run import on_disk
+from qembed.embed.run import of_disk, on_disk
 from qembed.embed.windows import Mark, Window, windows
 from qembed.embed.writing import embedded
 from qembed.errors import BadInput, QembedError
@@ -127,8 +127,7 @@ def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> 
         try:
             for part in _parts(work, share, before):
                 if part["failed"]:
-                    failure = BadInput if part["code"] == BadInput.exit_code else QembedError
-                    raise failure(f"{part['failed']}; what is finished is kept in {work.job.partial}")
+                    raise _ending(work, pickle.loads(part["failed"]))  # `Embedder` made it
                 made, rejected = done.vectors + part["vectors"], done.rejected + part["rejected"]
                 done = replace(done, windows=done.windows + 1, vectors=made, rejected=rejected)
                 on_progress(done)
@@ -142,6 +141,14 @@ def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> 
             if fruitless == ATTEMPTS:
                 said = " ".join(str(error).split())[-300:] or type(error).__name__
                 raise QembedError(f"the job failed: {said}; what is finished is kept in {work.job.partial}") from error
+
+
+def _ending(work: Work, failure: QembedError | OSError) -> QembedError:
+    """What the job ends with where a part failed."""
+    if isinstance(failure, OSError):
+        return of_disk(failure, work.job)
+    kind = BadInput if isinstance(failure, BadInput) else QembedError
+    return kind(f"{failure}; what is finished is kept in {work.job.partial}")
 
 
 def _recorded(work: Work) -> frozenset[str]:
@@ -236,10 +243,9 @@ class Embedder:
             if isinstance(window, Exception):
                 raise window
             record = self._part(int(file), window)
-            return {"vectors": [record["vectors"]], "rejected": [record["rejected"]], "failed": [""], "code": [0]}
+            return {"vectors": [record["vectors"]], "rejected": [record["rejected"]], "failed": [b""]}
         except (QembedError, OSError) as error:
-            code = error.exit_code if isinstance(error, QembedError) else QembedError.exit_code
-            return {"vectors": [0], "rejected": [0], "failed": [str(error)], "code": [code]}
+            return {"vectors": [0], "rejected": [0], "failed": [pickle.dumps(error)]}
 
     def _part(self, file: int, window: Window) -> dict[str, Any]:
         work, name = self.work, self.work.name(file, window.number)

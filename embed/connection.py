@@ -14,6 +14,10 @@ from qembed.errors import MissingExtra, QembedError
 LOCAL = "local"
 AUTH = "RAY_AUTH_MODE"
 CONNECT_SECONDS = 10.0
+FRAME_HEAD = 9
+"""Bytes: 3 of length, the type, flags, 4 of the stream (RFC 9113, 4.1)."""
+HTTP2_SETTINGS = 4
+"""The type of the frame that each side begins with."""
 CPUS = 4
 """Cores of a worker, where there is no GPU and nothing else is said."""
 
@@ -74,15 +78,31 @@ def connected(share: Share) -> Iterator[None]:
 
 
 def _check_listens(address: str) -> None:
-    """See that something listens at HOST:PORT, where Ray would try for a quarter of an hour. Other addresses are its affair."""
+    """See that a gRPC server listens at HOST:PORT: without one Ray tries for a quarter of an hour.
+
+    Addresses of another form are Ray's affair.
+    """
     where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     host, _, port = where.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
+            encrypted = os.environ.get("RAY_USE_TLS", "0") != "0"
+            what = "" if encrypted or _speaks_http2(connection) else "what listens there is no Ray"
     except (OSError, OverflowError) as error:
-        raise QembedError(f"--ray {address}: no Ray cluster there ({where}: {error})") from error
+        what = str(error)
+    if what:
+        raise QembedError(f"--ray {address}: no Ray cluster there ({where}: {what})")
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether a server begins as gRPC's do: with SETTINGS, in answer to the same (RFC 9113, 3.4)."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, HTTP2_SETTINGS, 0, 0, 0, 0, 0)))
+    head = b""
+    while len(head) < FRAME_HEAD and (more := connection.recv(FRAME_HEAD)):
+        head += more
+    return head[3:4] == bytes((HTTP2_SETTINGS,))
 
 
 def resources(share: Share, cluster: Mapping[str, float]) -> tuple[int, dict[str, Any]]:

@@ -21,15 +21,8 @@ from qembed.embed.spool import Result
 from qembed.embed.windows import Item
 from qembed.errors import BadInput, QembedError
 from qembed.serve import log, machine
-from qembed.serve.settings import (
-    Launch,
-    Settings,
-    check_fits,
-    engine_arguments,
-    environment,
-    resolve,
-    user_arguments,
-)
+from qembed.serve.arguments import engine_arguments, environment, user_arguments
+from qembed.serve.settings import Launch, Settings, check_fits, resolve
 
 if TYPE_CHECKING:
     import numpy as np

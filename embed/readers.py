@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import sys
@@ -145,7 +146,7 @@ def _lines(file: File, reading: Reading) -> Iterator[tuple[int, str, str | None]
             if too_long:
                 yield number, "", f"longer than {LONGEST_LINE >> 20} MiB"
                 continue
-            raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            raw = _begun(file, raw) if number == 1 else raw
             raw = raw.removesuffix(b"\n").removesuffix(b"\r")
             try:
                 yield number, raw.decode(), None
@@ -154,6 +155,13 @@ def _lines(file: File, reading: Reading) -> Iterator[tuple[int, str, str | None]
     finally:
         if file.name != STDIN:
             stream.close()
+
+
+def _begun(file: File, raw: bytes) -> bytes:
+    """The first line without a mark that says it is UTF-8. Of UTF-16, cut at newlines, some lines would pass for texts."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BadInput(f"{file.name}: UTF-16, and texts are read as UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
+    return raw.removeprefix(codecs.BOM_UTF8)
 
 
 def _plain(file: File, reading: Reading) -> Iterator[Row]:
@@ -242,7 +250,7 @@ def _decoded(file: File, reading: Reading) -> Iterator[str]:
         first = True
         while raw := stream.readline(LONGEST_LINE):
             reading.done += len(raw)
-            yield (raw.removeprefix(b"\xef\xbb\xbf") if first else raw).decode(errors="surrogateescape")
+            yield (_begun(file, raw) if first else raw).decode(errors="surrogateescape")
             first = False
     finally:
         if file.name != STDIN:

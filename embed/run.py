@@ -196,15 +196,20 @@ def on_disk(job: Job) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or job.partial
-        said = os.strerror(error.errno) if error.errno else str(error)  # pyarrow puts words of its own around the system's
-        if error.errno in NOT_ALLOWED:
-            raise BadInput(f"{where}: {said}; choose another --output") from error
-        kept = f"; what is finished is kept in {job.partial}: " if job.partial.exists() else "; nothing was begun: "
-        if error.errno in journal.FULL:
-            room = "free some room, and the same command goes on"
-            raise QembedError(f"{where}: the disk is full ({said}){kept}{room}") from error
-        raise QembedError(f"{where}: {said}{kept}the same command goes on") from error
+        raise of_disk(error, job) from error
+
+
+def of_disk(error: OSError, job: Job) -> QembedError:
+    """What an error of the disk means for a run."""
+    where = error.filename or job.partial
+    said = os.strerror(error.errno) if error.errno else str(error)  # pyarrow puts words of its own around the system's
+    if error.errno in NOT_ALLOWED:
+        return BadInput(f"{where}: {said}; choose another --output")
+    kept = f"; what is finished is kept in {job.partial}: " if job.partial.exists() else "; nothing was begun: "
+    if error.errno in journal.FULL:
+        room = "free some room, and the same command goes on"
+        return QembedError(f"{where}: the disk is full ({said}){kept}{room}")
+    return QembedError(f"{where}: {said}{kept}the same command goes on")
 
 
 def _name(inputs: Inputs) -> str:

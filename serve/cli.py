@@ -20,6 +20,7 @@ from qembed import checkpoint as checkpoints
 from qembed.errors import BadInput, QembedError
 from qembed.sections import SectionedCommand, section
 from qembed.serve import devices, engine, log, machine, plan, ports, sglang, table
+from qembed.serve.arguments import environment, rules
 from qembed.serve.engine_args import parse as parse_engine_arg
 from qembed.serve.gate import keys
 from qembed.serve.gate.rules import VARIABLE
@@ -38,9 +39,7 @@ from qembed.serve.settings import (
     STARTUP_TIMEOUT,
     Launch,
     Settings,
-    environment,
     resolve,
-    rules,
 )
 from qembed.serve.voice import Voice, notes, verdict
 from qembed.token_table import INT8

@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput, QembedError
 from qembed.serve import ending, gate, log, machine, ports, sglang, vllm_main, watchdog
-from qembed.serve.settings import Launch, Settings, arguments, check_fits, environment, resolve, rules
+from qembed.serve.arguments import arguments, environment, rules
+from qembed.serve.settings import Launch, Settings, check_fits, resolve
 from qembed.serve.standin import StandIn
 
 POLL = 0.25

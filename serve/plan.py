@@ -173,6 +173,12 @@ def with_kept_table(shapes: Mapping[str, tuple[list[int], str]]) -> dict[str, tu
     }
 
 
+def with_packed_table(shapes: Mapping[str, tuple[list[int], str]]) -> dict[str, tuple[list[int], str]]:
+    """`shapes` where vLLM holds a second copy of the token table, packed for products."""
+    packed = {f"{name}.packed": found for name, found in shapes.items() if name.endswith("embed_tokens.weight")}
+    return {**shapes, **packed}
+
+
 def kv_bytes_per_token(config: Mapping[str, Any], dtype: str, parallel: int = 1) -> int:
     """Bytes of keys and values in `dtype` that one token keeps in all layers, on one of `parallel` devices.
 

@@ -85,7 +85,7 @@ def notes(launch: Launch) -> dict[str, str]:
     whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
     held = f"{sizes.max_num_batched_tokens} at once" if whole else f"one text of {sizes.max_model_len}"
     return {
-        "token_table": launch.token_table,
+        "token_table": launch.token_table + (", and packed for products by vLLM" if launch.packs_table else ""),
         "linear": "INT4 with scales and zero points" if launch.settings.checkpoint.is_int4 else launch.dtype,
         "kv_cache": f"{launch.plan.kv_tokens} tokens × {_kib(each)} ({launch.dtype if cache == 'auto' else cache}): {held}, "
         f"in {sizes.max_num_seqs} texts",

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from vllm.model_executor.kernels.linear import register_linear_kernel
 from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig, AutoAWQMarlinLinearMethod
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.platforms import PlatformEnum, current_platform
 
-from qembed.serve.vllm_plugin.half_table import HalfEmbedding, HalfHead
+from qembed.serve.vllm_plugin.half_table import HalfTable
 from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
 from qembed.serve.vllm_plugin.kernel import Int4LinearKernel
 
@@ -59,16 +58,8 @@ class CpuAWQLinear(AutoAWQMarlinLinearMethod):
             super().process_weights_after_loading(layer)
 
 
-class CpuAWQConfig(CpuConfig):
+class CpuAWQConfig(HalfTable, CpuConfig):
     """AWQ on a CPU, with the token table in 16 bits."""
-
-    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
-        """The token table as the checkpoint has it; for all else `CpuConfig`'s."""
-        if isinstance(layer, ParallelLMHead):
-            return super().get_quant_method(layer, prefix) or HalfHead()
-        if isinstance(layer, VocabParallelEmbedding):
-            return HalfEmbedding()
-        return super().get_quant_method(layer, prefix)
 
 
 class CpuInt8TableConfig(Int8TableConfig, CpuConfig):

@@ -1,6 +1,7 @@
-"""The token table as the checkpoint has it, in 16 bits, where the model computes in float32: rows are widened when looked up.
+"""The token table on a CPU as the checkpoint has it, in 16 bits, and once: rows are widened when looked up.
 
-In float32 the table of the 0.6B would take 621 MB, more than all its INT4 layers, and not a bit more would be known.
+In float32 the table of the 0.6B would take 621 MB, more than all its INT4 layers, and not a bit more would be known. And
+vLLM packs every table for products, in a second copy, which a model that only pools never makes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ from typing import Any
 
 import torch
 from torch.nn.functional import embedding, linear
-from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 
 from qembed.token_table import BLOCK_ROWS
 
@@ -47,10 +52,8 @@ class HalfEmbedding(UnquantizedEmbeddingMethod):
             layer.weight.data = torch.empty(0, input_size_per_partition)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Nothing for a table that rows are looked up in; vLLM would make a second copy of it, for products."""
-        if layer.output_dtype != torch.float32:
-            super().process_weights_after_loading(layer)
-        elif not layer.weight.is_meta and not len(layer.weight):
+        """See that a table has been loaded. It is not packed for products before there is one."""
+        if not layer.weight.is_meta and not len(layer.weight):
             raise ValueError("the checkpoint has no token table: no embed_tokens.weight")
 
     def embedding(self, layer: Any, input_: torch.Tensor) -> torch.Tensor:
@@ -60,6 +63,8 @@ class HalfEmbedding(UnquantizedEmbeddingMethod):
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Logits, for a model that generates: `x` [..., width] times the table, in the dtype of `x`."""
         if layer.output_dtype != torch.float32:
+            if not hasattr(layer, "cpu_linear"):
+                super().process_weights_after_loading(layer)
             return super().apply(layer, x, bias)
         logits = torch.cat([linear(x, block.to(x.dtype)) for block in layer.weight.split(BLOCK_ROWS)], dim=-1)
         return logits if bias is None else logits + bias
@@ -72,6 +77,17 @@ class HalfHead(UnquantizedEmbeddingMethod):
         """Let the head `layer` use the table of `embed_tokens` in place of its own weights."""
         layer.output_dtype, layer.quant_method = embed_tokens.output_dtype, embed_tokens.quant_method
         return super().tie_weights(layer, embed_tokens)
+
+
+class HalfTable:
+    """What to put before a quantization config: a token table that the config leaves alone stays in 16 bits."""
+
+    def get_quant_method(self, layer: Any, prefix: str) -> Any:
+        """The config's own, or else `HalfEmbedding` and `HalfHead` for a table and its head."""
+        method = super().get_quant_method(layer, prefix)  # type: ignore[misc]
+        if method is None and isinstance(layer, VocabParallelEmbedding):
+            return HalfHead() if isinstance(layer, ParallelLMHead) else HalfEmbedding()
+        return method
 
 
 def fill(layer: Any, table: torch.Tensor, rows: int) -> None:

@@ -8,11 +8,12 @@ import json
 import os
 import shutil
 import signal
-import socket
+import socketserver
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 
 from qembed.embed import choose, cluster, connection, windows
 from qembed.embed.connection import Share
+from qembed.errors import QembedError
 from qembed.serve import ports
 
 from .conftest import Embed, rejects, started
@@ -252,8 +254,8 @@ def test_a_disk_that_a_reader_cannot_write_to_is_told(
     monkeypatch.setattr(cluster, "_place", full)
     result = embed(source, "-o", tmp_path / "out.parquet", "--ray", "local")
     assert result.exit_code == 1
-    assert "No space left on device" in result.output
-    assert f"what is finished is kept in {tmp_path / '.out.parquet.partial'}" in result.output
+    kept = f"what is finished is kept in {tmp_path / '.out.parquet.partial'}: free some room, and the same command goes on"
+    assert f"the disk is full (No space left on device); {kept}" in result.output
     assert len(attempts) == 1
 
 
@@ -290,11 +292,39 @@ def test_an_address_without_a_cluster_is_told_at_once(source: Path, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@contextmanager
+def saying(answer: bytes) -> Iterator[str]:
+    """The address of a server that says `answer` to whoever comes, and then nothing more until the client goes."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(answer)
+            with suppress(ConnectionError):
+                while self.request.recv(1024):
+                    pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220"])
+def test_an_address_of_something_else_is_told_at_once(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.5)
+    why = "timed out" if len(answer) < connection.FRAME_HEAD else "what listens there is no Ray"
+    with saying(answer) as address, pytest.raises(QembedError) as told, connection.connected(Share(address)):
+        pass
+    assert str(told.value) == f"--ray {address}: no Ray cluster there ({address}: {why})"
+
+
 def test_a_token_that_is_not_there_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        process = started(source, "-o", tmp_path / "out.parquet", "--ray", f"127.0.0.1:{listening.getsockname()[1]}")
+    settings = bytes((0, 0, 0, connection.HTTP2_SETTINGS, 0, 0, 0, 0, 0))
+    with saying(settings) as address:
+        process = started(source, "-o", tmp_path / "out.parquet", "--ray", address)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"no Ray cluster there (Token authentication is enabled but no authentication token was found" in err

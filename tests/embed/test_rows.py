@@ -73,6 +73,16 @@ def test_bad_json_lines(embed: Embed, tmp_path: Path) -> None:
         assert word in reason
 
 
+@pytest.mark.parametrize("name", ["in.txt", "in.jsonl", "in.csv"])
+def test_a_file_in_utf16_is_refused_whole(name: str, embed: Embed, tmp_path: Path) -> None:
+    """Cut at its newlines, every other byte a NUL, some of its lines would be UTF-8."""
+    (tmp_path / name).write_bytes("text\none\ntwo\n".encode("utf-16"))
+    done = embed(tmp_path / name, "-o", tmp_path / "out.npy")
+    assert done.exit_code == 2
+    assert f"{name}: UTF-16, and texts are read as UTF-8; convert it: iconv -f UTF-16 -t UTF-8" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_bad_csv_rows(embed: Embed, tmp_path: Path) -> None:
     content = b'id,title,body\na,One,"first, with\na line break"\nb,Two\nc,Three,\xff\nd,Four,last\n,Five,numbered\n'
     (tmp_path / "in.csv").write_bytes(content)

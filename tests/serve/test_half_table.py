@@ -50,10 +50,32 @@ def test_a_float32_table_stays_one() -> None:
     assert torch.equal(loaded.forward(torch.arange(9)), table[:9])
 
 
-def test_beside_16_bit_activations_the_layer_is_vllms_own(table: torch.Tensor) -> None:
-    loaded = load(layer(dtype=torch.bfloat16), weight=table)
-    assert loaded.weight.dtype == torch.bfloat16
-    assert torch.equal(loaded.forward(torch.arange(9)), table[:9].bfloat16())
+def test_beside_16_bit_activations_the_table_is_packed_only_once_it_is_multiplied(table: torch.Tensor) -> None:
+    tied = layer("ParallelLMHead", torch.bfloat16).tie_weights(embedding := layer(dtype=torch.bfloat16))
+    load(embedding, weight=table)
+    assert embedding.weight.dtype == torch.bfloat16
+    assert torch.equal(embedding.forward(torch.arange(9)), table[:9].bfloat16())
+    assert not hasattr(embedding, "cpu_linear")
+    hidden = torch.randn(5, WIDTH).bfloat16()
+    for _ in range(2):
+        logits = tied.quant_method.apply(tied, hidden)[:, :VOCABULARY]
+        torch.testing.assert_close(logits, hidden @ table.bfloat16().T, rtol=2e-2, atol=1e-3)
+    assert hasattr(tied, "cpu_linear")
+
+
+def test_beside_compressed_tensors_layers_the_table_stays_in_16_bits_too(table: torch.Tensor) -> None:
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    from qembed.serve.vllm_plugin.compressed_tensors import CpuCompressedTensorsConfig
+    from tests.e2e.test_int4_kernel import compressed_tensors_config
+
+    config = CpuCompressedTensorsConfig.from_config(compressed_tensors_config(128, symmetric=True))
+    built = VocabParallelEmbedding(
+        VOCABULARY, WIDTH, params_dtype=torch.float32, quant_config=config, prefix="x", disable_tp=True
+    )
+    loaded = load(built, weight=table)
+    assert loaded.weight.dtype == table.dtype
+    assert torch.equal(loaded.forward(torch.arange(9)), table[:9].float())
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

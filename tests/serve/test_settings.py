@@ -1,4 +1,4 @@
-"""What vLLM is told."""
+"""What is decided, and what vLLM is told."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput
+from qembed.serve.arguments import arguments, environment, rules
 from qembed.serve.devices import PRESETS, Target
-from qembed.serve.settings import Launch, Settings, arguments, check_fits, environment, resolve, rules
+from qembed.serve.settings import Launch, Settings, check_fits, resolve
 
 CPU, L4, T4 = Target("cpu", "CPU"), PRESETS["L4"], PRESETS["T4"]
 
@@ -119,11 +120,18 @@ def test_an_int8_table_is_planned_at_its_size(int4: Checkpoint) -> None:
     assert resolve(Settings(int4, token_table="int8"), CPU, "float32", 1).plan.token_table == 10 * 64 + 10 * 4 + 64 * 4
 
 
-def test_beside_int4_on_a_cpu_a_float16_table_stays_one(int4: Checkpoint, checkpoint: Checkpoint) -> None:
+def test_beside_int4_on_a_cpu_a_float16_table_stays_one(int4: Checkpoint) -> None:
     kept = resolve(Settings(int4), CPU, "float32", 1)
     assert (kept.token_table, kept.plan.token_table) == ("float16", 10 * 64 * 2)
-    for launch in (resolve(Settings(checkpoint), CPU, "float32", 1), resolve(Settings(int4), L4, "float32", 1)):
-        assert (launch.token_table, launch.plan.token_table) == ("float32", 10 * 64 * 4)
+    on_gpu = resolve(Settings(int4), L4, "float32", 1)
+    assert (on_gpu.token_table, on_gpu.plan.token_table) == ("float32", 10 * 64 * 4)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_vllm_holds_the_table_of_a_float_checkpoint_twice_on_a_cpu(checkpoint: Checkpoint, dtype: str, size: int) -> None:
+    launch = resolve(Settings(checkpoint), CPU, dtype, 1)
+    assert (launch.token_table, launch.plan.token_table) == (dtype, 2 * 10 * 64 * size)
+    assert resolve(Settings(checkpoint), L4, dtype, 1).plan.token_table == 10 * 64 * size
 
 
 def test_glibc_keeps_freed_activations_on_a_cpu_unless_the_user_has_chosen(checkpoint: Checkpoint) -> None:

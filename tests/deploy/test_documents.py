@@ -85,7 +85,8 @@ def test_the_sbom_has_every_package_of_each_image_with_its_licence(tmp_path: Pat
         pins = {line for line in lines if not line.startswith("#")}
         found = {f"{one['name']}=={one['version']}" for one in document["components"] if one["purl"].startswith("pkg:pypi/")}
         assert found == pins
-    cpu = json.loads((tmp_path / "qembed-cpu.cdx.json").read_text(encoding="utf-8"))["components"]
+    components = json.loads((tmp_path / "qembed-cpu.cdx.json").read_text(encoding="utf-8"))["components"]
+    cpu = [one for one in components if one["purl"].startswith("pkg:pypi/")]  # Debian's come after `make image`
     assert sum("licenses" in one for one in cpu) > 0.9 * len(cpu)
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qembed.errors import Interrupted
 from qembed.sections import SectionedCommand, section
 from qembed.serve.options import MODEL_HELP, Size
+from qembed.signals import Interrupts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,10 +124,10 @@ def command(source: str, as_json: bool, **options: Any) -> None:
     from qembed.embed import choose, run
 
     job: Job | None = None
-    stop = _Stop()
+    interrupts = Interrupts()
     with _console() as console:
         try:
-            with stop.on_signals():
+            with interrupts.raised():
                 job, dimensions = choose.job(source, options, lambda what: console.print(what, style="dim", markup=False))
                 if options["ray"]:
                     assert dimensions is not None
@@ -140,7 +140,7 @@ def command(source: str, as_json: bool, **options: Any) -> None:
                 f"what is finished is kept in {job.partial}: the same command goes on" if job and kept else "nothing was begun"
             )
             interrupted = Interrupted(f"interrupted; {where}")
-            interrupted.exit_code = 128 + stop.signal
+            interrupted.exit_code = 128 + interrupts.signal
             raise interrupted from error
     click.echo(json.dumps(said, ensure_ascii=False) if as_json else _line(said))
     if said["rejected"]:
@@ -229,21 +229,3 @@ def _line(said: dict[str, Any]) -> str:
         f"{said['output']}: {said['vectors']:,} vectors of {said['dimensions']} ({said['dtype']}){resumed}{ids}; "
         f"{said['seconds']:.1f} s"
     )
-
-
-class _Stop:
-    """Turns SIGTERM into KeyboardInterrupt, as Python does with SIGINT, and remembers which of them came."""
-
-    signal: int = signal.SIGINT
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        before = signal.signal(signal.SIGTERM, self._interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _interrupt(self, number: int, _: object) -> NoReturn:
-        self.signal = number
-        raise KeyboardInterrupt

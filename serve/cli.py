@@ -7,12 +7,10 @@ import json
 import os
 import secrets
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -42,6 +40,7 @@ from qembed.serve.settings import (
     resolve,
 )
 from qembed.serve.voice import Voice, notes, verdict
+from qembed.signals import Interrupts
 from qembed.token_table import INT8
 
 model, memory, limits, texts, network, life = map(
@@ -236,10 +235,10 @@ def command(
     voice = Voice(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
     for warning in _warnings(settings, api_key_file):
         voice.warn(warning)
-    stop = _Stop()
+    interrupts = Interrupts()
     serving = False
     try:
-        with stop.on_signals(), voice, engine.running(settings, voice.stage, voice.show_plan) as server:
+        with interrupts.raised(), voice, engine.running(settings, voice.stage, voice.show_plan) as server:
             voice.end()
             measured = server.measured()
             click.echo(_ready(server, measured, as_json))
@@ -248,7 +247,7 @@ def command(
             serving = True
             server.watch(voice.stage, voice.warn)
     except KeyboardInterrupt:
-        sys.exit(0 if serving else 128 + stop.signal)
+        sys.exit(0 if serving else 128 + interrupts.signal)
     except QembedError as error:
         if settings.log_format != "json":
             raise
@@ -324,22 +323,3 @@ def _ready(server: engine.Server, measured: Mapping[str, int], as_json: bool) ->
         f"memory {plan.gib(used)} (planned {plan.gib(launch.plan.total)}: weights {plan.gib(launch.plan.weights)}, "
         f"cache {plan.gib(launch.plan.kv_cache)})"
     )
-
-
-class _Stop:
-    """Turns SIGTERM into KeyboardInterrupt, as Python does with SIGINT, and remembers which of them came."""
-
-    signal: int = signal.SIGINT
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _interrupt(self, number: int, _: object) -> NoReturn:
-        self.signal = number
-        raise KeyboardInterrupt

@@ -14,10 +14,8 @@ from qembed.errors import MissingExtra, QembedError
 LOCAL = "local"
 AUTH = "RAY_AUTH_MODE"
 CONNECT_SECONDS = 10.0
-FRAME_HEAD = 9
-"""Bytes: 3 of length, the type, flags, 4 of the stream (RFC 9113, 4.1)."""
-HTTP2_SETTINGS = 4
-"""The type of the frame that each side begins with."""
+SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""The frame that each side of HTTP/2 begins with: 3 bytes of length, the type, flags, 4 of the stream (RFC 9113, 4.1)."""
 CPUS = 4
 """Cores of a worker, where there is no GPU and nothing else is said."""
 
@@ -98,11 +96,11 @@ def _check_listens(address: str) -> None:
 
 def _speaks_http2(connection: socket.socket) -> bool:
     """Whether a server begins as gRPC's do: with SETTINGS, in answer to the same (RFC 9113, 3.4)."""
-    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, HTTP2_SETTINGS, 0, 0, 0, 0, 0)))
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
     head = b""
-    while len(head) < FRAME_HEAD and (more := connection.recv(FRAME_HEAD)):
+    while len(head) < len(SETTINGS) and (more := connection.recv(len(SETTINGS))):
         head += more
-    return head[3:4] == bytes((HTTP2_SETTINGS,))
+    return head[3:4] == SETTINGS[3:4]
 
 
 def resources(share: Share, cluster: Mapping[str, float]) -> tuple[int, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import logging
 import re
@@ -61,7 +62,7 @@ def read(content: bytes, kind: str) -> Document:
 
 def _plain(content: bytes) -> Document:
     try:
-        return Document(content.removeprefix(b"\xef\xbb\xbf").decode())
+        return Document(content.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         raise NotReadable(f"not UTF-8 (byte {error.start + 1})") from error
 

@@ -170,8 +170,10 @@ def resolve(settings: Settings, target: Target, best_dtype: str, port: int, *, s
         shapes = plan.with_int8_table(stored)
     elif _keeps_table(checkpoint, target.kind, dtype):
         shapes = plan.with_kept_table(stored)
+    elif _packs_table(checkpoint, target.kind):
+        shapes = plan.with_packed_table(stored)
     else:
-        shapes = plan.with_packed_table(stored) if _packs_table(checkpoint, target.kind) else stored
+        shapes = stored
 
     def make(sizes: fit.Sizes) -> plan.Plan:
         return plan.make(

@@ -313,7 +313,7 @@ def saying(answer: bytes) -> Iterator[str]:
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220"])
 def test_an_address_of_something_else_is_told_at_once(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.5)
-    why = "timed out" if len(answer) < connection.FRAME_HEAD else "what listens there is no Ray"
+    why = "timed out" if len(answer) < len(connection.SETTINGS) else "what listens there is no Ray"
     with saying(answer) as address, pytest.raises(QembedError) as told, connection.connected(Share(address)):
         pass
     assert str(told.value) == f"--ray {address}: no Ray cluster there ({address}: {why})"
@@ -322,8 +322,7 @@ def test_an_address_of_something_else_is_told_at_once(answer: bytes, monkeypatch
 def test_a_token_that_is_not_there_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("HOME", str(tmp_path))
-    settings = bytes((0, 0, 0, connection.HTTP2_SETTINGS, 0, 0, 0, 0, 0))
-    with saying(settings) as address:
+    with saying(connection.SETTINGS) as address:
         process = started(source, "-o", tmp_path / "out.parquet", "--ray", address)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -1,4 +1,4 @@
-"""Which columns the table of `make bench-serve` has."""
+"""Which columns the tables of `make bench-serve` have."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Row:
         kind: "qembed", "vllm" (stock, without our plugin and our launcher) or "llama".
         model: a folder or file in BUILD.
         options: of the server.
+        avx2: whether it is kept to AVX2, whatever the CPU has beyond.
+        avx512: whether it runs on CPUs with AVX-512 alone.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Row:
     kind: str
     model: str
     options: tuple[str, ...] = ()
+    avx2: bool = True
+    avx512: bool = False
 
 
 ROWS = (
@@ -42,8 +46,28 @@ ROWS = (
     Row("Q4_K_M", "llama.cpp Q4_K_M", "llama", "Q4_K_M.gguf"),
     Row("Q4_0", "llama.cpp Q4_0", "llama", "Q4_0.gguf"),
 )
+NATIVE = (
+    Row("native-int4", "`qembed serve --int4`", "qembed", "int4", ("--int4",), avx2=False),
+    Row("native-int4-float32", "the same, `--dtype float32`", "qembed", "int4", ("--int4", "--dtype", "float32"), avx2=False),
+    Row(
+        "native-int4-bfloat16", "the same, `--dtype bfloat16`", "qembed", "int4", ("--int4", "--dtype", "bfloat16"), avx2=False
+    ),
+    Row(
+        "native-stock-int4",
+        "stock vLLM, INT4 checkpoint, bfloat16",
+        "vllm",
+        "int4",
+        ("--dtype", "bfloat16"),
+        avx2=False,
+        avx512=True,
+    ),
+    Row("native-bfloat16", "stock vLLM, FP16 checkpoint, bfloat16", "vllm", "float", ("--dtype", "bfloat16"), avx2=False),
+    Row("native-float32", "stock vLLM, FP16 checkpoint, float32", "vllm", "float", ("--dtype", "float32"), avx2=False),
+)
+"""The same model on all the instructions that the CPU has."""
 IN_TURNS = {
     "turns": tuple(row for row in ROWS if row.name in ("float32", "int4", "Q4_K_M")),
+    "turns-native": tuple(row for row in NATIVE if row.name in ("native-int4", "native-stock-int4", "native-bfloat16")),
     "turns-launcher": (*(row for row in ROWS if row.name in ("float32", "launcher")), replace(ROWS[0], name=AGAIN)),
 }
 """What is asked in turns, by the name of the measurement: all in one group would not fit into 24 GiB."""

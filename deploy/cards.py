@@ -15,6 +15,7 @@ from pathlib import Path
 from qembed.checkpoint import Checkpoint, find
 from qembed.errors import BadInput
 from qembed.serve import devices
+from qembed.serve.kernels import Cpu
 from qembed.serve.plan import gib
 from qembed.serve.settings import Launch, Settings, resolve
 
@@ -104,14 +105,14 @@ def write(size: str, int4: bool, folder: Path) -> Checkpoint:
 
 def planned(checkpoint: Checkpoint, card: str, length: int) -> Launch:
     """What `qembed serve --plan --device-memory CARD --max-model-len LENGTH` plans."""
-    return resolve(Settings(checkpoint, max_model_len=length), devices.named(card), "float16", 8000)
+    return resolve(Settings(checkpoint, max_model_len=length), devices.named(card), Cpu(), 8000)
 
 
 def longest(checkpoint: Checkpoint, card: str) -> str:
     """The longest text that `qembed serve --plan --device-memory CARD --memory …` finds room for, beside 31 others."""
     target = devices.named(card)
     try:
-        found = resolve(Settings(checkpoint, memory=target.free, max_num_seqs=32), target, "float16", 8000)
+        found = resolve(Settings(checkpoint, memory=target.free, max_num_seqs=32), target, Cpu(), 8000)
     except BadInput:
         return "–"
     return f"{found.max_model_len:,}"

@@ -41,3 +41,11 @@ PYTHON
 
 step qembed eval --baseline fp16 --url "http://127.0.0.1:$port/v1"
 qembed eval --baseline fp16 --url "http://127.0.0.1:$port/v1"
+
+python - ready.json <<'PYTHON'
+import json
+import sys
+
+ready = json.load(open(sys.argv[1]))
+print(f"\nserved in {ready['dtype']} by the INT4 kernel {ready['kernel']!r}: {ready['kernel_reason']}")
+PYTHON

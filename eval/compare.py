@@ -175,7 +175,7 @@ def _repeated(texts: Sequence[Text]) -> int:
 
 def _stored(side: Side) -> dict[str, Any]:
     assert side.stored is not None
-    none = dict.fromkeys(("version", "weights", "device", "url", "bytes", "seconds"))
+    none = dict.fromkeys(("version", "weights", "device", "kernel", "url", "bytes", "seconds"))
     return {
         **none,
         "engine": "file",

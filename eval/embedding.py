@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CHUNK = 64
 SENTINEL = "qembed looks whether this server still gives the vectors that it gave before."
 SAME = 0.9999
-SAID = ("engine", "version", "model", "weights", "device", "dtype", "url")
+SAID = ("engine", "version", "model", "weights", "device", "dtype", "kernel", "url")
 
 
 class Embedder:

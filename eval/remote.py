@@ -21,6 +21,7 @@ class About:
     device: str | None = None
     dtype: str | None = None
     weights: str | None = None
+    kernel: str | None = None
 
 
 def about(url: str) -> About:
@@ -33,7 +34,9 @@ def about(url: str) -> About:
 
     model, limit = client.served(url)
     told = _serving(url)
-    return About(model, limit, _version(url), told.get("device"), told.get("dtype"), told.get("weights"))
+    return About(
+        model, limit, _version(url), told.get("device"), told.get("dtype"), told.get("weights"), told.get("kernel") or None
+    )
 
 
 def memory(url: str) -> int | None:

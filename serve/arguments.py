@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from qembed.serve import engine_args, plan, table
+from qembed.serve import engine_args, kernels, plan, table
 from qembed.serve.gate import keys
 from qembed.serve.gate.rules import Rules
 from qembed.serve.settings import BLOCK_SIZE, Launch
@@ -13,7 +13,6 @@ from qembed.token_table import INT8, QUANT_METHOD
 
 MMAP_THRESHOLD = 32 * 2**20
 """From how many bytes on glibc gives an allocation pages of its own, on a CPU."""
-STOCK_CPU_KERNEL = "CPUWNA16LinearKernel"
 GATE = "qembed.serve.gate.Gate"
 MARGIN = 1.1
 # Keys go to the server through a pipe; and vLLM's own would refuse requests that ours have let in.
@@ -124,7 +123,7 @@ def _about(launch: Launch) -> dict[str, str]:
     """What /metrics tells of the server; `qembed eval --url` reads it."""
     int8 = ", int8 token table" if launch.token_table == INT8 else ""
     weights = f"awq-int4{int8}" if launch.settings.checkpoint.is_int4 else "not quantized"
-    return {"dtype": launch.dtype, "device": launch.device, "weights": weights}
+    return {"dtype": launch.dtype, "device": launch.device, "weights": weights, "kernel": launch.choice.kernel or ""}
 
 
 def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[int]) -> dict[str, str]:
@@ -149,9 +148,9 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
         chosen.setdefault("MALLOC_TRIM_THRESHOLD_", str(max(2 * MMAP_THRESHOLD, launch.plan.activations)))
         # It would overrule the planned cache.
         chosen.pop("VLLM_CPU_KVCACHE_SPACE", None)
-        if _needs_own_kernel(launch):
-            disabled = [name for name in chosen.get("VLLM_DISABLED_KERNELS", "").split(",") if name]
-            chosen["VLLM_DISABLED_KERNELS"] = ",".join(dict.fromkeys([*disabled, STOCK_CPU_KERNEL]))
+        if launch.choice.kernel in ("qembed", "qembed-torch"):
+            disabled = [name for name in chosen.get(kernels.DISABLED, "").split(",") if name]
+            chosen[kernels.DISABLED] = ",".join(dict.fromkeys([*disabled, kernels.VLLMS]))
     return chosen
 
 
@@ -159,8 +158,3 @@ def _shares(cores: Sequence[int], parts: int) -> str:
     """Cores for each of `parts` workers, as vLLM wants them; with fewer cores than workers some share one."""
     shares = [cores[part::parts] or [cores[part % len(cores)]] for part in range(parts)]
     return "|".join(",".join(map(str, share)) for share in shares)
-
-
-def _needs_own_kernel(launch: Launch) -> bool:
-    """Whether the INT4 kernel must be the plugin's: vLLM's own one for CPUs knows no float32."""
-    return launch.settings.checkpoint.is_int4 and launch.dtype == "float32"

@@ -17,7 +17,7 @@ import click
 from qembed import checkpoint as checkpoints
 from qembed.errors import BadInput, QembedError
 from qembed.sections import SectionedCommand, section
-from qembed.serve import devices, engine, log, machine, plan, ports, sglang, table
+from qembed.serve import devices, engine, kernels, log, machine, plan, ports, sglang, table
 from qembed.serve.arguments import environment, rules
 from qembed.serve.engine_args import parse as parse_engine_arg
 from qembed.serve.gate import keys
@@ -39,7 +39,7 @@ from qembed.serve.settings import (
     Settings,
     resolve,
 )
-from qembed.serve.voice import Voice, notes, verdict
+from qembed.serve.voice import Voice, computing, how, notes, verdict
 from qembed.signals import Interrupts
 from qembed.token_table import INT8
 
@@ -63,7 +63,8 @@ engine_options = section("Engine")
     type=click.Choice(["auto", "float16", "bfloat16", "float32"]),
     default="auto",
     show_default=True,
-    help="What to compute in. auto: float16 on a GPU; on a CPU bfloat16 if it has instructions for it, else float32.",
+    help="What to compute in. auto: float16 on a GPU; on a CPU what is fastest by its instructions and the kernels that there "
+    "are, which --plan tells with the reason.",
 )
 @memory(
     "--plan",
@@ -230,7 +231,7 @@ def command(
     if only_plan or print_command:
         target = devices.named(device_memory) if device_memory else machine.target()
         port = settings.port if only_plan or settings.port else ports.free(settings.host)
-        launch = resolve(settings, target, machine.best_dtype(target.kind), port)
+        launch = resolve(settings, target, kernels.this_cpu(), port)
         sys.exit(_show_plan(launch, as_json) if only_plan else _show_command(launch))
     voice = Voice(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
     for warning in _warnings(settings, api_key_file):
@@ -260,13 +261,14 @@ def _show_plan(launch: Launch, as_json: bool) -> int:
     target = launch.target
     fits = target.free is None or launch.needed <= target.free
     if as_json:
-        sizes = dataclasses.asdict(launch.sizes) | {"dtype": launch.dtype}
+        sizes = dataclasses.asdict(launch.sizes) | computing(launch)
         click.echo(json.dumps(table.as_json(launch.plan, target, sizes, launch.needed)))
         return 0 if fits else 1
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(table.render(launch.plan, target, notes(launch)))
+    console.print(how(launch))
     console.print(verdict(launch))
     return 0 if fits else 1
 
@@ -305,7 +307,7 @@ def _ready(server: engine.Server, measured: Mapping[str, int], as_json: bool) ->
                 "folder": str(launch.settings.checkpoint.folder),
                 "int4": launch.settings.checkpoint.is_int4,
                 "device": launch.device,
-                "dtype": launch.dtype,
+                **computing(launch),
                 "token_table": launch.token_table,
                 "memory_bytes": used,
                 "planned_bytes": launch.plan.total,
@@ -319,7 +321,7 @@ def _ready(server: engine.Server, measured: Mapping[str, int], as_json: bool) ->
     kind = "INT4" if launch.settings.checkpoint.is_int4 else "not quantized"
     kind += ", INT8 token table" if launch.token_table == INT8 else ""
     return (
-        f"{server.url}  model {server.model} ({kind})  device {launch.device} ({launch.dtype})  "
+        f"{server.url}  model {server.model} ({kind})  device {launch.device} ({launch.choice.title})  "
         f"memory {plan.gib(used)} (planned {plan.gib(launch.plan.total)}: weights {plan.gib(launch.plan.weights)}, "
         f"cache {plan.gib(launch.plan.kv_cache)})"
     )

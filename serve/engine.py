@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 from qembed.checkpoint import Checkpoint
 from qembed.errors import BadInput, QembedError
-from qembed.serve import ending, gate, log, machine, ports, sglang, vllm_main, watchdog
+from qembed.serve import ending, gate, kernels, log, machine, ports, sglang, vllm_main, watchdog
 from qembed.serve.arguments import arguments, environment, rules
 from qembed.serve.settings import Launch, Settings, check_fits, resolve
 from qembed.serve.standin import StandIn
@@ -283,7 +283,7 @@ def running(
     with ports.listen(settings.host, settings.port) as listener:
         port = int(listener.getsockname()[1])
         target = machine.target()
-        launch = resolve(settings, target, machine.best_dtype(target.kind), port)
+        launch = resolve(settings, target, kernels.this_cpu(), port)
         if on_launch:
             on_launch(launch)
         check_fits(launch)

@@ -15,8 +15,6 @@ from pathlib import Path
 from qembed.errors import MissingExtra, QembedError
 from qembed.serve.devices import Device, Target
 
-BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-
 
 def check_vllm() -> None:
     """See that vLLM is installed.
@@ -108,25 +106,6 @@ def host(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgro
         used = int((group / "memory.current").read_text(encoding="ascii"))
         memory, free = min(memory, limit), min(free, limit - used)
     return Target("cpu", "CPU", memory, max(free, 0))
-
-
-def best_dtype(device: Device) -> str:
-    """The dtype to compute in: float16 on a GPU; on a CPU bfloat16 where it has instructions for it, else float32.
-
-    Without such instructions a bfloat16 product takes nine times as long as one in float32.
-    """
-    if device == "cuda":
-        return "float16"
-    return "bfloat16" if has_bfloat16() else "float32"
-
-
-def has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; where that cannot be read: no."""
-    try:
-        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        return False
-    return flags is not None and not BFLOAT16_FLAGS.isdisjoint(flags[1].split())
 
 
 def cores(topology: Path = Path("/sys/devices/system/cpu")) -> list[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from qembed.checkpoint import Checkpoint, short_name
 from qembed.errors import BadInput
-from qembed.serve import fit, plan
+from qembed.serve import fit, kernels, plan
 from qembed.serve.devices import Device, Target
 from qembed.token_table import INT8
 
@@ -103,7 +103,7 @@ class Launch:
 
     settings: Settings
     target: Target
-    dtype: str
+    choice: kernels.Choice
     port: int
     sizes: fit.Sizes
     plan: plan.Plan
@@ -112,6 +112,11 @@ class Launch:
     def device(self) -> Device:
         """What it computes on: "cpu" or "cuda"."""
         return self.target.kind
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in: "float32", …"""
+        return self.choice.dtype
 
     @property
     def max_model_len(self) -> int:
@@ -153,8 +158,10 @@ class Launch:
         return f"{scheme}://[{host}]:{self.port}/v1" if ":" in host else f"{scheme}://{host}:{self.port}/v1"
 
 
-def resolve(settings: Settings, target: Target, best_dtype: str, port: int, *, served: bool = True) -> Launch:
-    """Fill in what `settings` leaves open, from the checkpoint and from the device: its `best_dtype`, and `settings.memory`.
+def resolve(settings: Settings, target: Target, cpu: kernels.Cpu, port: int, *, served: bool = True) -> Launch:
+    """Fill in what `settings` leaves open, from the checkpoint, the device and `settings.memory`.
+
+    `cpu` decides about dtype and kernel where `target` is a CPU.
 
     `served`: by vLLM's own processes, behind HTTP; otherwise vLLM runs in the process that asks.
 
@@ -164,7 +171,8 @@ def resolve(settings: Settings, target: Target, best_dtype: str, port: int, *, s
     """
     checkpoint = settings.checkpoint
     _check(settings, target)
-    dtype = best_dtype if settings.dtype == "auto" else settings.dtype
+    choice = chosen(settings, target.kind, cpu)
+    dtype = choice.dtype
     stored = checkpoint.shapes()
     if settings.makes_table:
         shapes = plan.with_int8_table(stored)
@@ -199,7 +207,18 @@ def resolve(settings: Settings, target: Target, best_dtype: str, port: int, *, s
         fixed = {name for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens") if getattr(settings, name)}
         limit = plan.size_of(checkpoint.config, "max_position_embeddings")
         sizes = fit.fit(settings.memory, sizes, fixed, limit, make)
-    return Launch(settings, target, dtype, port, sizes, make(sizes))
+    return Launch(settings, target, choice, port, sizes, make(sizes))
+
+
+def chosen(settings: Settings, device: Device, cpu: kernels.Cpu) -> kernels.Choice:
+    """Dtype and kernel: float16 on a GPU, on a CPU what `kernels.choose` says, unless `settings` ask for another dtype."""
+    if device == "cuda":
+        return (
+            kernels.Choice("float16", None, "a GPU")
+            if settings.dtype == "auto"
+            else kernels.Choice(settings.dtype, None, "--dtype")
+        )
+    return kernels.choose(cpu, int4=settings.checkpoint.is_int4 and settings.engine == "vllm", dtype=settings.dtype)
 
 
 def _keeps_table(checkpoint: Checkpoint, device: Device, dtype: str) -> bool:

@@ -59,8 +59,10 @@ class Voice:
         """Print the plan."""
         if self._json:
             log.event("memory plan", event="plan", bytes=table.lines(launch.plan, launch.device), total_bytes=launch.plan.total)
+            log.event(how(launch), "info", event="computing", computing=computing(launch))
         else:
             self._console.print(table.render(launch.plan, launch.target, notes(launch)), soft_wrap=True)
+            self._console.print(how(launch), markup=False, soft_wrap=True)
             self._console.print(verdict(launch), soft_wrap=True)
 
     def measured(self, launch: Launch, measured: Mapping[str, int]) -> None:
@@ -94,6 +96,16 @@ def notes(launch: Launch) -> dict[str, str]:
         "runtime": "estimated",
         "total": f"on each of {parallel} devices" if parallel > 1 and launch.device == "cuda" else "",
     }
+
+
+def computing(launch: Launch) -> dict[str, str | None]:
+    """For scripts: what is computed in, by which INT4 kernel (null where there is none of ours to choose), and why."""
+    return {"dtype": launch.dtype, "kernel": launch.choice.kernel, "kernel_reason": launch.choice.reason}
+
+
+def how(launch: Launch) -> str:
+    """The same for people, in one line."""
+    return f"computes in {launch.choice.title}: {launch.choice.reason}"
 
 
 def verdict(launch: Launch) -> str:

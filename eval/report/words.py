@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qembed.serve.kernels import NAMES
+
 WEIGHTS = {"awq-int4": "INT4 weights", "awq-int4, int8 token table": "INT4 weights, INT8 token table"}
 GROUPS = {"by_kind": "kind", "by_language": "language", "by_length": "length"}
 NEIGHBOURS = {"candidate": "candidate → candidate", "mixed": "candidate → baseline"}
@@ -20,10 +22,11 @@ def side(said: dict[str, Any]) -> str:
         how += f" (vLLM {said['version']})"
     stored = "stored in" if said["engine"] == "file" else "computed in"
     computed = f"{stored} {said['dtype']}" if said["dtype"] else "in a dtype that it does not tell"
+    kernel = f"by {NAMES.get(said['kernel'], said['kernel'])}" if said.get("kernel") else None
     where = f"at {said['url']}" if said["url"] else f"on {said['device']}" if said["device"] else None
     cached = said.get("from_cache")
     kept = f"{cached} of {cached + said['computed']} vectors from the cache" if cached else None
-    return ", ".join(part for part in (said["model"], weights, how, where, computed, kept) if part)
+    return ", ".join(part for part in (said["model"], weights, how, where, computed, kernel, kept) if part)
 
 
 def data(said: dict[str, Any]) -> str:

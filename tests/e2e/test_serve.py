@@ -19,6 +19,7 @@ from qembed.checkpoint import find, source_of
 from qembed.eval import reference
 from qembed.eval.texts import HELDOUT, read
 from qembed.serve import client
+from qembed.serve.kernels import this_cpu
 from tests.e2e.launcher import Launched, all_gone
 
 pytestmark = pytest.mark.vllm
@@ -140,8 +141,6 @@ def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
         int4_checkpoint,
         "--port",
         0,
-        "--dtype",
-        "float32",
         "--served-model-name",
         "mine",
         "--verbose",
@@ -149,9 +148,11 @@ def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
     with Launched(*arguments, env=avx2) as server:
         server.wait_ready()
         line = re.fullmatch(
-            r"(http://127\.0\.0\.1:\d+/v1)  model mine \(INT4\)  device cpu \(float32\)  memory .*\n", server.out
+            r"(http://127\.0\.0\.1:\d+/v1)  model mine \(INT4\)  device cpu \(float32, qembed's INT4 kernel\)  memory .*\n",
+            server.out,
         )
         assert line, server.out
+        assert "computes in float32, qembed's INT4 kernel: " in server.err
         assert "Using Int4LinearKernel" in server.err
         vectors = client.embed(texts, url=line[1], model="mine")
         assert cosines(vectors, expected).min() > 0.99999
@@ -162,6 +163,25 @@ def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
         assert server.started() == []
         assert not any(path.exists() for path in shared)
         assert port_is_free(line[1])
+
+
+@pytest.mark.skipif("avx512f" not in this_cpu().flags, reason="vLLM's build for this CPU has no INT4 kernel")
+@pytest.mark.parametrize(
+    ("disabled", "dtype", "kernel", "used"),
+    [
+        ("Int4LinearKernel", "auto", "vllm", "CPUWNA16LinearKernel"),
+        ("CPUWNA16LinearKernel", "bfloat16", "qembed", "Int4LinearKernel"),
+    ],
+)
+def test_the_kernel_that_is_named_is_the_one_that_serves(
+    int4_checkpoint: Path, texts: list[str], expected: Vectors, disabled: str, dtype: str, kernel: str, used: str
+) -> None:
+    arguments = ("--int4", "--model", int4_checkpoint, "--port", 0, "--dtype", dtype, "--json", "--verbose")
+    with Launched(*arguments, env={"VLLM_DISABLED_KERNELS": disabled}) as server:
+        server.wait_ready()
+        assert (server.ready["dtype"], server.ready["kernel"]) == ("bfloat16", kernel)
+        assert f"Using {used}" in server.err
+        assert cosines(client.embed(texts[:16], url=server.url), expected[:16]).min() > 0.999
 
 
 @pytest.mark.usefixtures("needs_proc")

@@ -11,25 +11,6 @@ from qembed.errors import MissingExtra, QembedError
 from qembed.serve import machine
 
 
-@pytest.mark.parametrize(
-    ("text", "has"),
-    [
-        ("processor: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
-        ("Features\t: fp asimd bf16 sve\n", True),
-        ("flags\t\t: fpu avx2 avx512f\nbugs\t: avx512_bf16_lookalike\n", False),
-        ("", False),
-    ],
-)
-def test_bfloat16_is_used_only_where_the_cpu_has_it(tmp_path: Path, text: str, has: bool) -> None:
-    path = tmp_path / "cpuinfo"
-    path.write_text(text)
-    assert machine.has_bfloat16(path) is has
-
-
-def test_no_cpuinfo_means_no_bfloat16(tmp_path: Path) -> None:
-    assert machine.has_bfloat16(tmp_path / "nothing") is False
-
-
 def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for cpu, siblings in ((0, "0,2"), (1, "1,3"), (2, "0,2"), (3, "1,3")):
         folder = tmp_path / f"cpu{cpu}" / "topology"

@@ -14,12 +14,13 @@ from qembed.cli import group
 from qembed.errors import BadInput, MissingExtra
 from qembed.serve import sglang
 from qembed.serve.devices import PRESETS
+from qembed.serve.kernels import Cpu
 from qembed.serve.settings import Settings, resolve
 
 
 def test_the_same_limits_in_sglangs_words(int4: Checkpoint) -> None:
     asked = Settings(int4, engine="sglang", max_model_len=128, max_num_seqs=7, max_num_batched_tokens=99, max_queue=3000)
-    launch = resolve(asked, PRESETS["L4"], "float16", 1234)
+    launch = resolve(asked, PRESETS["L4"], Cpu(), 1234)
     argv = sglang.arguments(launch)
     told = dict(zip(argv, [*argv[1:], ""], strict=True))
     assert told["--model-path"] == str(int4.folder.resolve())

@@ -1,0 +1,120 @@
+"""Which dtype and INT4 kernel are chosen on which CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qembed.serve import kernels
+from qembed.serve.kernels import Choice, Cpu, choose, this_cpu
+
+AVX2 = "avx2 fma f16c"
+AVX512 = f"{AVX2} avx512f avx512bw avx512_vnni"
+ZEN5 = f"{AVX512} avx_vnni avx512_bf16"
+AMX = f"{ZEN5} amx_tile amx_int8 amx_bf16"
+
+
+def cpu(flags: str, *, compiled: bool = True, disabled: str = "") -> Cpu:
+    return Cpu(frozenset(flags.split()), compiled, frozenset(disabled.split(",")))
+
+
+def computed_in(choice: Choice) -> tuple[str, str | None]:
+    return choice.dtype, choice.kernel
+
+
+@pytest.mark.parametrize(
+    ("flags", "compiled", "expected"),
+    [
+        (AVX2, True, ("float32", "qembed")),
+        (AVX512, True, ("float32", "qembed")),
+        (ZEN5, True, ("float32", "qembed")),
+        (AMX, True, ("bfloat16", "vllm")),
+        (AVX2, False, ("float32", "qembed-torch")),
+        (AVX512, False, ("float32", "qembed-torch")),
+        (ZEN5, False, ("bfloat16", "vllm")),
+        (AMX, False, ("bfloat16", "vllm")),
+        ("avx512f avx512_bf16", True, ("bfloat16", "vllm")),
+        ("fp asimd bf16 i8mm", False, ("float32", "qembed-torch")),
+        ("", True, ("float32", "qembed-torch")),
+    ],
+)
+def test_int4_is_computed_in_what_is_fastest_on_the_cpu(flags: str, compiled: bool, expected: tuple[str, str]) -> None:
+    assert computed_in(choose(cpu(flags, compiled=compiled), int4=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        (AVX2, "float32"),
+        (AVX512, "float32"),
+        (ZEN5, "bfloat16"),
+        (AMX, "bfloat16"),
+        ("asimd bf16", "bfloat16"),
+        ("", "float32"),
+    ],
+)
+def test_without_int4_bfloat16_is_used_only_where_the_cpu_has_it(flags: str, dtype: str) -> None:
+    assert computed_in(choose(cpu(flags), int4=False)) == (dtype, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "kernel"),
+    [
+        (AMX, "float32", "qembed"),
+        (AMX, "bfloat16", "vllm"),
+        (AMX, "float16", "vllm"),
+        (ZEN5, "bfloat16", "qembed"),
+        (AVX512, "bfloat16", "qembed"),
+        (AVX2, "bfloat16", "qembed"),
+    ],
+)
+def test_a_dtype_that_is_asked_for_leaves_the_kernel_open(flags: str, dtype: str, kernel: str) -> None:
+    assert computed_in(choose(cpu(flags), int4=True, dtype=dtype)) == (dtype, kernel)
+    assert computed_in(choose(cpu(flags), int4=False, dtype=dtype)) == (dtype, None)
+
+
+def test_a_kernel_that_the_user_has_disabled_is_not_chosen() -> None:
+    without_ours, without_vllms = (cpu(AMX, disabled=f"Other,{name}") for name in (kernels.OURS, kernels.VLLMS))
+    assert computed_in(choose(without_vllms, int4=True)) == ("float32", "qembed")
+    assert computed_in(choose(without_ours, int4=True)) == ("bfloat16", "vllm")
+    assert computed_in(choose(cpu(ZEN5, disabled=kernels.OURS), int4=True)) == ("bfloat16", "vllm")
+
+
+def test_the_reason_names_what_decided() -> None:
+    assert "AMX" in choose(cpu(AMX), int4=True).reason
+    assert "AVX-512" in choose(cpu(AVX2), int4=True).reason
+    assert "missing" in choose(cpu(ZEN5, compiled=False), int4=True).reason
+    assert "missing" in choose(cpu(AVX2, compiled=False), int4=True).reason
+    assert kernels.DISABLED in choose(cpu(AMX, disabled=kernels.VLLMS), int4=True).reason
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        (f"processor: 0\nflags\t\t: {ZEN5}\n", set(ZEN5.split())),
+        ("Features\t: fp asimd bf16 sve\n", {"fp", "asimd", "bf16", "sve"}),
+        (f"flags\t\t: {AVX2}\nbugs\t: avx512_bf16_lookalike\n", set(AVX2.split())),
+        ("", set()),
+    ],
+)
+def test_instruction_sets_are_read_from_cpuinfo(tmp_path: Path, text: str, flags: set[str]) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(text)
+    assert this_cpu(path, {}).flags == flags
+
+
+def test_torchs_own_limit_holds_for_the_choice_too(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"flags: {AMX}\n")
+    assert this_cpu(path, {kernels.LIMIT: "avx2"}).flags == set(AVX2.split())
+    assert this_cpu(path, {kernels.LIMIT: "avx512"}).flags == set(AMX.split())
+
+
+def test_a_cpu_that_cannot_be_read_has_nothing_special(tmp_path: Path) -> None:
+    assert this_cpu(tmp_path / "nothing", {}).flags == set()
+    assert "no vector instructions" in this_cpu(tmp_path / "nothing", {}).shown
+
+
+def test_users_disabled_kernels_are_read_from_the_environment(tmp_path: Path) -> None:
+    assert {"A", "B"} <= this_cpu(tmp_path / "nothing", {kernels.DISABLED: "A,B"}).disabled

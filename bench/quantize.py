@@ -1,7 +1,8 @@
 """Our INT4 beside that of others: `make bench-quantize`, or `python bench/quantize.py [--only ROW …] [--table TABLE …]`.
 
-Three tables go into bench/RESULTS.md: quality (the sample checkpoint; the same calibration texts and the same held-out texts
-for every tool, and for ours with each part left out), speed and memory (checkpoints of random weights in real shapes).
+Four tables go into bench/RESULTS.md: quality (the sample checkpoint; the same calibration texts and the same held-out texts
+for every tool, and for ours with each part left out), llm (the language model in the folder QEMBED_BENCH_LLM, on the lines of
+the file QEMBED_BENCH_TEXTS; left out without them), speed and memory (checkpoints of random weights in real shapes).
 
 Every row is a process of its own, and its numbers stay in build/bench/quantize/. A row whose command, versions and code are
 still the same is not run again, so a bench that was broken off goes on where it was; `--only ROW` makes that row anew,
@@ -24,10 +25,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import language_model
 import numpy as np
 from numpy.typing import NDArray
 from process import Failed, Run, run
-from quantize_rows import CALIBRATION_TEXTS, CHECK_TEXTS, CODE, ENVIRONMENTS, PACKAGES, ROOT, TABLES, Row
+from quantize_rows import (
+    CALIBRATION_TEXTS,
+    CHECK_TEXTS,
+    CODE,
+    ENVIRONMENTS,
+    LLM,
+    LLM_FOLDER,
+    LLM_TEXTS,
+    PACKAGES,
+    ROOT,
+    TABLES,
+    Row,
+)
 from quantize_tables import publish, summary
 from random_checkpoint import write as write_random
 from rich.console import Console
@@ -53,6 +67,9 @@ def main() -> int:
     failed = 0
     for table in arguments.table:
         rows = [row for row in TABLES[table] if not arguments.only or row.name in arguments.only]
+        if table == "llm" and not (LLM_FOLDER.name and LLM_TEXTS.name):
+            console.print("llm: left out, QEMBED_BENCH_LLM and QEMBED_BENCH_TEXTS name no model and no texts")
+            continue
         for row in rows:
             failed += not make(row, anew=arguments.fresh or bool(arguments.only))
         if rows:
@@ -81,6 +98,9 @@ def make(row: Row, *, anew: bool) -> bool:
             if row.model == SAMPLE:
                 say("embedding the held-out texts")
                 found |= fidelity(out)
+            if row.model == LLM:
+                say("asking both models")
+                found |= language_model.measure(LLM_FOLDER, out, LLM_TEXTS)
     except Failed as error:
         console.print(f"[red]{row.name}: {error}[/red]", soft_wrap=True)
         return False
@@ -133,13 +153,13 @@ def command(row: Row, out: Path) -> list[str]:
 
 
 def model_folder(row: Row) -> Path:
-    """Where the checkpoint of random weights stands that `row` quantizes."""
-    return BUILD / "models" / row.model.replace(":", "-")
+    """Where the checkpoint stands that `row` quantizes, if it is not the sample."""
+    return LLM_FOLDER.resolve() if row.model == LLM else BUILD / "models" / row.model.replace(":", "-")
 
 
 def prepare(row: Row) -> None:
     """Write what the command of `row` reads: a checkpoint of random weights, or our calibration as token rows."""
-    if row.model != SAMPLE and not (model_folder(row) / "config.json").exists():
+    if row.model not in (SAMPLE, LLM) and not (model_folder(row) / "config.json").exists():
         size, layers, vocabulary = [*row.model.split(":"), "0", "0"][:3]
         write_random(size, model_folder(row), int(layers) or None, vocabulary=int(vocabulary) or None)
     if row.environment == "auto-round":

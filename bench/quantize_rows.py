@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 from qembed.checkpoint import SAMPLE
 
 ROOT = Path(__file__).parents[1]
+LLM = "llm"
+"""The language model in the folder QEMBED_BENCH_LLM."""
+LLM_FOLDER, LLM_TEXTS = (Path(os.environ.get(name, "")) for name in ("QEMBED_BENCH_LLM", "QEMBED_BENCH_TEXTS"))
+"""The folder, and the file of the texts, one a line, to measure on. Neither ships with qembed."""
 CALIBRATION_TEXTS, CHECK_TEXTS = 256, 32
 """What `qembed quantize` calibrates with by default, and the texts that it keeps apart."""
 
@@ -40,7 +45,7 @@ class Row:
         options: of `qembed quantize`, or of `script`.
         environment: one of ENVIRONMENTS.
         script: a file of this folder that is run instead of `qembed quantize`.
-        model: what is quantized: the sample, or SIZE[:LAYERS[:VOCABULARY]] for bench/random_checkpoint.py.
+        model: what is quantized: the sample, LLM, or SIZE[:LAYERS[:VOCABULARY]] for bench/random_checkpoint.py.
         note: a remark under the table.
     """
 
@@ -111,6 +116,28 @@ QUALITY = (
     Row("group-32", "qembed, groups of 32", ("--group-size", "32")),
 )
 
+GROUPS_OF_64 = ("--group-size", "64")
+LANGUAGE = (
+    Row("llm-plain", "plain rounding", (*GROUPS_OF_64, *QUALITY[0].options), model=LLM),
+    Row(
+        "llm-awq",
+        "AWQ: scales, clipping, nearest rounding",
+        (*GROUPS_OF_64, "--rounding", "nearest", "--target", "layer"),
+        model=LLM,
+    ),
+    Row("llm-ours", "**qembed**", GROUPS_OF_64, model=LLM),
+    Row("llm-own-target", "qembed without fitting to the original model", (*GROUPS_OF_64, "--target", "layer"), model=LLM),
+    Row("llm-no-scales", "qembed without scales", (*GROUPS_OF_64, "--scales", "none"), model=LLM),
+    Row("llm-no-clip", "qembed without clipping", (*GROUPS_OF_64, "--no-clip"), model=LLM),
+    Row(
+        "llm-last-share",
+        "qembed, last tokens count half",
+        (*GROUPS_OF_64, "--last-share", "0.5"),
+        model=LLM,
+        note="Where the tokenizer appends no last token, as here, every token counts alike by default.",
+    ),
+)
+
 FEW = ("--calibration-texts", "64", "--max-tokens", "64")
 
 SPEED = (
@@ -138,4 +165,4 @@ MEMORY = (
     ),
 )
 
-TABLES = {"quality": QUALITY, "speed": SPEED, "memory": MEMORY}
+TABLES = {"quality": QUALITY, "llm": LANGUAGE, "speed": SPEED, "memory": MEMORY}

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quantize_rows import CALIBRATION_TEXTS, Row
+from language_model import PROMPTS
+from quantize_rows import CALIBRATION_TEXTS, LLM_FOLDER, Row
 from results import machine, replace_section, table
 
 Numbers = Mapping[Row, dict[str, Any] | None]
 
 TITLES = {
     "quality": "Quality of INT4: the sample checkpoint",
+    "llm": "Quality of INT4: a language model",
     "speed": "Speed of quantizing",
     "memory": "Memory of quantizing",
 }
@@ -22,7 +24,7 @@ def publish(name: str, numbers: Numbers) -> None:
     known = {row: found for row, found in numbers.items() if found}
     if not known:
         return
-    body = {"quality": quality, "speed": speed, "memory": memory}[name](known)
+    body = {"quality": quality, "llm": llm, "speed": speed, "memory": memory}[name](known)
     notes = [f"- {row.note}" for row in known if row.note]
     used = {row.environment: found["versions"] for row, found in known.items()}
     said = "; ".join(", ".join(f"{package} {version}" for package, version in found.items()) for found in used.values())
@@ -43,6 +45,9 @@ def summary(found: Mapping[str, Any]) -> str:
         said.insert(0, f"{found['layer_seconds']:.1f} s a layer")
     if "mean" in found:
         said.insert(0, f"(1 − cosine) × 1000: mean {1000 * found['mean']:.2f}, p99 {1000 * found['p99']:.2f}")
+    if "kl" in found:
+        centred = ", ".join(f"{name} {1000 * found[name]['centred']:.1f}" for name in PROMPTS)
+        said.insert(0, f"(1 − centred cosine) × 1000: {centred}, KL {found['kl']:.3f}")
     return ", ".join(said)
 
 
@@ -67,6 +72,38 @@ def quality(known: Mapping[Row, dict[str, Any]]) -> str:
         f"Mean and 99th percentile of (1 − cosine) × 1000 between the vectors of INT4 and of the original, over {texts} "
         "held-out texts, in float32. Groups of 128 but where another size is named; "
         f"{CALIBRATION_TEXTS} calibration texts, the same for all. Seconds and memory are those of the whole process.\n\n"
+        f"{table(columns, lines)}"
+    )
+
+
+def llm(known: Mapping[Row, dict[str, Any]]) -> str:
+    """What a language model loses, beside plain AWQ."""
+    peer: dict[str, Any] = next((found for row, found in known.items() if row.name == "llm-awq"), {})
+
+    def beside(value: float, digits: int, other: float | None) -> str:
+        return f"{value:.{digits}f}" + (f" ({value / other:.2f})" if other else "")
+
+    lines = []
+    for row, found in known.items():
+        line = [title(row, found)]
+        line += [beside(1000 * found[name]["centred"], 1, 1000 * peer[name]["centred"] if peer else None) for name in PROMPTS]
+        line += [f"{100 * found[name]['kept']:.1f}%" for name in PROMPTS]
+        line += [beside(found["kl"], 3, peer.get("kl")), f"+{found['nll']:.3f}", f"{found['seconds']:.0f}"]
+        lines.append(line)
+    texts = next(iter(known.values()))["texts"]
+    columns = [
+        "",
+        *(f"{name}, centred" for name in PROMPTS),
+        *(f"{name}, top 10 kept" for name in PROMPTS),
+        "KL",
+        "nll",
+        "seconds",
+    ]
+    return (
+        f"`{LLM_FOLDER.resolve().name}` in groups of 64, calibrated on the texts that ship with qembed, measured on {texts} "
+        "English paragraphs of XQuAD, bare and under a prompt that makes a language model embed (bench/language_model.py). "
+        "Mean of (1 − cosine) × 1000 between last tokens' hidden states less their mean, in brackets as a share of AWQ's; the "
+        "ten nearest neighbours that stay; KL divergence and growth of the negative log-likelihood of the next token.\n\n"
         f"{table(columns, lines)}"
     )
 

@@ -9,8 +9,8 @@ texts, short ones too, for the price of a few tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Batch:
         ends: [B] int64, the position in the row of each text's own last token.
         last: [B, L] bool, the last tokens of texts and prefixes: where hidden states become vectors.
         weight: [B, L] float32, what each position counts in the calibration's sums: 0 for padding, 1 on average.
+        fold: the half of the calibration that all its texts belong to, for cross-validation.
     """
 
     ids: torch.Tensor
@@ -38,6 +39,7 @@ class Batch:
     ends: torch.Tensor
     last: torch.Tensor
     weight: torch.Tensor
+    fold: int = 0
 
 
 def plain(rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int) -> list[Batch]:
@@ -46,7 +48,14 @@ def plain(rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int) ->
 
 
 def with_prefixes(
-    rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int, *, prefixes: int, last_share: float, seed: int
+    rows: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    tokens: int,
+    *,
+    prefixes: int,
+    last_share: float,
+    seed: int,
+    folds: Mapping[int, int] | None = None,
 ) -> list[Batch]:
     """As `plain`, with up to `prefixes` prefixes of each text; `weight` gives all last tokens together the share `last_share`.
 
@@ -59,15 +68,25 @@ def with_prefixes(
         prefixes: how many of each text, cut where `seed` says; 0 for none.
         last_share: 0…1, what the last tokens count of the whole; 0 weighs every token alike.
         seed: draws the cuts.
+        folds: of each number the fold, 0 or 1; no batch holds texts of both. None puts all into fold 0.
     """
     draw = random.Random(seed)
     cuts = {number: _cuts(len(rows[number]), prefixes, draw) for number in numbers}
     lengths = [len(row) + len(cuts.get(number, ())) for number, row in enumerate(rows)]
-    appended = len({rows[number][-1] for number in numbers}) == 1
+    appended = ends_alike(rows, numbers)
     if not appended:
         lengths = [len(row) for row in rows]
-    made = [_batch(rows, batch, cuts, appended=appended) for batch in _grouped(numbers, lengths, tokens)]
+    made = []
+    for fold in (0, 1):
+        members = [number for number in numbers if (folds or {}).get(number, 0) == fold]
+        for batch in _grouped(members, lengths, tokens):
+            made.append(replace(_batch(rows, batch, cuts, appended=appended), fold=fold))
     return _weighted(made, last_share)
+
+
+def ends_alike(rows: Sequence[Sequence[int]], numbers: Iterable[int]) -> bool:
+    """Whether the rows with these `numbers` all end with the same token, as they do where the tokenizer appends one."""
+    return len({rows[number][-1] for number in numbers}) == 1
 
 
 def _cuts(length: int, prefixes: int, draw: random.Random) -> list[int]:

@@ -121,10 +121,9 @@ computing = section("Where to compute")
 @method(
     "--last-share",
     type=click.FloatRange(0, 1, max_open=True),
-    default=0.5,
-    show_default=True,
     metavar="SHARE",
-    help="What the last tokens of texts and prefixes, which become the vectors, count of all; 0 counts every token alike.",
+    help="What the last tokens of texts and prefixes, which become the vectors, count of all; 0 counts every token alike.  "
+    "[default: 0.5 where the tokenizer appends a last token, otherwise 0]",
 )
 @method(
     "--refine",

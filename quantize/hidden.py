@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from qembed.quantize.batches import Batch
@@ -77,6 +78,21 @@ class Moments:
 
     gram: torch.Tensor
     cross: torch.Tensor | None = None
+
+    @classmethod
+    def by_fold(cls, found: Iterable[tuple[Batch, torch.Tensor, torch.Tensor | None]]) -> list[Moments]:
+        """As `of`, one for each fold; batches of a fold follow one another."""
+        return [cls.of(part) for _, part in groupby(found, key=lambda one: one[0].fold)]
+
+    @classmethod
+    def total(cls, folds: Sequence[Moments]) -> Moments:
+        """The sums over all of `folds`."""
+        first, *others = folds
+        gram, cross = first.gram, first.cross
+        for other in others:
+            gram = gram + other.gram
+            cross = None if cross is None or other.cross is None else cross + other.cross
+        return cls(gram, cross)
 
     @classmethod
     def of(cls, found: Iterable[tuple[Batch, torch.Tensor, torch.Tensor | None]]) -> Moments:

@@ -6,7 +6,7 @@ into what feeds it, the integers.
 
 What the linears aim at is the original model: those behind a norm at the outputs that they have there, o_proj and down_proj,
 which write to the residual stream, at its hidden states. So each takes back what was lost before it, as far as that depends
-linearly on its inputs (`rounding.Inverse.solved`).
+linearly on its inputs (`correction.corrected`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from qembed.packing import pack
-from qembed.quantize import awq, rounding
+from qembed.quantize import awq, correction, rounding
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import INPUTS, Block, Shape
 from qembed.quantize.hidden import Goal, Moments, Stream
-from qembed.quantize.products import matmul
 from qembed.quantize.settings import Report, Settings
 from qembed.quantize.table import half
 
@@ -66,7 +65,7 @@ class LayerQuantizer:
         with torch.no_grad():
             block.load(self.tensors, self.number)
             norm = block.module.input_layernorm
-            self._quantize("self_attn.q_proj", Moments.of(self._normed(norm, stream, goal.before if goal else None)))
+            self._quantize("self_attn.q_proj", Moments.by_fold(self._normed(norm, stream, goal.before if goal else None)))
             if goal:
                 goal.before.clear()
             read = self._read("self_attn.o_proj", stream, goal.middle if goal else None)
@@ -77,7 +76,7 @@ class LayerQuantizer:
             del read
             stream.hidden = []
             norm = block.module.post_attention_layernorm
-            self._quantize("mlp.gate_proj", Moments.of(self._normed(norm, half_way, goal.middle if goal else None)))
+            self._quantize("mlp.gate_proj", Moments.by_fold(self._normed(norm, half_way, goal.middle if goal else None)))
             if goal:
                 goal.middle.clear()
             read = self._read("mlp.down_proj", half_way, goal.after if goal else None)
@@ -109,7 +108,7 @@ class LayerQuantizer:
                 output = None if original is None else (original[number] - hidden).to(device)
                 yield batch, read[number].to(device), output if output is None or bias is None else output - bias
 
-        folded = self._quantize(name, Moments.of(wanted()))
+        folded = self._quantize(name, Moments.by_fold(wanted()))
         if folded is None:
             return inputs()
         self.block.load(self.tensors, self.number)
@@ -117,8 +116,8 @@ class LayerQuantizer:
             x.div_(folded.to(x.device))
         return read
 
-    def _quantize(self, name: str, moments: Moments) -> torch.Tensor | None:
-        """Quantize the linears that read the input `name` (one of INPUTS), whose moments are given.
+    def _quantize(self, name: str, folds: list[Moments]) -> torch.Tensor | None:
+        """Quantize the linears that read the input `name` (one of INPUTS), whose moments are given for each fold.
 
         Returns:
             The scales [K] that the input is now divided by, if it is that to the last bit; None if it must be computed anew.
@@ -126,14 +125,15 @@ class LayerQuantizer:
         import torch
 
         settings, members = self.settings, INPUTS[name]
-        gram, compensate = moments.gram, settings.rounding == "compensated"
-        inverse = rounding.Inverse.of(gram) if compensate or moments.cross is not None else None
-        if moments.cross is not None and inverse is not None:
-            drift = inverse.solved(moments.cross) if name in NORMS else None
-            for member in members:
-                weight = self.tensors[f"{member}.weight"]
-                change = inverse.solved(moments.cross - matmul(weight, gram)) if drift is None else matmul(weight, drift)
-                self.tensors[f"{member}.weight"] = weight + change
+        if folds[0].cross is not None:
+            stacked = torch.cat([self.tensors[f"{member}.weight"] for member in members])
+            sizes = [len(self.tensors[f"{member}.weight"]) for member in members]
+            moved = correction.corrected(stacked, folds, name in NORMS)
+            for member, weight in zip(members, moved.split(sizes), strict=True):
+                self.tensors[f"{member}.weight"] = weight
+        gram, compensate = Moments.total(folds).gram, settings.rounding == "compensated"
+        folds.clear()
+        inverse = rounding.Inverse.of(gram) if compensate else None
         folded: torch.Tensor | None = gram.new_ones(len(gram))
         if settings.scales == "awq":
             scales = awq.search_scales(

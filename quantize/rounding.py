@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK = 128
-DAMPING = 0.01
+DAMPING = 0.1
+"""Share of the Gram matrix' mean diagonal. GPTQ's customary 0.01 costs a little less on texts like the calibration's and more
+on others: on SmolLM2 0.1 had the lowest KL divergence of 0.01, 0.1 and 0.2."""
 SMALLEST_DIAGONAL = 1e-20
 SMALL_TRIANGLE = 256
 PANEL = 512

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -77,6 +77,8 @@ def run(
     shape = checks.shape_of(source, settings.group_size)
     writer.companions(source)
     calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
+    if settings.engine == "native":
+        settings = replace(settings, last_share=stream.last_share(settings, calibration))
     with writer.claim(target, force=force) as place:
         checks.check_values(source, lambda done, total: on_step("checking tensors", done, total))
         origin = card.source_record(source, target)

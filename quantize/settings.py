@@ -21,7 +21,8 @@ class Settings:
             layer is fitted to. "original" goes with the target "layer".
         prefixes: of each calibration text, how many prefixes count as texts of their own.
         mixed: tokens of the mixed copy of each calibration text (`qembed.quantize.mixing`); 0 for none.
-        last_share: 0…1, what the last tokens of texts and prefixes count of all tokens; 0 weighs every token alike.
+        last_share: 0…1, what the last tokens of texts and prefixes count of all tokens; 0 weighs every token alike. None leaves
+            it to the tokenizer (`stream.last_share`).
         refine: how often the last stage sees each text (`qembed.quantize.refine`); 0 leaves it out.
         token_table: "float16", or "int8" (`qembed.token_table`), which only our vLLM plugin reads.
         engine: "native", or "autoawq": the AutoAWQ library (`qembed.quantize.autoawq`), which knows `group_size`, `clip` and
@@ -36,7 +37,7 @@ class Settings:
     inputs: str = "quantized"
     prefixes: int = 8
     mixed: int = 32
-    last_share: float = 0.5
+    last_share: float | None = None
     refine: int = 0
     token_table: str = "float16"
     engine: str = "native"

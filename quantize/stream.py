@@ -8,7 +8,8 @@ through both as well; where it ends, the two vectors of each text are compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qembed.checkpoint import Checkpoint
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 BATCH_TOKENS = 1024
+LAST_SHARE = 0.5
+"""What last tokens count of all where the tokenizer appends one."""
 
 
 def quantize(
@@ -124,14 +127,43 @@ def _calibrated(calibration: Calibration, settings: Settings) -> list[Batch]:
     seen = [number for number in range(len(calibration.rows)) if number not in calibration.check]
     copies = mixed(calibration.rows, seen, settings.mixed, calibration.seed)
     rows = [*calibration.rows, *copies]
+    folds = _folds(calibration.rows, seen, calibration.seed)
+    folds |= {len(calibration.rows) + copy: folds[number] for copy, number in enumerate(seen[: len(copies)])}
     return batches.with_prefixes(
         rows,
-        [*seen, *range(len(calibration.rows), len(rows))],
+        list(folds),
         BATCH_TOKENS,
         prefixes=settings.prefixes,
-        last_share=settings.last_share,
+        last_share=last_share(settings, calibration),
         seed=calibration.seed,
+        folds=folds,
     )
+
+
+def last_share(settings: Settings, calibration: Calibration) -> float:
+    """What last tokens count of all: `settings.last_share`, or by the tokenizer where that is None.
+
+    Where the tokenizer appends a token, all vectors come from that one. Where it appends none, a last token is one like the
+    others, and to weigh some more is to see fewer.
+    """
+    if settings.last_share is not None:
+        return settings.last_share
+    seen = (number for number in range(len(calibration.rows)) if number not in calibration.check)
+    return LAST_SHARE if batches.ends_alike(calibration.rows, seen) else 0.0
+
+
+def _folds(rows: Sequence[Sequence[int]], numbers: Sequence[int], seed: int) -> dict[int, int]:
+    """Which half, 0 or 1, each of the rows with these `numbers` is in: equal rows in the same, similar lengths in either."""
+    draw = random.Random(seed)
+    equal: dict[tuple[int, ...], list[int]] = {}
+    for number in numbers:
+        equal.setdefault(tuple(rows[number]), []).append(number)
+    folds: dict[int, int] = {}
+    fold = 0
+    for place, row in enumerate(sorted(equal, key=lambda row: (len(row), row))):
+        fold = 1 - fold if place % 2 else draw.randrange(2)
+        folds |= dict.fromkeys(equal[row], fold)
+    return {number: folds[number] for number in numbers}
 
 
 def as_computed(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -127,7 +127,7 @@ def test_remaining_variance_foretells_what_compensated_rounding_loses() -> None:
     grid = awq.range_grid(weight, 64)
     steps = grid.scale.square().sum(0).repeat_interleave(64)
     expected = (steps * rounding.Inverse.of(gram).remaining_variance()).sum().item() / 12
-    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(128)
+    damped = gram + rounding.DAMPING * gram.diagonal().mean() * torch.eye(128)
     real = lost(weight, grid.dequantize(rounding.compensated(weight, rounding.Inverse.of(gram), grid)), damped)
     assert real == pytest.approx(expected, rel=0.1)
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from qembed.serve import kernels
+from qembed.checkpoint import Checkpoint
+from qembed.cli import group
+from qembed.embed import engine
+from qembed.eval import sources
+from qembed.serve import kernels, machine
+from qembed.serve.devices import Target
 from qembed.serve.kernels import Choice, Cpu, choose, this_cpu
+from qembed.serve.settings import Settings
 
 AVX2 = "avx2 fma f16c"
 AVX512 = f"{AVX2} avx512f avx512bw avx512_vnni"
@@ -118,3 +126,23 @@ def test_a_cpu_that_cannot_be_read_has_nothing_special(tmp_path: Path) -> None:
 
 def test_users_disabled_kernels_are_read_from_the_environment(tmp_path: Path) -> None:
     assert {"A", "B"} <= this_cpu(tmp_path / "nothing", {kernels.DISABLED: "A,B"}).disabled
+
+
+@pytest.mark.parametrize(("flags", "expected"), [(AMX, ("bfloat16", "vllm")), (AVX512, ("float32", "qembed"))])
+def test_serve_embed_and_eval_choose_alike_and_say_so(
+    int4: Checkpoint, monkeypatch: pytest.MonkeyPatch, flags: str, expected: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(kernels, "this_cpu", lambda: cpu(flags))
+    monkeypatch.setattr(machine, "target", lambda: Target("cpu", "CPU", 2**40, 2**40))
+    monkeypatch.setattr(machine, "device", lambda: "cpu")
+    monkeypatch.setattr(machine, "check_vllm", lambda: None)
+    monkeypatch.setattr(sources, "has_vllm", lambda: True)
+    chosen = choose(cpu(flags), int4=True)
+    for_scripts, for_people = (
+        CliRunner().invoke(group, ["serve", "--plan", "--model", str(int4.folder), *more]) for more in (["--json"], [])
+    )
+    plan = json.loads(for_scripts.output)
+    assert (plan["dtype"], plan["kernel"], plan["kernel_reason"]) == (*expected, chosen.reason)
+    assert f"{chosen.title}: {chosen.reason}" in for_people.output
+    assert engine.planned(Settings(int4)).choice == chosen
+    assert sources.vllm(int4).identity["dtype"] == chosen.title

@@ -1,0 +1,122 @@
+"""How far a linear is moved towards what the original model has: least squares, held back by cross-validation.
+
+Full least squares explains what is missing by every direction of the inputs, also by those in which a few thousand tokens show
+little but chance. The next layer is then fitted to the result, and what was learned by heart adds up: on texts and prompts
+unlike the calibration's the model ends further from the original than without any correction. So the calibration's texts are
+split into two halves. Each half's solution, for every damping of DAMPINGS, is judged by what it gains on the other half, and
+the damping and strength that gain most are used on both together. Where nothing is gained, nothing is moved.
+
+One eigendecomposition G = V·diag(s)·Vᵀ of a half's Gram matrix serves all dampings: the solution is P·diag(1/(s + λ))·Vᵀ with
+P = R·V, and its gain on the other half is a linear and a quadratic form in 1/(s + λ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qembed.quantize.hidden import Moments
+from qembed.quantize.products import matmul
+from qembed.quantize.rounding import Inverse
+
+if TYPE_CHECKING:
+    import torch
+
+DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Shares of the Gram matrix' mean diagonal. Beyond the last one a solution is a gradient step, whose length is the strength."""
+TOLERANCE = 0.03
+"""The largest damping is taken whose gain is at most this share below the greatest one. Near the maximum gains differ by
+chance, and a smaller change is the safer one on texts unlike the calibration's (compare the one-standard-error rule, Breiman
+et al. 1984, Classification and Regression Trees, section 3.4.3)."""
+SMALLEST = 1e-30
+
+
+@dataclass(frozen=True)
+class Shrinkage:
+    """How a solution is held back.
+
+    Attributes:
+        damping: λ of the least squares, as a share of the Gram matrix' mean diagonal.
+        strength: 0…1, what the solution is multiplied by.
+    """
+
+    damping: float
+    strength: float
+
+
+def corrected(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -> torch.Tensor:
+    """`weight` [N, K] moved towards what the original model has where its inputs come from quantized layers.
+
+    Args:
+        weight: of all linears that read the input, stacked.
+        folds: what the two halves of the calibration say, with `cross`: the drift of the inputs [K, K] where `behind_norm`,
+            otherwise the outputs that are wanted [N, K].
+        behind_norm: see there.
+    """
+    moments = Moments.total(folds)
+    chosen = shrinkage(weight, folds, behind_norm)
+    if not chosen.strength:
+        return weight
+    inverse = Inverse.of(moments.gram, chosen.damping)
+    change = matmul(weight, inverse.solved(_cross(moments))) if behind_norm else inverse.solved(_residual(weight, moments))
+    return weight + chosen.strength * change
+
+
+def shrinkage(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -> Shrinkage:
+    """The damping and strength that gain most from either half on the other; arguments as for `corrected`."""
+    import torch
+
+    unit = float(sum(fold.gram.diagonal().mean() for fold in folds))  # keeps squares within float32
+    if len(folds) != 2 or unit < SMALLEST:  # texts that are all the same, or channels that are all zero, say nothing
+        return Shrinkage(DAMPINGS[-1], 0.0)
+    measure = matmul(weight.T, weight) if behind_norm else None
+    missing = [(_cross(fold) if behind_norm else _residual(weight, fold)) / unit for fold in folds]
+    grams = [fold.gram / unit for fold in folds]
+    linear, square = (torch.zeros(len(DAMPINGS), dtype=torch.float64) for _ in range(2))
+    for here, there in ((0, 1), (1, 0)):
+        first, second = _gains(missing[here], grams[here], missing[there], grams[there], measure)
+        linear, square = linear + first, square + second
+    strength = (linear / square.clamp(min=SMALLEST)).clamp(0, 1)
+    gains = 2 * strength * linear - strength.square() * square
+    best = int((gains >= (1 - TOLERANCE) * gains.max()).nonzero().max())
+    return Shrinkage(DAMPINGS[best], float(strength[best]))
+
+
+def _gains(
+    missing: torch.Tensor,
+    gram: torch.Tensor,
+    missing_there: torch.Tensor,
+    gram_there: torch.Tensor,
+    measure: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the solutions of one half are worth on the other, by DAMPINGS [9] float64: the gain is 2·α·first − α²·second.
+
+    Args:
+        missing: R [D, K] of the half that is solved on, R = Σ d xᵀ with d what is missing of an output.
+        gram: G [K, K] of that half.
+        missing_there: R of the half that it is judged on.
+        gram_there: G of that half.
+        measure: [D, D], by which errors are weighed: WᵀW where d is an input of the linears W; None weighs them alike.
+    """
+    import torch
+
+    values, vectors = torch.linalg.eigh(gram)
+    solution, wanted = matmul(missing, vectors), matmul(missing_there, vectors)
+    moved = solution if measure is None else matmul(measure, solution)
+    along = (moved * wanted).sum(0).double()
+    across = matmul(vectors.T, matmul(gram_there, vectors)).mul_(matmul(solution.T, moved))
+    added = values.new_tensor(DAMPINGS) * gram.diagonal().mean().clamp(min=SMALLEST)
+    shrunk = (values.clamp(min=0)[None] + added[:, None]).reciprocal()
+    return (shrunk.double() @ along).cpu(), (matmul(shrunk, across) * shrunk).sum(1).double().cpu()
+
+
+def _residual(weight: torch.Tensor, fold: Moments) -> torch.Tensor:
+    """Σ d xᵀ [N, K] with d what is missing of the outputs that are wanted."""
+    return _cross(fold) - matmul(weight, fold.gram)
+
+
+def _cross(moments: Moments) -> torch.Tensor:
+    if moments.cross is None:
+        raise ValueError("no targets were summed")
+    return moments.cross

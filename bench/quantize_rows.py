@@ -28,7 +28,13 @@ PACKAGES = {
     "auto-round": ("auto-round", "torch", "transformers"),
 }
 CODE = {
-    "qembed": ("quantize/*.py", "qembed/packing.py", "quantize/data/*", "bench/random_checkpoint.py"),
+    "qembed": (
+        "quantize/*.py",
+        "qembed/packing.py",
+        "quantize/data/*",
+        "bench/random_checkpoint.py",
+        "bench/language_model.py",
+    ),
     "autoawq": ("quantize/autoawq.py", "quantize/calibration.py", "quantize/data/*", "bench/run_stock_autoawq.py"),
     "auto-round": ("quantize/calibration.py", "quantize/data/*", "bench/run_auto_round.py"),
 }

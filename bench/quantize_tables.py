@@ -88,7 +88,7 @@ def llm(known: Mapping[Row, dict[str, Any]]) -> str:
         line = [title(row, found)]
         line += [beside(1000 * found[name]["centred"], 1, 1000 * peer[name]["centred"] if peer else None) for name in PROMPTS]
         line += [f"{100 * found[name]['kept']:.1f}%" for name in PROMPTS]
-        line += [beside(found["kl"], 3, peer.get("kl")), f"+{found['nll']:.3f}", f"{found['seconds']:.0f}"]
+        line += [beside(found["kl"], 3, peer.get("kl")), f"+{found['nll']:.3f}"]
         lines.append(line)
     texts = next(iter(known.values()))["texts"]
     columns = [
@@ -97,7 +97,6 @@ def llm(known: Mapping[Row, dict[str, Any]]) -> str:
         *(f"{name}, top 10 kept" for name in PROMPTS),
         "KL",
         "nll",
-        "seconds",
     ]
     return (
         f"`{LLM_FOLDER.resolve().name}` in groups of 64, calibrated on the texts that ship with qembed, measured on {texts} "

@@ -146,7 +146,7 @@ def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], Non
     Raises:
         QembedError: vLLM does not start.
     """
-    on_stage("starting vLLM")
+    on_stage(f"starting vLLM, computing in {launch.choice.title}: {launch.choice.reason}")
     _set_environment(launch)
     with logged(launch.settings.verbose) as said:
         try:

@@ -68,6 +68,11 @@ class Grid:
         scale, zero_point = (torch.cat(parts) for parts in zip(*((grid.scale, grid.zero_point) for grid in grids), strict=True))
         return Grid(scale, zero_point, grids[0].group_size)
 
+    def split(self, sizes: Sequence[int]) -> list[Grid]:
+        """Undo `stacked`: the grids of weights with these numbers of rows."""
+        parts = zip(self.scale.split(list(sizes)), self.zero_point.split(list(sizes)), strict=True)
+        return [Grid(scale, zero_point, self.group_size) for scale, zero_point in parts]
+
     def nearest(self, weight: torch.Tensor) -> torch.Tensor:
         """`weight` [N, K] rounded to the nearest level: `dequantize(quantize(weight))`."""
         return self.dequantize(self.quantize(weight))

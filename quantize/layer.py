@@ -150,8 +150,9 @@ class LayerQuantizer:
         weights = [self.tensors[f"{member}.weight"] for member in members]
         grids = [(awq.search_clip if settings.clip else _whole_range)(weight, gram, settings.group_size) for weight in weights]
         if compensate and inverse is not None:
-            stacked = rounding.compensated(torch.cat(weights), inverse, awq.Grid.stacked(grids))
-            found = stacked.split([len(weight) for weight in weights])
+            whole, grid = rounding.rounded(torch.cat(weights), gram, inverse, awq.Grid.stacked(grids))
+            sizes = [len(weight) for weight in weights]
+            found, grids = whole.split(sizes), grid.split(sizes)
         else:
             found = tuple(grid.quantize(weight) for grid, weight in zip(grids, weights, strict=True))
         for member, weight, grid, levels in zip(members, weights, grids, found, strict=True):

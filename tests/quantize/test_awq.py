@@ -152,3 +152,46 @@ def test_the_inverse_of_scaled_inputs_is_that_of_their_own_gram_matrix() -> None
     found = rounding.Inverse.of(gram, 1e-6).scaled(scales)
     expected = rounding.inverse_factor(gram / (scales[:, None] * scales), 1e-6, found.order)
     torch.testing.assert_close(found.upper, expected, rtol=0.02, atol=0.01 * expected.abs().max().item())
+
+
+def test_scales_that_suit_the_levels_lose_less_on_fresh_inputs_too() -> None:
+    weight, gram = weight_and_gram(outputs=96, tokens=3000)
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(96, 128, generator=generator)
+    x = torch.randn(3000, 128, generator=generator) @ torch.randn(128, 128, generator=generator) * 0.1
+    x[:, ::17] *= 12
+    seen, fresh = x[:1500].T @ x[:1500], x[1500:].T @ x[1500:]
+    torch.testing.assert_close(seen + fresh, gram, rtol=1e-3, atol=1e-1)
+    grid = awq.search_clip(weight, seen, 64)
+    inverse = rounding.Inverse.of(seen)
+    levels = rounding.compensated(weight, inverse, grid)
+    refitted = rounding.refitted(weight, levels, grid, seen)
+    assert torch.equal(refitted.scale, refitted.scale.half().float())
+    assert (refitted.scale > 0).all()
+    assert torch.equal(refitted.zero_point, grid.zero_point)
+    before = lost(weight, grid.dequantize(levels), fresh)
+    assert lost(weight, refitted.dequantize(levels), fresh) < 0.98 * before
+    last, chosen = rounding.rounded(weight, seen, inverse, grid)
+    assert torch.equal(last, last.round().clamp(0, 15))
+    assert lost(weight, chosen.dequantize(last), fresh) < lost(weight, refitted.dequantize(levels), fresh)
+
+
+def test_rows_of_zeros_and_inputs_without_any_keep_finite_scales() -> None:
+    weight, gram = weight_and_gram()
+    weight[3] = 0
+    weight[5, :64] = 0
+    for inputs in (gram, torch.zeros_like(gram)):
+        grid = awq.range_grid(weight, 64)
+        levels = rounding.compensated(weight, rounding.Inverse.of(inputs), grid)
+        refitted = rounding.refitted(weight, levels, grid, inputs)
+        assert torch.isfinite(refitted.scale).all()
+        assert (refitted.scale > 0).all()
+        assert (refitted.dequantize(levels)[3] == 0).all()
+
+
+def test_a_stack_of_grids_comes_apart_again() -> None:
+    weight, _ = weight_and_gram()
+    grids = [awq.range_grid(weight[:16], 64), awq.range_grid(weight[16:] * 3, 64)]
+    for found, grid in zip(awq.Grid.stacked(grids).split([16, 32]), grids, strict=True):
+        assert torch.equal(found.scale, grid.scale)
+        assert torch.equal(found.zero_point, grid.zero_point)

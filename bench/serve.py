@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.console import Console
 from serve_load import Load, loads
-from serve_models import write_all
+from serve_models import write_all, write_int4
 from serve_rows import BUILD, IN_TURNS, LLAMA, NATIVE, ROOT, ROWS
 from serve_run import in_turns, run_llama, run_server
 from serve_tables import publish, summary
@@ -47,7 +47,9 @@ def main() -> int:
     arguments = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     with console.status("models") as status:
-        write_all(BUILD, LLAMA, status.update)
+        wanted = [one for name in arguments.only or names for one in IN_TURNS.get(name) or [rows[name]]]
+        write = partial(write_all, llama_python=LLAMA) if any(row.kind == "llama" for row in wanted) else write_int4
+        write(BUILD, say=status.update)
     asked = loads(Checkpoint("float", BUILD / "float"))
     works: dict[str, Work] = {
         name: partial(run_llama if row.kind == "llama" else run_server, row) for name, row in rows.items()

@@ -3,8 +3,9 @@
 The rules are those of `make bench-serve` (bench/RESULTS.md) for the CPUs that were at hand; AMX was not.
 
 - AMX: vLLM's INT4 kernel, in bfloat16. It multiplies in tiles, 8-bit activations by 4-bit weights. Never measured.
-- AVX2 or AVX-512 without AMX, with or without bfloat16 instructions: our compiled kernel, in float32. vLLM's kernel unpacks
-  weights to bfloat16 first, which costs more than it saves, most of all on CPUs that have no bfloat16 instructions.
+- AVX2 or AVX-512 without AMX: our compiled kernel, in bfloat16 where the CPU has instructions for it (as fast as in float32,
+  half the KV cache), otherwise in float32. vLLM's kernel unpacks weights to bfloat16 first, which costs more than it saves,
+  most of all on CPUs that have no bfloat16 instructions.
 - Our compiled kernel missing: vLLM's where the CPU has AVX-512 with bfloat16 instructions, otherwise ours in torch, in float32.
 - Not quantized: bfloat16 where the CPU has instructions for it, otherwise float32.
 """
@@ -114,13 +115,15 @@ def _int4(cpu: Cpu, dtype: str) -> tuple[Kernel, str, str]:
     if dtype == "float32":
         return ours, "float32", "vLLM's INT4 kernel has no float32"
     if VLLMS in cpu.disabled:
-        return ours, "float32", DISABLED
+        return ours, "bfloat16" if compiled and cpu.has_bfloat16 else "float32", DISABLED
     if OURS in cpu.disabled:
         return "vllm", "bfloat16", DISABLED
     if cpu.flags >= AMX:
         return "vllm", "bfloat16", "it multiplies in AMX tiles"
+    if compiled and cpu.has_bfloat16:
+        return ours, "bfloat16", "faster than vLLM's kernel without AMX, and with bfloat16 instructions as fast as in float32"
     if compiled:
-        return ours, "float32", "the fastest here without AMX (bench/RESULTS.md)"
+        return ours, "float32", "the fastest on a CPU without bfloat16 instructions"
     if cpu.has_bfloat16:
         return "vllm", "bfloat16", missing
     return ours, "float32", f"{missing}, and vLLM's is slow without bfloat16 instructions"

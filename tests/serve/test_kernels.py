@@ -36,7 +36,7 @@ def computed_in(choice: Choice) -> tuple[str, str | None]:
     [
         (AVX2, True, ("float32", "qembed")),
         (AVX512, True, ("float32", "qembed")),
-        (ZEN5, True, ("float32", "qembed")),
+        (ZEN5, True, ("bfloat16", "qembed")),
         (AMX, True, ("bfloat16", "vllm")),
         (AVX2, False, ("float32", "qembed-torch")),
         (AVX512, False, ("float32", "qembed-torch")),
@@ -84,7 +84,8 @@ def test_a_dtype_that_is_asked_for_leaves_the_kernel_open(flags: str, dtype: str
 
 def test_a_kernel_that_the_user_has_disabled_is_not_chosen() -> None:
     without_ours, without_vllms = (cpu(AMX, disabled=f"Other,{name}") for name in (kernels.OURS, kernels.VLLMS))
-    assert computed_in(choose(without_vllms, int4=True)) == ("float32", "qembed")
+    assert computed_in(choose(without_vllms, int4=True)) == ("bfloat16", "qembed")
+    assert computed_in(choose(cpu(AVX512, disabled=kernels.VLLMS), int4=True)) == ("float32", "qembed")
     assert computed_in(choose(without_ours, int4=True)) == ("bfloat16", "vllm")
     assert computed_in(choose(cpu(ZEN5, disabled=kernels.OURS), int4=True)) == ("bfloat16", "vllm")
 

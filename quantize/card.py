@@ -17,6 +17,9 @@ from qembed.quantize.settings import Report, Settings
 from qembed.quantize.writer import sha256
 from qembed.token_table import INT8, QUANT_METHOD
 
+OF_AWQ = {"for bare paragraphs": "0.41", "under PromptEOL": "0.64", "in KL divergence": "0.61"}
+"""From bench/RESULTS.md, "Quality of INT4: a language model"."""
+
 
 def source_record(source: Checkpoint, output: Path) -> dict[str, Any]:
     """Which checkpoint an INT4 one was made from, so that `qembed eval` finds it again, with the hash of its weights.
@@ -130,7 +133,7 @@ they are; vectors are those of the last token, of unit length.
 
 {_method(settings)};
 {calibration.tokens:,} tokens of {calibration.source} calibration texts. `qembed.json` has settings, seed and hashes.
-"""
+{_elsewhere(settings)}"""
 
 
 def _nearness(report: Report) -> str:
@@ -141,6 +144,18 @@ def _nearness(report: Report) -> str:
         f" quantization\ndid not see: mean {measured['mean_cosine']:.4f}, least {measured['min_cosine']:.4f}.\n"
         "`qembed eval --model FOLDER --baseline fp16 --card` measures it on more texts, through vLLM, by\n"
         "language and dimension, and writes what it finds here."
+    )
+
+
+def _elsewhere(settings: Settings) -> str:
+    """What the same method costs a model that everybody can try it on; nothing where parts of it are switched off."""
+    default = Settings()
+    parts = ("engine", "scales", "clip", "rounding", "target", "inputs")
+    if any(getattr(settings, part) != getattr(default, part) for part in parts):
+        return ""
+    shares = ", ".join(f"{share} {what}" for what, share in OF_AWQ.items())
+    return (
+        f"\nWhat this method leaves of plain AWQ's error on SmolLM2-135M, groups of 64 (qembed's bench/RESULTS.md): {shares}.\n"
     )
 
 
@@ -157,7 +172,8 @@ def _method(settings: Settings) -> str:
     fitted = "the original model" if settings.target == "original" else "its own outputs"
     scales = "" if settings.scales == "awq" else " (none)"
     refined = f", refined {settings.refine} times" if settings.refine else ""
-    return f"AWQ scales{scales}, {clipping}{settings.rounding} rounding, each layer fitted to {fitted}{refined}"
+    held = ", as far as cross-validation allows" if settings.target == "original" else ""
+    return f"AWQ scales{scales}, {clipping}{settings.rounding} rounding, each layer fitted to {fitted}{held}{refined}"
 
 
 def _format(settings: Settings, report: Report, size: int) -> tuple[str, str, str]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from qembed.checkpoint import Checkpoint, find, source_of
 from qembed.quantize import parts, stream, writer
+from qembed.quantize.card import OF_AWQ
 
 from .conftest import MakeCheckpoint, assert_refused, contents, quantize
 
@@ -50,7 +51,13 @@ def test_the_folder_is_whole_and_says_what_it_is(make_checkpoint: MakeCheckpoint
     assert made.card["source"]["sha256"]["model.safetensors"] == contents(source.folder)["model.safetensors"]
     assert made.card["calibration"]["tokens"] > 1000
     fidelity = json.loads(result.stdout)["fidelity"]
-    assert f"{fidelity['mean_cosine']:.4f}" in (target / "README.md").read_text()
+    card = (target / "README.md").read_text()
+    assert f"{fidelity['mean_cosine']:.4f}" in card
+    results = (Path(__file__).parents[2] / "bench" / "RESULTS.md").read_text()
+    row = next(
+        line for line in results.split("Quality of INT4: a language model")[1].splitlines() if line.startswith("| **qembed**")
+    )
+    assert [f"({share})" in row and share in card for share in OF_AWQ.values()] == [True] * 3
     assert not list(tmp_path.glob(".*"))
     dtypes = {dtype for name, (_, dtype) in made.shapes().items() if "proj" not in name}
     assert dtypes == {"F16"}

@@ -37,8 +37,10 @@ if [ -d "$base" ]; then
 fi
 
 step "buildah build --target cpu"
-# What this machine's pip is told, pip in the build is told: its settings, certificates, and the folders that they name.
-(echo '[global]'; python3 -m pip config list | sed -nE "s/^(global|:env:)\.([a-z-]+)='(.*)'$/\2 = \3/p" | sort -u) > "$work/pip.conf"
+# pip in the build reaches its packages as this machine's pip does: the settings that say how, and the folders that they name.
+# The others stay here: a constraint file, for instance, is no file of the image's, whose versions are pinned in any case.
+reach='cert|client-cert|default-timeout|extra-index-url|find-links|index-url|no-index|proxy|retries|timeout|trusted-host'
+(echo '[global]'; python3 -m pip config list | sed -nE "s/^(global|:env:)\.($reach)='(.*)'$/\2 = \3/p" | sort -u) > "$work/pip.conf"
 like_here=(--secret "id=pip,src=$work/pip.conf")
 read -ra folders <<< "$(sed -nE '/index-url|find-links/s#.* = ##p' "$work/pip.conf" | tr '\n' ' ')"
 for folder in "${folders[@]}"; do

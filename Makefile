@@ -88,16 +88,12 @@ bench-serve: $(INSTALLED) $(LLAMA)/installed
 	$(BIN)/python bench/serve.py
 	$(BIN)/python bench/int4_kernel.py
 
-# mypy sees the packages where they are installed (qembed.quantize), not where they stand (quantize).
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/types && mkdir -p build/types/qembed
-	ln -s $(addprefix ../../../,quantize serve embed search eval $(wildcard qembed/*)) build/types/qembed/
-	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p qembed
-	$(BIN)/mypy --config-file pyproject.toml deploy/requirements/lock.py
-	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../bench/*.py ../../examples/*.py
-	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../deploy/*.py ../../deploy/docker/healthcheck.py
+	$(BIN)/mypy -p qembed
+	$(BIN)/mypy bench/*.py examples/*.py deploy/*.py deploy/docker/*.py deploy/requirements/*.py
+	$(BIN)/lint-imports --no-logo
 
 # $(call locked,LIST,what it is resolved from): a list that could not be made leaves the old one.
 define locked

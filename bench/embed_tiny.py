@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qembed.checkpoint import SAMPLE, find
+from qembed.checkpoint.find import SAMPLE, find
 from qembed.embed import inputs
 from qembed.embed.engine import sorted_batches
 from qembed.embed.job import Job

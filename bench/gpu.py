@@ -25,8 +25,8 @@ from typing import Any
 
 import results
 
-from qembed.checkpoint import SAMPLE, find
-from qembed.serve import devices, machine
+from qembed.checkpoint.find import SAMPLE, find
+from qembed.vllm import devices, machine
 
 BUILD = Path(__file__).parents[1] / "build" / "bench" / "gpu"
 CONTEXT, SEQUENCES = 2048, 32

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qembed.checkpoint import Checkpoint
-from qembed.eval import reference
+from qembed.checkpoint.description import Checkpoint
 from qembed.quantize import products
+from qembed.vectors import reference
 
 if TYPE_CHECKING:
     import torch

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import httpx
 import results
 
-from qembed.serve import machine
+from qembed.vllm import machine
 
 BUILD = Path(__file__).parents[1] / "build" / "bench" / "load"
 TEXT = (

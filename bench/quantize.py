@@ -47,7 +47,8 @@ from random_checkpoint import write as write_random
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from qembed.checkpoint import SAMPLE, Checkpoint, find
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import SAMPLE, find
 
 BUILD = ROOT / "build" / "bench" / "quantize"
 TOKEN_ROWS = BUILD / "token-rows.json"
@@ -182,7 +183,7 @@ def told(cost: Run, out: Path) -> dict[str, Any]:
         "peak_bytes": cost.peak_bytes,
         "layer_seconds": ends[-1] - ends[-2] if len(ends) > 1 else None,
         "tensor_bytes": sizes(made)["all"],
-        "tokens": made.card.get("calibration", {}).get("tokens"),
+        "tokens": made.manifest.get("calibration", {}).get("tokens"),
     }
 
 
@@ -212,7 +213,8 @@ def fidelity(folder: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=2)
 def vectors(folder: Path) -> NDArray[np.float32]:
     """Unit vectors of the held-out texts, queries with their prompts, from the checkpoint in `folder`."""
-    from qembed.eval import reference, texts
+    from qembed.eval import texts
+    from qembed.vectors import reference
 
     sample = find(SAMPLE)
     found = [text.prompted(sample.prompts) for text in texts.read(texts.HELDOUT).texts]

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qembed.checkpoint import SAMPLE
+from qembed.checkpoint.find import SAMPLE
 
 ROOT = Path(__file__).parents[1]
 LLM = "llm"
@@ -30,7 +30,7 @@ PACKAGES = {
 CODE = {
     "qembed": (
         "quantize/*.py",
-        "qembed/packing.py",
+        "qembed/checkpoint/awq_layout.py",
         "quantize/data/*",
         "bench/random_checkpoint.py",
         "bench/language_model.py",

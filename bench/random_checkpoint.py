@@ -12,7 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from qembed.checkpoint import INDEX, SAMPLE, find
+from qembed.checkpoint.description import INDEX
+from qembed.checkpoint.find import SAMPLE, find
 
 SHAPES: dict[str, dict[str, int]] = {
     "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_hidden_layers": 28},

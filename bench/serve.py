@@ -2,7 +2,7 @@
 
 The 0.6B shape with random weights, the same texts, the same threads, the same KV cache. The first table keeps everything to
 AVX2: on a newer CPU, tests/e2e/avx2 makes vLLM, torch, oneDNN and MKL believe that it has nothing else, and llama.cpp is built
-for AVX2. The second ("native-…") uses all that the CPU has: it is the one that justifies the choices of serve/kernels.py.
+for AVX2. The second ("native-…") uses all that the CPU has: it is the one that justifies the choices of qembed/vllm/kernels.py.
 
 Every row is a process of its own, and its numbers stay in build/bench/serve/. For the ratios that are asked about, some
 servers then run at once and are asked in turns ("turns", "turns-native", "turns-launcher"). A row whose versions and code are
@@ -28,8 +28,8 @@ from serve_rows import BUILD, IN_TURNS, LLAMA, NATIVE, ROOT, ROWS
 from serve_run import in_turns, run_llama, run_server
 from serve_tables import publish, summary
 
-from qembed.checkpoint import Checkpoint
-from qembed.serve.kernels import this_cpu
+from qembed.checkpoint.description import Checkpoint
+from qembed.vllm.kernels import this_cpu
 
 CODE = ("serve/**/*.py", "serve/**/*.cpp", "bench/*serve*.py", "bench/*llama*", "bench/*gguf*", "bench/random_checkpoint.py")
 console = Console()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from qembed.checkpoint import Checkpoint
+    from qembed.checkpoint.description import Checkpoint
 
 PASSES = 3
 LEAST_SECONDS, MOST_SECONDS = 6.0, 20.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from random_checkpoint import write as write_random
 
-from qembed.checkpoint import INDEX, Checkpoint
+from qembed.checkpoint.description import INDEX, Checkpoint
 
 GROUP_SIZE = 128
 QUANTIZED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -53,7 +53,7 @@ def round_to_int4(original: Checkpoint, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from qembed import packing
+    from qembed.checkpoint import awq_layout
     from qembed.quantize.awq import range_grid
     from qembed.quantize.writer import int4_config
 
@@ -69,8 +69,8 @@ def round_to_int4(original: Checkpoint, folder: Path) -> None:
                 continue
             weight = tensor.float()
             grid = range_grid(weight, GROUP_SIZE)
-            tensors[f"{stem}.qweight"] = packing.pack(grid.quantize(weight).T.to(torch.uint8))
-            tensors[f"{stem}.qzeros"] = packing.pack(grid.zero_point.T.to(torch.uint8))
+            tensors[f"{stem}.qweight"] = awq_layout.pack(grid.quantize(weight).T.to(torch.uint8))
+            tensors[f"{stem}.qzeros"] = awq_layout.pack(grid.zero_point.T.to(torch.uint8))
             tensors[f"{stem}.scales"] = grid.scale.T.half().contiguous()
         file = f"model-{number:03d}.safetensors"
         save_file(tensors, folder / file, metadata={"format": "pt"})

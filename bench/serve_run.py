@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from serve_load import Api, Load, LoadPeak, Peak, own_memory, rate
 from serve_rows import AVX2, BUILD, LIMITS, LLAMA, ROOT, Row
 
-from qembed.checkpoint import Checkpoint
-from qembed.serve import machine as host
-from qembed.serve import ports
+from qembed.checkpoint.description import Checkpoint
+from qembed.vllm import machine as host
+from qembed.vllm import ports
 
 START_SECONDS = 300
 TURNS = 12
@@ -181,9 +181,9 @@ def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str
 
 def kv_cache() -> int:
     """Bytes of the cache that our launcher plans in float32, and that all columns have: they are about time."""
-    from qembed.serve.devices import Target
-    from qembed.serve.kernels import Cpu
-    from qembed.serve.settings import Settings, resolve
+    from qembed.vllm.devices import Target
+    from qembed.vllm.kernels import Cpu
+    from qembed.vllm.settings import Settings, resolve
 
     checkpoint = Checkpoint("float", BUILD / "float")
     sizes: dict[str, Any] = {name[2:].replace("-", "_"): int(size) for name, size in LIMITS.items()}

@@ -16,9 +16,9 @@ from serve_load import Load, loads
 from serve_rows import AGAIN, BUILD, IN_TURNS, LIMITS, NATIVE, ROOT, ROWS, Row
 from serve_run import kv_cache
 
-from qembed.checkpoint import Checkpoint
-from qembed.serve import machine as host
-from qembed.serve.kernels import this_cpu
+from qembed.checkpoint.description import Checkpoint
+from qembed.vllm import machine as host
+from qembed.vllm.kernels import this_cpu
 
 
 def summary(found: Mapping[str, Any]) -> str:

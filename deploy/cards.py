@@ -12,12 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from qembed.checkpoint import Checkpoint, find
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find
 from qembed.errors import BadInput
-from qembed.serve import devices
-from qembed.serve.kernels import Cpu
-from qembed.serve.plan import gib
-from qembed.serve.settings import Launch, Settings, resolve
+from qembed.sizes import gib
+from qembed.vllm import devices
+from qembed.vllm.kernels import Cpu
+from qembed.vllm.settings import Launch, Settings, resolve
 
 MODELS = {
     "0.6B": (1024, 3072, 16, 28, 151_669, 32_768),

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from qembed import __version__
-from qembed import checkpoint as checkpoints
-from qembed.checkpoint import DEFAULT_INSTRUCTION, Checkpoint, instruct, short_name
-from qembed.embed import connection, engine, inputs, servers, vectors, windows
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find_served, short_name
+from qembed.client import embeddings
+from qembed.embed import connection, engine, inputs, servers, windows
 from qembed.embed.job import Job, OpenEngine
 from qembed.embed.windows import Texts
 from qembed.errors import BadInput
-from qembed.serve import client, machine, plan
-from qembed.serve.engine_args import parse as parse_engine_arg
-from qembed.serve.gate.cleaning import clean
-from qembed.serve.settings import Launch, Settings
+from qembed.text.cleaning import clean
+from qembed.text.prompts import DEFAULT_PROMPTS, instruct
+from qembed.vectors import dtypes
+from qembed.vllm import machine, plan
+from qembed.vllm.engine_options import parse as parse_engine_arg
+from qembed.vllm.settings import Launch, Settings
 
 Options = Mapping[str, Any]
 OnStage = Callable[[str], None]
-PROMPTS = {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}
-"""For servers whose checkpoint is not at hand."""
 OWN = ("memory", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "token_table", "engine_args")
 """Options of an engine of our own, which a running server has made up its mind about."""
 
@@ -60,7 +61,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     if found.skipped:
         on_stage(f"{source}: {found.skipped} files are left out, their names tell no format that can be read")
     computing = (_servers if options["urls"] else _clustered if options["ray"] else _own)(options, on_stage)
-    prompt = _prompt(options, PROMPTS if computing.checkpoint is None else computing.checkpoint.prompts)
+    prompt = _prompt(options, DEFAULT_PROMPTS if computing.checkpoint is None else computing.checkpoint.prompts)
     texts = Texts(
         None if computing.checkpoint is None else computing.checkpoint.tokenizer(),
         computing.limit,
@@ -123,7 +124,7 @@ def check(source: str, options: Options) -> None:
     elif options["ray_workers"] or options["ray_cpus"] or options["ray_gpus"]:
         raise BadInput("--ray-workers, --ray-cpus and --ray-gpus go with --ray")
     if options["dimensions"]:
-        vectors.width(options["dimensions"], options["output_dtype"])
+        dtypes.width(options["dimensions"], options["output_dtype"])
 
 
 def _check_ray(source: str, options: Options) -> None:
@@ -145,7 +146,7 @@ def _check_ray(source: str, options: Options) -> None:
 def settings(options: Options) -> Settings:
     """What an engine of our own is asked for."""
     chosen = Settings(
-        checkpoint=checkpoints.find_served(options["int4"], options["model"]),
+        checkpoint=find_served(options["int4"], options["model"]),
         **{name: options[name] for name in OWN if name != "engine_args"},
         dtype=options["dtype"],
         tensor_parallel_size=options["tensor_parallel_size"],
@@ -156,7 +157,7 @@ def settings(options: Options) -> Settings:
     cut = options["dimensions"]
     if cut is not None and cut not in plan.dimensions(hidden):
         raise BadInput(f"--dimensions {cut}: this model gives {', '.join(map(str, plan.dimensions(hidden)))}")
-    vectors.width(cut or hidden, options["output_dtype"])
+    dtypes.width(cut or hidden, options["output_dtype"])
     return chosen
 
 
@@ -208,14 +209,14 @@ def _clustered(options: Options, _: OnStage) -> Computing:
 
 
 def _servers(options: Options, on_stage: OnStage) -> Computing:
-    urls = list(dict.fromkeys(client.base(url) for url in options["urls"]))
-    models = {url: client.served(url) for url in urls}
+    urls = list(dict.fromkeys(embeddings.base(url) for url in options["urls"]))
+    models = {url: embeddings.served(url) for url in urls}
     names = {name for name, _ in models.values()}
     if len(names) > 1:
         said = ", ".join(f"{url} {name}" for url, (name, _) in models.items())
         raise BadInput(f"the servers serve different models: {said}")
     limits = [limit for _, limit in models.values() if limit is not None]
-    checkpoint = checkpoints.find_served(options["int4"], options["model"]) if options["model"] else None
+    checkpoint = find_served(options["int4"], options["model"]) if options["model"] else None
     if checkpoint is None and options["chunk_tokens"]:
         raise BadInput("--chunk-tokens with --url: name the model whose tokens are counted with --model")
     open_engine = partial(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qembed.command.options import MODEL_HELP, Size
+from qembed.command.sections import SectionedCommand, section
+from qembed.command.signals import Interrupts
 from qembed.errors import Interrupted
-from qembed.sections import SectionedCommand, section
-from qembed.serve.options import MODEL_HELP, Size
-from qembed.signals import Interrupts
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qembed.embed import connection, journal, outputs, parquet, vectors
+from qembed.embed import connection, journal, outputs, parquet
 from qembed.embed.connection import Share
 from qembed.embed.engine import Engine, logged
 from qembed.embed.inputs import Inputs
@@ -36,6 +36,8 @@ from qembed.embed.run import of_disk, on_disk
 from qembed.embed.windows import Mark, Window, windows
 from qembed.embed.writing import embedded
 from qembed.errors import BadInput, QembedError
+from qembed.files import sync, sync_folder
+from qembed.vectors import dtypes
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
@@ -83,7 +85,7 @@ def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], N
     if first is None and len(files) == 1:
         raise BadInput(f"{files[0].name}: holds no texts")
     about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
-    shape = Shape(job.dtype, vectors.element(job.dtype), vectors.width(dimensions, job.dtype), job.columns, about)
+    shape = Shape(job.dtype, dtypes.element(job.dtype), dtypes.width(dimensions, job.dtype), job.columns, about)
     items = [] if first is None else first.items
     work = Work(job, shape, {name: parquet.type_of([item.columns.get(name) for item in items]) for name in job.columns})
     with on_disk(job), journal.opened(job.partial, settings_of(job), job.force) as kept:
@@ -103,7 +105,7 @@ def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], N
             if job.output.is_dir():
                 shutil.rmtree(job.output)
             work.parts.replace(job.output)
-            journal.sync_folder(job.output.parent)
+            sync_folder(job.output.parent)
         journal.remove(job.partial)
     manifest: dict[str, Any] = json.loads((job.output / MANIFEST).read_text(encoding="utf-8"))
     return manifest
@@ -295,7 +297,7 @@ def _place(content: bytes, path: Path) -> None:
     scratch = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
     with scratch.open("wb") as file:
         file.write(content)
-        journal.sync(file)
+        sync(file)
     scratch.replace(path)
 
 
@@ -322,12 +324,12 @@ def _finish(work: Work) -> None:
             file.write(outputs.lines(record["rejects"]))
             if record["file"]:
                 parts.append({name: record[name] for name in ("file", "vectors", "bytes", "sha256")})
-        journal.sync(file)
+        sync(file)
     if not rejected:
         (work.parts / REJECTS).unlink()
     if not parts:
         types = dict.fromkeys(work.shape.columns, "string")
-        empty = Block(vectors.stored(_none(work.shape), work.job.dtype), [], {name: [] for name in work.shape.columns})
+        empty = Block(dtypes.stored(_none(work.shape), work.job.dtype), [], {name: [] for name in work.shape.columns})
         name = work.name(0, 0)
         sizes = _write(parquet.table(empty, parquet.schema(work.shape, types), work.shape), work.parts / name)
         parts = [{"file": name, "vectors": 0, **sizes}]

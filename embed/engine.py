@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qembed.embed.spool import Result
 from qembed.embed.windows import Item
 from qembed.errors import BadInput, QembedError
-from qembed.serve import kernels, log, machine
-from qembed.serve.arguments import engine_arguments, environment, user_arguments
-from qembed.serve.settings import Launch, Settings, check_fits, resolve
+from qembed.vllm import kernels, log, machine
+from qembed.vllm.arguments import engine_arguments, environment, user_arguments
+from qembed.vllm.settings import Launch, Settings, check_fits, resolve
 
 if TYPE_CHECKING:
     import numpy as np

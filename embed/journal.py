@@ -7,7 +7,6 @@ length is from a run that was killed, and is cut off. So nothing is lost, and no
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -21,6 +20,7 @@ from typing import IO, Any
 
 from qembed.embed.windows import Mark
 from qembed.errors import BadInput, QembedError
+from qembed.files import sync
 
 NAME = "journal.jsonl"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -94,22 +94,6 @@ def opened(folder: Path, settings: Mapping[str, Any], force: bool) -> Iterator[J
         if not records:
             journal._append({"settings": wanted})
         yield journal
-
-
-def sync(file: IO[bytes]) -> None:
-    """Bring all that was written to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def remove(folder: Path) -> None:

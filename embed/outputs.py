@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from qembed.embed import journal
 from qembed.errors import BadInput, MissingExtra
+from qembed.files import sync
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,7 +77,7 @@ class Output(ABC):
     def sizes(self) -> dict[str, int]:
         """Bring all to the disk; the files' lengths."""
         for file in self.open.values():
-            journal.sync(file)
+            sync(file)
         return {name: file.tell() for name, file in self.open.items()}
 
     def finish(self, rows: int) -> None:  # noqa: B027 - most formats say nothing

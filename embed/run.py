@@ -25,6 +25,7 @@ from qembed.embed.spool import Spool
 from qembed.embed.windows import Window, windows
 from qembed.embed.writing import OnProgress, Writing, computed
 from qembed.errors import BadInput, QembedError
+from qembed.files import sync_folder
 
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 REJECTED = 4
@@ -140,7 +141,7 @@ def _put_in_place(job: Job, kept: Journal) -> None:
             target.unlink(missing_ok=True)
         elif source.exists():
             _move(source, target)
-    journal.sync_folder(job.output.parent)
+    sync_folder(job.output.parent)
 
 
 def _move(source: Path, target: Path) -> None:

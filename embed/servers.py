@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any
 
+from qembed.client import embeddings
 from qembed.embed.engine import NOT_FINITE, Engine, sorted_batches
 from qembed.embed.spool import Result
 from qembed.embed.windows import Item
 from qembed.errors import BadInput, QembedError
-from qembed.serve import client
 
 if TYPE_CHECKING:
     import openai
@@ -164,7 +164,7 @@ def _ask(servers: Servers, server: Server, texts: list[str], last: bool = False)
     except openai.APIConnectionError as error:  # a timeout, too
         raise _Busy("no answer") from error
     except openai.APIStatusError as error:
-        said = client.said(error)
+        said = embeddings.said(error)
         if error.status_code in (400, 413, 422) or (last and error.status_code == 500):
             raise _Refused(said) from error
         if error.status_code in (401, 403, 404):
@@ -195,7 +195,7 @@ def opened(
     with contextlib.ExitStack() as stack:
         servers = []
         for url, model in models.items():
-            api = openai.OpenAI(base_url=client.base(url) + "/v1", api_key=client.key(), timeout=timeout, max_retries=0)
+            api = openai.OpenAI(base_url=embeddings.base(url) + "/v1", api_key=embeddings.key(), timeout=timeout, max_retries=0)
             servers.append(Server(url, stack.enter_context(api), model))
         try:
             yield Servers(servers, cut, truncate, on_wait)

@@ -18,7 +18,7 @@ from qembed.embed.chunking import Span, chunks
 from qembed.embed.documents import Document
 from qembed.embed.rows import Reject, Row
 from qembed.errors import BadInput
-from qembed.serve.gate.cleaning import clean, has_surrogate
+from qembed.text.cleaning import clean, has_surrogate
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qembed.embed import journal, outputs, vectors
+from qembed.embed import outputs
 from qembed.embed.engine import Engine
 from qembed.embed.job import Job
 from qembed.embed.journal import Done, Journal
@@ -18,6 +18,8 @@ from qembed.embed.rows import Reject
 from qembed.embed.spool import Result, Spool
 from qembed.embed.windows import Window
 from qembed.errors import BadInput
+from qembed.files import sync
+from qembed.vectors import dtypes
 
 OnBatch = Callable[[int, int], None]
 Unfit = Callable[[Block], Mapping[int, str]]
@@ -67,8 +69,8 @@ class Writing:
     def __init__(self, job: Job, kept: Journal, dimensions: int, on_progress: OnProgress) -> None:
         self.job, self.kept = job, kept
         about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
-        width = vectors.width(dimensions, job.dtype)
-        shape = Shape(job.dtype, vectors.element(job.dtype), width, job.columns, about)
+        width = dtypes.width(dimensions, job.dtype)
+        shape = Shape(job.dtype, dtypes.element(job.dtype), width, job.columns, about)
         self.output: Output = outputs.kind(job.output, job.dtype)(job.partial, shape, kept.done.sizes)
         self.rejects = outputs.grown(job.partial / REJECTS, kept.done.sizes.get(REJECTS, 0))
         self._on_progress = on_progress
@@ -123,7 +125,7 @@ class Writing:
         if block.ids:
             self.output.write(block)
         sizes = self.output.sizes()
-        journal.sync(self.rejects)
+        sync(self.rejects)
         done = self.kept.done
         self.kept.finished(
             Done(
@@ -145,7 +147,7 @@ def embedded(window: Window, engine: Engine, job: Job, unfit: Unfit) -> tuple[Bl
 def _told_apart(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[Block, list[Reject]]:
     """What is stored of a window, and its rows that have no vector."""
     made, reasons = results
-    stored = vectors.stored(made, job.dtype)
+    stored = dtypes.stored(made, job.dtype)
     block = _block(window, stored, job.columns, reasons)
     if found := unfit(block):
         left = [place for place in range(len(window.items)) if place not in reasons]

@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qembed import checkpoint as checkpoints
-from qembed.checkpoint import Checkpoint
+from qembed import rerank
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find, find_int4, source_of
 from qembed.errors import BadInput
-from qembed.eval import sources, stored, texts
-from qembed.eval.cache import default_folder
-from qembed.eval.compare import Reader, SelfScoring
+from qembed.eval import texts
+from qembed.eval.evaluation import Reader, SelfScoring
 from qembed.eval.readers import beir, builtin, squad, tables
-from qembed.eval.sources import Side
-from qembed.eval.tasks import Task, classification, mteb, rerank, retrieval, sts
+from qembed.eval.tasks import Task, classification, mteb, retrieval, sts
 from qembed.eval.tasks import speed as speeds
 from qembed.eval.tasks.retrieval import Collection
-from qembed.eval.texts import DEFAULT_PROMPTS, Data, Text
+from qembed.eval.texts import Data
+from qembed.files import sha256
+from qembed.text.prompts import DEFAULT_PROMPTS
+from qembed.text.texts import Text
+from qembed.vectors import sources, stored
+from qembed.vectors.cache import default_folder
+from qembed.vectors.sources import Side
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +64,7 @@ def data(options: Options) -> Data:
     if options["data"] is None and options["vectors"] and options["baseline_vectors"]:
         rows = len(stored.read(options["vectors"]).vectors)
         path = Path(options["vectors"])
-        return Data(path, texts.sha256(path), [Text(f"row {row}", f"row {row}") for row in range(1, rows + 1)])
+        return Data(path, sha256(path), [Text(f"row {row}", f"row {row}") for row in range(1, rows + 1)])
     return texts.read(options["data"] or texts.HELDOUT)
 
 
@@ -83,7 +88,7 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
 
     @cache
     def int4() -> Checkpoint:
-        return checkpoints.find_int4(options["model"])
+        return find_int4(options["model"])
 
     known: Checkpoint | None = None
     if options["vectors"]:
@@ -101,7 +106,7 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
     elif options["baseline_url"]:
         baseline = sources.server(options["baseline_url"])
     else:
-        original = checkpoints.find(options["baseline_model"] or checkpoints.source_of(int4()))
+        original = find(options["baseline_model"] or source_of(int4()))
         if original.is_int4:
             raise BadInput(f"{original.folder}: an INT4 checkpoint; the baseline is the original that it was made from")
         exact = options["baseline"] == "fp32"
@@ -125,7 +130,7 @@ def card_folder(options: Options) -> Path | None:
     """
     known = not (options["url"] or options["vectors"]) or _from_command_line("model")
     if known:
-        return checkpoints.find_int4(options["model"]).folder
+        return find_int4(options["model"]).folder
     if options["card"]:
         raise BadInput("--card: name the checkpoint whose card it is with --model")
     return None
@@ -166,8 +171,8 @@ def speed(options: Options, candidate: Side, baseline: Side) -> tuple[Side, Side
     batches, lengths = (_numbers(options, name) for name in ("speed_batches", "speed_lengths"))
     engines = [side.identity["engine"] for side in (candidate, baseline)]
     if engines[0] != "transformers" == engines[1] and not options["baseline_engine"] and sources.has_vllm():
-        original = options["baseline_model"] or checkpoints.source_of(checkpoints.find_int4(options["model"]))
-        baseline = sources.vllm(checkpoints.find(original), "float32" if options["baseline"] == "fp32" else "auto")
+        original = options["baseline_model"] or source_of(find_int4(options["model"]))
+        baseline = sources.vllm(find(original), "float32" if options["baseline"] == "fp32" else "auto")
     limit = min((side.limit for side in (candidate, baseline) if side.limit is not None), default=None)
     return candidate, baseline, *speeds.shapes(batches, lengths, limit)
 
@@ -202,7 +207,7 @@ def _retrieval(options: Options, folder: Path | None, progress: Console) -> Task
     if not options["rerank"]:
         return retrieval.task(collection)
     named = options["rerank"]
-    reranker = rerank.through_server(named) if "://" in named else rerank.through_transformers(checkpoints.find(named))
+    reranker = rerank.through_server(named) if "://" in named else rerank.through_transformers(find(named))
     scoring = rerank.scoring(reranker, instruction, folder, progress)
     return retrieval.task(collection, scoring, reranker.name)
 

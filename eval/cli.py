@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from qembed import checkpoint as checkpoints
+from qembed.checkpoint.find import DEFAULT_MODEL
+from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted, QembedError
-from qembed.sections import SectionedCommand, section
 
 sides = section("What to compare")
 reading = section("Texts")
@@ -39,7 +39,7 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
 @click.command("eval", cls=SectionedCommand, short_help="Tell what INT4 costs against FP16.")
 @sides("--model", envvar="QEMBED_MODEL", show_envvar=True, metavar="MODEL",
        help="INT4 checkpoint: its folder, or the model that `qembed quantize` made it from in this directory.  "
-            f"[default: what it made of {checkpoints.DEFAULT_MODEL}]")  # fmt: skip
+            f"[default: what it made of {DEFAULT_MODEL}]")  # fmt: skip
 @sides("--baseline", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True,
        help="fp16: the original checkpoint as published, computed in float16 on a GPU and in float32 on a CPU. "
             "fp32: the same weights, computed in float32 everywhere.")  # fmt: skip
@@ -112,7 +112,9 @@ def command(**options: Any) -> None:
     Exit codes: 0 done, 1 a threshold was missed or a vector is unusable, 2 bad input, or a side that could not be measured, 3 a
     package is missing, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
-    from qembed.eval.report import card, files
+    from qembed.eval.report import card
+    from qembed.eval.report import files as report_files
+    from qembed.report import files
 
     if options["compare"]:
         _compare(options)
@@ -124,7 +126,7 @@ def command(**options: Any) -> None:
     # What was measured is shown even where a report cannot be written.
     with _measuring(options), contextlib.ExitStack() as stack:
         for path in options["report"]:
-            stack.callback(files.write, path, found)
+            stack.callback(report_files.write, path, found)
         if options["card"] and folder:
             stack.callback(lambda: click.echo(f"numbers written into {card.write(folder, found)}", err=True))
         _show(found, folder, options)
@@ -152,7 +154,7 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
     """The result, and the folder of the INT4 checkpoint, if one is known; all is read and checked before anything starts."""
     from rich.console import Console
 
-    from qembed.eval import choose, compare
+    from qembed.eval import choose, evaluation
     from qembed.eval.gate import Thresholds
     from qembed.eval.tasks import speed
 
@@ -169,8 +171,8 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
     checkpoint = choose.card_folder(options)
     timing = choose.speed(options, candidate, baseline) if timed else None
     thresholds = Thresholds(options["min_cosine"], options["min_p1"], options["max_task_drop"])
-    settings = compare.Settings(options["baseline"], thresholds, folder)
-    found = compare.compare(candidate, baseline, reader, data, settings, progress, tasks, scored)
+    settings = evaluation.Settings(options["baseline"], thresholds, folder)
+    found = evaluation.compare(candidate, baseline, reader, data, settings, progress, tasks, scored)
     if timing is not None:
         pool = " ".join(text.text for text in data.texts).split()
         left, right, shapes, notes = timing
@@ -180,7 +182,7 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
 
 def _compare(options: dict[str, Any]) -> None:
     """Print how two results differ."""
-    from qembed.eval import result, versus
+    from qembed.eval import difference, result
 
     context = click.get_current_context()
     given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
@@ -188,8 +190,8 @@ def _compare(options: dict[str, Any]) -> None:
         raise BadInput(f"--compare measures nothing; leave --{other[0].replace('_', '-')} out")
     first, second = map(result.read, options["compare"])
     for one, path in ((first, options["compare"][0]), (second, options["compare"][1])):
-        versus.check(one, path)
-    found = versus.compare(first, second)
+        difference.check(one, path)
+    found = difference.compare(first, second)
     if options["as_json"]:
         click.echo(json.dumps(found, allow_nan=False, indent=2))
         return

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import QembedError
-from qembed.eval import arrays, cache
-from qembed.eval.sources import Side, Source
+from qembed.eval import arrays
+from qembed.vectors import cache
+from qembed.vectors.sources import Side, Source
 
 if TYPE_CHECKING:
     from rich.console import Console

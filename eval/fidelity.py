@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed.eval import arrays, bootstrap
+from qembed import bootstrap
+from qembed.eval import arrays
 
 MRL_DIMENSIONS = (32, 64, 128, 256, 512, 768, 1024, 2048, 2560, 4096)
 PERCENTILE_METHOD: Final = "linear"
@@ -28,7 +29,7 @@ class Summary:
 
     `p5` and `p1` are the values below which 5% and 1% of the cosines lie, interpolated linearly between neighbours in
     rank (numpy's method "linear"). `count` is the number of texts, the undefined ones included. `interval` is the 95% interval
-    of the mean (`qembed.eval.bootstrap`); None for fewer than two defined cosines.
+    of the mean (`qembed.bootstrap`); None for fewer than two defined cosines.
     """
 
     count: int

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed.eval import bootstrap, fidelity
+from qembed import bootstrap
+from qembed.eval import fidelity
 from qembed.eval.ranks import spearman
 
 QUERIES = 2000

@@ -49,10 +49,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed import __version__
-from qembed.checkpoint import read_json
+from qembed.checkpoint.files import read_json
 from qembed.errors import BadInput
 from qembed.eval import fidelity, neighbours
-from qembed.eval.texts import Text
+from qembed.text.texts import Text
 
 SCHEMA = 1
 WORST = 10

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qembed.checkpoint import DEFAULT_INSTRUCTION, instruct
 from qembed.errors import BadInput
+from qembed.files import sha256
+from qembed.text.texts import KINDS, Text
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
 ENCODED_AT_ONCE = 1024  # an encoding takes some hundred bytes a token
-KINDS = ("query", "document", "code")
-DEFAULT_PROMPTS = {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}  # for servers whose checkpoint is not at hand
-
-
-@dataclass(frozen=True)
-class Text:
-    """One text: its kind (one of KINDS) says which prompt it gets; `instruction` is for queries alone."""
-
-    id: str
-    text: str
-    kind: str = "document"
-    language: str | None = None
-    instruction: str | None = None
-
-    def prompted(self, prompts: Mapping[str, str]) -> str:
-        """The text as the model is to see it: a query after its own instruction, or else after the prompt of its kind."""
-        if self.kind != "query":
-            return prompts.get("document", "") + self.text
-        if self.instruction is not None:
-            return instruct(self.instruction) + self.text
-        return prompts.get("query", "") + self.text
 
 
 @dataclass(frozen=True)
@@ -65,12 +44,6 @@ def read(path: Path) -> Data:
     if not found:
         raise BadInput(f"{path}: holds no texts")
     return Data(path, sha256(path), found)
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

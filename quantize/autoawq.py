@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput, MissingExtra
 from qembed.quantize import stream
 from qembed.quantize.blocks import LINEARS, NOT_STORED, Shape, model_config

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
 from qembed.quantize import products
 

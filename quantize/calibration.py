@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
-from qembed.quantize import texts
-from qembed.quantize.texts import Texts
+from qembed.quantize import calibration_texts
+from qembed.quantize.calibration_texts import Texts
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Calibration:
 
 def built_in(checkpoint: Checkpoint, *, max_tokens: int, check: int, seed: int) -> Calibration:
     """All texts that ship with qembed, as `prepare` makes them."""
-    return prepare(texts.built_in(), checkpoint, max_tokens=max_tokens, check=check, seed=seed)
+    return prepare(calibration_texts.built_in(), checkpoint, max_tokens=max_tokens, check=check, seed=seed)
 
 
 def prepare(found: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int, seed: int) -> Calibration:
@@ -59,13 +59,11 @@ def prepare(found: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int
     vocabulary, context = checkpoint.config["vocab_size"], checkpoint.config.get("max_position_embeddings")
     for text, row in zip(found.texts, encoded, strict=True):
         if not row:
-            raise BadInput(f"{text.place}: the tokenizer of {checkpoint.folder} makes no tokens of it")
+            raise BadInput(f"{text.id}: the tokenizer of {checkpoint.folder} makes no tokens of it")
         if (largest := max(row)) >= vocabulary:
             raise BadInput(f"{checkpoint.folder}: the tokenizer gives id {largest}, the token table has {vocabulary} rows")
-        if context is not None and len(row) > context and found.source != texts.SOURCE:
-            raise BadInput(
-                f"{text.place}: {len(row)} tokens, the model's context is {context}; shorten the text or leave it out"
-            )
+        if context is not None and len(row) > context and found.source != calibration_texts.SOURCE:
+            raise BadInput(f"{text.id}: {len(row)} tokens, the model's context is {context}; shorten the text or leave it out")
     length = max_tokens if context is None else min(max_tokens, context)
     tokenizer.enable_truncation(length)
     cut = [number for number, row in enumerate(encoded) if len(row) > length]

@@ -10,12 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qembed.card import section
-from qembed.checkpoint import CARD, SAMPLE, Checkpoint
+from qembed.checkpoint.description import MANIFEST, Checkpoint
+from qembed.checkpoint.find import SAMPLE
+from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
+from qembed.checkpoint.model_card import section
+from qembed.files import sha256
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.settings import Report, Settings
-from qembed.quantize.writer import sha256
-from qembed.token_table import INT8, QUANT_METHOD
 
 OF_AWQ = {"for bare paragraphs": "0.41", "under PromptEOL": "0.64", "in KL divergence": "0.61"}
 """From bench/RESULTS.md, "Quality of INT4: a language model"."""
@@ -64,7 +65,7 @@ def record(
         "files": {
             str(path.relative_to(folder)): sha256(path)
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.relative_to(folder) not in (Path(CARD), Path("config.json"))
+            if path.is_file() and path.relative_to(folder) not in (Path(MANIFEST), Path("config.json"))
         }
         | {"config.json": hashlib.sha256(config.encode()).hexdigest()},
     }

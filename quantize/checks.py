@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.awq_layout import PACK
+from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
-from qembed.packing import PACK
 from qembed.quantize.blocks import FAMILIES, LINEARS, NOT_STORED, Block, Shape
 from qembed.quantize.table import half
 

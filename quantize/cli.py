@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from qembed.checkpoint import DEFAULT_MODEL, INT4_SUFFIX
+from qembed.checkpoint.find import DEFAULT_MODEL, INT4_SUFFIX
+from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
-from qembed.quantize.texts import COUNT, LEAST
-from qembed.sections import SectionedCommand, section
+from qembed.quantize.calibration_texts import COUNT, LEAST
 
 if TYPE_CHECKING:
     import torch
@@ -201,8 +201,8 @@ def command(
     Exit codes: 0 done, 1 writing failed or --verify found something, 2 bad input, 3 a package is missing, 130 or 143
     interrupted.
     """  # noqa: D301 - click wants the character \b
-    from qembed import checkpoint as checkpoints
-    from qembed.quantize import texts
+    from qembed.checkpoint.find import default_output
+    from qembed.quantize import calibration_texts as texts
     from qembed.quantize.run import run
     from qembed.quantize.settings import Settings
 
@@ -211,7 +211,7 @@ def command(
         return
     if method["inputs"] == "original" and method["target"] == "original":
         raise BadInput("--inputs original: takes back nothing of earlier layers' losses; add --target layer")
-    target = output or checkpoints.default_output(model)
+    target = output or default_output(model)
     if method["engine"] == "autoawq":
         _refuse_what_autoawq_lacks(set(method))
     settings = Settings(**{**method, "group_size": int(method["group_size"])})

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from qembed.packing import pack
+from qembed.checkpoint.awq_layout import pack
 from qembed.quantize import awq, correction, rounding
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import INPUTS, Block, Shape

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qembed.checkpoint import INDEX
+from qembed import files
+from qembed.checkpoint.description import INDEX
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +88,7 @@ def assemble(parts: Path, folder: Path) -> int:
     """
     plan_path = parts / PLAN
     if not plan_path.exists():
-        write_atomically(plan_path, json.dumps(_plan(sorted(parts.glob("part-*.safetensors")))))
+        files.write_atomically(plan_path, json.dumps(_plan(sorted(parts.glob("part-*.safetensors")))))
     plan: dict[str, list[str]] = json.loads(plan_path.read_text(encoding="utf-8"))
     weight_map: dict[str, str] = {}
     total = 0
@@ -103,7 +102,7 @@ def assemble(parts: Path, folder: Path) -> int:
         total += sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header.values())
     if len(plan) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
+        files.write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
     return total
 
 
@@ -134,33 +133,12 @@ def write_tensors(path: Path, pieces: Mapping[str, Piece], metadata: Mapping[str
         offset += piece.size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with _appearing(path) as temporary, temporary.open("wb") as file:
+    with files.appearing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             for chunk in pieces[name].chunks():
                 file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` into `path`, which appears, or changes, when all of it is on disk."""
-    with _appearing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` when the context ends without an error and goes away otherwise."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        files.sync(file)
 
 
 def _plan(found: Sequence[Path]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qembed.packing import unpack
+from qembed.checkpoint.awq_layout import unpack
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import Block, rms_norm
 from qembed.quantize.hidden import Stream

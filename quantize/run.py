@@ -12,15 +12,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qembed.checkpoint import CARD, Checkpoint, find, read_json
+from qembed.checkpoint.description import MANIFEST, Checkpoint
+from qembed.checkpoint.files import read_json
+from qembed.checkpoint.find import find
+from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
+from qembed.files import sha256, write_atomically
 from qembed.quantize import autoawq, card, checks, stream, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
-from qembed.quantize.parts import DONE, Parts, assemble, write_atomically
+from qembed.quantize.calibration_texts import Texts
+from qembed.quantize.parts import DONE, Parts, assemble
 from qembed.quantize.settings import Report, Settings
-from qembed.quantize.texts import Texts
-from qembed.token_table import INT8
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +101,7 @@ def run(
             (folder / "README.md").write_text(card.model_card(source, settings, calibration, report, size), encoding="utf-8")
             config = writer.as_json(writer.int4_config(source.config, settings.group_size, settings.token_table))
             record = card.record(origin, calibration, settings, report, seed, folder, config)
-            write_atomically(folder / CARD, writer.as_json(record))
+            write_atomically(folder / MANIFEST, writer.as_json(record))
             write_atomically(folder / "config.json", config)
             after = sizes(Checkpoint(target.name, folder))
     before = sizes(source)
@@ -132,9 +135,7 @@ def fingerprint(
     import torch
 
     rows = json.dumps([calibration.rows, sorted(calibration.check)]).encode()
-    others = {
-        name: writer.sha256(path) for name in ("config.json", "tokenizer.json") if (path := source.folder / name).exists()
-    }
+    others = {name: sha256(path) for name in ("config.json", "tokenizer.json") if (path := source.folder / name).exists()}
     cuda = device.type == "cuda"
     return {
         **{name: version(name) for name in ("qembed", "torch", "transformers")},

@@ -24,7 +24,7 @@ class Settings:
         last_share: 0…1, what the last tokens of texts and prefixes count of all tokens; 0 weighs every token alike. None leaves
             it to the tokenizer (`stream.last_share`).
         refine: how often the last stage sees each text (`qembed.quantize.refine`); 0 leaves it out.
-        token_table: "float16", or "int8" (`qembed.token_table`), which only our vLLM plugin reads.
+        token_table: "float16", or "int8" (`qembed.checkpoint.int8_table`), which only our vLLM plugin reads.
         engine: "native", or "autoawq": the AutoAWQ library (`qembed.quantize.autoawq`), which knows `group_size`, `clip` and
             `token_table`.
     """

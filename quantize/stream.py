@@ -12,8 +12,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qembed.checkpoint import Checkpoint
-from qembed.packing import dequantize
+from qembed.checkpoint.awq_layout import dequantize
+from qembed.checkpoint.description import Checkpoint
 from qembed.quantize import batches, refine, table
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import NOT_STORED, Block, Shape, rms_norm

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qembed import token_table
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint import int8_table
+from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
 from qembed.quantize.parts import Blocks
 
@@ -55,26 +55,26 @@ def convert(checkpoint: Checkpoint, name: str, ids: Sequence[int], kind: str) ->
 
     wanted, table = torch.tensor(ids), in_blocks(checkpoint, name)
     blocks = table.rows
-    if kind != token_table.INT8:
+    if kind != int8_table.INT8:
         found, start = [], 0
         for block in blocks():
             found.append(block[wanted[(wanted >= start) & (wanted < start + len(block))] - start])
             start += len(block)
         rows = Rows(wanted, torch.cat(found))
         return Converted({name: table}, rows, rows, None)
-    columns = token_table.column_scales(blocks())
+    columns = int8_table.column_scales(blocks())
     count, width = table.shape
     qweight, scales = torch.empty(count, width, dtype=torch.int8), torch.empty(count, 1)
     original, start, lost, whole = [], 0, 0.0, 0.0
     for block in blocks():
         end = start + len(block)
-        qweight[start:end], scales[start:end] = token_table.quantize(block, columns)
-        difference = token_table.dequantize(qweight[start:end], scales[start:end], columns).sub_(block)
+        qweight[start:end], scales[start:end] = int8_table.quantize(block, columns)
+        difference = int8_table.dequantize(qweight[start:end], scales[start:end], columns).sub_(block)
         lost += difference.double().square_().sum().item()
         whole += block.double().square_().sum().item()
         original.append(block[wanted[(wanted >= start) & (wanted < end)] - start])
         start = end
-    served = token_table.dequantize(qweight[wanted], scales[wanted], columns)
+    served = int8_table.dequantize(qweight[wanted], scales[wanted], columns)
     return Converted(
         stored(name, qweight, scales, columns),
         Rows(wanted, torch.cat(original)),
@@ -87,7 +87,7 @@ def in_blocks(checkpoint: Checkpoint, name: str) -> Blocks:
     """The matrix `name` of `checkpoint` as float16, in blocks of rows; reading them raises what `half` does."""
 
     def rows() -> Iterator[torch.Tensor]:
-        for block in checkpoint.row_blocks(name, token_table.BLOCK_ROWS):
+        for block in checkpoint.row_blocks(name, int8_table.BLOCK_ROWS):
             yield half(name, block)
 
     return Blocks(checkpoint.shapes()[name][0], rows)
@@ -102,7 +102,7 @@ def stored(name: str, qweight: torch.Tensor, scales: torch.Tensor, columns: torc
     import torch
 
     stem = name.removesuffix("weight")
-    parts = dict(zip(token_table.TENSORS, (qweight, scales, columns), strict=True))
+    parts = dict(zip(int8_table.TENSORS, (qweight, scales, columns), strict=True))
     return {**{stem + part: tensor for part, tensor in parts.items()}, name: torch.empty(0, dtype=torch.float16)}
 
 

@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qembed.checkpoint import CARD, Checkpoint, find, source_of
+from qembed.checkpoint.awq_layout import PACK
+from qembed.checkpoint.description import MANIFEST, Checkpoint
+from qembed.checkpoint.find import find, source_of
+from qembed.checkpoint.int8_table import BLOCK_ROWS, TENSORS, dequantize
 from qembed.errors import BadInput
-from qembed.packing import PACK
-from qembed.quantize import batches, texts
+from qembed.files import sha256
+from qembed.quantize import batches, calibration_texts
 from qembed.quantize.blocks import LINEARS, Block, Shape
 from qembed.quantize.calibration import prepare
 from qembed.quantize.checks import sizes_of
 from qembed.quantize.hidden import Stream
 from qembed.quantize.stream import BATCH_TOKENS, as_computed
 from qembed.quantize.table import Rows, half
-from qembed.quantize.writer import sha256
-from qembed.token_table import BLOCK_ROWS, TENSORS, dequantize
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def verify(folder: Path, model: str | None, device: torch.device, on_step: OnSte
     try:
         found["files"] = len(_noted(checkpoint, "files"))
     except BadInput as error:
-        return found | {"findings": [str(error)], "files": 0, "source": f"not compared: {CARD} cannot be read"}
+        return found | {"findings": [str(error)], "files": 0, "source": f"not compared: {MANIFEST} cannot be read"}
     findings += _hashes(checkpoint, on_step)
     try:
         shape = sizes_of(checkpoint)
@@ -103,7 +104,7 @@ def vectors(
 
 def _noted(checkpoint: Checkpoint, section: str) -> dict[str, Any]:
     """A section of qembed.json; empty where there is none."""
-    found = checkpoint.card.get(section)
+    found = checkpoint.manifest.get(section)
     return found if isinstance(found, dict) else {}
 
 
@@ -134,13 +135,13 @@ def _half(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 def _hashes(checkpoint: Checkpoint, on_step: OnStep) -> Iterator[str]:
     folder, noted = checkpoint.folder, _noted(checkpoint, "files")
     if not noted:
-        yield f"{folder / CARD}: missing or without hashes: made by something else than qembed quantize?"
+        yield f"{folder / MANIFEST}: missing or without hashes: made by something else than qembed quantize?"
     for number, (name, digest) in enumerate(sorted(noted.items()), 1):
         path = folder / name
         if not path.is_file():
             yield f"{path}: missing"
         elif sha256(path) != digest:
-            yield f"{path}: changed since it was written (SHA-256 differs from {CARD})"
+            yield f"{path}: changed since it was written (SHA-256 differs from {MANIFEST})"
         on_step("hashing files", number, len(noted))
     for path in sorted(folder.glob("*.safetensors")):
         if noted and path.name not in noted:
@@ -230,11 +231,11 @@ def _fidelity(
 ) -> dict[str, Any]:
     """Cosines on TEXTS of the texts that quantization did not see, and what is the least to be expected of them."""
     calibration, noted = _noted(checkpoint, "calibration"), _noted(checkpoint, "fidelity")
-    found = texts.built_in()
+    found = calibration_texts.built_in()
     same = calibration.get("source") == found.source and calibration.get("sha256") == found.sha256 and "min_cosine" in noted
     seed, check = _noted(checkpoint, "settings").get("seed", 0) if same else 0, noted.get("texts", TEXTS) if same else TEXTS
     if same:
-        found = texts.built_in(calibration["texts"] + check, seed)
+        found = calibration_texts.built_in(calibration["texts"] + check, seed)
     prepared = prepare(found, checkpoint, max_tokens=calibration.get("max_tokens", MAX_TOKENS), check=check, seed=seed)
     rows = [prepared.rows[number] for number in sorted(prepared.check)[:TEXTS]]
     done = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from qembed.checkpoint import CARD, Checkpoint, read_json
+from qembed.checkpoint.description import MANIFEST, Checkpoint
+from qembed.checkpoint.files import read_json
+from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.errors import BadInput, Interrupted, QembedError
-from qembed.quantize.parts import DONE, Parts, write_atomically
-from qembed.token_table import INT8, QUANT_METHOD
+from qembed.files import sync_path, write_atomically
+from qembed.quantize.parts import DONE, Parts
 
 FINGERPRINT = "run.json"
 COPIED = (
@@ -116,7 +117,7 @@ def new_folder(target: Path, partial: Path, fingerprint: Mapping[str, Any], *, r
         write_atomically(noted, json.dumps(fingerprint))
         yield work
         for path in [*work.checkpoint.rglob("*"), work.checkpoint]:
-            _sync(path)
+            sync_path(path)
         _put(work.checkpoint, target)
     except BadInput:
         _remove(partial)
@@ -191,12 +192,6 @@ def int4_config(config: Mapping[str, Any], group_size: int, token_table: str = "
     return made
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def as_json(value: object) -> str:
     """`value` as indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
@@ -211,7 +206,7 @@ def _check_target(target: Path, *, force: bool) -> None:
     if target.exists() or target.is_symlink():
         if not force:
             raise BadInput(f"{target}: exists already; choose another --output, or replace it with --force")
-        if not (target / CARD).exists():
+        if not (target / MANIFEST).exists():
             raise BadInput(f"{target}: not made by qembed quantize, so --force does not replace it; choose another --output")
 
 
@@ -227,7 +222,7 @@ def _put(checkpoint: Path, target: Path) -> None:
         if replaced.exists():
             replaced.rename(target)
         raise
-    _sync(target.parent)
+    sync_path(target.parent)
 
 
 def _kept(parts: Path) -> str:
@@ -279,11 +274,3 @@ def _remove(partial: Path) -> None:
         _empty(partial)
         (partial / "lock").unlink()
         partial.rmdir()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

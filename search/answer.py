@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed import checkpoint as checkpoints
+from qembed import rerank
+from qembed.checkpoint.find import find
 from qembed.errors import BadInput
-from qembed.eval.tasks import rerank
 from qembed.search.corpus import ID
 from qembed.search.nearest import WIDTH, nearest
 from qembed.search.store import Store
@@ -81,7 +81,7 @@ def reranker(named: str) -> rerank.Reranker:
     Raises:
         BadInput: it is none.
     """
-    return rerank.through_server(named) if "://" in named else rerank.through_transformers(checkpoints.find(named))
+    return rerank.through_server(named) if "://" in named else rerank.through_transformers(find(named))
 
 
 def reranked(

@@ -70,7 +70,7 @@ def check_memory(corpus: Corpus, settings: Settings) -> None:
     Raises:
         QembedError: it does not; the message has both numbers.
     """
-    from qembed.serve import machine
+    from qembed.vllm import machine
 
     free = machine.host().free
     needed = memory(corpus.rows, corpus.dimensions, settings) + SPARE_BYTES

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
-from qembed.sections import SectionedCommand, section
 
 DEPTH = 10
 CANDIDATES = 50
@@ -121,7 +121,7 @@ def _found(options: dict[str, Any]) -> dict[str, Any]:
 
 def _texts(given: tuple[str, ...]) -> list[str]:
     """The questions, as arguments or from standard input; cleaned, as `qembed embed` does it with the texts."""
-    from qembed.serve.gate import cleaning
+    from qembed.text import cleaning
 
     texts = list(given)
     if texts == ["-"]:
@@ -157,7 +157,7 @@ def _print(console: Any, found: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from qembed.eval.report.words import one_line
+    from qembed.text.display import one_line
 
     column = found["text_column"]
     for number, question in enumerate(found["queries"]):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput, MissingExtra
-from qembed.eval.stored import COLUMNS
+from qembed.vectors.stored import COLUMNS
 
 BINARY = "binary"
 ABOUT = b"qembed"

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
-from qembed.sections import SectionedCommand, section
 
 building = section("What to build")
 measuring = section("Recall")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed import checkpoint as checkpoints
-from qembed.checkpoint import DEFAULT_INSTRUCTION, INT4_SUFFIX, Checkpoint, instruct
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import INT4_SUFFIX, find
 from qembed.errors import BadInput, QembedError
-from qembed.eval import sources
 from qembed.search.store import Store
+from qembed.text.prompts import DEFAULT_PROMPTS, instruct
+from qembed.vectors import sources
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,7 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
     known = _checkpoint(model, store, asking) if model is not None else None
     if known is not None and not asking.any_model:
         check_model(store, known.name)
-    prompts = known.prompts if known else {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}
+    prompts = known.prompts if known else DEFAULT_PROMPTS
     prompt = _prompt(prompts, store, asking)
     if asking.url:
         side = sources.server(asking.url)
@@ -70,7 +71,7 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
 
 def _checkpoint(model: str, store: Store, asking: Asking) -> Checkpoint:
     try:
-        return checkpoints.find(model)
+        return find(model)
     except BadInput as error:
         if asking.model is not None:
             raise

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed.eval import bootstrap
+from qembed import bootstrap
 from qembed.search.build import Kind
 from qembed.search.nearest import Floats, Rows, nearest, widths
 

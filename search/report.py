@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qembed.errors import BadInput
-from qembed.eval.report import files, svg
+from qembed.report import files, plots
 from qembed.search.nearest import WIDTH
 
 KINDS = (".html", ".json")
@@ -52,7 +52,7 @@ def page(found: Mapping[str, Any]) -> str:
         qembed=__version__,
         numbers=_numbers(found),
         words=words(found),
-        svg=svg.recall(recall["points"], recall["exact"], setting) if recall else "",
+        svg=plots.recall(recall["points"], recall["exact"], setting) if recall else "",
         columns=[setting, *(COLUMNS if recall else ())],
         rows=[
             {"cells": [str(point["width"]), *cells(point)], "main": point["width"] == recall["chosen"], "words": []}

@@ -8,7 +8,6 @@ between the two leaves the finished ids behind, and whoever opens the index next
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from qembed.errors import BadInput, QembedError
+from qembed.files import sha256, sync_path
 from qembed.search import corpus as corpora
 from qembed.search.build import KINDS, Kind, library
 from qembed.search.corpus import ABOUT, ABOUT_INDEX, Corpus
@@ -116,7 +116,7 @@ def write(path: Path, index: Any, corpus: Corpus, about: Mapping[str, Any], on_s
             **about,
             "rows": corpus.rows,
             "dimensions": corpus.dimensions,
-            "sha256": _sha256(partials[0]),
+            "sha256": sha256(partials[0]),
         }
         on_stage("writing the ids", 0)
         _write_ids(partials[1], corpus, whole, on_stage)
@@ -141,7 +141,7 @@ def read(path: Path) -> Store:
     """
     from pyarrow import ArrowException, parquet
 
-    from qembed.serve import machine
+    from qembed.vllm import machine
 
     if not path.is_file():
         raise BadInput(
@@ -151,7 +151,7 @@ def read(path: Path) -> Store:
     if not any(name.is_file() for name in names):
         raise BadInput(f"{path}: {names[0].name} is missing: it holds the ids, and belongs beside the index")
     try:
-        digest = _sha256(path)
+        digest = sha256(path)
         for name in names:
             if not name.is_file():
                 continue
@@ -193,7 +193,7 @@ def _write_index(index: Any, partial: Path) -> None:
     except RuntimeError as error:
         # FAISS tells what the system said only within its own sentence.
         raise OSError(_words(error).rpartition(": ")[2] or "FAISS could not write it") from error
-    _sync(partial)
+    sync_path(partial)
 
 
 def _write_ids(partial: Path, corpus: Corpus, about: Mapping[str, Any], on_stage: Callable[[str, int], None]) -> None:
@@ -214,7 +214,7 @@ def _write_ids(partial: Path, corpus: Corpus, about: Mapping[str, Any], on_stage
             writer.close()
     if done != corpus.rows:
         raise BadInput(f"{corpus.path}: {done:,} rows, its footer promises {corpus.rows:,}: it was changed while it was read")
-    _sync(partial)
+    sync_path(partial)
 
 
 def _read_index(path: Path) -> Any:
@@ -222,16 +222,6 @@ def _read_index(path: Path) -> Any:
         return library().read_index(str(path))
     except (RuntimeError, MemoryError) as error:
         raise QembedError(f"{path}: FAISS cannot read it: {_words(error)}") from error
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _words(error: BaseException) -> str:

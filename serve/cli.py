@@ -14,16 +14,19 @@ from typing import Any
 
 import click
 
-from qembed import checkpoint as checkpoints
+from qembed.checkpoint.find import find_served
+from qembed.checkpoint.int8_table import INT8
+from qembed.command.options import MODEL_HELP, Size
+from qembed.command.sections import SectionedCommand, section
+from qembed.command.signals import Interrupts
 from qembed.errors import BadInput, QembedError
-from qembed.sections import SectionedCommand, section
-from qembed.serve import devices, engine, kernels, log, machine, plan, ports, sglang, table
-from qembed.serve.arguments import environment, rules
-from qembed.serve.engine_args import parse as parse_engine_arg
-from qembed.serve.gate import keys
-from qembed.serve.gate.rules import VARIABLE
-from qembed.serve.options import MODEL_HELP, Size
-from qembed.serve.settings import (
+from qembed.serve.reporter import Voice, computing, how, notes, verdict
+from qembed.sizes import gib
+from qembed.vllm import api_keys, devices, kernels, log, machine, plan, plan_table, ports, sglang, supervisor
+from qembed.vllm.arguments import environment, rules
+from qembed.vllm.engine_options import parse as parse_engine_arg
+from qembed.vllm.gate_rules import VARIABLE
+from qembed.vllm.settings import (
     HANG_TIMEOUT,
     HOST,
     LOCAL,
@@ -39,9 +42,6 @@ from qembed.serve.settings import (
     Settings,
     resolve,
 )
-from qembed.serve.voice import Voice, computing, how, notes, verdict
-from qembed.signals import Interrupts
-from qembed.token_table import INT8
 
 model, memory, limits, texts, network, life = map(
     section, ("Model", "Memory", "Limits", "Texts", "Network and keys", "Life and logs")
@@ -221,8 +221,8 @@ def command(
     taken, or vLLM did not start or died too often, 2 bad input, 3 vLLM is not installed.
     """  # noqa: D301 - click wants the real backspace character
     settings = Settings(
-        checkpoint=checkpoints.find_served(int4, model),
-        keys=keys.find(api_key_file, os.environ),
+        checkpoint=find_served(int4, model),
+        keys=api_keys.find(api_key_file, os.environ),
         engine_args=tuple(map(parse_engine_arg, engine_args)),
         **asked,
     )
@@ -239,7 +239,7 @@ def command(
     interrupts = Interrupts()
     serving = False
     try:
-        with interrupts.raised(), voice, engine.running(settings, voice.stage, voice.show_plan) as server:
+        with interrupts.raised(), voice, supervisor.running(settings, voice.stage, voice.show_plan) as server:
             voice.end()
             measured = server.measured()
             click.echo(_ready(server, measured, as_json))
@@ -262,12 +262,12 @@ def _show_plan(launch: Launch, as_json: bool) -> int:
     fits = target.free is None or launch.needed <= target.free
     if as_json:
         sizes = dataclasses.asdict(launch.sizes) | computing(launch)
-        click.echo(json.dumps(table.as_json(launch.plan, target, sizes, launch.needed)))
+        click.echo(json.dumps(plan_table.as_json(launch.plan, target, sizes, launch.needed)))
         return 0 if fits else 1
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table.render(launch.plan, target, notes(launch)))
+    console.print(plan_table.render(launch.plan, target, notes(launch)))
     console.print(how(launch))
     console.print(verdict(launch))
     return 0 if fits else 1
@@ -282,7 +282,7 @@ def _show_command(launch: Launch) -> int:
         variables = {name: value for name, value in given.items() if os.environ.get(name) != value}
         variables[VARIABLE] = rules(launch, secrets.token_urlsafe(), 0).dump().decode().strip()
     words = [f"{name}={value}" for name, value in variables.items()]
-    click.echo(shlex.join([*(["env", *words] if words else []), *engine.command(launch)]))
+    click.echo(shlex.join([*(["env", *words] if words else []), *supervisor.command(launch)]))
     return 0
 
 
@@ -291,13 +291,13 @@ def _warnings(settings: Settings, key_file: Path | None) -> Iterator[str]:
         yield f"everybody who reaches {settings.host or 'this machine'} can use this server: no key is set (--api-key-file)"
     if settings.keys and settings.host not in LOCAL and settings.ssl_certfile is None:
         yield "keys and texts go over the network unencrypted: no --ssl-certfile; put a proxy with TLS before it, or give one"
-    if key_file is not None and keys.is_exposed(key_file):
+    if key_file is not None and api_keys.is_exposed(key_file):
         yield f"{key_file}: every user of this machine may read the keys in it; chmod 600 {key_file}"
     if settings.engine == "sglang":
         yield f"with SGLang {sglang.ABSENT}"
 
 
-def _ready(server: engine.Server, measured: Mapping[str, int], as_json: bool) -> str:
+def _ready(server: supervisor.Server, measured: Mapping[str, int], as_json: bool) -> str:
     launch, used = server.launch, measured.get("total", server.launch.plan.total)
     if as_json:
         return json.dumps(
@@ -311,7 +311,7 @@ def _ready(server: engine.Server, measured: Mapping[str, int], as_json: bool) ->
                 "token_table": launch.token_table,
                 "memory_bytes": used,
                 "planned_bytes": launch.plan.total,
-                "plan": table.lines(launch.plan, launch.device),
+                "plan": plan_table.lines(launch.plan, launch.device),
                 "weights_bytes": launch.plan.weights,
                 "kv_cache_bytes": launch.plan.kv_cache,
                 **dataclasses.asdict(launch.sizes),
@@ -322,6 +322,6 @@ def _ready(server: engine.Server, measured: Mapping[str, int], as_json: bool) ->
     kind += ", INT8 token table" if launch.token_table == INT8 else ""
     return (
         f"{server.url}  model {server.model} ({kind})  device {launch.device} ({launch.choice.title})  "
-        f"memory {plan.gib(used)} (planned {plan.gib(launch.plan.total)}: weights {plan.gib(launch.plan.weights)}, "
-        f"cache {plan.gib(launch.plan.kv_cache)})"
+        f"memory {gib(used)} (planned {gib(launch.plan.total)}: weights {gib(launch.plan.weights)}, "
+        f"cache {gib(launch.plan.kv_cache)})"
     )

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 import click
 
+from qembed.client import metrics
 from qembed.errors import BadInput, QembedError
-from qembed.serve import readings
-from qembed.serve.gate import keys
-from qembed.serve.plan import gib
+from qembed.sizes import gib
+from qembed.vllm import api_keys
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +46,7 @@ def command(url: str, once: bool, as_json: bool, interval: float, api_key_file: 
 
     Exit codes: 0 ended by --once or Ctrl-C, 1 no server answers there, 2 bad input.
     """  # noqa: D301 - click wants the real backspace character
-    given = keys.find(api_key_file, os.environ)
+    given = api_keys.find(api_key_file, os.environ)
     try:
         if once or as_json or not sys.stdout.isatty():
             _lines(url, given[0] if given else None, ONCE_SECONDS if once else interval, once, as_json)
@@ -58,7 +58,7 @@ def command(url: str, once: bool, as_json: bool, interval: float, api_key_file: 
         sys.stderr.close()
 
 
-def fetch(url: str, key: str | None) -> readings.Samples:
+def fetch(url: str, key: str | None) -> metrics.Samples:
     """The server's numbers now.
 
     Raises:
@@ -87,7 +87,7 @@ def fetch(url: str, key: str | None) -> readings.Samples:
         raise QembedError(f"{url}: no server answers there ({error or type(error).__name__})") from error
     if status == 401:
         raise BadInput(f"{url}: the server asks for a key; give --api-key-file or QEMBED_API_KEY")
-    samples = readings.parse(text) if status == 200 else {}
+    samples = metrics.parse(text) if status == 200 else {}
     if not any(name.startswith(("vllm:", "qembed_")) for name in samples):
         raise QembedError(f"{url}: what answers there is no vLLM (status {status} for /metrics)")
     return samples
@@ -98,7 +98,7 @@ def _lines(url: str, key: str | None, interval: float, once: bool, as_json: bool
     while True:
         time.sleep(interval)
         samples, now = fetch(url, key), time.monotonic()
-        reading = readings.read(samples, before, now - when)
+        reading = metrics.read(samples, before, now - when)
         if as_json:
             click.echo(json.dumps({"url": url, **reading.as_json()}))
         else:
@@ -115,7 +115,7 @@ def _live(url: str, key: str | None, interval: float) -> None:
     from rich.text import Text
 
     before, when = fetch(url, key), time.monotonic()
-    with Live(table(url, readings.read(before, None, 0)), screen=True, auto_refresh=False) as live:
+    with Live(table(url, metrics.read(before, None, 0)), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
             try:
@@ -123,11 +123,11 @@ def _live(url: str, key: str | None, interval: float) -> None:
             except QembedError as error:  # it may be starting again
                 live.update(Text(f"{error}\nlooking again every {interval:g} s; Ctrl-C ends"), refresh=True)
                 continue
-            live.update(table(url, readings.read(samples, before, now - when)), refresh=True)
+            live.update(table(url, metrics.read(samples, before, now - when)), refresh=True)
             before, when = samples, now
 
 
-def table(url: str, reading: readings.Reading) -> Table:
+def table(url: str, reading: metrics.Reading) -> Table:
     """The view of a moment."""
     from rich.markup import escape
     from rich.table import Table

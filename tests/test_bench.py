@@ -35,7 +35,7 @@ def test_without_a_gpu_the_bench_says_that_it_was_skipped(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("tokens", [43, 512, 2000])
 def test_texts_have_the_tokens_that_the_table_says(gpu: ModuleType, tokens: int) -> None:
-    from qembed.checkpoint import SAMPLE, find
+    from qembed.checkpoint.find import SAMPLE, find
 
     tokenizer = find(SAMPLE).tokenizer()
     text = gpu.text_of(tokens, lambda text: len(tokenizer.encode(text).ids))
@@ -43,7 +43,7 @@ def test_texts_have_the_tokens_that_the_table_says(gpu: ModuleType, tokens: int)
 
 
 def test_the_table_shows_the_context_apart_and_whether_the_target_is_met(gpu: ModuleType) -> None:
-    from qembed.serve.devices import PRESETS
+    from qembed.vllm.devices import PRESETS
 
     speeds = {
         f"{length}x{batch}": {"tokens_per_second": 1234.0, "p50": 0.01, "p99": 0.02}

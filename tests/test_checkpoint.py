@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qembed import checkpoint
+from qembed.checkpoint import find
 from qembed.errors import BadInput
 
 
@@ -28,7 +28,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_not_to_be_had_is_said_in_one_line_that_names_the_ways_out() -> None:
     with pytest.raises(BadInput) as error:
-        checkpoint.find("Qwen/Qwen3-Embedding-0.6B-not-in-any-cache")
+        find.find("Qwen/Qwen3-Embedding-0.6B-not-in-any-cache")
     message = str(error.value)
     assert "\n" not in message
     assert "cannot be reached" in message
@@ -39,73 +39,73 @@ def test_a_model_not_to_be_had_is_said_in_one_line_that_names_the_ways_out() -> 
 @pytest.mark.parametrize("name", ["nonsense", "./no/such", "a/b/c", "/no/such/folder", "../x/y"])
 def test_what_is_neither_folder_nor_hub_id(name: str) -> None:
     with pytest.raises(BadInput, match="no such folder"):
-        checkpoint.find(name)
+        find.find(name)
 
 
 def test_a_file_or_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="a file"):
-        checkpoint.find("file")
+        find.find("file")
     with pytest.raises(BadInput, match=r"config\.json is missing"):
-        checkpoint.find("empty")
+        find.find("empty")
 
 
 def test_each_command_finds_what_the_one_before_it_made() -> None:
-    assert checkpoint.default_output(checkpoint.DEFAULT_MODEL) == Path("Qwen3-Embedding-0.6B-AWQ-INT4")
-    assert checkpoint.default_output("sample") == Path("sample-AWQ-INT4")
+    assert find.default_output(find.DEFAULT_MODEL) == Path("Qwen3-Embedding-0.6B-AWQ-INT4")
+    assert find.default_output("sample") == Path("sample-AWQ-INT4")
     with pytest.raises(BadInput, match="run: qembed quantize"):
-        checkpoint.find_int4(None)
+        find.find_int4(None)
     write(Path("sample-AWQ-INT4"), int4=True)
-    assert checkpoint.find_int4(None).name == "sample-AWQ-INT4"
-    assert checkpoint.find_int4("sample").name == "sample-AWQ-INT4"
-    assert checkpoint.find_int4("sample-AWQ-INT4").name == "sample-AWQ-INT4"
+    assert find.find_int4(None).name == "sample-AWQ-INT4"
+    assert find.find_int4("sample").name == "sample-AWQ-INT4"
+    assert find.find_int4("sample-AWQ-INT4").name == "sample-AWQ-INT4"
     with pytest.raises(BadInput, match="qembed quantize --model acme/other"):
-        checkpoint.find_int4("acme/other")
+        find.find_int4("acme/other")
     write(Path("other-AWQ-INT4"), int4=True)
     with pytest.raises(BadInput, match="several"):
-        checkpoint.find_int4(None)
+        find.find_int4(None)
     write(Path("Qwen3-Embedding-0.6B-AWQ-INT4"), int4=True)
-    assert checkpoint.find_int4(None).name == "Qwen3-Embedding-0.6B-AWQ-INT4"
+    assert find.find_int4(None).name == "Qwen3-Embedding-0.6B-AWQ-INT4"
 
 
 def test_a_folder_that_is_named_is_served_from_where_it_was_quantized_to(tmp_path: Path) -> None:
     write(tmp_path / "models" / "mine")
     write(Path("mine-AWQ-INT4"), int4=True)
-    assert checkpoint.find_int4("models/mine").name == "mine-AWQ-INT4"
-    assert checkpoint.find_int4(str(tmp_path / "models" / "mine" / ".." / "mine")).name == "mine-AWQ-INT4"
+    assert find.find_int4("models/mine").name == "mine-AWQ-INT4"
+    assert find.find_int4(str(tmp_path / "models" / "mine" / ".." / "mine")).name == "mine-AWQ-INT4"
 
 
 def test_a_folder_called_int4_that_is_not() -> None:
     write(Path("sample-AWQ-INT4"))
     with pytest.raises(BadInput, match="not an AWQ INT4"):
-        checkpoint.find_int4("sample")
+        find.find_int4("sample")
 
 
 def test_a_checkpoint_with_an_int8_token_table_is_int4_too(tmp_path: Path) -> None:
     folder = write(tmp_path / "made", int4=True)
-    assert not checkpoint.find(str(folder)).has_int8_table
+    assert not find.find(str(folder)).has_int8_table
     quantization = {"quant_method": "qembed_awq", "bits": 4, "token_table": "int8"}
     (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}))
-    assert checkpoint.find_int4(str(folder)).has_int8_table
+    assert find.find_int4(str(folder)).has_int8_table
 
 
 def test_the_source_of_an_int4_checkpoint(tmp_path: Path) -> None:
     near = write(tmp_path / "deep" / "source")
-    made = checkpoint.find(str(write(tmp_path / "made", int4=True, source={"model": "source", "folder": "../deep/source"})))
-    assert checkpoint.source_of(made) == str(near)
-    hub = checkpoint.find(str(write(tmp_path / "hub", int4=True, source={"model": "Qwen/Qwen3-Embedding-0.6B"})))
-    assert checkpoint.source_of(hub) == "Qwen/Qwen3-Embedding-0.6B"
+    made = find.find(str(write(tmp_path / "made", int4=True, source={"model": "source", "folder": "../deep/source"})))
+    assert find.source_of(made) == str(near)
+    hub = find.find(str(write(tmp_path / "hub", int4=True, source={"model": "Qwen/Qwen3-Embedding-0.6B"})))
+    assert find.source_of(hub) == "Qwen/Qwen3-Embedding-0.6B"
     with pytest.raises(BadInput, match="--baseline-model"):
-        checkpoint.source_of(checkpoint.find(str(write(tmp_path / "foreign", int4=True))))
+        find.source_of(find.find(str(write(tmp_path / "foreign", int4=True))))
 
 
 def test_prompts_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     folder = write(tmp_path / "m")
-    assert checkpoint.find(str(folder)).prompts["query"].endswith("\nQuery:")
+    assert find.find(str(folder)).prompts["query"].endswith("\nQuery:")
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "find: "}}))
-    assert checkpoint.find(str(folder)).prompts == {"query": "find: ", "document": ""}
+    assert find.find(str(folder)).prompts == {"query": "find: ", "document": ""}
     for nonsense in (["find: "], {"query": 5}):
         (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": nonsense}))
         with pytest.raises(BadInput, match="prompts are not texts"):
-            _ = checkpoint.find(str(folder)).prompts
+            _ = find.find(str(folder)).prompts

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qembed.packing import dequantize, pack, unpack
+from qembed.checkpoint.awq_layout import dequantize, pack, unpack
 
 
 def test_nibbles_stand_where_the_awq_gemm_layout_puts_them() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from qembed.checkpoint import find
+from qembed.checkpoint.find import find
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.checks import shape_of
 from qembed.sample.training.pairs import ordered

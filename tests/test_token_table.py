@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qembed import token_table
-from qembed.checkpoint import SAMPLE, find
+from qembed.checkpoint import int8_table
+from qembed.checkpoint.find import SAMPLE, find
 
 
 def convert(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    columns = token_table.column_scales(table.split(100))
-    return *token_table.quantize(table, columns), columns
+    columns = int8_table.column_scales(table.split(100))
+    return *int8_table.quantize(table, columns), columns
 
 
 def relative_error(table: torch.Tensor) -> float:
-    lost = token_table.dequantize(*convert(table)).double() - table.double()
+    lost = int8_table.dequantize(*convert(table)).double() - table.double()
     return (lost.norm() / table.double().norm()).item()
 
 
 def of_rows(table: torch.Tensor) -> torch.Tensor:
     """The relative error of each row."""
-    lost = token_table.dequantize(*convert(table)).double() - table.double()
+    lost = int8_table.dequantize(*convert(table)).double() - table.double()
     return lost.norm(dim=1) / table.double().norm(dim=1)
 
 
@@ -41,7 +41,7 @@ def test_the_parts_have_the_shapes_and_dtypes_of_the_format(table: torch.Tensor)
     assert qweight.abs().amax(1).eq(127).float().mean() > 0.9
     level = qweight.double() * (0.4 + 0.6 * (qweight.double() / 127) ** 2)
     expected = level * scales.double() * columns.double()
-    torch.testing.assert_close(token_table.dequantize(qweight, scales, columns).double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(int8_table.dequantize(qweight, scales, columns).double(), expected, rtol=1e-6, atol=0)
 
 
 def test_less_than_0_8_percent_is_lost_at_the_width_of_the_0_6b(table: torch.Tensor) -> None:
@@ -64,7 +64,7 @@ def test_no_row_of_a_trained_table_loses_0_8_percent() -> None:
 def test_every_value_becomes_its_nearest_level(table: torch.Tensor) -> None:
     qweight, scales, columns = convert(table)
     wanted = (table.float() / columns / scales)[:50, :, None]
-    nearest = (wanted - token_table.level(torch.arange(-127, 128))).abs().argmin(-1) - 127
+    nearest = (wanted - int8_table.level(torch.arange(-127, 128))).abs().argmin(-1) - 127
     assert torch.equal(qweight[:50].long(), nearest)
 
 
@@ -90,39 +90,39 @@ def test_columns_that_are_great_in_every_row_cost_nothing(table: torch.Tensor) -
 def test_rows_and_columns_of_zeros_stay_zero_and_disturb_no_other(table: torch.Tensor) -> None:
     table[3], table[:, 5] = 0, 0
     qweight, scales, columns = convert(table)
-    restored = token_table.dequantize(qweight, scales, columns)
+    restored = int8_table.dequantize(qweight, scales, columns)
     assert restored[3].eq(0).all()
     assert restored[:, 5].eq(0).all()
     assert scales.gt(0).all()
     assert columns.gt(0).all()
     assert relative_error(table) < 0.008
-    assert token_table.dequantize(*convert(torch.zeros(4, 8))).eq(0).all()
+    assert int8_table.dequantize(*convert(torch.zeros(4, 8))).eq(0).all()
 
 
 def test_the_least_rows_that_float16_holds_are_kept(table: torch.Tensor) -> None:
     table[9] = 0
     table[9, ::2] = 6e-8
-    restored = token_table.dequantize(*convert(table))[9]
+    restored = int8_table.dequantize(*convert(table))[9]
     assert (restored - table[9].float()).norm() / table[9].float().norm() < 0.02
 
 
 def test_an_outlier_costs_its_own_row_no_more_than_half_the_greatest_step_a_value(table: torch.Tensor) -> None:
     table[11, 4] = 60
     qweight, scales, columns = convert(table)
-    lost = (token_table.dequantize(qweight, scales, columns) - table.float()).abs() / columns
-    greatest = float(token_table.level(torch.tensor([127])) - token_table.level(torch.tensor([126])))
+    lost = (int8_table.dequantize(qweight, scales, columns) - table.float()).abs() / columns
+    greatest = float(int8_table.level(torch.tensor([127])) - int8_table.level(torch.tensor([126])))
     assert (lost <= scales * greatest * 0.5001).all()
 
 
 def test_blocks_do_not_change_the_result(table: torch.Tensor) -> None:
     whole = convert(table)
-    columns = token_table.column_scales(table.split(7))
+    columns = int8_table.column_scales(table.split(7))
     torch.testing.assert_close(columns, whole[2], rtol=1e-6, atol=0)
-    parts = [token_table.quantize(block, whole[2]) for block in table.split(7)]
+    parts = [int8_table.quantize(block, whole[2]) for block in table.split(7)]
     assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])
     assert torch.equal(torch.cat([part[1] for part in parts]), whole[1])
 
 
 def test_a_table_without_rows_is_an_error() -> None:
     with pytest.raises(ValueError, match="without rows"):
-        token_table.column_scales([])
+        int8_table.column_scales([])

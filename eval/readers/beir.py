@@ -8,7 +8,9 @@ from typing import Any
 from qembed.errors import BadInput
 from qembed.eval.readers import files
 from qembed.eval.tasks.retrieval import Collection
-from qembed.eval.texts import Text, lines
+from qembed.eval.texts import lines
+from qembed.files import sha256
+from qembed.text.texts import Text
 
 SPLITS = ("test", "dev", "validation", "train")
 
@@ -45,7 +47,7 @@ def read(folder: Path, instruction: str | None = None) -> Collection:
     kept = [text for text in asked if relevant[text.id]]
     if not kept:
         raise BadInput(f"{qrels}: names no relevant passage for any query")
-    digest = files.sha256([corpus, queries, qrels])
+    digest = sha256(corpus, queries, qrels)
     notes = (f"{len(blank)} passages without title and text are left out",) if blank else ()
     return Collection(folder.name, digest, kept, passages, [relevant[text.id] for text in kept], notes)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qembed.eval import texts
-from qembed.eval.readers import beir, files, tables
+from qembed.eval.readers import beir, tables
 from qembed.eval.tasks.classification import Labelled
 from qembed.eval.tasks.retrieval import Collection
 from qembed.eval.tasks.sts import Pairs
+from qembed.files import sha256
 
 DATA = texts.HELDOUT.parent
 NAME = "built-in"
@@ -21,7 +22,7 @@ def retrieval(instruction: str | None = None) -> Collection:
     """
     own = beir.read(DATA / "retrieval", instruction)
     others = [text for text in texts.read(texts.HELDOUT).texts if text.kind == "document"]
-    digest = files.sha256([DATA / "retrieval" / "corpus.jsonl", DATA / "retrieval" / "queries.jsonl", texts.HELDOUT])
+    digest = sha256(DATA / "retrieval" / "corpus.jsonl", DATA / "retrieval" / "queries.jsonl", texts.HELDOUT)
     return replace(own, name=NAME, sha256=digest, passages=[*own.passages, *others])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,13 +100,3 @@ def language(row: dict[str, Any]) -> str | None:
     """The language that a row names, in a column `language` or `lang`."""
     value = row.get("language") or row.get("lang")
     return value if isinstance(value, str) else None
-
-
-def sha256(paths: Sequence[Path]) -> str:
-    """The SHA-256 of the files' bytes, one after the other, in hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qembed.checkpoint import read_json
+from qembed.checkpoint.files import read_json
 from qembed.errors import BadInput
 from qembed.eval.readers import files
 from qembed.eval.tasks.retrieval import Collection
-from qembed.eval.texts import Text
+from qembed.files import sha256
+from qembed.text.texts import Text
 
 
 def read(paths: Sequence[Path], instruction: str | None = None) -> Collection:
@@ -42,7 +43,7 @@ def read(paths: Sequence[Path], instruction: str | None = None) -> Collection:
             raise BadInput(f"{path}: holds no questions")
     name = paths[0].name if len(paths) == 1 else paths[0].parent.name
     relevant = [dict.fromkeys(answers[one], 1) for one, _ in queries]
-    return Collection(name, files.sha256(paths), [text for _, text in queries], texts, relevant)
+    return Collection(name, sha256(*paths), [text for _, text in queries], texts, relevant)
 
 
 def language_of(path: Path) -> str | None:

@@ -13,7 +13,8 @@ from qembed.errors import BadInput
 from qembed.eval.readers import files
 from qembed.eval.tasks.classification import Labelled
 from qembed.eval.tasks.sts import Pairs
-from qembed.eval.texts import Text
+from qembed.files import sha256
+from qembed.text.texts import Text
 
 TEXT = ("text", "sentence", "content", "utterance", "question")
 LABEL = ("label", "category", "class", "intent")
@@ -48,7 +49,7 @@ def labelled(argument: str, instruction: str | None = None) -> Labelled:
     if None in tests and any(test is not None for test in tests):
         raise BadInput(f"{path}: some rows name a split and some do not")
     split = None if None in tests else [bool(test) for test in tests]
-    return Labelled(path.name, files.sha256([file for file, _ in parts]), texts, labels, split)
+    return Labelled(path.name, sha256(*(file for file, _ in parts)), texts, labels, split)
 
 
 def pairs(argument: str, instruction: str | None = None) -> Pairs:
@@ -78,7 +79,7 @@ def pairs(argument: str, instruction: str | None = None) -> Pairs:
         scores.append(score)
     if not scores:
         raise BadInput(f"{path}: holds no pairs")
-    return Pairs(path.name, files.sha256([path]), first, second, scores)
+    return Pairs(path.name, sha256(path), first, second, scores)
 
 
 def _split(argument: str, most: int) -> tuple[Path, Sequence[str]]:

@@ -1,4 +1,4 @@
-"""A result as the part of a checkpoint's model card that tells how near it is to its source (`qembed.card`)."""
+"""The fidelity section of a checkpoint's model card (`qembed.checkpoint.model_card`), from an evaluation result."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qembed import card
+from qembed.checkpoint import model_card
 from qembed.errors import QembedError
-from qembed.eval.report import files, markdown, parts, words
+from qembed.eval.report import markdown, parts, words
+from qembed.report import files
 
 
 def body(result: Mapping[str, Any]) -> str:
@@ -39,12 +40,12 @@ def write(folder: Path, result: Mapping[str, Any]) -> Path:
     Raises:
         QembedError: the card cannot be read or written.
     """
-    path = folder / card.FILE
+    path = folder / model_card.FILE
     try:
         before = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise QembedError(f"{path}: cannot be read: {error}") from error
-    files.replace(path, card.with_section(before, body(result)))
+    files.replace(path, model_card.with_section(before, body(result)))
     return path
 
 

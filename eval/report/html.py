@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qembed.eval.report import parts, svg, words
+from qembed.eval.report import parts, words
+from qembed.report import plots
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -16,7 +17,7 @@ def page(result: Mapping[str, Any]) -> str:
     overall, histogram = found["overall"], found["histogram"]
     baseline = result["settings"]["baseline"].upper()
     groups = [
-        {"title": f"By {title}", "svg": svg.groups(_ordered(name, found[name]))}
+        {"title": f"By {title}", "svg": plots.groups(_ordered(name, found[name]))}
         for name, title in words.GROUPS.items()
         if len(found[name]) > 1
     ]
@@ -24,7 +25,7 @@ def page(result: Mapping[str, Any]) -> str:
     for said in result["tasks"]:
         table = parts.task(said, baseline)
         tasks.append({"title": table.title, "columns": table.columns, "rows": table.rows, "notes": table.notes,
-                      "svg": svg.differences(said["metrics"])})  # fmt: skip
+                      "svg": plots.differences(said["metrics"])})  # fmt: skip
     loader = PackageLoader("qembed.eval.report", "")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     speed = parts.speed(result, baseline)
@@ -35,10 +36,10 @@ def page(result: Mapping[str, Any]) -> str:
         texts=words.data(result["data"]),
         counts=words.counts(found["vectors"]),
         plots={
-            "histogram": svg.histogram(
+            "histogram": plots.histogram(
                 histogram["edges"], histogram["counts"], {name: overall[name] for name in ("minimum", "p1", "p5", "mean")}
             ),
-            "dimensions": svg.dimensions(found["by_dimension"]),
+            "dimensions": plots.dimensions(found["by_dimension"]),
             "groups": groups,
         },
         tables={

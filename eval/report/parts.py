@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qembed.eval.report import words
+from qembed.text.display import one_line
 
 SUMMARY = {"mean": "mean", "median": "median", "p5": "p5", "p1": "p1", "minimum": "min"}
 SHA = 16
@@ -45,7 +46,7 @@ def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
     ]
     if failures:
         missed = "a check failed" if len(failures) == 1 else f"{len(failures)} checks failed"
-        return {"kind": "missed", "sign": "✘", "title": f"No: {missed}", "lines": [words.one_line(line) for line in failures]}
+        return {"kind": "missed", "sign": "✘", "title": f"No: {missed}", "lines": [one_line(line) for line in failures]}
     if asked:
         return {"kind": "met", "sign": "✔", "title": "Yes: all thresholds are met", "lines": asked}
     return {"kind": "open", "sign": "○", "title": "No thresholds were set", "lines": []}
@@ -141,11 +142,11 @@ def worst(result: Mapping[str, Any]) -> Table:
     rows = [
         Row(
             [
-                words.one_line(row["id"]),
+                one_line(row["id"]),
                 row["kind"],
-                words.one_line(row["language"]),
+                one_line(row["language"]),
                 words.number(row["cosine"], 5),
-                words.one_line(row["text"]),
+                one_line(row["text"]),
             ],
             words=[4],
         )

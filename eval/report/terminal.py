@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qembed.eval.report import parts, words
+from qembed.text.display import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,11 +44,11 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
     table.add_column("cosine", justify="right")
     table.add_column("text", no_wrap=True, overflow="ellipsis", max_width=36)
     for row in found["worst"]:
-        beginning = words.one_line(row["text"])
+        beginning = one_line(row["text"])
         table.add_row(
-            escape(words.one_line(row["id"])),
+            escape(one_line(row["id"])),
             row["kind"],
-            escape(words.one_line(row["language"])),
+            escape(one_line(row["language"])),
             words.number(row["cosine"], 5),
             escape(beginning),
         )

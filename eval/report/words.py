@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qembed.serve.kernels import NAMES
+from qembed.text.display import one_line
+from qembed.vllm.kernels import NAMES
 
 WEIGHTS = {"awq-int4": "INT4 weights", "awq-int4, int8 token table": "INT4 weights, INT8 token table"}
 GROUPS = {"by_kind": "kind", "by_language": "language", "by_length": "length"}
@@ -51,11 +52,6 @@ def task(said: Mapping[str, Any]) -> str:
     """The name of a task and its data."""
     sizes = [f"{value:,} {name}" for name, value in said["data"].items() if isinstance(value, int)]
     return one_line(f"{said['task']}: {said['data']['name']}") + (f" ({', '.join(sizes)})" if sizes else "")
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks, and without signs that would steer a terminal or turn a line around."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def number(value: float | None, digits: int = 4) -> str:

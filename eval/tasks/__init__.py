@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed.eval.bootstrap import Interval
-from qembed.eval.texts import Text
+from qembed.bootstrap import Interval
+from qembed.text.texts import Text
 
 Vectors = NDArray[np.floating[Any]]
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qembed import bootstrap
 from qembed.errors import BadInput, MissingExtra
-from qembed.eval import bootstrap, fidelity
+from qembed.eval import fidelity
 from qembed.eval.tasks import Metric, Outcome, Task, Vectors, labels
-from qembed.eval.texts import Text
+from qembed.text.texts import Text
 
 CLASSIFIERS = ("logistic", "lightgbm")
 FOLDS = 5

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from qembed.errors import BadInput, MissingExtra
-from qembed.eval.compare import Embed, SelfScoring
+from qembed.eval.evaluation import Embed, SelfScoring
 from qembed.eval.tasks import Metric, Outcome, Task, mteb_rows
-from qembed.eval.texts import Text
+from qembed.text.texts import Text
 
 
 @dataclass(frozen=True)

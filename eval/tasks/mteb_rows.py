@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed.eval import bootstrap
+from qembed import bootstrap
 from qembed.eval.ranks import spearman
 from qembed.eval.tasks import ranking
 

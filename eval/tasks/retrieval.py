@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qembed import bootstrap
 from qembed.errors import MissingExtra
-from qembed.eval import bootstrap, fidelity, neighbours
+from qembed.eval import fidelity, neighbours
 from qembed.eval.tasks import Metric, Outcome, Task, Vectors, ranking
-from qembed.eval.texts import Text
+from qembed.rerank import Rerank
+from qembed.text.texts import Text
 
 DEPTH = 100
 RERANKED = 50
@@ -22,7 +24,6 @@ POINTS_PER_CLUSTER = 39  # FAISS asks for as many to train on
 Lists = NDArray[np.intp]
 Relevant = Sequence[Mapping[int, int]]
 Score = Callable[[NDArray[np.float64], Sequence[Sequence[int]], int], NDArray[np.float64]]
-Rerank = Callable[[Sequence[str], Sequence[str], Sequence[tuple[int, int]]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)

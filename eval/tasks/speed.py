@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qembed.errors import BadInput
-from qembed.eval.sources import Side, Source
+from qembed.vectors.sources import Side, Source
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -176,9 +176,9 @@ def _sending(source: Source) -> Iterator[Send]:
     if source.url is None:
         yield lambda batch: source.embed(batch, lambda _: None)
         return
-    from qembed.serve import client
+    from qembed.client import embeddings
 
-    with client.connected(source.url, TIMEOUT) as api:
+    with embeddings.connected(source.url, TIMEOUT) as api:
         yield lambda batch: api.embeddings.create(model=str(source.served), input=list(batch))
 
 

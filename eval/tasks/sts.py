@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qembed import bootstrap
 from qembed.errors import BadInput
-from qembed.eval import bootstrap, fidelity
+from qembed.eval import fidelity
 from qembed.eval.ranks import spearman
 from qembed.eval.tasks import Metric, Outcome, Task, Vectors
-from qembed.eval.texts import Text
+from qembed.text.texts import Text
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from qembed.serve.gate import keys, openapi, request, vectors
+from qembed.serve.gate import openapi, request, response
 from qembed.serve.gate.errors import Refused
-from qembed.serve.gate.load import Load
 from qembed.serve.gate.metrics import Metrics
-from qembed.serve.gate.rules import Rules
+from qembed.serve.gate.overload import Load
+from qembed.vllm import api_keys, gate_rules
+from qembed.vllm.gate_rules import Rules
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -44,10 +45,9 @@ BLOCK = 32  # tokens; a multiple of every block size in settings.BLOCK_SIZE
 FILLER = "word "
 MOST_FILLERS = 8
 REQUEST_ID = "x-request-id"  # vLLM's, where the user has asked for it
-TEXTS = "qembed-texts "
 
 RULES: Rules | None = None
-"""Set by vllm_main before vLLM makes the gate: its `--middleware` takes a class and no arguments."""
+"""Set by server_process before vLLM makes the gate: its `--middleware` takes a class and no arguments."""
 LOAD: list[Load] = []
 """The load of the gate that vLLM has made, for whoever stops the process."""
 
@@ -102,7 +102,7 @@ class Gate:
 
     def _check_route(self, scope: MutableMapping[str, Any]) -> None:
         path, method = scope["path"], scope["method"]
-        if path not in OPEN and self.rules.keys and not keys.is_known(_header(scope, b"authorization"), self.rules.keys):
+        if path not in OPEN and self.rules.keys and not api_keys.is_known(_header(scope, b"authorization"), self.rules.keys):
             raise Refused(
                 401, "no key, or a wrong one: send Authorization: Bearer KEY", "key", None, {"www-authenticate": "Bearer"}
             )
@@ -123,20 +123,20 @@ class Gate:
             # Reading and cleaning takes the longer the larger it is; others are to be answered meanwhile.
             batch = await _maybe_threaded(len(raw), request.read, raw, self.rules, self._count)
             if self.rules.log_texts:
-                print(TEXTS + json.dumps({"texts": list(batch.inputs)}, ensure_ascii=False), flush=True)
+                print(gate_rules.TEXTS + json.dumps({"texts": list(batch.inputs)}, ensure_ascii=False), flush=True)
             with self.load.admitted(len(batch.inputs)):
                 status, raw = await self._ask(scope, receive, batch.body)
                 if status != 200:
                     return self._failed(scope, status, raw)
-                said, bad = await _maybe_threaded(len(raw), vectors.read, raw)
+                said, bad = await _maybe_threaded(len(raw), response.read, raw)
                 mended = bool(bad)
                 bad = await self._again(scope, receive, batch, said, bad)
                 if bad:
                     self.metrics.nonfinite.inc(len(bad))
-                    raise vectors.refused(bad[0])
+                    raise response.refused(bad[0])
                 body = raw
                 if mended or batch.encoding != "base64":
-                    body = await _maybe_threaded(len(raw), vectors.write, said, batch.encoding)
+                    body = await _maybe_threaded(len(raw), response.write, said, batch.encoding)
         self.metrics.texts.inc(len(batch.inputs))
         self.metrics.tokens.inc(said["usage"]["prompt_tokens"])
         named = scope.get("state", {}).get(REQUEST_ID)
@@ -159,7 +159,7 @@ class Gate:
             status, raw = await self._ask(scope, receive, {**batch.body, "input": [batch.inputs[place] for place in bad]})
             if status != 200:
                 break
-            bad = vectors.mend(said, bad, *vectors.read(raw))
+            bad = response.mend(said, bad, *response.read(raw))
         if bad:
             await self._write_over(scope, receive, tokens)
         return bad
@@ -174,7 +174,7 @@ class Gate:
 
     def _count(self, text: str) -> int:
         if self._tokenizer is None:
-            from qembed.checkpoint import find
+            from qembed.checkpoint.find import find
 
             self._tokenizer = find(self.rules.folder).tokenizer()
         return len(self._tokenizer.encode(text).ids)

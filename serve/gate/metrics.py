@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from qembed.serve import machine
-from qembed.serve.gate.load import Load
-from qembed.serve.gate.rules import Rules
+from qembed.serve.gate.overload import Load
+from qembed.vllm import machine
+from qembed.vllm.gate_rules import Rules
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -6,7 +6,7 @@ import json
 from importlib import metadata
 from typing import Any
 
-from qembed.serve.gate.rules import Rules
+from qembed.vllm.gate_rules import Rules
 
 ERROR = {
     "type": "object",

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qembed.checkpoint import instruct
-from qembed.serve.gate.cleaning import clean, has_surrogate
 from qembed.serve.gate.errors import bad
-from qembed.serve.gate.rules import Rules
+from qembed.text.cleaning import clean, has_surrogate
+from qembed.text.prompts import instruct
+from qembed.vllm.gate_rules import Rules
 
 ENCODINGS = ("float", "base64")
 # Characters for each token of the limit that are looked at to tell how long a text is that is too long.

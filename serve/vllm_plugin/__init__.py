@@ -12,13 +12,13 @@ def register() -> None:
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.platforms import current_platform
 
+    from qembed.checkpoint.int8_table import QUANT_METHOD
     from qembed.serve.vllm_plugin.lazy import (
         COMPRESSED_TENSORS,
         LazyAWQConfig,
         LazyCompressedTensorsConfig,
         LazyInt8TableConfig,
     )
-    from qembed.token_table import QUANT_METHOD
 
     register_quantization_config(QUANT_METHOD)(LazyInt8TableConfig)
     if current_platform.is_cpu():

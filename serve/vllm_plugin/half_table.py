@@ -16,7 +16,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 
-from qembed.token_table import BLOCK_ROWS
+from qembed.checkpoint.int8_table import BLOCK_ROWS
 
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from qembed import packing
+from qembed.checkpoint import awq_layout
 
 SCRATCH_BYTES = 4 * 2**20
 BLOCK_OUTPUTS = 1024
@@ -59,9 +59,9 @@ def unpack(words: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_awq(words: torch.Tensor) -> torch.Tensor:
-    """The integers 0…15 [8 · columns, rows] uint8 inside AWQ's int32 [rows, columns] (`qembed.packing`): outputs first."""
-    nibbles = unpack(words).unflatten(1, (-1, packing.PACK))
-    return nibbles[..., sorted(range(packing.PACK), key=packing.ORDER.__getitem__)].flatten(1).T
+    """The integers 0…15 [8 · columns, rows] uint8 inside AWQ's int32 [rows, columns] (`awq_layout`): outputs first."""
+    nibbles = unpack(words).unflatten(1, (-1, awq_layout.PACK))
+    return nibbles[..., sorted(range(awq_layout.PACK), key=awq_layout.ORDER.__getitem__)].flatten(1).T
 
 
 def dequantize(weight: Weight, out: torch.Tensor) -> torch.Tensor:

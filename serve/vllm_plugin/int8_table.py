@@ -16,8 +16,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 )
 from vllm.model_executor.utils import set_weight_attrs
 
-from qembed import token_table
-from qembed.token_table import BLOCK_ROWS, TENSORS
+from qembed.checkpoint import int8_table
+from qembed.checkpoint.int8_table import BLOCK_ROWS, TENSORS
 
 MADE_FROM = "weight"
 
@@ -32,16 +32,16 @@ class Int8TableConfig(AutoAWQConfig):
         Raises:
             ValueError: the token table is in a form that this version does not know.
         """
-        if (form := config.get("token_table")) != token_table.INT8:
+        if (form := config.get("token_table")) != int8_table.INT8:
             raise ValueError(
-                f"token_table {form!r} in config.json: this version of qembed's vLLM plugin knows {token_table.INT8!r}"
+                f"token_table {form!r} in config.json: this version of qembed's vLLM plugin knows {int8_table.INT8!r}"
             )
         return super().from_config(config)
 
     @classmethod
     def get_name(cls) -> Any:
         """The name in config.json."""
-        return token_table.QUANT_METHOD
+        return int8_table.QUANT_METHOD
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
         """INT8 for the token table; for all else what vLLM's AWQ has."""
@@ -102,12 +102,12 @@ class Int8Embedding(QuantizeMethodBase):
     def embedding(self, layer: Any, input_: torch.Tensor) -> torch.Tensor:
         """The rows [..., width] of the ids `input_` [...], in the dtype that the model computes in."""
         rows = embedding(input_, layer.qweight), embedding(input_, layer.scales)
-        return token_table.dequantize(*rows, layer.column_scales).to(layer.output_dtype)
+        return int8_table.dequantize(*rows, layer.column_scales).to(layer.output_dtype)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Logits, for a model that generates: `x` [..., width] times the table, in the dtype of `x`."""
         scaled = x * layer.column_scales.to(x.dtype)
-        parts = [linear(scaled, token_table.level(block).to(x.dtype)) for block in layer.qweight.split(BLOCK_ROWS)]
+        parts = [linear(scaled, int8_table.level(block).to(x.dtype)) for block in layer.qweight.split(BLOCK_ROWS)]
         logits = torch.cat(parts, dim=-1) * layer.scales.T.to(x.dtype)
         return logits if bias is None else logits + bias
 
@@ -132,12 +132,12 @@ def fill(layer: Any, table: torch.Tensor) -> None:
     if not table.numel():
         return
     blocks, device = table.split(BLOCK_ROWS), layer.qweight.device
-    columns = token_table.column_scales(block.to(device) for block in blocks)
+    columns = int8_table.column_scales(block.to(device) for block in blocks)
     layer.column_scales.data.copy_(columns)
     start, end = layer.shard_indices.org_vocab_start_index, layer.shard_indices.org_vocab_end_index
     for first in range(start, end, BLOCK_ROWS):
         last = min(first + BLOCK_ROWS, end)
-        qweight, scales = token_table.quantize(table[first:last].to(device), columns)
+        qweight, scales = int8_table.quantize(table[first:last].to(device), columns)
         layer.qweight.data[first - start : last - start] = qweight
         layer.scales.data[first - start : last - start] = scales
     layer.qweight.data[end - start :] = 0

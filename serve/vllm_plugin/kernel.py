@@ -11,7 +11,7 @@ from vllm.model_executor.kernels.linear import MPLinearKernel, MPLinearLayerConf
 from vllm.platforms import current_platform
 from vllm.scalar_type import scalar_types
 
-from qembed.packing import PACK
+from qembed.checkpoint.awq_layout import PACK
 from qembed.serve.vllm_plugin import int4, native
 
 SYMMETRIC_ZERO = 8

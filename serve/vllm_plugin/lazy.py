@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-from qembed.token_table import QUANT_METHOD
+from qembed.checkpoint.int8_table import QUANT_METHOD
 
 COMPRESSED_TENSORS = "compressed-tensors"
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from qembed.serve import ending, engine
-from qembed.serve.gate import keys as gate_keys
+from qembed.vllm import api_keys as gate_keys
+from qembed.vllm import shutdown, supervisor
 from tests.deploy.tools import DEPLOY, plans, python, run, unknown_flags, value_of
 
 HERE = DEPLOY / "compose"
@@ -44,7 +44,7 @@ def test_qembed_takes_the_arguments_and_has_time_to_end(int4: Path, keys: Path) 
     done = plans([*arguments, "--model", "named by QEMBED_MODEL"], int4, keys, "--device-memory", "T4")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["fits"]
-    needed = float(value_of(arguments, "--shutdown-timeout")) + engine.SERVING_GRACE + ending.KILL_GRACE
+    needed = float(value_of(arguments, "--shutdown-timeout")) + supervisor.SERVING_GRACE + shutdown.KILL_GRACE
     assert float(qembed["stop_grace_period"].rstrip("s")) > needed
 
 

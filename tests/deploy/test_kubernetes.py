@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qembed.serve import ending, engine
+from qembed.vllm import shutdown, supervisor
 from tests.deploy.tools import DEPLOY, documents, help_of, plans, python, run, tool, unknown_flags, value_of
 
 HERE = DEPLOY / "kubernetes"
@@ -20,7 +20,7 @@ RENDERED = sorted(path.parent for folder in ("overlays", "jobs") for path in HER
 SERVING = [folder for folder in RENDERED if folder.parent.name == "overlays"]
 CLUSTER = DEPLOY / "ray" / "cluster.yaml"
 VERSIONS = ("1.30", "1.37")
-LONGEST_PAUSE = max(engine.BACK_OFF)
+LONGEST_PAUSE = max(supervisor.BACK_OFF)
 
 
 def name(folder: Path) -> str:
@@ -126,7 +126,7 @@ def test_a_pod_has_time_to_answer_what_it_has(folder: Path) -> None:
     drain = float(value_of(one["args"], "--shutdown-timeout"))
     pause = float(one["lifecycle"]["preStop"]["exec"]["command"][1])
     given = of(folder, "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert given > pause + drain + engine.SERVING_GRACE + ending.KILL_GRACE
+    assert given > pause + drain + supervisor.SERVING_GRACE + shutdown.KILL_GRACE
     rolling = of(folder, "Deployment")["spec"]["strategy"]["rollingUpdate"]
     assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
 
@@ -223,7 +223,7 @@ def test_the_rules_for_the_operator_are_those_of_prometheus() -> None:
 def test_the_secret_holds_keys_that_qembed_takes_and_never_the_same(tmp_path: Path) -> None:
     import base64
 
-    from qembed.serve.gate import keys
+    from qembed.vllm import api_keys
 
     tool("kubectl", "kubernetes-client")
     made = [run(HERE / "make-secret.sh") for _ in range(2)]
@@ -232,6 +232,6 @@ def test_the_secret_holds_keys_that_qembed_takes_and_never_the_same(tmp_path: Pa
     assert set(first.values()).isdisjoint(second.values())
     file = tmp_path / "keys"
     file.write_bytes(base64.b64decode(first["keys"]))
-    found = keys.find(file, {})
+    found = api_keys.find(file, {})
     assert len(found) == 2
     assert base64.b64decode(first["metrics"]).decode() in found

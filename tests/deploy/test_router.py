@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from qembed.serve import ports
-from qembed.serve.settings import MAX_BODY
+from qembed.vllm import ports
+from qembed.vllm.settings import MAX_BODY
 from tests.answering import Asked, Server
 from tests.deploy.test_kubernetes import HERE, container
 from tests.deploy.tools import PYTHON, python, run, value_of

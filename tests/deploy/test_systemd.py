@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qembed.serve import ending, engine
+from qembed.vllm import shutdown, supervisor
 from tests.deploy.tools import DEPLOY, QEMBED, plans, run, tool, unknown_flags, value_of
 
 HERE = DEPLOY / "systemd"
@@ -81,7 +81,7 @@ def test_qembed_takes_the_arguments_and_has_time_to_end(int4: Path, keys: Path) 
     done = plans([*arguments, "--model", "found"], int4, keys, "--device-memory", "T4")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["fits"]
-    needed = float(value_of(arguments, "--shutdown-timeout")) + engine.SERVING_GRACE + ending.KILL_GRACE
+    needed = float(value_of(arguments, "--shutdown-timeout")) + supervisor.SERVING_GRACE + shutdown.KILL_GRACE
     assert float(service["TimeoutStopSec"]) > needed
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qembed.serve import machine
+from qembed.vllm import machine
 
 QEMBED = [shutil.which("qembed", path=str(Path(sys.executable).parent)) or "qembed"]
 START_SECONDS = 600

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qembed.serve import machine, ports
+from qembed.vllm import machine, ports
 from tests.e2e.launcher import QEMBED, START_SECONDS, STOP_SECONDS, all_gone
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("needs_proc")]

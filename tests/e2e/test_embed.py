@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from qembed.serve import client
+from qembed.client import embeddings
 from tests.e2e.launcher import QEMBED, Launched
 
 pytestmark = pytest.mark.vllm
@@ -82,7 +82,7 @@ def test_the_vectors_are_those_of_the_server_in_the_order_of_the_input(
     lines = source.read_text().splitlines()
     places = [0, 1, 2, 499, 500, 4095, 4096, ROWS - 1]
     texts = [json.loads(lines[place])["text"] for place in places]
-    asked = client.embed(texts, url=int4_server.url, model=int4_server.model, dimensions=128)
+    asked = embeddings.embed(texts, url=int4_server.url, model=int4_server.model, dimensions=128)
     assert ((vectors[places] * asked).sum(axis=1) > 0.999).all()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qembed.serve import machine
+from qembed.vllm import machine
 from tests.e2e.launcher import QEMBED, Launched
 
 pytestmark = pytest.mark.vllm

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from qembed.checkpoint import find
+from qembed.checkpoint.find import find
 from tests.e2e.http import EMBEDDINGS, JSON, Answer, embed, metric, send
 from tests.e2e.launcher import QEMBED, Launched
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qembed.serve import machine
+from qembed.vllm import machine
 from tests.e2e.http import embed
 from tests.e2e.launcher import Launched
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qembed import packing
-from qembed.checkpoint import Checkpoint, find
-from qembed.eval import reference
+from qembed.checkpoint import awq_layout
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find
+from qembed.client import embeddings
 from qembed.eval.texts import HELDOUT, read
-from qembed.serve import client
+from qembed.vectors import reference
 from tests.e2e.launcher import Launched
 from tests.e2e.test_serve import Vectors, cosines
 
@@ -61,8 +62,8 @@ def words(values: torch.Tensor) -> torch.Tensor:
 
 def as_awq(layer: Rounded) -> dict[str, torch.Tensor]:
     return {
-        "qweight": packing.pack(layer.values.T.to(torch.uint8)),
-        "qzeros": packing.pack(layer.zeros.T.to(torch.uint8)),
+        "qweight": awq_layout.pack(layer.values.T.to(torch.uint8)),
+        "qzeros": awq_layout.pack(layer.zeros.T.to(torch.uint8)),
         "scales": layer.scales.T.contiguous(),
     }
 
@@ -150,14 +151,14 @@ def test_vectors_are_those_of_the_dequantized_weights(
         server.wait_ready()
         assert "Using Int4LinearKernel" in server.err
         assert "compiled INT4 kernel is missing" not in server.err
-        served = client.embed(heldout, url=server.url, batch_size=64)
+        served = embeddings.embed(heldout, url=server.url, batch_size=64)
         assert cosines(served, reference.embed(loaded, heldout)).min() > 0.9999
         rows = [[*(TOKENS * 20)[: length - 1], END] for length in LENGTHS]
         exact = np.stack([embedded(loaded, ids) for ids in rows])
         mixed, alone = ask(server, rows), np.concatenate([ask(server, [ids]) for ids in rows])
         assert cosines(mixed, exact).min() > 0.9999
         assert cosines(alone, exact).min() > 0.9999
-        again = client.embed(heldout[::-40], url=server.url, batch_size=1)
+        again = embeddings.embed(heldout[::-40], url=server.url, batch_size=1)
         assert cosines(np.concatenate((alone, again)), np.concatenate((mixed, served[::-40]))).min() > 0.99999
 
 

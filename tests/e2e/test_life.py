@@ -18,7 +18,7 @@ import numpy as np
 import openai
 import pytest
 
-from qembed.checkpoint import SAMPLE, find
+from qembed.checkpoint.find import SAMPLE, find
 from tests.e2e.http import Answer, embed, metric, send
 from tests.e2e.launcher import Launched, all_gone
 

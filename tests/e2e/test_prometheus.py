@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 import yaml
 
-from qembed.serve import ports
+from qembed.vllm import ports
 from tests.deploy.tools import DEPLOY, tool
 from tests.e2e.http import embed, metric, send
 from tests.e2e.launcher import Launched

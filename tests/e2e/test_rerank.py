@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from qembed.checkpoint import find
-from qembed.eval.tasks import rerank
-from qembed.serve import machine, ports
+from qembed import rerank
+from qembed.checkpoint.find import find
+from qembed.vllm import machine, ports
 from tests.eval.test_rerank import BODIES, CONTEXT, reranker  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.vllm

@@ -15,11 +15,11 @@ import openai
 import pytest
 from numpy.typing import NDArray
 
-from qembed.checkpoint import find, source_of
-from qembed.eval import reference
+from qembed.checkpoint.find import find, source_of
+from qembed.client import embeddings
 from qembed.eval.texts import HELDOUT, read
-from qembed.serve import client
-from qembed.serve.kernels import this_cpu
+from qembed.vectors import reference
+from qembed.vllm.kernels import this_cpu
 from tests.e2e.launcher import Launched, all_gone
 
 pytestmark = pytest.mark.vllm
@@ -35,7 +35,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def served(int4_server: Launched, texts: list[str]) -> Vectors:
-    return client.embed(texts, url=int4_server.url, batch_size=32)
+    return embeddings.embed(texts, url=int4_server.url, batch_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,12 @@ def test_the_served_weights_are_the_packed_ones(served: Vectors, expected: Vecto
 
 
 def test_a_batch_and_its_texts_one_by_one_agree(int4_server: Launched, texts: list[str], served: Vectors) -> None:
-    alone = client.embed(texts[::4], url=int4_server.url, batch_size=1)
+    alone = embeddings.embed(texts[::4], url=int4_server.url, batch_size=1)
     assert cosines(alone, served[::4]).min() > 0.9999
 
 
 def test_a_vector_does_not_depend_on_its_neighbours(int4_server: Launched, texts: list[str], served: Vectors) -> None:
-    turned = client.embed(texts[::-1], url=int4_server.url, batch_size=24)[::-1]
+    turned = embeddings.embed(texts[::-1], url=int4_server.url, batch_size=24)[::-1]
     assert cosines(turned, served).min() > 0.9999
 
 
@@ -125,8 +125,8 @@ def test_a_text_beyond_the_limit_is_refused_and_the_client_says_why(int4_server:
     from qembed.errors import BadInput
 
     with pytest.raises(BadInput, match=str(int4_server.ready["max_model_len"])):
-        client.embed(["word " * 2 * int4_server.ready["max_model_len"]], url=int4_server.url)
-    assert len(client.embed(["a good text"], url=int4_server.url)) == 1
+        embeddings.embed(["word " * 2 * int4_server.ready["max_model_len"]], url=int4_server.url)
+    assert len(embeddings.embed(["a good text"], url=int4_server.url)) == 1
 
 
 @pytest.mark.usefixtures("needs_proc")
@@ -154,7 +154,7 @@ def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
         assert line, server.out
         assert "computes in float32, qembed's INT4 kernel: " in server.err
         assert "Using Int4LinearKernel" in server.err
-        vectors = client.embed(texts, url=line[1], model="mine")
+        vectors = embeddings.embed(texts, url=line[1], model="mine")
         assert cosines(vectors, expected).min() > 0.99999
         assert len(server.started()) >= 2
         shared = server.shared_memory()
@@ -181,7 +181,7 @@ def test_the_kernel_that_is_named_is_the_one_that_serves(
         server.wait_ready()
         assert (server.ready["dtype"], server.ready["kernel"]) == ("bfloat16", kernel)
         assert f"Using {used}" in server.err
-        assert cosines(client.embed(texts[:16], url=server.url), expected[:16]).min() > 0.999
+        assert cosines(embeddings.embed(texts[:16], url=server.url), expected[:16]).min() > 0.999
 
 
 @pytest.mark.usefixtures("needs_proc")
@@ -192,7 +192,7 @@ def test_fp16_serves_the_source_and_a_dead_engine_is_an_error(int4_checkpoint: P
         server.wait_ready()
         source = find(source_of(find(str(int4_checkpoint))))
         exact = reference.embed(reference.load(source), texts[:16])
-        assert cosines(client.embed(texts[:16], url=server.url), exact).min() > 0.99999
+        assert cosines(embeddings.embed(texts[:16], url=server.url), exact).min() > 0.99999
         engine = next(pid for pid in server.started() if "Engine" in Path(f"/proc/{pid}/cmdline").read_text())
         os.kill(engine, signal.SIGKILL)
         assert server.process.wait(90) == 1

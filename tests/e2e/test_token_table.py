@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qembed import token_table
-from qembed.checkpoint import find
-from qembed.eval import reference
+from qembed.checkpoint import int8_table
+from qembed.checkpoint.find import find
+from qembed.client import embeddings
 from qembed.eval.texts import HELDOUT, read
-from qembed.serve import client
+from qembed.vectors import reference
 from tests.e2e.launcher import QEMBED, Launched
 from tests.e2e.test_serve import Vectors, cosines
 
@@ -53,7 +53,7 @@ def served(folder: Path, texts: list[str], *options: object) -> tuple[Vectors, d
     """The vectors of `texts` through a server of its own, and the line that says it is ready."""
     with Launched("--int4", "--model", folder, *START, *options) as server:
         server.wait_ready()
-        return client.embed(texts, url=server.url, batch_size=32), server.ready
+        return embeddings.embed(texts, url=server.url, batch_size=32), server.ready
 
 
 def test_a_stored_table_is_served_as_its_dequantized_rows(int8_checkpoint: Path, texts: list[str]) -> None:
@@ -69,8 +69,8 @@ def test_a_table_made_at_load_is_the_one_that_quantize_would_store(int4_checkpoi
     loaded = reference.load(find(str(int4_checkpoint)))
     exact = reference.embed(loaded, texts)
     weight = loaded.model.embed_tokens.weight
-    columns = token_table.column_scales(weight.data.split(token_table.BLOCK_ROWS))
-    weight.data = token_table.dequantize(*token_table.quantize(weight.data, columns), columns)
+    columns = int8_table.column_scales(weight.data.split(int8_table.BLOCK_ROWS))
+    weight.data = int8_table.dequantize(*int8_table.quantize(weight.data, columns), columns)
     expected = reference.embed(loaded, texts)
     assert cosines(vectors, expected).min() > 0.99999
     assert np.abs(vectors - expected).max() < np.abs(vectors - exact).max() / 10, "the float table is served"

@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 from tokenizers import Tokenizer
 
-from qembed.checkpoint import SAMPLE, Checkpoint, find
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import SAMPLE, find
 from qembed.cli import group
 from qembed.embed import choose
 

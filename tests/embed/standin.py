@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from qembed.checkpoint import SAMPLE, find
+from qembed.checkpoint.find import SAMPLE, find
 from qembed.embed import choose, spool, windows
 from qembed.embed.choose import Computing
 from qembed.embed.engine import NOT_FINITE, sorted_batches

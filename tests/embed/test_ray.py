@@ -24,7 +24,7 @@ import pytest
 from qembed.embed import choose, cluster, connection, windows
 from qembed.embed.connection import Share
 from qembed.errors import QembedError
-from qembed.serve import ports
+from qembed.vllm import ports
 
 from .conftest import Embed, rejects, started
 from .standin import computing

@@ -174,7 +174,7 @@ def test_a_vector_that_is_not_finite_is_a_rejected_row(embed: Embed, tmp_path: P
 
 
 def test_texts_are_cleaned_prompted_and_cut_as_the_server_does_it(embed: Embed, tmp_path: Path) -> None:
-    from qembed.checkpoint import instruct
+    from qembed.text.prompts import instruct
 
     (tmp_path / "in.txt").write_text("Cafe\u0301\u200b\n" + "word " * 100 + "\n", "utf-8")
     out = tmp_path / "out.npy"

@@ -76,7 +76,7 @@ def int4(fp16: Path) -> Path:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from qembed.packing import pack
+    from qembed.checkpoint.awq_layout import pack
 
     folder = fp16.parent / "tiny-AWQ-INT4"
     shutil.copytree(fp16, folder)

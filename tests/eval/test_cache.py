@@ -16,8 +16,9 @@ from rich.console import Console
 
 from qembed.cli import group
 from qembed.errors import BadInput, QembedError
-from qembed.eval import arrays, cache, embedding, sources
+from qembed.eval import arrays, embedding
 from qembed.eval.embedding import Embedder
+from qembed.vectors import cache, sources
 from tests.eval.conftest import FakeServer
 
 Start = Callable[[], FakeServer]
@@ -121,7 +122,7 @@ def test_a_damaged_cache_and_a_place_without_one_are_named(tmp_path: Path) -> No
 
 
 def test_a_checkpoint_that_changed_is_another_one(int4: Path, tmp_path: Path) -> None:
-    from qembed.checkpoint import find
+    from qembed.checkpoint.find import find
 
     copy = tmp_path / "copy"
     shutil.copytree(int4, copy)

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from qembed.cli import group
 from qembed.errors import QembedError
-from qembed.eval import compare, sources, texts
+from qembed.eval import evaluation, texts
+from qembed.vectors import sources
 
 DATA = [
     {"id": "a", "text": "Where do swifts sleep?", "kind": "query", "language": "en"},
@@ -72,8 +73,9 @@ def test_json_is_all_there_is_on_standard_output(int4: Path, data: Path) -> None
 
 
 def test_the_numbers_are_those_of_the_reference(int4: Path, fp16: Path, data: Path) -> None:
-    from qembed.checkpoint import DEFAULT_INSTRUCTION, find, instruct
-    from qembed.eval import reference
+    from qembed.checkpoint.find import find
+    from qembed.text.prompts import DEFAULT_INSTRUCTION, instruct
+    from qembed.vectors import reference
 
     query = instruct(DEFAULT_INSTRUCTION) + DATA[0]["text"]
     inputs = [(query)[:95], *(line["text"][:95] for line in DATA[1:])]
@@ -166,7 +168,7 @@ def test_ctrl_c_is_130_and_says_what_is_kept(int4: Path, data: Path, monkeypatch
     def interrupted(*_: object, **__: object) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "compare", interrupted)
+    monkeypatch.setattr(evaluation, "compare", interrupted)
     result = evaluated(int4, data)
     assert result.exit_code == 130
     assert one_line(result) == "qembed: interrupted; vectors that were computed are kept: the same command goes on from there"
@@ -298,7 +300,7 @@ def test_what_nobody_expected_is_not_taken_for_a_missed_threshold(
     def broken(*_: object, **__: object) -> Any:
         raise ZeroDivisionError("by hand")
 
-    monkeypatch.setattr(compare, "compare", broken)
+    monkeypatch.setattr(evaluation, "compare", broken)
     result = evaluated(int4, data)
     assert result.exit_code == 2
     assert one_line(result).startswith("qembed: unexpected: ZeroDivisionError: by hand")
@@ -330,7 +332,9 @@ def test_an_interrupt_closes_what_was_opened(data: Path) -> None:
 
     side = sources.Side(None, lambda _: Opened())
     with pytest.raises(KeyboardInterrupt):
-        compare.compare(side, side, compare.Reader({}, None), texts.read(data), compare.Settings("fp16"), Console(quiet=True))
+        evaluation.compare(
+            side, side, evaluation.Reader({}, None), texts.read(data), evaluation.Settings("fp16"), Console(quiet=True)
+        )
     assert closed == [True]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qembed.eval import arrays, bootstrap, fidelity, neighbours, result
-from qembed.eval.texts import Text
+from qembed import bootstrap
+from qembed.eval import arrays, fidelity, neighbours, result
+from qembed.text.texts import Text
 
 
 def test_no_copy_of_all_vectors_is_ever_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from scipy import stats
 
+from qembed import bootstrap
 from qembed.cli import group
-from qembed.eval import bootstrap
 from qembed.eval.tasks import mteb_rows
 from tests.eval.conftest import FakeServer
 

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from qembed import card as cards
+from qembed.checkpoint import model_card as cards
 from qembed.cli import group
 from qembed.errors import BadInput
 from qembed.eval import gate, result
 from qembed.eval.gate import Thresholds
-from qembed.eval.report import card, files, html, markdown, svg
+from qembed.eval.report import card, files, html, markdown
 from qembed.eval.tasks import Metric, Outcome, Task, speed
 from qembed.eval.tasks.speed import Shape
-from qembed.eval.texts import Text
+from qembed.report import plots
+from qembed.text.texts import Text
 
 HOSTILE = '<script>alert(1)</script> | `x` **b** [a](http://elsewhere.example) "q" & \u202e'
 
@@ -174,15 +175,15 @@ def test_nothing_defined_still_makes_a_page() -> None:
 def test_one_cosine_for_all_still_makes_plots() -> None:
     found = result.results([Text("a", "a"), Text("b", "b")], np.ones((2, 4), np.float32), np.ones((2, 4), np.float32))
     assert found["histogram"]["counts"][-1] == 2
-    drawn = svg.histogram(found["histogram"]["edges"], found["histogram"]["counts"], {"mean": 1.0})
+    drawn = plots.histogram(found["histogram"]["edges"], found["histogram"]["counts"], {"mean": 1.0})
     assert "nan" not in drawn
-    assert "nan" not in svg.dimensions(found["by_dimension"])
+    assert "nan" not in plots.dimensions(found["by_dimension"])
 
 
 def test_ticks_are_round_numbers_within() -> None:
-    assert svg.ticks(0.93, 1.0) == pytest.approx([0.94, 0.96, 0.98, 1.0])
-    assert svg.ticks(-0.05, 0.05, 3) == pytest.approx([-0.05, 0, 0.05])
-    assert svg.ticks(0, 10) == pytest.approx([0, 2, 4, 6, 8, 10])
+    assert plots.ticks(0.93, 1.0) == pytest.approx([0.94, 0.96, 0.98, 1.0])
+    assert plots.ticks(-0.05, 0.05, 3) == pytest.approx([-0.05, 0, 0.05])
+    assert plots.ticks(0, 10) == pytest.approx([0, 2, 4, 6, 8, 10])
 
 
 def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

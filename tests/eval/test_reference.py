@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qembed.checkpoint import Checkpoint, find
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find
 from qembed.errors import BadInput
-from qembed.eval import reference, sources
+from qembed.vectors import reference, sources
 
 TEXTS = [
     "a",

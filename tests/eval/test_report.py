@@ -14,7 +14,7 @@ from rich.console import Console
 from qembed.eval import gate, result
 from qembed.eval.gate import Thresholds
 from qembed.eval.report import terminal
-from qembed.eval.texts import Text
+from qembed.text.texts import Text
 from tests.eval.test_page import full
 
 TEXTS = [

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from qembed.checkpoint import find
+from qembed import rerank
+from qembed.checkpoint.find import find
 from qembed.cli import group
 from qembed.errors import BadInput, QembedError
-from qembed.eval.tasks import rerank
 from tests.answering import answering
 from tests.eval.conftest import CONFIG, FakeServer
 from tests.eval.test_readers import beir_folder

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.cli import group
+from qembed.client import about
 from qembed.errors import BadInput
-from qembed.eval import remote
 from qembed.eval.tasks import speed
 from qembed.eval.tasks.speed import Shape
 from tests.eval.conftest import FakeServer
@@ -92,9 +92,9 @@ def test_batch_sizes_that_are_no_numbers(start_server: Callable[[], FakeServer],
 
 def test_memory_that_a_qembed_serve_tells(start_server: Callable[[], FakeServer]) -> None:
     server = start_server()
-    assert remote.memory(server.url) is None
+    assert about.memory(server.url) is None
     server.about = {"dtype": "float16"}
-    assert remote.memory(server.url + "/v1") == 1_234_500_000
+    assert about.memory(server.url + "/v1") == 1_234_500_000
 
 
 SAID = {"engine": "vllm", "version": "1", "device": "cpu", "dtype": "float32"}

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 
-from qembed.eval import bootstrap, neighbours, ranks
+from qembed import bootstrap
+from qembed.eval import neighbours, ranks
 
 RANDOM = np.random.default_rng(5)
 

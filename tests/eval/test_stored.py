@@ -14,8 +14,8 @@ from pyarrow import parquet
 
 from qembed.cli import group
 from qembed.errors import BadInput
-from qembed.eval import stored
-from qembed.eval.texts import Text
+from qembed.text.texts import Text
+from qembed.vectors import stored
 
 RANDOM = np.random.default_rng(3)
 VECTORS = RANDOM.normal(size=(5, 8)).astype(np.float32)
@@ -54,8 +54,8 @@ def test_two_arrays_need_no_texts_and_no_model(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_file_against_a_checkpoint(fp16: Path, tmp_path: Path) -> None:
-    from qembed.checkpoint import find
-    from qembed.eval import reference
+    from qembed.checkpoint.find import find
+    from qembed.vectors import reference
 
     data = tmp_path / "texts.txt"
     data.write_text("one\ntwo\nthree\n")

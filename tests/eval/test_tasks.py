@@ -15,7 +15,7 @@ from qembed.eval.tasks import Metric, Outcome, classification, retrieval, sts
 from qembed.eval.tasks.classification import Labelled
 from qembed.eval.tasks.retrieval import Collection
 from qembed.eval.tasks.sts import Pairs
-from qembed.eval.texts import Text
+from qembed.text.texts import Text
 
 RANDOM = np.random.default_rng(2)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
 from qembed.eval import texts
+from qembed.text.texts import Text
 
 
 def write(folder: Path, name: str, content: bytes) -> Path:
@@ -32,7 +33,7 @@ def test_plain_text_is_one_a_line(tmp_path: Path) -> None:
 def test_objects_bring_their_fields(tmp_path: Path) -> None:
     content = b'{"id": 7, "text": "a", "kind": "query", "language": "de", "instruction": "Find", "more": [1]}\n{"text": "b"}\n'
     data = texts.read(write(tmp_path, "mine.jsonl", content))
-    assert data.texts == [texts.Text("7", "a", "query", "de", "Find"), texts.Text("line 2", "b", "document", None, None)]
+    assert data.texts == [Text("7", "a", "query", "de", "Find"), Text("line 2", "b", "document", None, None)]
 
 
 @pytest.mark.parametrize(
@@ -74,11 +75,11 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 def test_queries_get_a_prompt_and_others_the_document_prompt() -> None:
     prompts = {"query": "Q: ", "document": "D: "}
-    assert texts.Text("1", "cats", "query").prompted(prompts) == "Q: cats"
-    own = texts.Text("1", "cats", "query", instruction="Find pets")
+    assert Text("1", "cats", "query").prompted(prompts) == "Q: cats"
+    own = Text("1", "cats", "query", instruction="Find pets")
     assert own.prompted(prompts) == "Instruct: Find pets\nQuery:cats"
-    assert texts.Text("1", "cats", "document").prompted(prompts) == "D: cats"
-    assert texts.Text("1", "cats()", "code", instruction="ignored").prompted(prompts) == "D: cats()"
+    assert Text("1", "cats", "document").prompted(prompts) == "D: cats"
+    assert Text("1", "cats()", "code", instruction="ignored").prompted(prompts) == "D: cats()"
 
 
 def test_long_texts_are_cut_at_their_end_to_the_limit(fp16: Path) -> None:

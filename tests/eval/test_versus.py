@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qembed.cli import group
-from qembed.eval import versus
+from qembed.eval import difference
 from tests.eval.test_page import full
 
 
@@ -30,8 +30,8 @@ def named(found: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_noise_by_hand() -> None:
-    assert versus.noise((0.90, 0.96), (0.91, 0.99)) == pytest.approx((0.03**2 + 0.04**2) ** 0.5)
-    assert versus.noise((0.9, 1.0), None) is None
+    assert difference.noise((0.90, 0.96), (0.91, 0.99)) == pytest.approx((0.03**2 + 0.04**2) ** 0.5)
+    assert difference.noise((0.9, 1.0), None) is None
 
 
 def test_differences_are_told_apart(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from qembed.checkpoint import Checkpoint, find
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find
 from qembed.cli import group
 
 SIZES: dict[str, Any] = {

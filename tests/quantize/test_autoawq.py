@@ -15,9 +15,10 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from qembed.checkpoint import Checkpoint, find
+from qembed.checkpoint.awq_layout import pack
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find
 from qembed.cli import group
-from qembed.packing import pack
 from qembed.quantize import autoawq
 from qembed.quantize.blocks import Block
 from qembed.quantize.calibration import built_in
@@ -126,9 +127,9 @@ def test_the_folder_is_that_of_our_own_engine(make_checkpoint: MakeCheckpoint, t
     assert theirs.shapes() == ours.shapes()
     assert theirs.config == ours.config
     assert {path.name for path in theirs.folder.iterdir()} == {path.name for path in ours.folder.iterdir()}
-    assert theirs.card["engine"] == {"name": "autoawq", "version": "0.2.9"}
-    assert "rounding" not in theirs.card["settings"]
-    assert theirs.card["calibration"] == ours.card["calibration"]
+    assert theirs.manifest["engine"] == {"name": "autoawq", "version": "0.2.9"}
+    assert "rounding" not in theirs.manifest["settings"]
+    assert theirs.manifest["calibration"] == ours.manifest["calibration"]
     assert "AutoAWQ library, version 0.2.9" in (theirs.folder / "README.md").read_text()
     assert json.loads(result.stdout)["fidelity"]["mean_cosine"] > 0.9
     assert any(not torch.equal(theirs.tensor(name), ours.tensor(name)) for name in ours.files if name.endswith("qweight"))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qembed.checkpoint import Checkpoint, find, source_of
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find, source_of
 from qembed.quantize import parts, stream, writer
 from qembed.quantize.card import OF_AWQ
 
@@ -46,10 +47,10 @@ def test_the_folder_is_whole_and_says_what_it_is(make_checkpoint: MakeCheckpoint
         "config.json", "model.safetensors", "tokenizer.json", "modules.json", "1_Pooling", "README.md", "qembed.json",
     }  # fmt: skip
     assert find(source_of(made)).folder == source.folder
-    for name, digest in made.card["files"].items():
+    for name, digest in made.manifest["files"].items():
         assert contents(target)[name] == digest
-    assert made.card["source"]["sha256"]["model.safetensors"] == contents(source.folder)["model.safetensors"]
-    assert made.card["calibration"]["tokens"] > 1000
+    assert made.manifest["source"]["sha256"]["model.safetensors"] == contents(source.folder)["model.safetensors"]
+    assert made.manifest["calibration"]["tokens"] > 1000
     fidelity = json.loads(result.stdout)["fidelity"]
     card = (target / "README.md").read_text()
     assert f"{fidelity['mean_cosine']:.4f}" in card

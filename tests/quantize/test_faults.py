@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qembed.checkpoint import INDEX, Checkpoint
+from qembed.checkpoint.description import INDEX, Checkpoint
 from qembed.quantize import checks, parts
 
 from .conftest import MakeCheckpoint, assert_refused, quantize

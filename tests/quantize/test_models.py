@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qembed.checkpoint import Checkpoint, find
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find
 from qembed.quantize import checks, stream
 from qembed.quantize.batches import with_prefixes
 from qembed.quantize.blocks import Block, window_mask
 from qembed.quantize.calibration import prepare
+from qembed.quantize.calibration_texts import built_in
 from qembed.quantize.hidden import Stream
-from qembed.quantize.texts import built_in
 
 from .conftest import MakeCheckpoint, assert_refused, quantize
 

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from qembed.checkpoint import find
+from qembed.checkpoint.find import find
 from qembed.quantize import stream
 from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.quantize import stream
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.checks import shape_of

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.awq_layout import dequantize, unpack
+from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
-from qembed.packing import dequantize, unpack
 from qembed.quantize import awq, layer, stream, table
 from qembed.quantize.batches import plain, with_prefixes
 from qembed.quantize.blocks import INPUTS, LINEARS, Block

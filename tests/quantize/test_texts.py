@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qembed.errors import BadInput, MissingExtra
-from qembed.quantize import texts
+from qembed.quantize import calibration_texts
 from qembed.quantize.calibration import prepare
 
 from .conftest import MakeCheckpoint, assert_refused, quantize
@@ -54,7 +54,7 @@ def test_each_format_gives_texts_kinds_and_instructions(
     tmp_path: Path, name: str, write: Callable[[Path, list[dict[str, Any]]], None]
 ) -> None:
     write(tmp_path / name, ROWS)
-    found = texts.read(str(tmp_path / name), 1000, 0)
+    found = calibration_texts.read(str(tmp_path / name), 1000, 0)
     assert [text.text for text in found.texts] == [row["text"] for row in ROWS]
     assert [text.kind for text in found.texts] == [row["kind"] for row in ROWS]
     prompts = {"query": "Q: ", "document": ""}
@@ -62,28 +62,28 @@ def test_each_format_gives_texts_kinds_and_instructions(
     assert found.texts[1].prompted(prompts) == "text 1"
     assert found.texts[3].prompted(prompts) == "Q: text 3"
     assert found.source == name
-    assert texts.read(f"{tmp_path / name}:body", 1000, 0).texts[5].text == "body 5"
+    assert calibration_texts.read(f"{tmp_path / name}:body", 1000, 0).texts[5].text == "body 5"
 
 
 def test_plain_text_is_one_text_a_line(tmp_path: Path) -> None:
     write_txt(tmp_path / "a.txt", ROWS)
-    found = texts.read(str(tmp_path / "a.txt"), 1000, 0)
+    found = calibration_texts.read(str(tmp_path / "a.txt"), 1000, 0)
     assert [text.text for text in found.texts] == [row["text"] for row in ROWS]
     with pytest.raises(BadInput, match="no columns"):
-        texts.read(f"{tmp_path / 'a.txt'}:body", 1000, 0)
+        calibration_texts.read(f"{tmp_path / 'a.txt'}:body", 1000, 0)
 
 
 def test_a_text_with_newlines_in_csv_is_one_text(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", [{"text": f"one\ntwo {number}", "kind": "code"} for number in range(64)])
-    assert texts.read(str(tmp_path / "a.csv"), 64, 0).texts[3].text == "one\ntwo 3"
+    assert calibration_texts.read(str(tmp_path / "a.csv"), 64, 0).texts[3].text == "one\ntwo 3"
 
 
 def test_sampling_is_by_seed_in_the_order_of_the_file_and_fair(tmp_path: Path) -> None:
     write_txt(tmp_path / "a.txt", ROWS)
     path = str(tmp_path / "a.txt")
     order = {row["text"]: number for number, row in enumerate(ROWS)}
-    drawn = [[order[text.text] for text in texts.read(path, 64, seed).texts] for seed in range(200)]
-    assert drawn[0] == [order[text.text] for text in texts.read(path, 64, 0).texts]
+    drawn = [[order[text.text] for text in calibration_texts.read(path, 64, seed).texts] for seed in range(200)]
+    assert drawn[0] == [order[text.text] for text in calibration_texts.read(path, 64, 0).texts]
     assert drawn[0] != drawn[1]
     assert all(numbers == sorted(set(numbers)) and len(numbers) == 64 for numbers in drawn)
     times = [sum(number in numbers for numbers in drawn) for number in range(200)]
@@ -94,7 +94,7 @@ def test_a_file_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     alive = most = 0
 
-    class Counted(texts.Text):
+    class Counted(calibration_texts.Text):
         def __post_init__(self) -> None:
             nonlocal alive, most
             alive += 1
@@ -104,15 +104,15 @@ def test_a_file_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             nonlocal alive
             alive -= 1
 
-    monkeypatch.setattr(texts, "Text", Counted)
-    assert len(texts.read(str(tmp_path / "a.jsonl"), 64, 0).texts) == 64
+    monkeypatch.setattr(calibration_texts, "Text", Counted)
+    assert len(calibration_texts.read(str(tmp_path / "a.jsonl"), 64, 0).texts) == 64
     assert most < 70
 
 
 def test_a_colon_in_a_name(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a:body.jsonl", ROWS)
-    assert texts.read(str(tmp_path / "a:body.jsonl"), 64, 0).source == "a:body.jsonl"
-    assert texts.read(f"{tmp_path / 'a:body.jsonl'}:body", 200, 0).texts[0].text == "body 0"
+    assert calibration_texts.read(str(tmp_path / "a:body.jsonl"), 64, 0).source == "a:body.jsonl"
+    assert calibration_texts.read(f"{tmp_path / 'a:body.jsonl'}:body", 200, 0).texts[0].text == "body 0"
 
 
 LINES = [json.dumps(row) for row in ROWS]
@@ -146,7 +146,7 @@ LINES = [json.dumps(row) for row in ROWS]
 def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput) as error:
-        texts.read(str(tmp_path / name), 288, 0)
+        calibration_texts.read(str(tmp_path / name), 288, 0)
     assert reason in str(error.value)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
@@ -156,20 +156,20 @@ def test_parquet_that_is_none_or_lacks_the_column(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nonsense PAR1")
     with pytest.raises(BadInput, match="not Parquet"):
-        texts.read(str(tmp_path / "a.parquet"), 288, 0)
+        calibration_texts.read(str(tmp_path / "a.parquet"), 288, 0)
     write_parquet(tmp_path / "b.parquet", ROWS)
     with pytest.raises(BadInput, match=r"no column 'title'; choose one with .*: text, body, kind"):
-        texts.read(f"{tmp_path / 'b.parquet'}:title", 288, 0)
+        calibration_texts.read(f"{tmp_path / 'b.parquet'}:title", 288, 0)
     write_parquet(tmp_path / "c.parquet", [*ROWS, {"text": None}])
     with pytest.raises(BadInput, match="row 201: the text is empty"):
-        texts.read(str(tmp_path / "c.parquet"), 288, 0)
+        calibration_texts.read(str(tmp_path / "c.parquet"), 288, 0)
 
 
 def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"qembed\[parquet\]"):
-        texts.read(str(tmp_path / "a.parquet"), 288, 0)
+        calibration_texts.read(str(tmp_path / "a.parquet"), 288, 0)
 
 
 def test_texts_longer_than_the_cut_are_cut_and_counted_and_those_longer_than_the_context_refused(
@@ -178,13 +178,13 @@ def test_texts_longer_than_the_cut_are_cut_and_counted_and_those_longer_than_the
     checkpoint = make_checkpoint()
     rows = [*ROWS[:70], {"text": "x" * 100}]
     write_txt(tmp_path / "a.txt", rows)
-    made = prepare(texts.read(str(tmp_path / "a.txt"), 100, 0), checkpoint, max_tokens=50, check=32, seed=0)
+    made = prepare(calibration_texts.read(str(tmp_path / "a.txt"), 100, 0), checkpoint, max_tokens=50, check=32, seed=0)
     assert made.cut == 1
     assert len(made.rows[70]) == 50
     assert made.rows[70][-1] == made.rows[0][-1]
     write_txt(tmp_path / "a.txt", [*rows, {"text": "y" * 128}])
     with pytest.raises(BadInput, match=r"a\.txt, line 143: 129 tokens, the model's context is 128"):
-        prepare(texts.read(str(tmp_path / "a.txt"), 100, 0), checkpoint, max_tokens=50, check=32, seed=0)
+        prepare(calibration_texts.read(str(tmp_path / "a.txt"), 100, 0), checkpoint, max_tokens=50, check=32, seed=0)
 
 
 def test_quantizing_with_texts_of_ones_own(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -206,4 +206,4 @@ def test_quantizing_with_texts_of_ones_own(make_checkpoint: MakeCheckpoint, tmp_
 
 @pytest.mark.parametrize(("count", "apart"), [(64, 10), (99, 11), (288, 32), (5000, 32)])
 def test_one_text_in_nine_is_kept_apart(count: int, apart: int) -> None:
-    assert texts.kept_apart(count) == apart
+    assert calibration_texts.kept_apart(count) == apart

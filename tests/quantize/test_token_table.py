@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qembed import token_table
-from qembed.checkpoint import Checkpoint, find
-from qembed.packing import PACK
+from qembed.checkpoint import int8_table
+from qembed.checkpoint.awq_layout import PACK
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find
 from qembed.quantize import table
 from qembed.quantize.blocks import LINEARS, Shape
 from qembed.quantize.hidden import Stream
@@ -47,11 +48,11 @@ def test_the_table_is_stored_in_int8_and_its_error_is_told(make_checkpoint: Make
         TABLE: ([0], "F16"),
     }
     original = source.tensor(TABLE).double()
-    restored = token_table.dequantize(*(made.tensor(f"embed_tokens.{part}") for part in token_table.TENSORS))
+    restored = int8_table.dequantize(*(made.tensor(f"embed_tokens.{part}") for part in int8_table.TENSORS))
     error = ((restored - original).norm() / original.norm()).item()
     assert 0 < error < 0.008
     assert said["token_table"] == {"stored": "int8", "relative_error": pytest.approx(error, abs=1e-6)}
-    assert made.card["token_table"] == said["token_table"]
+    assert made.manifest["token_table"] == said["token_table"]
     assert said["bytes"]["token_table"] == {"before": 257 * 128 * 2, "after": 257 * 128 + 257 * 4 + 128 * 4}
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"relative error {error:.2%}" in card
@@ -109,8 +110,8 @@ def test_the_table_is_never_read_as_a_whole(
         return torch.ones(kept[0].shape[1])
 
     monkeypatch.setattr(Checkpoint, "tensor", tensor)
-    monkeypatch.setattr(token_table, "BLOCK_ROWS", 100)
-    monkeypatch.setattr(token_table, "column_scales", column_scales)
+    monkeypatch.setattr(int8_table, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(int8_table, "column_scales", column_scales)
     int8(source, tmp_path / "out")
     assert heights == [100, 100, 57]
 
@@ -129,7 +130,7 @@ def test_a_float16_table_and_a_head_are_not_read_as_a_whole_either(
 
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoint, "tensor", tensor)
-        patched.setattr(token_table, "BLOCK_ROWS", 100)
+        patched.setattr(int8_table, "BLOCK_ROWS", 100)
         assert quantize("--model", source.folder, "--output", tmp_path / "out", *QUICK).exit_code == 0
     made = find(str(tmp_path / "out"))
     for name in (f"model.{TABLE}", "lm_head.weight"):
@@ -144,7 +145,7 @@ def test_calibration_sees_the_int8_table_and_the_original_does_not(
     monkeypatch.setattr(Stream, "start", lambda rows, found: (seen.append(rows), start(rows, found))[1])
     int8(source, tmp_path / "out")
     made = find(str(tmp_path / "out"))
-    restored = token_table.dequantize(*(made.tensor(f"embed_tokens.{part}") for part in token_table.TENSORS))
+    restored = int8_table.dequantize(*(made.tensor(f"embed_tokens.{part}") for part in int8_table.TENSORS))
     quantized, original, check, check_original = seen
     assert quantized.ids.tolist() == sorted(set(quantized.ids.tolist()))
     assert 0 in quantized.ids

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qembed.checkpoint import DEFAULT_INSTRUCTION, instruct
+from qembed.text.prompts import DEFAULT_INSTRUCTION, instruct
 from tests.eval.conftest import FakeServer
 from tests.search.conftest import qembed, said
 

@@ -268,8 +268,8 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path
 
 
 def test_an_index_that_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qembed.serve import machine
-    from qembed.serve.devices import Target
+    from qembed.vllm import machine
+    from qembed.vllm.devices import Target
 
     source = write(tmp_path / "v.parquet", clustered(20))
     monkeypatch.setattr(machine, "host", lambda: Target("cpu", "CPU", 10**9, 10**8))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from qembed.checkpoint import DEFAULT_INSTRUCTION, find, instruct
+from qembed import rerank
+from qembed.checkpoint.find import find
 from qembed.cli import group
-from qembed.eval import reference
-from qembed.eval.tasks import rerank
+from qembed.text.prompts import DEFAULT_INSTRUCTION, instruct
+from qembed.vectors import reference
 from tests.eval.conftest import FakeServer
 from tests.eval.test_rerank import FakeVllm, by_hand
 from tests.search.conftest import ABOUT, qembed, refused, said, write

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qembed.checkpoint import Checkpoint, find
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -57,5 +58,5 @@ def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fake"), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.syspath_prepend(str(tmp_path / "fake"))
-    monkeypatch.setattr("qembed.serve.machine.device", lambda: "cpu")
+    monkeypatch.setattr("qembed.vllm.machine.device", lambda: "cpu")
     return package / "api_server.py"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.cli import group
 from qembed.serve.cli import _warnings
-from qembed.serve.settings import Settings
+from qembed.vllm.settings import Settings
 
 
 def serve(*arguments: object) -> Result:

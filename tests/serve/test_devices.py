@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qembed.errors import BadInput
-from qembed.serve import devices
+from qembed.vllm import devices
 
 
 @pytest.mark.parametrize(

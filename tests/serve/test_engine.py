@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput, QembedError
-from qembed.serve import engine, machine
-from qembed.serve.devices import Target
-from qembed.serve.settings import Settings
+from qembed.vllm import machine, supervisor
+from qembed.vllm.devices import Target
+from qembed.vllm.settings import Settings
 
 SERVER = """
 import sys
@@ -36,7 +36,7 @@ def answer(number: str, length: int) -> str:
 
 def fail(settings: Settings) -> str:
     """The message that starting ends with."""
-    with pytest.raises(QembedError) as caught, engine.running(settings):
+    with pytest.raises(QembedError) as caught, supervisor.running(settings):
         pass
     return str(caught.value)
 
@@ -53,14 +53,14 @@ def test_a_taken_port_is_told_before_anything_is_started(checkpoint: Checkpoint,
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(QembedError, match=f"port {port} of 127.0.0.1 is taken; choose another with --port"):
-            engine.running(Settings(checkpoint, port=port)).__enter__()
+            supervisor.running(Settings(checkpoint, port=port)).__enter__()
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_host_that_is_not_ours_is_told(checkpoint: Checkpoint, fake_vllm: Path) -> None:
     fake_vllm.touch()
     with pytest.raises(BadInput, match=r"192\.0\.2\.1"):
-        engine.running(Settings(checkpoint, host="192.0.2.1")).__enter__()
+        supervisor.running(Settings(checkpoint, host="192.0.2.1")).__enter__()
 
 
 def test_vllm_that_dies_is_told_in_one_line_with_cause_and_log(checkpoint: Checkpoint, fake_vllm: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_server_is_ready_only_after_it_gave_a_vector(checkpoint: Checkpoint, f
 def test_children_that_ignore_sigterm_are_ended_too(
     checkpoint: Checkpoint, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(engine, "STARTING_GRACE", 0.5)
+    monkeypatch.setattr(supervisor, "STARTING_GRACE", 0.5)
     session = tmp_path / "session"
     fake_vllm.write_text(
         "import os, signal, time\n"
@@ -118,7 +118,7 @@ def test_children_that_ignore_sigterm_are_ended_too(
             living.extend(machine.processes(int(session.read_text())))
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), engine.running(Settings(checkpoint, port=0), interrupt):
+    with pytest.raises(KeyboardInterrupt), supervisor.running(Settings(checkpoint, port=0), interrupt):
         pass
     assert len(living) == 2
     assert machine.processes(int(session.read_text())) == []
@@ -140,7 +140,7 @@ def ends(counter: Path, times: int) -> str:
 
 @pytest.fixture
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "BACK_OFF", (0.0,))
+    monkeypatch.setattr(supervisor, "BACK_OFF", (0.0,))
 
 
 @pytest.mark.usefixtures("_no_pause")
@@ -155,7 +155,7 @@ def test_a_server_that_ends_is_started_again_on_the_same_port(checkpoint: Checkp
         if what == "vLLM answers again":
             raise KeyboardInterrupt
 
-    with engine.running(Settings(checkpoint, port=0, max_restarts=2)) as server:
+    with supervisor.running(Settings(checkpoint, port=0, max_restarts=2)) as server:
         url = server.url
         with pytest.raises(KeyboardInterrupt):
             server.watch(warn=warn)
@@ -170,7 +170,10 @@ def test_a_server_that_ends_too_often_is_an_error(checkpoint: Checkpoint, fake_v
     counter = tmp_path / "starts"
     counter.touch()
     fake_vllm.write_text(ends(counter, 99))
-    with engine.running(Settings(checkpoint, port=0, max_restarts=1)) as server, pytest.raises(QembedError, match="vLLM ended"):
+    with (
+        supervisor.running(Settings(checkpoint, port=0, max_restarts=1)) as server,
+        pytest.raises(QembedError, match="vLLM ended"),
+    ):
         server.watch()
     assert counter.stat().st_size == 2
 
@@ -182,7 +185,10 @@ def test_a_start_that_fails_counts_as_an_end(checkpoint: Checkpoint, fake_vllm: 
     fake_vllm.write_text(
         f"import os\nif os.path.getsize({str(counter)!r}): raise ValueError('disk gone')\n" + ends(counter, 1).lstrip()
     )
-    with engine.running(Settings(checkpoint, port=0, max_restarts=2)) as server, pytest.raises(QembedError, match="disk gone"):
+    with (
+        supervisor.running(Settings(checkpoint, port=0, max_restarts=2)) as server,
+        pytest.raises(QembedError, match="disk gone"),
+    ):
         server.watch()
 
 
@@ -212,10 +218,10 @@ HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).
 def test_a_server_that_hangs_is_started_again(
     checkpoint: Checkpoint, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, first: str, waiting: str, told: str
 ) -> None:
-    monkeypatch.setattr(engine, "LOOK_EVERY", 0.3)
+    monkeypatch.setattr(supervisor, "LOOK_EVERY", 0.3)
     fake_vllm.write_text(HANGS.replace("FIRST", first or "pass").replace("WAITING", waiting))
     said: list[str] = []
-    with engine.running(Settings(checkpoint, port=0, max_restarts=1, hang_timeout=1)) as server:
+    with supervisor.running(Settings(checkpoint, port=0, max_restarts=1, hang_timeout=1)) as server:
         before = server.process.pid
         with pytest.raises(QembedError, match=told):
             server.watch(warn=said.append)
@@ -229,9 +235,9 @@ def test_a_server_that_hangs_is_started_again(
 def test_a_server_that_nobody_waits_for_is_let_be(
     checkpoint: Checkpoint, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(supervisor, "LOOK_EVERY", 0.1)
     fake_vllm.write_text(HANGS.replace("FIRST", "pass").replace("WAITING", "0"))
-    with engine.running(Settings(checkpoint, port=0, max_restarts=0, hang_timeout=0.5)) as server:
+    with supervisor.running(Settings(checkpoint, port=0, max_restarts=0, hang_timeout=0.5)) as server:
         ended = threading.Timer(3, server.process.kill)
         ended.start()
         with pytest.raises(QembedError, match="vLLM ended: it was killed"):
@@ -239,8 +245,8 @@ def test_a_server_that_nobody_waits_for_is_let_be(
 
 
 def test_pauses_between_restarts_grow() -> None:
-    assert list(engine.BACK_OFF) == sorted(engine.BACK_OFF)
-    assert engine.BACK_OFF[0] < engine.BACK_OFF[-1]
+    assert list(supervisor.BACK_OFF) == sorted(supervisor.BACK_OFF)
+    assert supervisor.BACK_OFF[0] < supervisor.BACK_OFF[-1]
 
 
 def test_a_plugin_that_is_needed_and_left_out_is_told(
@@ -249,9 +255,9 @@ def test_a_plugin_that_is_needed_and_left_out_is_told(
     fake_vllm.touch()
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     with pytest.raises(BadInput, match="VLLM_PLUGINS=other leaves qembed's plugin out"):
-        engine.check_vllm(Settings(int8_table))
+        supervisor.check_vllm(Settings(int8_table))
     monkeypatch.setenv("VLLM_PLUGINS", "other,qembed")
-    engine.check_vllm(Settings(int8_table))
+    supervisor.check_vllm(Settings(int8_table))
 
 
 def test_too_little_memory_is_told_before_anything_is_started(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qembed.errors import BadInput
-from qembed.serve.engine_args import option, parse
+from qembed.vllm.engine_options import option, parse
 
 
 def test_settings_by_vllms_names() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qembed.errors import BadInput
-from qembed.serve.fit import Sizes, fit
-from qembed.serve.plan import Plan
+from qembed.vllm.fit import Sizes, fit
+from qembed.vllm.plan import Plan
 
 WEIGHTS = 1000
 

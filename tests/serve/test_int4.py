@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from qembed import packing
+from qembed.checkpoint import awq_layout
 from qembed.serve.vllm_plugin import int4, native
 
 ROWS = (1, 2, 31, 32, 33, 127, 128, 129, 513, 2048)
@@ -252,8 +252,8 @@ def test_the_kernel_takes_weights_as_vllm_hands_them_over(
     module: Any = torch.nn.Module()
     scales, zeros = layer.scales.T.float(), words(layer.zeros).T
     if layout == "awq":
-        module.weight, module.scale = parameter(packing.pack(layer.values), 0, 1, 1), parameter(scales.T, 0, 1)
-        zeros = packing.pack(layer.zeros)
+        module.weight, module.scale = parameter(awq_layout.pack(layer.values), 0, 1, 1), parameter(scales.T, 0, 1)
+        zeros = awq_layout.pack(layer.zeros)
     elif layout == "gptq":
         module.weight, module.scale = parameter(words(layer.values.T).T, 0, 1, 0), parameter(scales.T, 0, 1)
     else:

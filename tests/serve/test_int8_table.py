@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qembed import token_table
+from qembed.checkpoint import int8_table
 
 pytestmark = pytest.mark.vllm
 VOCABULARY, WIDTH = 300, 64
@@ -24,8 +24,8 @@ def table() -> torch.Tensor:
 
 @pytest.fixture
 def parts(table: torch.Tensor) -> Parts:
-    columns = token_table.column_scales([table])
-    return *token_table.quantize(table, columns), columns
+    columns = int8_table.column_scales([table])
+    return *int8_table.quantize(table, columns), columns
 
 
 def layer(kind: str = "VocabParallelEmbedding", dtype: torch.dtype = torch.float32, rank: int = 0, ranks: int = 1) -> Any:
@@ -50,7 +50,7 @@ def load(built: Any, **tensors: torch.Tensor) -> Any:
 
 
 def named(parts: Parts) -> dict[str, torch.Tensor]:
-    return dict(zip(token_table.TENSORS, parts, strict=True))
+    return dict(zip(int8_table.TENSORS, parts, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -59,7 +59,7 @@ def test_ids_give_the_dequantized_rows_in_the_dtype_of_the_model(parts: Parts, d
     ids = torch.tensor([[0, 299, 7], [7, 64, 128]])
     found = loaded.forward(ids)
     assert found.dtype == dtype
-    assert torch.equal(found, token_table.dequantize(*parts)[ids].to(dtype))
+    assert torch.equal(found, int8_table.dequantize(*parts)[ids].to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -69,8 +69,8 @@ def test_a_table_made_while_loading_is_the_one_that_quantize_stores(
     from qembed.serve.vllm_plugin import int8_table
 
     table = table.to(dtype)
-    columns = token_table.column_scales(table.split(32))
-    expected = *token_table.quantize(table, columns), columns
+    columns = int8_table.column_scales(table.split(32))
+    expected = *int8_table.quantize(table, columns), columns
     monkeypatch.setattr(int8_table, "BLOCK_ROWS", 32)
     made = load(layer(), weight=table)
     for name, tensor in named(expected).items():
@@ -96,7 +96,7 @@ def test_each_rank_holds_its_own_rows(table: torch.Tensor, parts: Parts, ranks: 
         start, end = rank * height, min((rank + 1) * height, VOCABULARY)
         own = torch.arange(end - start)
         assert part.qweight.shape == (height, WIDTH)
-        expected = token_table.dequantize(*parts)[start:end]
+        expected = int8_table.dequantize(*parts)[start:end]
         torch.testing.assert_close(part.quant_method.embedding(part, own), expected, rtol=1e-6, atol=0)
         padding = torch.arange(end - start, height)
         assert part.quant_method.embedding(part, padding).eq(0).all()
@@ -125,7 +125,7 @@ def test_a_tied_head_shares_the_table_and_one_of_its_own_keeps_its_weights(table
     assert tied.qweight is loaded.qweight
     assert not hasattr(tied, "weight")
     tied.quant_method.process_weights_after_loading(tied)
-    expected = hidden @ token_table.dequantize(*parts).T
+    expected = hidden @ int8_table.dequantize(*parts).T
     torch.testing.assert_close(tied.quant_method.apply(tied, hidden)[:, :VOCABULARY], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -135,7 +135,7 @@ def test_vllm_frees_the_tied_head_of_a_model_that_only_pools(parts: Parts) -> No
     loaded = load(layer(), **named(parts))
     missing: Any = StageMissingLayer("output", layer("ParallelLMHead").tie_weights(loaded).to("meta"))
     missing.quant_method.process_weights_after_loading(missing)
-    assert torch.equal(loaded.forward(torch.arange(9)), token_table.dequantize(*parts)[:9])
+    assert torch.equal(loaded.forward(torch.arange(9)), int8_table.dequantize(*parts)[:9])
 
 
 def test_all_else_is_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.cli import group
 from qembed.embed import engine
-from qembed.eval import sources
-from qembed.serve import kernels, machine
-from qembed.serve.devices import Target
-from qembed.serve.kernels import Choice, Cpu, choose, this_cpu
-from qembed.serve.settings import Settings
+from qembed.vectors import sources
+from qembed.vllm import kernels, machine
+from qembed.vllm.devices import Target
+from qembed.vllm.kernels import Choice, Cpu, choose, this_cpu
+from qembed.vllm.settings import Settings
 
 AVX2 = "avx2 fma f16c"
 AVX512 = f"{AVX2} avx512f avx512bw avx512_vnni"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qembed.serve import log
+from qembed.vllm import log
 
 FAILED = """\
 (EngineCore pid=7) ERROR 11-23 01:46:13 [core.py:1100] EngineCore failed to start.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qembed.errors import MissingExtra, QembedError
-from qembed.serve import machine
+from qembed.vllm import machine
 
 
 def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qembed.errors import BadInput
-from qembed.serve import plan
+from qembed.vllm import plan
 
 SMALL = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
 CONFIG = {**SMALL, "max_position_embeddings": 32768}

@@ -70,7 +70,7 @@ def test_registering_imports_nothing_but_its_own_few_lines() -> None:
         "qembed.serve",
         "qembed.serve.vllm_plugin",
         "qembed.serve.vllm_plugin.lazy",
-        "qembed.token_table",
+        "qembed.checkpoint.int8_table",
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qembed.serve import readings
+from qembed.client import metrics
 
 BEFORE = """\
 # HELP vllm:prompt_tokens_total Tokens.
@@ -36,7 +36,7 @@ qembed_broken{x="} y
 
 
 def test_a_reading_has_rates_between_two_looks() -> None:
-    reading = readings.read(readings.parse(NOW), readings.parse(BEFORE), 2.0)
+    reading = metrics.read(metrics.parse(NOW), metrics.parse(BEFORE), 2.0)
     assert (reading.tokens_per_second, reading.texts_per_second) == (600, 10)
     assert (reading.running, reading.waiting, reading.cache_used) == (3, 4, 0.25)
     assert (reading.memory_bytes, reading.planned_bytes) == (2 * 10**9, 19 * 10**8)
@@ -46,24 +46,24 @@ def test_a_reading_has_rates_between_two_looks() -> None:
 
 
 def test_the_first_look_has_no_rates_and_the_latency_of_all_so_far() -> None:
-    reading = readings.read(readings.parse(BEFORE), None, 0)
+    reading = metrics.read(metrics.parse(BEFORE), None, 0)
     assert reading.tokens_per_second is None
     assert reading.latency["p50"] == pytest.approx(0.05)
 
 
 def test_a_server_that_was_started_again_counts_from_nothing() -> None:
-    reading = readings.read(readings.parse(BEFORE), readings.parse(NOW), 2.0)
+    reading = metrics.read(metrics.parse(BEFORE), metrics.parse(NOW), 2.0)
     assert reading.tokens_per_second == 0
     assert reading.latency["p50"] == pytest.approx(0.05)
 
 
 def test_a_server_without_our_numbers_has_vllms() -> None:
     text = 'vllm:e2e_request_latency_seconds_bucket{le="0.5"} 4\nvllm:e2e_request_latency_seconds_bucket{le="+Inf"} 4\n'
-    reading = readings.read(readings.parse(text), None, 0)
+    reading = metrics.read(metrics.parse(text), None, 0)
     assert reading.latency["p50"] == 0.25
     assert reading.memory_bytes is None
 
 
 def test_nothing_measured_is_no_quantile() -> None:
-    assert readings.quantile({}, 0.5) is None
-    assert readings.quantile({1.0: 0, float("inf"): 0}, 0.5) is None
+    assert metrics.quantile({}, 0.5) is None
+    assert metrics.quantile({1.0: 0, float("inf"): 0}, 0.5) is None

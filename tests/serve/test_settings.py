@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
-from qembed.serve import kernels
-from qembed.serve.arguments import arguments, environment, rules
-from qembed.serve.devices import PRESETS, Target
-from qembed.serve.kernels import Cpu
-from qembed.serve.settings import Launch, Settings, check_fits, resolve
+from qembed.vllm import kernels
+from qembed.vllm.arguments import arguments, environment, rules
+from qembed.vllm.devices import PRESETS, Target
+from qembed.vllm.kernels import Cpu
+from qembed.vllm.settings import Launch, Settings, check_fits, resolve
 
 CPU, L4, T4 = Target("cpu", "CPU"), PRESETS["L4"], PRESETS["T4"]
 WITH_BFLOAT16 = Cpu(frozenset({"avx512f", "avx512_bf16"}))

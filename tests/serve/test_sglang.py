@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from qembed.checkpoint import Checkpoint
+from qembed.checkpoint.description import Checkpoint
 from qembed.cli import group
 from qembed.errors import BadInput, MissingExtra
-from qembed.serve import sglang
-from qembed.serve.devices import PRESETS
-from qembed.serve.kernels import Cpu
-from qembed.serve.settings import Settings, resolve
+from qembed.vllm import sglang
+from qembed.vllm.devices import PRESETS
+from qembed.vllm.kernels import Cpu
+from qembed.vllm.settings import Settings, resolve
 
 
 def test_the_same_limits_in_sglangs_words(int4: Checkpoint) -> None:
@@ -52,6 +52,6 @@ def test_the_command_is_printed_ready_to_paste_and_nothing_is_started(int4: Chec
     done = CliRunner().invoke(group, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     words = shlex.split(done.output)
-    assert ("sglang.launch_server" if engine == "sglang" else "qembed.serve.vllm_main") in words
+    assert ("sglang.launch_server" if engine == "sglang" else "qembed.serve.server_process") in words
     assert str(int4.folder.resolve()) in words
     assert "a-secret-key" not in done.output

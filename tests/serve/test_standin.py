@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from qembed.serve import ports, standin
-from qembed.serve.standin import StandIn
+from qembed.vllm import ports, unavailable
+from qembed.vllm.unavailable import StandIn
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes, str | None]:
@@ -32,7 +32,7 @@ def test_every_request_gets_503_and_when_to_come_again() -> None:
 
 
 def test_a_silent_client_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standin, "PATIENCE", 60.0)  # longer than the client below waits
+    monkeypatch.setattr(unavailable, "PATIENCE", 60.0)  # longer than the client below waits
     with ports.listen("127.0.0.1", 0) as listener, StandIn(listener, None, 25):
         port = listener.getsockname()[1]
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]

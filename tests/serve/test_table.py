@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from qembed.serve import table
-from qembed.serve.plan import Plan
+from qembed.vllm import plan_table
+from qembed.vllm.plan import Plan
 
 MIB = 2**20
 PLAN = Plan(300 * MIB, 240 * MIB, 0, 500 * MIB, 1, activations=60 * MIB, graphs=100 * MIB, runtime=500 * MIB)
 
 
 def test_within_15_percent_nothing_is_said() -> None:
-    assert table.deviation(PLAN, {"total": int(PLAN.total * 1.149)}) is None
-    assert table.deviation(PLAN, {"total": int(PLAN.total * 0.851)}) is None
+    assert plan_table.deviation(PLAN, {"total": int(PLAN.total * 1.149)}) is None
+    assert plan_table.deviation(PLAN, {"total": int(PLAN.total * 0.851)}) is None
 
 
 def test_activations_come_with_the_first_full_batch() -> None:
     large = Plan(300 * MIB, 0, 0, 0, 1, activations=1000 * MIB, runtime=500 * MIB)
-    assert table.deviation(large, {"total": 800 * MIB}, idle=True) is None
-    assert table.deviation(large, {"total": 800 * MIB}) is not None
-    assert table.deviation(large, {"total": 600 * MIB}, idle=True) is not None
+    assert plan_table.deviation(large, {"total": 800 * MIB}, idle=True) is None
+    assert plan_table.deviation(large, {"total": 800 * MIB}) is not None
+    assert plan_table.deviation(large, {"total": 600 * MIB}, idle=True) is not None
 
 
 def test_the_line_that_is_off_is_named() -> None:
     more = PLAN.total + 400 * MIB
-    weights = table.deviation(PLAN, {"total": more, "weights": (540 + 380) * MIB, "graphs": 100 * MIB})
+    weights = plan_table.deviation(PLAN, {"total": more, "weights": (540 + 380) * MIB, "graphs": 100 * MIB})
     assert weights is not None
     assert weights.startswith(
         "memory is 2.1 GiB, 24% more than the planned 1.7 GiB; most of it in: weights (planned 540 MiB, meas"
     )
-    graphs = table.deviation(PLAN, {"total": more, "weights": 540 * MIB, "graphs": 500 * MIB})
+    graphs = plan_table.deviation(PLAN, {"total": more, "weights": 540 * MIB, "graphs": 500 * MIB})
     assert graphs is not None
     assert "most of it in: CUDA graphs (planned 100 MiB, measured about 500 MiB)" in graphs
 
 
 def test_what_no_line_explains_lies_in_the_processes() -> None:
-    told = table.deviation(PLAN, {"total": PLAN.total - 400 * MIB})
+    told = plan_table.deviation(PLAN, {"total": PLAN.total - 400 * MIB})
     assert told is not None
     assert "24% less" in told
     assert "most of it in: context, processes and libraries (planned 500 MiB, measured about 100 MiB)" in told

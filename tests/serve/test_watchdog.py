@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from qembed.serve import machine
-from qembed.serve.watchdog import BUSY_FACTOR, SIGNS, Look, Watchdog, look
+from qembed.vllm import machine
+from qembed.vllm.watchdog import BUSY_FACTOR, SIGNS, Look, Watchdog, look
 
 TIMEOUT = 100.0
 STEP = 10.0

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qembed.checkpoint import SAMPLE, find
+from qembed.checkpoint.find import SAMPLE, find
 
 if TYPE_CHECKING:
     import torch

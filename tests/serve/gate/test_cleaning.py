@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qembed.serve.gate.cleaning import clean, has_surrogate
+from qembed.text.cleaning import clean, has_surrogate
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from qembed.serve import gate as gates
-from qembed.serve.gate import Gate, keys, metrics
-from qembed.serve.gate.rules import Rules
+from qembed.serve.gate import Gate, metrics
+from qembed.vllm import api_keys
+from qembed.vllm.gate_rules import Rules
 
 RULES = Rules(folder="", max_model_len=100, dimensions=[4], max_batch=8, max_body=2000, max_queue=8)
 GOOD = [0.5, 0.5, 0.5, 0.5]
@@ -163,7 +164,7 @@ def test_while_it_is_being_stopped_errors_of_the_engine_are_503() -> None:
 
 
 def test_keys_open_all_but_health() -> None:
-    gate = Gate(Engine(), replace(RULES, keys=[keys.hashed("right-key")]))
+    gate = Gate(Engine(), replace(RULES, keys=[api_keys.hashed("right-key")]))
     right, wrong = ((*JSON, (b"authorization", b"Bearer " + key)) for key in (b"right-key", b"wrong-key"))
     assert asyncio.run(call(gate, b'{"input": "x"}', headers=right))[0] == 200
     for path, method in (("/v1/embeddings", "POST"), ("/metrics", "GET"), ("/nothing", "GET"), ("/openapi.json", "GET")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qembed.serve.gate.errors import Refused
-from qembed.serve.gate.load import Load
+from qembed.serve.gate.overload import Load
 
 
 class Clock:

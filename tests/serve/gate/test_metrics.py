@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qembed.serve import machine
-from qembed.serve.gate.load import Load
 from qembed.serve.gate.metrics import Metrics
-from qembed.serve.gate.rules import Rules
+from qembed.serve.gate.overload import Load
+from qembed.vllm import machine
+from qembed.vllm.gate_rules import Rules
 
 CPU = {"linear": 7, "total": 9}
 GPU = {**CPU, "graphs": 1}

@@ -10,7 +10,7 @@ import pytest
 
 from qembed.serve.gate.errors import Refused
 from qembed.serve.gate.request import Batch, read
-from qembed.serve.gate.rules import Rules, load
+from qembed.vllm.gate_rules import Rules, load
 
 QUERY = "Instruct: search\nQuery:"
 RULES = Rules(

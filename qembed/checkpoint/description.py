@@ -1,0 +1,152 @@
+"""A checkpoint on disk: its config, tensors, tokenizer, prompts and manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qembed.checkpoint import int8_table
+from qembed.checkpoint.files import open_tensors, read_json
+from qembed.errors import BadInput
+from qembed.text.prompts import DEFAULT_PROMPTS
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+MANIFEST = "qembed.json"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that holds a model as the hub publishes it, and the name that the user knows it by."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What config.json says."""
+        return read_json(self.folder / "config.json")
+
+    @property
+    def is_int4(self) -> bool:
+        """Whether the linear layers are AWQ INT4."""
+        quantization = self._quantization
+        return quantization.get("quant_method") in ("awq", int8_table.QUANT_METHOD) and quantization.get("bits") == 4
+
+    @property
+    def has_int8_table(self) -> bool:
+        """Whether the token table is stored in INT8, as `qembed.checkpoint.int8_table` says."""
+        return self._quantization.get("token_table") == int8_table.INT8
+
+    @property
+    def _quantization(self) -> dict[str, Any]:
+        found = self.config.get("quantization_config")
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What `qembed quantize` noted in qembed.json about source, settings and hashes; empty if it made no such file."""
+        path = self.folder / MANIFEST
+        return read_json(path) if path.exists() else {}
+
+    @cached_property
+    def prompts(self) -> dict[str, str]:
+        """Prompt texts by name ("query", "document"), as config_sentence_transformers.json has them."""
+        path = self.folder / "config_sentence_transformers.json"
+        stored = read_json(path).get("prompts") or {} if path.exists() else {}
+        if not isinstance(stored, dict) or not all(isinstance(prompt, str) for prompt in stored.values()):
+            raise BadInput(f"{path}: prompts are not texts by name")
+        return {**DEFAULT_PROMPTS, **stored}
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """The safetensors file of each tensor.
+
+        Raises:
+            BadInput: no safetensors file, a shard that is missing, or an index that names a file outside the folder.
+        """
+        index = self.folder / INDEX
+        single = self.folder / "model.safetensors"
+        if not index.exists():
+            if not single.exists():
+                raise BadInput(f"{self.folder}: no model.safetensors and no {INDEX}; only safetensors checkpoints are read")
+            with open_tensors(single, "np") as tensors:
+                return dict.fromkeys(tensors.keys(), single)
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise BadInput(f"{index}: its weight_map does not say which file holds which tensor")
+        for name in sorted(set(weight_map.values())):
+            if not name or Path(name).name != name or name == ".." or "\0" in name:
+                raise BadInput(f"{index}: names a file outside the folder: {name!r}")
+            if not (self.folder / name).is_file():
+                raise BadInput(f"{self.folder}: shard {name} is missing; {INDEX} names it")
+        return {tensor: self.folder / name for tensor, name in weight_map.items()}
+
+    @property
+    def prefix(self) -> str:
+        """What stands before `layers.0…` in tensor names: nothing in Qwen3-Embedding, `model.` in causal language models."""
+        return "model." if any(name.startswith("model.embed_tokens.") for name in self.files) else ""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor `name`, as stored.
+
+        Raises:
+            BadInput: there is no such tensor, or its file is damaged.
+        """
+        if name not in self.files:
+            raise BadInput(f"{self.folder}: tensor {name} is missing")
+        with open_tensors(self.files[name]) as tensors:
+            stored: torch.Tensor = tensors.get_tensor(name)
+        return stored
+
+    def row_blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
+        """The matrix `name` in blocks of at most `rows` rows, as stored; no more than a block of it is in memory.
+
+        Raises:
+            BadInput: there is no such tensor, or its file is damaged.
+        """
+        if name not in self.files:
+            raise BadInput(f"{self.folder}: tensor {name} is missing")
+        with open_tensors(self.files[name]) as tensors:
+            stored = tensors.get_slice(name)
+            for start in range(0, stored.get_shape()[0], rows):
+                yield stored[start : start + rows]
+
+    def shapes(self) -> dict[str, tuple[list[int], str]]:
+        """Shape and safetensors dtype name ("F16", "I32", …) of each tensor, read from the headers alone.
+
+        A tensor that is not in the file in which the index says it is has none.
+        """
+        found: dict[str, tuple[list[int], str]] = {}
+        for path in sorted(set(self.files.values())):
+            with open_tensors(path, "np") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                    if self.files.get(name) == path:
+                        view = tensors.get_slice(name)
+                        found[name] = (view.get_shape(), view.get_dtype())
+        return found
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which appends the model's own last token.
+
+        Raises:
+            BadInput: tokenizer.json is missing or damaged.
+        """
+        from tokenizers import Tokenizer
+
+        path = self.folder / "tokenizer.json"
+        if not path.exists():
+            raise BadInput(f"{self.folder}: tokenizer.json is missing")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise BadInput(f"{path}: not a tokenizer: {error}") from error
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer

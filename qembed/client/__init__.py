@@ -1,0 +1,1 @@
+"""Clients of a running server: embeddings, metrics, what it serves."""

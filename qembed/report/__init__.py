@@ -1,0 +1,1 @@
+"""Reports: plots as SVG, and files that are written whole."""

@@ -1,0 +1,42 @@
+"""The file of a report: checked before the work begins, and written whole at its end."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from qembed.errors import BadInput, QembedError
+from qembed.files import write_atomically
+
+KINDS = (".html", ".json", ".md")
+
+
+def check(path: Path) -> None:
+    """See that a report can be written to `path`, before anything takes long.
+
+    Raises:
+        BadInput: its name tells no kind of report, there is no such folder, or nothing can be written there.
+    """
+    if path.suffix.lower() not in KINDS:
+        raise BadInput(f"--report {path}: name it {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    if path.is_dir():
+        raise BadInput(f"--report {path}: a folder")
+    if not path.parent.is_dir():
+        raise BadInput(f"--report {path}: there is no folder {path.parent}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BadInput(f"--report {path}: {path.parent} cannot be written: {error.strerror or error}") from error
+
+
+def replace(path: Path, content: str) -> None:
+    """Put `content` where `path` is, whole or not at all.
+
+    Raises:
+        QembedError: it cannot be written.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise QembedError(f"{path}: cannot be written: {error.strerror or error}") from error

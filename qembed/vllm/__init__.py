@@ -1,0 +1,1 @@
+"""Running vLLM: the memory plan, settings and arguments, and the process under supervision."""

@@ -1,0 +1,88 @@
+"""SGLang in vLLM's place: the same checkpoint and limits in its words.
+
+The gate of `qembed.serve.gate` is part of vLLM's process: with SGLang texts are not cleaned, and prompts, batch limit, body
+limit and keys are not there.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from qembed.errors import BadInput, MissingExtra
+from qembed.vllm import engine_options, plan
+
+if TYPE_CHECKING:
+    from qembed.vllm.settings import Launch, Settings
+
+ABSENT = "texts are not cleaned, and --max-client-batch, --max-body, --truncate, --default-prompt have no effect"
+
+
+def check(settings: Settings) -> None:
+    """See that SGLang is installed and can serve this.
+
+    Raises:
+        BadInput: it cannot.
+        MissingExtra: it is not installed.
+    """
+    if find_spec("sglang") is None:
+        raise MissingExtra("SGLang is not installed; pip install sglang (in an environment without vLLM: their pins differ)")
+    check_settings(settings)
+
+
+def check_settings(settings: Settings) -> None:
+    """See that nothing is asked for that SGLang lacks.
+
+    Raises:
+        BadInput: something is.
+    """
+    if settings.checkpoint.has_int8_table or settings.makes_table:
+        raise BadInput(
+            "an INT8 token table needs qembed's vLLM plugin; quantize with --token-table float16, or serve with vLLM"
+        )
+    if settings.keys:
+        raise BadInput("SGLang takes keys on its command line alone, where `ps` shows them; serve with vLLM")
+
+
+def arguments(launch: Launch) -> list[str]:
+    """The arguments of `python -m sglang.launch_server`.
+
+    `--max-total-tokens` gives the cache in tokens, so that SGLang does not take what is left of the card.
+    """
+    settings, sizes = launch.settings, launch.sizes
+    whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
+    overrides = {"is_matryoshka": True, "matryoshka_dimensions": plan.dimensions(launch.hidden_size)}
+    chosen = [
+        *("--model-path", str(settings.checkpoint.folder.resolve())),
+        *("--served-model-name", settings.name),
+        *("--host", settings.host),
+        *("--port", str(launch.port)),
+        "--is-embedding",
+        *("--load-format", "safetensors"),
+        *("--dtype", launch.dtype),
+        *("--context-length", str(sizes.max_model_len)),
+        *("--max-running-requests", str(sizes.max_num_seqs)),
+        *("--chunked-prefill-size", "-1" if whole else str(sizes.max_num_batched_tokens)),
+        *("--max-prefill-tokens", str(sizes.max_num_batched_tokens)),
+        *("--max-total-tokens", str(launch.plan.kv_tokens)),
+        *("--max-queued-requests", str(settings.max_queue)),
+        *("--json-model-override-args", json.dumps(overrides)),
+        "--disable-radix-cache",
+        "--enable-metrics",
+    ]
+    if launch.device == "cpu":
+        chosen += ["--device", "cpu"]
+    if settings.kv_cache_dtype == "fp8":
+        chosen += ["--kv-cache-dtype", "fp8_e4m3"]
+    if settings.tensor_parallel_size > 1:
+        chosen += ["--tp-size", str(settings.tensor_parallel_size)]
+    if settings.data_parallel_size > 1:
+        chosen += ["--dp-size", str(settings.data_parallel_size)]
+    if settings.ssl_certfile and settings.ssl_keyfile:
+        chosen += ["--ssl-certfile", settings.ssl_certfile, "--ssl-keyfile", settings.ssl_keyfile]
+    if settings.log_requests:
+        chosen.append("--log-requests")
+    for name, value in settings.engine_args:
+        chosen += engine_options.option(name, value)
+    return chosen

@@ -1,0 +1,55 @@
+"""Ending vLLM, with every process that it has started: all are in the session whose leader it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+from qembed.vllm import machine
+
+KILL_GRACE = 5.0
+ANSWER_GRACE = 20.0
+
+
+def stop(process: subprocess.Popen[bytes], drained: bool, grace: float) -> None:
+    """End the session: by itself if it is `drained`, else SIGTERM to its leader; after `grace`, SIGKILL to what is left.
+
+    A second Ctrl-C skips the first part.
+    """
+    shared = machine.shared_memory(process.pid)
+    try:
+        if not drained:
+            process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + KILL_GRACE
+        while machine.processes(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for path in shared:
+            path.unlink(missing_ok=True)
+        if process.stdin:
+            process.stdin.close()
+
+
+def end_hung(process: subprocess.Popen[bytes], *, answers: bool) -> None:
+    """Kill a server that hangs; if its leader still `answers`, the others first: it then tells those who wait, and ends."""
+    shared = machine.shared_memory(process.pid)
+    others = [pid for pid in machine.processes(process.pid) if pid != process.pid]
+    for pid in others:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if answers and others:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ANSWER_GRACE)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    for path in shared:
+        path.unlink(missing_ok=True)

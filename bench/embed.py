@@ -32,7 +32,7 @@ from qembed.embed.job import Job
 from qembed.embed.run import run
 from qembed.embed.windows import Texts
 from qembed.eval.texts import HELDOUT
-from qembed.vllm.settings import Settings
+from qembed.vllm.settings import ServerSettings
 
 BUILD = Path(__file__).parents[1] / "build" / "bench" / "embed"
 SERVE = BUILD.parent / "serve"
@@ -87,7 +87,7 @@ def throughput(where: str, for_sample: int, for_large: int, turns: int) -> str:
 
 def in_turns(model: Path, count: int, turns: int) -> list[list[str]]:
     """The rows of the table for one model."""
-    launch = engine.planned(Settings(find(str(model))))
+    launch = engine.planned(ServerSettings(find(str(model))))
     tokenizer = launch.settings.checkpoint.tokenizer()
     rows = []
     with engine.opened(launch, None, lambda _: None) as opened:

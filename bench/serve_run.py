@@ -183,11 +183,11 @@ def kv_cache() -> int:
     """Bytes of the cache that our launcher plans in float32, and that all columns have: they are about time."""
     from qembed.vllm.devices import Target
     from qembed.vllm.kernels import Cpu
-    from qembed.vllm.settings import Settings, resolve
+    from qembed.vllm.settings import ServerSettings, resolve
 
     checkpoint = Checkpoint("float", BUILD / "float")
     sizes: dict[str, Any] = {name[2:].replace("-", "_"): int(size) for name, size in LIMITS.items()}
-    return resolve(Settings(checkpoint, dtype="float32", **sizes), Target("cpu", "", None, None), Cpu(), 1).plan.kv_cache
+    return resolve(ServerSettings(checkpoint, dtype="float32", **sizes), Target("cpu", "", None, None), Cpu(), 1).plan.kv_cache
 
 
 def await_health(url: str, process: subprocess.Popen[str], log: str) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.dtypes import BYTES
 from qembed.checkpoint.find import find
 from qembed.errors import BadInput
 from qembed.sizes import gib
 from qembed.vllm import devices
 from qembed.vllm.kernels import Cpu
-from qembed.vllm.settings import Launch, Settings, resolve
+from qembed.vllm.settings import Launch, ServerSettings, resolve
 
 MODELS = {
     "0.6B": (1024, 3072, 16, 28, 151_669, 32_768),
@@ -29,7 +30,6 @@ MODELS = {
 KV_HEADS, HEAD, GROUP = 8, 128, 128
 CARDS = ("T4", "L4", "A10G")
 LENGTHS = (8_192, 32_768)
-BYTES = {"F16": 2, "I32": 4}
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -106,14 +106,14 @@ def write(size: str, int4: bool, folder: Path) -> Checkpoint:
 
 def planned(checkpoint: Checkpoint, card: str, length: int) -> Launch:
     """What `qembed serve --plan --device-memory CARD --max-model-len LENGTH` plans."""
-    return resolve(Settings(checkpoint, max_model_len=length), devices.named(card), Cpu(), 8000)
+    return resolve(ServerSettings(checkpoint, max_model_len=length), devices.named(card), Cpu(), 8000)
 
 
 def longest(checkpoint: Checkpoint, card: str) -> str:
     """The longest text that `qembed serve --plan --device-memory CARD --memory …` finds room for, beside 31 others."""
     target = devices.named(card)
     try:
-        found = resolve(Settings(checkpoint, memory=target.free, max_num_seqs=32), target, Cpu(), 8000)
+        found = resolve(ServerSettings(checkpoint, memory=target.free, max_num_seqs=32), target, Cpu(), 8000)
     except BadInput:
         return "–"
     return f"{found.max_model_len:,}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qembed import __version__
+from qembed.checkpoint import matryoshka
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find_served, short_name
 from qembed.client import embeddings
@@ -21,7 +22,7 @@ from qembed.text.prompts import DEFAULT_PROMPTS, instruct
 from qembed.vectors import dtypes
 from qembed.vllm import machine, plan
 from qembed.vllm.engine_options import parse as parse_engine_arg
-from qembed.vllm.settings import Launch, Settings
+from qembed.vllm.settings import Launch, ServerSettings
 
 Options = Mapping[str, Any]
 OnStage = Callable[[str], None]
@@ -143,9 +144,9 @@ def _check_ray(source: str, options: Options) -> None:
         raise BadInput("--ray writes the rejects into the output folder; leave --rejects out")
 
 
-def settings(options: Options) -> Settings:
+def settings(options: Options) -> ServerSettings:
     """What an engine of our own is asked for."""
-    chosen = Settings(
+    chosen = ServerSettings(
         checkpoint=find_served(options["int4"], options["model"]),
         **{name: options[name] for name in OWN if name != "engine_args"},
         dtype=options["dtype"],
@@ -155,8 +156,8 @@ def settings(options: Options) -> Settings:
     )
     hidden = plan.size_of(chosen.checkpoint.config, "hidden_size")
     cut = options["dimensions"]
-    if cut is not None and cut not in plan.dimensions(hidden):
-        raise BadInput(f"--dimensions {cut}: this model gives {', '.join(map(str, plan.dimensions(hidden)))}")
+    if cut is not None and cut not in matryoshka.sizes(hidden):
+        raise BadInput(f"--dimensions {cut}: this model gives {', '.join(map(str, matryoshka.sizes(hidden)))}")
     dtypes.width(cut or hidden, options["output_dtype"])
     return chosen
 

@@ -30,7 +30,7 @@ from qembed.embed.engine import Engine, logged
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
 from qembed.embed.journal import Done
-from qembed.embed.outputs import Block, Shape
+from qembed.embed.outputs import VectorBlock, VectorLayout
 from qembed.embed.readers import Reading
 from qembed.embed.run import of_disk, on_disk
 from qembed.embed.windows import Mark, Window, windows
@@ -50,7 +50,7 @@ class Work:
     """What an actor needs to know: the job, the shape of the parts, and the types of their columns."""
 
     job: Job
-    shape: Shape
+    shape: VectorLayout
     types: Mapping[str, str]
 
     @property
@@ -85,7 +85,7 @@ def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], N
     if first is None and len(files) == 1:
         raise BadInput(f"{files[0].name}: holds no texts")
     about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
-    shape = Shape(job.dtype, dtypes.element(job.dtype), dtypes.width(dimensions, job.dtype), job.columns, about)
+    shape = VectorLayout(job.dtype, dtypes.element(job.dtype), dtypes.width(dimensions, job.dtype), job.columns, about)
     items = [] if first is None else first.items
     work = Work(job, shape, {name: parquet.type_of([item.columns.get(name) for item in items]) for name in job.columns})
     with on_disk(job), journal.opened(job.partial, settings_of(job), job.force) as kept:
@@ -269,7 +269,7 @@ class Embedder:
         return record
 
 
-def _unfit(block: Block, types: Mapping[str, str]) -> dict[int, str]:
+def _unfit(block: VectorBlock, types: Mapping[str, str]) -> dict[int, str]:
     found: dict[int, str] = {}
     for name, wanted in types.items():
         if name not in outputs.CHUNK_COLUMNS:
@@ -329,7 +329,7 @@ def _finish(work: Work) -> None:
         (work.parts / REJECTS).unlink()
     if not parts:
         types = dict.fromkeys(work.shape.columns, "string")
-        empty = Block(dtypes.stored(_none(work.shape), work.job.dtype), [], {name: [] for name in work.shape.columns})
+        empty = VectorBlock(dtypes.stored(_none(work.shape), work.job.dtype), [], {name: [] for name in work.shape.columns})
         name = work.name(0, 0)
         sizes = _write(parquet.table(empty, parquet.schema(work.shape, types), work.shape), work.parts / name)
         parts = [{"file": name, "vectors": 0, **sizes}]
@@ -344,7 +344,7 @@ def _finish(work: Work) -> None:
     _place(json.dumps(manifest, indent=1).encode(), work.parts / MANIFEST)
 
 
-def _none(shape: Shape) -> Any:
+def _none(shape: VectorLayout) -> Any:
     import numpy as np
 
     return np.zeros((0, shape.width * (8 if shape.dtype == "binary" else 1)), np.float32)

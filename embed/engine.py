@@ -22,7 +22,7 @@ from qembed.embed.windows import Item
 from qembed.errors import BadInput, QembedError
 from qembed.vllm import kernels, log, machine
 from qembed.vllm.arguments import engine_arguments, environment, user_arguments
-from qembed.vllm.settings import Launch, Settings, check_fits, resolve
+from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +117,7 @@ def sorted_batches(items: Sequence[Item], most_items: int, most_tokens: int) -> 
     return batches
 
 
-def planned(settings: Settings) -> Launch:
+def planned(settings: ServerSettings) -> Launch:
     """Where every byte will go, before anything is loaded.
 
     Raises:
@@ -163,7 +163,7 @@ def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], Non
 
 
 @contextmanager
-def opened_here(settings: Settings, dimensions: int | None) -> Iterator[Engine]:
+def opened_here(settings: ServerSettings, dimensions: int | None) -> Iterator[Engine]:
     """The same, planned on the machine that it is called on."""
     with opened(planned(settings), dimensions, lambda _: None) as engine:
         yield engine

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qembed.embed import outputs
+from qembed.embed import formats
 from qembed.embed.engine import Engine
 from qembed.embed.inputs import Inputs
 from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS, VECTORS
@@ -61,7 +61,7 @@ class Job:
     def targets(self) -> dict[str, Path]:
         """Where each file goes in the end: the output last, for it says that all are there."""
         stem = self.output.with_suffix("")
-        sides = {IDS: stem.with_name(stem.name + ".ids.jsonl")} if IDS in outputs.kind(self.output, self.dtype).files else {}
+        sides = {IDS: stem.with_name(stem.name + ".ids.jsonl")} if IDS in formats.kind(self.output, self.dtype).files else {}
         rejects = self.rejects or stem.with_name(stem.name + ".rejects.jsonl")
         return {**sides, REJECTS: rejects, VECTORS: self.output}
 

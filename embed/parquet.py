@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qembed.embed.outputs import CHUNK_COLUMNS, INDEX, VECTORS, Block, Output, Shape
+from qembed.embed.outputs import CHUNK_COLUMNS, INDEX, VECTORS, Output, VectorBlock, VectorLayout
 from qembed.errors import QembedError
 
 MAGIC = b"PAR1"
@@ -27,13 +27,13 @@ class Parquet(Output):
 
     files = (VECTORS, INDEX, TYPES)
 
-    def __init__(self, folder: Path, shape: Shape, sizes: Mapping[str, int]) -> None:
+    def __init__(self, folder: Path, shape: VectorLayout, sizes: Mapping[str, int]) -> None:
         super().__init__(folder, shape, sizes)
         self.open[TYPES].seek(0)
         written = self.open[TYPES].read()
         self._types: dict[str, str] | None = json.loads(written) if written else None
 
-    def unfit(self, block: Block) -> dict[int, str]:
+    def unfit(self, block: VectorBlock) -> dict[int, str]:
         """The rows with a value that its column cannot hold: the type of a column is that of the first window's values."""
         found: dict[int, str] = {}
         for name, wanted in (self._types or {}).items():
@@ -41,7 +41,7 @@ class Parquet(Output):
                 found |= {at: f"{name} is {why}" for at, why in unfit(block.columns[name], wanted).items()}
         return found
 
-    def write(self, block: Block) -> None:
+    def write(self, block: VectorBlock) -> None:
         """Append a row group."""
         if self._types is None:
             self._types = {name: type_of(values) for name, values in block.columns.items()}
@@ -127,7 +127,7 @@ def row_group(made: Any, place: int, scratch: Path) -> tuple[bytes, bytes]:
         scratch.unlink(missing_ok=True)
 
 
-def schema(shape: Shape, types: Mapping[str, str]) -> Any:
+def schema(shape: VectorLayout, types: Mapping[str, str]) -> Any:
     """The Arrow schema of the output, other columns of `types` as `type_of` names them."""
     import pyarrow as arrow
 
@@ -140,7 +140,7 @@ def schema(shape: Shape, types: Mapping[str, str]) -> Any:
     return arrow.schema(fields, metadata={b"qembed": json.dumps(dict(shape.about)).encode()})
 
 
-def table(block: Block, made: Any, shape: Shape) -> Any:
+def table(block: VectorBlock, made: Any, shape: VectorLayout) -> Any:
     """A window as an Arrow table of the schema `made`."""
     import pyarrow as arrow
 

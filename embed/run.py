@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qembed.embed import journal, outputs, spool
+from qembed.embed import formats, journal, spool
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
 from qembed.embed.journal import Done, Journal
@@ -51,7 +51,7 @@ def check(job: Job) -> None:
         BadInput: it exists, its folder does not, or it cannot hold what is asked for.
         MissingExtra: it is Parquet, and pyarrow is not installed.
     """
-    outputs.kind(job.output, job.dtype)
+    formats.kind(job.output, job.dtype)
     if not job.output.parent.is_dir():
         raise BadInput(f"{job.output.parent}: no such folder; make it first")
     if job.rejects is not None and not job.rejects.parent.is_dir():

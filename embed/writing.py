@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qembed.embed import outputs
+from qembed.embed import formats, outputs
 from qembed.embed.engine import Engine
 from qembed.embed.job import Job
 from qembed.embed.journal import Done, Journal
-from qembed.embed.outputs import REJECTS, Block, Output, Shape
+from qembed.embed.outputs import REJECTS, Output, VectorBlock, VectorLayout
 from qembed.embed.rows import Reject
 from qembed.embed.spool import Result, Spool
 from qembed.embed.windows import Window
@@ -22,7 +22,7 @@ from qembed.files import sync
 from qembed.vectors import dtypes
 
 OnBatch = Callable[[int, int], None]
-Unfit = Callable[[Block], Mapping[int, str]]
+Unfit = Callable[[VectorBlock], Mapping[int, str]]
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Writing:
         self.job, self.kept = job, kept
         about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
         width = dtypes.width(dimensions, job.dtype)
-        shape = Shape(job.dtype, dtypes.element(job.dtype), width, job.columns, about)
-        self.output: Output = outputs.kind(job.output, job.dtype)(job.partial, shape, kept.done.sizes)
+        shape = VectorLayout(job.dtype, dtypes.element(job.dtype), width, job.columns, about)
+        self.output: Output = formats.kind(job.output, job.dtype)(job.partial, shape, kept.done.sizes)
         self.rejects = outputs.grown(job.partial / REJECTS, kept.done.sizes.get(REJECTS, 0))
         self._on_progress = on_progress
         self._before = kept.done
@@ -139,12 +139,12 @@ class Writing:
         )
 
 
-def embedded(window: Window, engine: Engine, job: Job, unfit: Unfit) -> tuple[Block, list[Reject]]:
+def embedded(window: Window, engine: Engine, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
     """The vectors of a window as they are stored, and its rows that have none."""
     return _told_apart(window, computed(window, engine, None, lambda *_: None), job, unfit)
 
 
-def _told_apart(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[Block, list[Reject]]:
+def _told_apart(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
     """What is stored of a window, and its rows that have no vector."""
     made, reasons = results
     stored = dtypes.stored(made, job.dtype)
@@ -160,10 +160,10 @@ def _told_apart(window: Window, results: Result, job: Job, unfit: Unfit) -> tupl
     return block, [*window.rejects, *refused]
 
 
-def _block(window: Window, stored: Any, columns: Sequence[str], reasons: Mapping[int, str]) -> Block:
+def _block(window: Window, stored: Any, columns: Sequence[str], reasons: Mapping[int, str]) -> VectorBlock:
     places = [place for place in range(len(window.items)) if place not in reasons]
     items = [window.items[place] for place in places]
-    return Block(
+    return VectorBlock(
         stored if not reasons else stored[places],
         [item.id for item in items],
         {name: [item.columns.get(name) for item in items] for name in columns},

@@ -162,7 +162,7 @@ def tasks(options: Options, folder: Path | None, progress: Console) -> tuple[lis
     return found, scored, "speed" in names
 
 
-def speed(options: Options, candidate: Side, baseline: Side) -> tuple[Side, Side, list[speeds.Shape], list[str]]:
+def speed(options: Options, candidate: Side, baseline: Side) -> tuple[Side, Side, list[speeds.RequestShape], list[str]]:
     """What `--task speed` measures: both sides, through one engine unless the user chose otherwise, and the shapes with notes.
 
     Raises:

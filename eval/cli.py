@@ -155,8 +155,8 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
     from rich.console import Console
 
     from qembed.eval import choose, evaluation
-    from qembed.eval.gate import Thresholds
     from qembed.eval.tasks import speed
+    from qembed.eval.thresholds import Thresholds
 
     for name in ("min_cosine", "min_p1"):
         value = options[name]
@@ -171,7 +171,7 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
     checkpoint = choose.card_folder(options)
     timing = choose.speed(options, candidate, baseline) if timed else None
     thresholds = Thresholds(options["min_cosine"], options["min_p1"], options["max_task_drop"])
-    settings = evaluation.Settings(options["baseline"], thresholds, folder)
+    settings = evaluation.EvaluationSettings(options["baseline"], thresholds, folder)
     found = evaluation.compare(candidate, baseline, reader, data, settings, progress, tasks, scored)
     if timing is not None:
         pool = " ".join(text.text for text in data.texts).split()

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from qembed import bootstrap
 from qembed.errors import BadInput
-from qembed.eval import fidelity, gate, result
+from qembed.eval import fidelity, result
 from qembed.eval.embedding import Embedder
-from qembed.eval.gate import Thresholds
 from qembed.eval.tasks import Task
 from qembed.eval.texts import Data, Measured, cut
+from qembed.eval.thresholds import Thresholds, verdict
 from qembed.text.texts import Text
 from qembed.vectors.sources import Side
 
@@ -31,7 +31,7 @@ Embed = Callable[[Sequence[Text]], Vectors]
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """What the user asked for, as it goes into the result, and the folder that keeps vectors (None keeps none)."""
 
     baseline: str
@@ -72,7 +72,7 @@ def compare(
     baseline: Side,
     reader: Reader,
     data: Data,
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Console,
     tasks: Sequence[Task] = (),
     self_scoring: Sequence[SelfScoring] = (),
@@ -143,7 +143,7 @@ def compare(
         "results": results,
         "tasks": records,
         "speed": None,
-        "verdict": gate.verdict(results, records, thresholds),
+        "verdict": verdict(results, records, thresholds),
     }
 
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from qembed import bootstrap
 from qembed.eval import arrays
 
-MRL_DIMENSIONS = (32, 64, 128, 256, 512, 768, 1024, 2048, 2560, 4096)
 PERCENTILE_METHOD: Final = "linear"
 BLOCK_ROWS = 4096
 Label = TypeVar("Label", bound=Hashable)
@@ -67,11 +66,6 @@ def cosines_at(
     if not 1 <= dimension <= candidate.shape[1]:
         raise ValueError(f"dimension {dimension} is not within 1…{candidate.shape[1]}")
     return cosines(candidate[:, :dimension], baseline[:, :dimension])
-
-
-def mrl_dimensions(full: int) -> list[int]:
-    """The dimensions to look at for vectors of length `full`: the usual ones below it, and `full` itself."""
-    return [dimension for dimension in MRL_DIMENSIONS if dimension < full] + [full]
 
 
 def summarize(values: NDArray[np.float64]) -> Summary:

@@ -49,6 +49,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed import __version__
+from qembed.checkpoint import matryoshka
 from qembed.checkpoint.files import read_json
 from qembed.errors import BadInput
 from qembed.eval import fidelity, neighbours
@@ -85,7 +86,7 @@ def results(
         ValueError: the arrays differ in shape.
     """
     full = candidate.shape[1]
-    dimensions = fidelity.mrl_dimensions(full)
+    dimensions = matryoshka.sizes(full)
     columns = np.stack([fidelity.cosines_at(candidate, baseline, dimension) for dimension in dimensions], axis=1)
     values = columns[:, -1]
     languages = [text.language or UNSPECIFIED for text in texts]

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput, MissingExtra
 from qembed.quantize import stream
-from qembed.quantize.blocks import LINEARS, NOT_STORED, Shape, model_config
+from qembed.quantize.blocks import LINEARS, NOT_STORED, Architecture, model_config
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.parts import Parts
-from qembed.quantize.settings import Report, Settings
+from qembed.quantize.settings import QuantizationSettings, Report
 from qembed.quantize.table import half
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def check_installed() -> None:
 
 def quantize(
     checkpoint: Checkpoint,
-    shape: Shape,
+    shape: Architecture,
     calibration: Calibration,
-    settings: Settings,
+    settings: QuantizationSettings,
     device: torch.device,
     parts: Parts,
     on_layer: Callable[[int], None] = lambda _: None,
@@ -116,7 +116,7 @@ def load(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-def run(model: Any, rows: Sequence[Sequence[int]], settings: Settings, quantizer: Any) -> None:
+def run(model: Any, rows: Sequence[Sequence[int]], settings: QuantizationSettings, quantizer: Any) -> None:
     """Let AutoAWQ replace the linears of `model` by its own INT4 ones, through the class `quantizer`."""
     library = _library()
     family = model.config.model_type

@@ -38,7 +38,7 @@ NOT_STORED = ".rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True)
-class Shape:
+class Architecture:
     """Sizes of a model whose blocks can be quantized."""
 
     layers: int
@@ -82,7 +82,7 @@ def model_config(checkpoint: Checkpoint) -> Any:
     return config
 
 
-class Block:
+class DecoderLayer:
     """One decoder block at a time, with transformers' own code for it, in float32 on `device`.
 
     `load` puts a layer's tensors in; `attend` and `feed` send hidden states through its two halves, `run` through both. Nothing

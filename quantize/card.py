@@ -16,7 +16,7 @@ from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.checkpoint.model_card import section
 from qembed.files import sha256
 from qembed.quantize.calibration import Calibration
-from qembed.quantize.settings import Report, Settings
+from qembed.quantize.settings import QuantizationSettings, Report
 
 OF_AWQ = {"for bare paragraphs": "0.41", "under PromptEOL": "0.64", "in KL divergence": "0.61"}
 """From bench/RESULTS.md, "Quality of INT4: a language model"."""
@@ -37,7 +37,7 @@ def source_record(source: Checkpoint, output: Path) -> dict[str, Any]:
 def record(
     source: Mapping[str, Any],
     calibration: Calibration,
-    settings: Settings,
+    settings: QuantizationSettings,
     report: Report,
     seed: int,
     folder: Path,
@@ -93,13 +93,13 @@ def fidelity(report: Report) -> dict[str, Any]:
     }
 
 
-def token_table(settings: Settings, report: Report) -> dict[str, Any]:
+def token_table(settings: QuantizationSettings, report: Report) -> dict[str, Any]:
     """What the token table is stored as, and its relative error ‖E − Ê‖ / ‖E‖ (null for float16: the source's own)."""
     error = None if report.table_error is None else round(report.table_error, 6)
     return {"stored": settings.token_table, "relative_error": error}
 
 
-def model_card(source: Checkpoint, settings: Settings, calibration: Calibration, report: Report, size: int) -> str:
+def model_card(source: Checkpoint, settings: QuantizationSettings, calibration: Calibration, report: Report, size: int) -> str:
     """README.md of the checkpoint: what it is, how near it is to its source, how to use it."""
     base = f"base_model: {source.name}\nbase_model_relation: quantized\n" if "/" in source.name else ""
     licence = _licence(source)
@@ -148,9 +148,9 @@ def _nearness(report: Report) -> str:
     )
 
 
-def _elsewhere(settings: Settings) -> str:
+def _elsewhere(settings: QuantizationSettings) -> str:
     """What the same method costs a model that everybody can try it on; nothing where parts of it are switched off."""
-    default = Settings()
+    default = QuantizationSettings()
     parts = ("engine", "scales", "clip", "rounding", "target", "inputs")
     if any(getattr(settings, part) != getattr(default, part) for part in parts):
         return ""
@@ -160,13 +160,13 @@ def _elsewhere(settings: Settings) -> str:
     )
 
 
-def _of_our_own(settings: Settings) -> dict[str, Any]:
+def _of_our_own(settings: QuantizationSettings) -> dict[str, Any]:
     """Settings that AutoAWQ does not have."""
     names = ("scales", "rounding", "target", "inputs", "prefixes", "mixed", "last_share", "refine")
     return {name: getattr(settings, name) for name in names}
 
 
-def _method(settings: Settings) -> str:
+def _method(settings: QuantizationSettings) -> str:
     clipping = "clipping, " if settings.clip else ""
     if settings.engine == "autoawq":
         return f"By the AutoAWQ library, version {version('autoawq')}: AWQ scales, {clipping}nearest rounding"
@@ -177,7 +177,7 @@ def _method(settings: Settings) -> str:
     return f"AWQ scales{scales}, {clipping}{settings.rounding} rounding, each layer fitted to {fitted}{held}{refined}"
 
 
-def _format(settings: Settings, report: Report, size: int) -> tuple[str, str, str]:
+def _format(settings: QuantizationSettings, report: Report, size: int) -> tuple[str, str, str]:
     """For the model card: the library that reads the format, what it holds in how many bytes, and how vLLM loads it."""
     megabytes, written = f"{size / 1e6:,.1f} MB", f"Written by qembed {version('qembed')}"
     if settings.token_table != INT8:

@@ -9,7 +9,7 @@ from typing import Any
 from qembed.checkpoint.awq_layout import PACK
 from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
-from qembed.quantize.blocks import FAMILIES, LINEARS, NOT_STORED, Block, Shape
+from qembed.quantize.blocks import FAMILIES, LINEARS, NOT_STORED, Architecture, DecoderLayer
 from qembed.quantize.table import half
 
 GROUP_SIZES = (32, 64, 128)
@@ -19,7 +19,7 @@ SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediat
 OTHER_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 
 
-def shape_of(checkpoint: Checkpoint, group_size: int) -> Shape:
+def shape_of(checkpoint: Checkpoint, group_size: int) -> Architecture:
     """The sizes of `checkpoint`, after looking whether its blocks can be quantized in groups of `group_size`.
 
     Raises:
@@ -43,7 +43,7 @@ def shape_of(checkpoint: Checkpoint, group_size: int) -> Shape:
     return shape
 
 
-def sizes_of(checkpoint: Checkpoint) -> Shape:
+def sizes_of(checkpoint: Checkpoint) -> Architecture:
     """The sizes that config.json names, of one of FAMILIES, after looking whether they make sense together.
 
     Raises:
@@ -67,7 +67,7 @@ def sizes_of(checkpoint: Checkpoint) -> Shape:
     if config.get("is_causal") is False:
         raise BadInput(f"{folder}: attends in both directions (is_causal is false); only causal decoders are supported")
     heads = config["num_attention_heads"]
-    shape = Shape(
+    shape = Architecture(
         layers=config["num_hidden_layers"],
         hidden=config["hidden_size"],
         heads=heads,
@@ -95,7 +95,7 @@ def check_values(checkpoint: Checkpoint, on_tensor: Callable[[int, int], None] =
         on_tensor(number, len(stored))
 
 
-def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:
+def _check_tensors(checkpoint: Checkpoint, shape: Architecture) -> None:
     import torch
 
     stored, prefix = checkpoint.shapes(), checkpoint.prefix
@@ -112,7 +112,7 @@ def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:
     for layer in range(shape.layers):
         for name in LINEARS:
             _has(checkpoint, stored, f"{prefix}layers.{layer}.{name}.weight", list(shape.linear(name)))
-    expected: dict[str, Any] = Block(checkpoint, torch.device("cpu")).module.state_dict()
+    expected: dict[str, Any] = DecoderLayer(checkpoint, torch.device("cpu")).module.state_dict()
     for layer in range(shape.layers):
         for name, tensor in expected.items():
             _has(checkpoint, stored, f"{prefix}layers.{layer}.{name}", list(tensor.shape))

@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from qembed.checkpoint.find import DEFAULT_MODEL, INT4_SUFFIX
+from qembed.command import signals
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
 from qembed.quantize.calibration_texts import COUNT, LEAST
@@ -204,7 +205,7 @@ def command(
     from qembed.checkpoint.find import default_output
     from qembed.quantize import calibration_texts as texts
     from qembed.quantize.run import run
-    from qembed.quantize.settings import Settings
+    from qembed.quantize.settings import QuantizationSettings
 
     if verify is not None:
         _verify(verify, device, threads, as_json)
@@ -214,7 +215,7 @@ def command(
     target = output or default_output(model)
     if method["engine"] == "autoawq":
         _refuse_what_autoawq_lacks(set(method))
-    settings = Settings(**{**method, "group_size": int(method["group_size"])})
+    settings = QuantizationSettings(**{**method, "group_size": int(method["group_size"])})
     place = _device(device, threads)
     start = time.monotonic()
 
@@ -294,31 +295,15 @@ def _progress(first: str, say: Callable[[str, int, int], None] = lambda *_: None
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within it SIGTERM interrupts as Ctrl-C does, and its exit code is 143."""
-    import signal
-
-    came: list[int] = []
-
-    def interrupt(number: int, _frame: object) -> None:
-        came.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    """Within it SIGTERM interrupts as Ctrl-C does; the exit code is that of a shell after the signal."""
+    interrupts = signals.Interrupts()
     try:
-        yield
-    except KeyboardInterrupt as error:
-        raise _ended(Interrupted("interrupted before anything was written"), came) from error
-    except Interrupted as error:
-        raise _ended(error, came) from error.__cause__
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _ended(error: Interrupted, came: list[int]) -> Interrupted:
-    """`error` with the exit code that a shell expects after the signal that `came`; none means Ctrl-C."""
-    if came:
-        error.exit_code = 128 + came[0]
-    return error
+        with interrupts.raised():
+            yield
+    except (KeyboardInterrupt, Interrupted) as error:
+        ended = error if isinstance(error, Interrupted) else Interrupted("interrupted before anything was written")
+        ended.exit_code = 128 + interrupts.signal
+        raise ended from error.__cause__
 
 
 def _refuse_what_autoawq_lacks(names: set[str]) -> None:

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from qembed.quantize.batches import Batch
-from qembed.quantize.blocks import Block, rms_norm
+from qembed.quantize.blocks import DecoderLayer, rms_norm
 from qembed.quantize.products import linear
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Stream:
         """Pairs of a batch and its hidden states."""
         return zip(self.batches, self.hidden, strict=True)
 
-    def advance(self, block: Block) -> list[torch.Tensor]:
+    def advance(self, block: DecoderLayer) -> list[torch.Tensor]:
         """Send every batch through the layer that `block` holds; returns the hidden states in its middle, after attention."""
         import torch
 
@@ -58,7 +58,7 @@ class Stream:
 
 
 @dataclass
-class Goal:
+class OriginalStates:
     """The original model's hidden states [B, L, hidden] of each batch: before a layer, after its attention, and after it."""
 
     before: list[torch.Tensor]

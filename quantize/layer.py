@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from qembed.checkpoint.awq_layout import pack
 from qembed.quantize import awq, correction, rounding
 from qembed.quantize.batches import Batch
-from qembed.quantize.blocks import INPUTS, Block, Shape
-from qembed.quantize.hidden import Goal, Moments, Stream
-from qembed.quantize.settings import Report, Settings
+from qembed.quantize.blocks import INPUTS, Architecture, DecoderLayer
+from qembed.quantize.hidden import Moments, OriginalStates, Stream
+from qembed.quantize.settings import QuantizationSettings, Report
 from qembed.quantize.table import half
 
 if TYPE_CHECKING:
@@ -38,18 +38,18 @@ class LayerQuantizer:
 
     def __init__(
         self,
-        block: Block,
+        block: DecoderLayer,
         number: int,
         tensors: Mapping[str, torch.Tensor],
-        shape: Shape,
-        settings: Settings,
+        shape: Architecture,
+        settings: QuantizationSettings,
         report: Report,
     ) -> None:
         self.block, self.number, self.shape, self.settings, self.report = block, number, shape, settings, report
         self.tensors = dict(tensors)
         self.levels: dict[str, tuple[torch.Tensor, awq.Grid]] = {}
 
-    def run(self, stream: Stream, goal: Goal | None) -> dict[str, torch.Tensor]:
+    def run(self, stream: Stream, goal: OriginalStates | None) -> dict[str, torch.Tensor]:
         """Quantize; afterwards `stream` stands behind the layer and `self.tensors` are what the INT4 model computes with.
 
         `goal` is what the original model has where `stream` passes; None leaves each linear its own outputs as the target. Its
@@ -206,7 +206,7 @@ def _relative_error(rounded: torch.Tensor, weight: torch.Tensor, gram: torch.Ten
     return (lost / whole).clamp(min=0).sqrt().item()
 
 
-def fed_by(name: str, shape: Shape, device: torch.device) -> torch.Tensor | None:
+def fed_by(name: str, shape: Architecture, device: torch.device) -> torch.Tensor | None:
     """For each channel of the input `name` [K] int64, the output of the linear that feeds it; None where a norm does."""
     import torch
 
@@ -218,7 +218,7 @@ def fed_by(name: str, shape: Shape, device: torch.device) -> torch.Tensor | None
     return outputs.expand(-1, shape.heads // shape.kv_heads, -1).reshape(-1)
 
 
-def per_output(name: str, scales: torch.Tensor, shape: Shape) -> torch.Tensor:
+def per_output(name: str, scales: torch.Tensor, shape: Architecture) -> torch.Tensor:
     """The `scales` [K] of the input `name`, one for each output [N] of the linear that feeds it; grouped heads share theirs."""
     import torch
 
@@ -227,7 +227,7 @@ def per_output(name: str, scales: torch.Tensor, shape: Shape) -> torch.Tensor:
     return outputs
 
 
-def fold(tensors: dict[str, torch.Tensor], name: str, scales: torch.Tensor, shape: Shape) -> torch.Tensor:
+def fold(tensors: dict[str, torch.Tensor], name: str, scales: torch.Tensor, shape: Architecture) -> torch.Tensor:
     """In `tensors`, multiply the linears that read the input `name` by `scales` [K], and divide what feeds them.
 
     A norm's weight is stored as float16, so its scales are bent to what the rounded weight really divides by: folding then

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from qembed import files
 from qembed.checkpoint.description import INDEX
+from qembed.checkpoint.dtypes import BYTES
 
 if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 1_000_000_000
 CHUNK_BYTES = 16 * 2**20
-ITEM_BYTES = {"F32": 4, "F16": 2, "I32": 4, "I8": 1, "U8": 1}
 PLAN = "shards.json"
 DONE = "report.json"
 """What a run notes, as JSON, when all layers are finished."""
@@ -125,7 +125,7 @@ def write_tensors(path: Path, pieces: Mapping[str, Piece], metadata: Mapping[str
         OSError: it cannot be written; nothing of it is left.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    names = sorted(pieces, key=lambda name: (-ITEM_BYTES[pieces[name].dtype], name))
+    names = sorted(pieces, key=lambda name: (-BYTES[pieces[name].dtype], name))
     offset = 0
     for name in names:
         piece = pieces[name]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.awq_layout import unpack
 from qembed.quantize.batches import Batch
-from qembed.quantize.blocks import Block, rms_norm
+from qembed.quantize.blocks import DecoderLayer, rms_norm
 from qembed.quantize.hidden import Stream
 from qembed.quantize.parts import REFINED, Parts
 
@@ -46,7 +46,7 @@ class Model:
         epsilon: of the final norm.
     """
 
-    block: Block
+    block: DecoderLayer
     prefix: str
     layers: int
     parts: Parts

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.description import MANIFEST, Checkpoint
+from qembed.checkpoint.dtypes import BYTES
 from qembed.checkpoint.files import read_json
 from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
@@ -23,18 +24,16 @@ from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
 from qembed.quantize.calibration_texts import Texts
 from qembed.quantize.parts import DONE, Parts, assemble
-from qembed.quantize.settings import Report, Settings
+from qembed.quantize.settings import QuantizationSettings, Report
 
 if TYPE_CHECKING:
     import torch
-
-BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8, "U8": 1, "I8": 1, "F64": 8}
 
 
 def run(
     model: str,
     target: Path,
-    settings: Settings,
+    settings: QuantizationSettings,
     texts: Texts,
     *,
     max_tokens: int,
@@ -127,7 +126,7 @@ def fingerprint(
     source: Checkpoint,
     origin: Mapping[str, Any],
     calibration: Calibration,
-    settings: Settings,
+    settings: QuantizationSettings,
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:

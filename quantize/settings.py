@@ -8,7 +8,7 @@ from qembed.quantize.blocks import LINEARS
 
 
 @dataclass(frozen=True)
-class Settings:
+class QuantizationSettings:
     """What decides the result, beside the checkpoint and the calibration.
 
     Attributes:

@@ -16,13 +16,13 @@ from qembed.checkpoint.awq_layout import dequantize
 from qembed.checkpoint.description import Checkpoint
 from qembed.quantize import batches, refine, table
 from qembed.quantize.batches import Batch
-from qembed.quantize.blocks import NOT_STORED, Block, Shape, rms_norm
+from qembed.quantize.blocks import NOT_STORED, Architecture, DecoderLayer, rms_norm
 from qembed.quantize.calibration import Calibration
-from qembed.quantize.hidden import Goal, Stream
+from qembed.quantize.hidden import OriginalStates, Stream
 from qembed.quantize.layer import LayerQuantizer
 from qembed.quantize.mixing import mixed
 from qembed.quantize.parts import Parts
-from qembed.quantize.settings import Report, Settings
+from qembed.quantize.settings import QuantizationSettings, Report
 from qembed.quantize.table import half
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ LAST_SHARE = 0.5
 
 def quantize(
     checkpoint: Checkpoint,
-    shape: Shape,
+    shape: Architecture,
     calibration: Calibration,
-    settings: Settings,
+    settings: QuantizationSettings,
     device: torch.device,
     parts: Parts | None = None,
     on_layer: Callable[[int], None] = lambda _: None,
@@ -73,7 +73,7 @@ def quantize(
     report = Report(table_error=converted.error)
     first = tables["quantized"]
     del rest, converted, tables
-    block = Block(checkpoint, device)
+    block = DecoderLayer(checkpoint, device)
     for layer in range(shape.layers):
         prefix = f"{checkpoint.prefix}layers.{layer}."
         tensors = {
@@ -86,7 +86,7 @@ def quantize(
         goal = None
         before = list(streams["original"].hidden)
         if settings.target == "original":
-            goal = Goal(before, streams["original"].advance(block), streams["original"].hidden)
+            goal = OriginalStates(before, streams["original"].advance(block), streams["original"].hidden)
         elif settings.inputs == "original" or settings.refine:
             streams["original"].advance(block)
         part = f"layer-{layer:03d}"
@@ -122,7 +122,7 @@ def quantize(
     return report
 
 
-def _calibrated(calibration: Calibration, settings: Settings) -> list[Batch]:
+def _calibrated(calibration: Calibration, settings: QuantizationSettings) -> list[Batch]:
     """All that the layers are fitted to: texts, their mixed copies, prefixes of both."""
     seen = [number for number in range(len(calibration.rows)) if number not in calibration.check]
     copies = mixed(calibration.rows, seen, settings.mixed, calibration.seed)
@@ -140,7 +140,7 @@ def _calibrated(calibration: Calibration, settings: Settings) -> list[Batch]:
     )
 
 
-def last_share(settings: Settings, calibration: Calibration) -> float:
+def last_share(settings: QuantizationSettings, calibration: Calibration) -> float:
     """What last tokens count of all: `settings.last_share`, or by the tokenizer where that is None.
 
     Where the tokenizer appends a token, all vectors come from that one. Where it appends none, a last token is one like the

@@ -14,7 +14,7 @@ from qembed.checkpoint.int8_table import BLOCK_ROWS, TENSORS, dequantize
 from qembed.errors import BadInput
 from qembed.files import sha256
 from qembed.quantize import batches, calibration_texts
-from qembed.quantize.blocks import LINEARS, Block, Shape
+from qembed.quantize.blocks import LINEARS, Architecture, DecoderLayer
 from qembed.quantize.calibration import prepare
 from qembed.quantize.checks import sizes_of
 from qembed.quantize.hidden import Stream
@@ -81,12 +81,16 @@ def verify(folder: Path, model: str | None, device: torch.device, on_step: OnSte
 
 
 def vectors(
-    checkpoint: Checkpoint, shape: Shape, rows: Sequence[Sequence[int]], device: torch.device, on_layer: Callable[[], None]
+    checkpoint: Checkpoint,
+    shape: Architecture,
+    rows: Sequence[Sequence[int]],
+    device: torch.device,
+    on_layer: Callable[[], None],
 ) -> torch.Tensor:
     """Unit vectors [texts, hidden] of token `rows`, INT4 or original, one layer in memory at a time; rows by length."""
     import torch
 
-    block = Block(checkpoint, device)
+    block = DecoderLayer(checkpoint, device)
     ids = sorted({0, *(token for row in rows for token in row)})  # rows are padded with 0
     stream = Stream.start(_rows(checkpoint, ids), batches.plain(rows, range(len(rows)), BATCH_TOKENS))
     with torch.no_grad():
@@ -148,7 +152,7 @@ def _hashes(checkpoint: Checkpoint, on_step: OnStep) -> Iterator[str]:
             yield f"{path}: not part of the checkpoint"
 
 
-def _tensors(checkpoint: Checkpoint, shape: Shape, on_step: OnStep) -> Iterator[str]:
+def _tensors(checkpoint: Checkpoint, shape: Architecture, on_step: OnStep) -> Iterator[str]:
     """What is wrong with names, shapes, dtypes and values of the tensors."""
     import torch
 
@@ -182,7 +186,7 @@ def _tensors(checkpoint: Checkpoint, shape: Shape, on_step: OnStep) -> Iterator[
         on_step("checking tensors", number, len(checkpoint.files))
 
 
-def _expected(checkpoint: Checkpoint, shape: Shape, group_size: int) -> dict[str, tuple[list[int], str]]:
+def _expected(checkpoint: Checkpoint, shape: Architecture, group_size: int) -> dict[str, tuple[list[int], str]]:
     """Shape and dtype of each tensor that the checkpoint is to have."""
     import torch
 
@@ -195,7 +199,9 @@ def _expected(checkpoint: Checkpoint, shape: Shape, group_size: int) -> dict[str
         expected[f"{prefix}embed_tokens.weight"] = ([0], "F16")
     if "lm_head.weight" in checkpoint.files:
         expected["lm_head.weight"] = table
-    block = {name: list(tensor.shape) for name, tensor in Block(checkpoint, torch.device("cpu")).module.state_dict().items()}
+    block = {
+        name: list(tensor.shape) for name, tensor in DecoderLayer(checkpoint, torch.device("cpu")).module.state_dict().items()
+    }
     for layer in range(shape.layers):
         for name, size in block.items():
             full = f"{prefix}layers.{layer}.{name}"
@@ -227,7 +233,7 @@ def _source(checkpoint: Checkpoint, model: str | None) -> Checkpoint | str:
 
 
 def _fidelity(
-    checkpoint: Checkpoint, source: Checkpoint, shape: Shape, device: torch.device, on_step: OnStep
+    checkpoint: Checkpoint, source: Checkpoint, shape: Architecture, device: torch.device, on_step: OnStep
 ) -> dict[str, Any]:
     """Cosines on TEXTS of the texts that quantization did not see, and what is the least to be expected of them."""
     calibration, noted = _noted(checkpoint, "calibration"), _noted(checkpoint, "fidelity")

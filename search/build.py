@@ -13,24 +13,21 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed.errors import BadInput, MissingExtra, QembedError
+from qembed.errors import BadInput, QembedError
 from qembed.search import corpus as corpora
 from qembed.search.corpus import Corpus
+from qembed.vectors import ivf
 
 Kind = Literal["flat", "ivf-flat", "hnsw"]
 KINDS: tuple[Kind, ...] = ("flat", "ivf-flat", "hnsw")
 M, EF_CONSTRUCTION = 32, 200
-CLUSTERS_PER_ROOT = 4
-POINTS_PER_CLUSTER = 39  # FAISS asks for as many to train on
-TRAINED_PER_CLUSTER = 128
 SPARE_BYTES = 200 * 2**20
-SEED = 0
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Settings:
+class IndexSettings:
     """What is built: `nlist` clusters (None: 4·√rows), `m` links a node, and `ef_construction` candidates while linking."""
 
     kind: Kind = "flat"
@@ -52,19 +49,19 @@ def clusters(rows: int, asked: int | None) -> int:
         BadInput: more are asked for than there are vectors.
     """
     if asked is None:
-        return max(1, min(int(CLUSTERS_PER_ROOT * rows**0.5), rows // POINTS_PER_CLUSTER))
+        return ivf.clusters(rows)
     if asked > rows:
         raise BadInput(f"--nlist {asked}: there are only {rows:,} vectors")
     return asked
 
 
-def memory(rows: int, dimensions: int, settings: Settings) -> int:
+def memory(rows: int, dimensions: int, settings: IndexSettings) -> int:
     """Bytes that the index needs, in memory and on the disk: float32 vectors, and row numbers or links."""
     beside = {"flat": 0, "ivf-flat": 8, "hnsw": 4 * (2 * settings.m + 1) + 12}[settings.kind]
     return rows * (4 * dimensions + beside)
 
 
-def check_memory(corpus: Corpus, settings: Settings) -> None:
+def check_memory(corpus: Corpus, settings: IndexSettings) -> None:
     """See that the index fits into what is free here.
 
     Raises:
@@ -82,7 +79,7 @@ def check_memory(corpus: Corpus, settings: Settings) -> None:
 
 
 def build(
-    corpus: Corpus, settings: Settings, drawn: NDArray[np.intp], on_stage: Callable[[str, int], None]
+    corpus: Corpus, settings: IndexSettings, drawn: NDArray[np.intp], on_stage: Callable[[str, int], None]
 ) -> tuple[Any, Floats]:
     """The index, and the vectors [len(drawn), dimensions] at the rows `drawn` (rising).
 
@@ -105,8 +102,8 @@ def build(
     return index, np.concatenate(samples)
 
 
-def _empty(corpus: Corpus, settings: Settings, on_stage: Callable[[str, int], None]) -> Any:
-    faiss = library()
+def _empty(corpus: Corpus, settings: IndexSettings, on_stage: Callable[[str, int], None]) -> Any:
+    faiss = ivf.library()
     if settings.kind == "hnsw":
         index = faiss.IndexHNSWFlat(corpus.dimensions, settings.m, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = settings.ef_construction
@@ -117,36 +114,13 @@ def _empty(corpus: Corpus, settings: Settings, on_stage: Callable[[str, int], No
         _reserve(index, corpus)
         return index
     count = clusters(corpus.rows, settings.nlist)
-    quantizer = faiss.IndexFlatIP(corpus.dimensions)
-    index = faiss.IndexIVFFlat(quantizer, corpus.dimensions, count, faiss.METRIC_INNER_PRODUCT)
-    index.cp.spherical = True  # means of unit vectors, as unit vectors: nearest by the same measure that is searched with
-    index.cp.min_points_per_centroid = 1  # or it warns on stderr about small collections
-    wanted = min(corpus.rows, TRAINED_PER_CLUSTER * count)
-    on_stage(f"drawing {wanted:,} vectors to find {count:,} clusters", 0)
-    sample = corpora.at(corpus, draw(corpus.rows, wanted))
+    index = ivf.empty(corpus.dimensions, count)
+    rows = ivf.training_rows(corpus.rows, count)
+    on_stage(f"drawing {len(rows):,} vectors to find {count:,} clusters", 0)
+    sample = corpora.at(corpus, rows)
     on_stage(f"finding {count:,} clusters", 0)
     index.train(sample)
     return index
-
-
-def draw(rows: int, count: int) -> NDArray[np.intp]:
-    """`count` of the numbers below `rows`, rising, by a fixed seed; all of them if there are no more."""
-    if count >= rows:
-        return np.arange(rows)
-    return np.sort(np.random.default_rng(SEED).choice(rows, count, replace=False))
-
-
-def library() -> Any:
-    """FAISS.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise MissingExtra(f"an index {corpora.NEEDS}") from error
-    return faiss
 
 
 def _reserve(flat: Any, corpus: Corpus) -> None:

@@ -66,13 +66,14 @@ def _made(options: dict[str, Any]) -> dict[str, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from qembed.search import build, corpus, recall, report, store
+    from qembed.vectors import ivf
 
     output: Path = options["output"]
     store.check(output)
     for path in options["report"]:
         report.check(path)
     settings = _settings(options)
-    build.library()
+    ivf.library()
     read = corpus.read(options["vectors"])
     noted = settings.noted(read.rows)
     asked = _queries(options["queries"], read) if options["queries"] else None
@@ -84,7 +85,7 @@ def _made(options: dict[str, Any]) -> dict[str, Any]:
         def staged(doing: str, done: int) -> None:
             bar.update(task, description=doing, completed=done)
 
-        drawn = build.draw(read.rows, recall.QUERIES)
+        drawn = ivf.draw(read.rows, recall.QUERIES)
         index, sample = build.build(read, settings, drawn, staged)
         measured = None
         if settings.kind != "flat" and (asked is not None or read.rows > 1):
@@ -120,13 +121,13 @@ def _made(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(options: dict[str, Any]) -> Any:
-    from qembed.search.build import EF_CONSTRUCTION, M, Settings
+    from qembed.search.build import EF_CONSTRUCTION, IndexSettings, M
 
     kind = options["kind"]
     for name, belongs in (("nlist", "ivf-flat"), ("m", "hnsw"), ("ef_construction", "hnsw")):
         if options[name] is not None and kind != belongs:
             raise BadInput(f"--{name.replace('_', '-')} is a setting of --kind {belongs}, not of {kind}")
-    return Settings(kind, options["nlist"], options["m"] or M, options["ef_construction"] or EF_CONSTRUCTION)
+    return IndexSettings(kind, options["nlist"], options["m"] or M, options["ef_construction"] or EF_CONSTRUCTION)
 
 
 def _queries(path: Path, corpus: Any) -> Any:

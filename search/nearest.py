@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed.search.build import Kind, library
+from qembed.search.build import Kind
+from qembed.vectors import ivf
 
 WIDTH = {"ivf-flat": "nprobe", "hnsw": "ef_search"}  # what says how wide an index is looked through
 
@@ -20,7 +21,7 @@ def nearest(index: Any, kind: Kind, queries: Floats, depth: int, width: int | No
 
     `width` is `nprobe` of an IVF-Flat index and `ef_search` of an HNSW one. None compares with every vector.
     """
-    faiss = library()
+    faiss = ivf.library()
     queries = np.ascontiguousarray(queries, np.float32)
     if kind == "ivf-flat":
         probed = index.nlist if width is None else min(width, index.nlist)

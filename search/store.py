@@ -20,8 +20,9 @@ import numpy as np
 from qembed.errors import BadInput, QembedError
 from qembed.files import sha256, sync_path
 from qembed.search import corpus as corpora
-from qembed.search.build import KINDS, Kind, library
+from qembed.search.build import KINDS, Kind
 from qembed.search.corpus import ABOUT, ABOUT_INDEX, Corpus
+from qembed.vectors import ivf
 
 FORMAT = 1
 
@@ -189,7 +190,7 @@ def _partial(path: Path) -> Path:
 
 def _write_index(index: Any, partial: Path) -> None:
     try:
-        library().write_index(index, str(partial))
+        ivf.library().write_index(index, str(partial))
     except RuntimeError as error:
         # FAISS tells what the system said only within its own sentence.
         raise OSError(_words(error).rpartition(": ")[2] or "FAISS could not write it") from error
@@ -219,7 +220,7 @@ def _write_ids(partial: Path, corpus: Corpus, about: Mapping[str, Any], on_stage
 
 def _read_index(path: Path) -> Any:
     try:
-        return library().read_index(str(path))
+        return ivf.library().read_index(str(path))
     except (RuntimeError, MemoryError) as error:
         raise QembedError(f"{path}: FAISS cannot read it: {_words(error)}") from error
 

@@ -39,7 +39,7 @@ from qembed.vllm.settings import (
     SHUTDOWN_TIMEOUT,
     STARTUP_TIMEOUT,
     Launch,
-    Settings,
+    ServerSettings,
     resolve,
 )
 
@@ -220,7 +220,7 @@ def command(
     Exit codes: 0 stopped by Ctrl-C or SIGTERM while serving, 130 or 143 stopped by them while starting, 1 the port is
     taken, or vLLM did not start or died too often, 2 bad input, 3 vLLM is not installed.
     """  # noqa: D301 - click wants the real backspace character
-    settings = Settings(
+    settings = ServerSettings(
         checkpoint=find_served(int4, model),
         keys=api_keys.find(api_key_file, os.environ),
         engine_args=tuple(map(parse_engine_arg, engine_args)),
@@ -286,7 +286,7 @@ def _show_command(launch: Launch) -> int:
     return 0
 
 
-def _warnings(settings: Settings, key_file: Path | None) -> Iterator[str]:
+def _warnings(settings: ServerSettings, key_file: Path | None) -> Iterator[str]:
     if settings.host not in LOCAL and not settings.keys:
         yield f"everybody who reaches {settings.host or 'this machine'} can use this server: no key is set (--api-key-file)"
     if settings.keys and settings.host not in LOCAL and settings.ssl_certfile is None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import ssl
 import sys
 import time
+from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import click
 
-from qembed.client import metrics
+from qembed.client import http, metrics
 from qembed.errors import BadInput, QembedError
 from qembed.sizes import gib
 from qembed.vllm import api_keys
@@ -71,23 +70,20 @@ def fetch(url: str, key: str | None) -> metrics.Samples:
         raise BadInput(f"{url}: not the URL of a server: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadInput(f"{url}: not the URL of a server, such as http://127.0.0.1:8000")
-    kind: Any = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    more = {"context": ssl.create_default_context()} if parts.scheme == "https" else {}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        connection = kind(parts.hostname, parts.port, timeout=TIMEOUT, **more)
-        try:
-            connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {key}"} if key else {})
-            answer = connection.getresponse()
-            status, text = answer.status, answer.read(LARGEST).decode(errors="replace")
-        finally:
-            connection.close()
+        status, body = http.request(
+            f"{parts.scheme}://{parts.netloc}/metrics", headers=headers, timeout=TIMEOUT, largest=LARGEST
+        )
     except ValueError as error:
         raise BadInput(f"{url}: not the URL of a server: {error}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise QembedError(f"{url}: no server answers there ({error or type(error).__name__})") from error
+    except (OSError, HTTPException) as error:
+        raise QembedError(
+            f"{url}: no server answers there ({getattr(error, 'reason', None) or error or type(error).__name__})"
+        ) from error
     if status == 401:
         raise BadInput(f"{url}: the server asks for a key; give --api-key-file or QEMBED_API_KEY")
-    samples = metrics.parse(text) if status == 200 else {}
+    samples = metrics.parse(body.decode(errors="replace")) if status == 200 else {}
     if not any(name.startswith(("vllm:", "qembed_")) for name in samples):
         raise QembedError(f"{url}: what answers there is no vLLM (status {status} for /metrics)")
     return samples

@@ -15,11 +15,10 @@ from qembed.eval import fidelity, neighbours
 from qembed.eval.tasks import Metric, Outcome, Task, Vectors, ranking
 from qembed.rerank import Rerank
 from qembed.text.texts import Text
+from qembed.vectors import ivf
 
 DEPTH = 100
 RERANKED = 50
-CLUSTERS_PER_ROOT = 4
-POINTS_PER_CLUSTER = 39  # FAISS asks for as many to train on
 
 Lists = NDArray[np.intp]
 Relevant = Sequence[Mapping[int, int]]
@@ -94,14 +93,11 @@ def check_faiss() -> None:
         raise MissingExtra("--task retrieval needs FAISS: pip install 'qembed[eval]'") from error
 
 
-def ivf(queries: NDArray[np.float32], index: NDArray[np.float32], depth: int) -> Lists:
+def through_ivf(queries: NDArray[np.float32], index: NDArray[np.float32], depth: int) -> Lists:
     """As `neighbours.nearest`, through FAISS's IVF-Flat with the settings of `_settings`; −1 where it finds fewer."""
-    import faiss
-
     chosen = _settings(len(index))
-    searcher: Any = faiss.index_factory(index.shape[1], f"IVF{chosen['clusters']},Flat", faiss.METRIC_INNER_PRODUCT)
-    searcher.cp.min_points_per_centroid = 1  # or it warns on stderr about small collections
-    searcher.train(index)
+    searcher = ivf.empty(index.shape[1], chosen["clusters"])
+    searcher.train(index[ivf.training_rows(len(index), chosen["clusters"])])
     searcher.add(index)
     searcher.nprobe = chosen["probed"]
     found: Lists = searcher.search(queries, depth)[1].astype(np.intp)
@@ -109,7 +105,7 @@ def ivf(queries: NDArray[np.float32], index: NDArray[np.float32], depth: int) ->
 
 
 def _settings(passages: int) -> dict[str, Any]:
-    clusters = max(1, min(int(CLUSTERS_PER_ROOT * passages**0.5), passages // POINTS_PER_CLUSTER))
+    clusters = ivf.clusters(passages)
     return {"type": "IVF-Flat", "clusters": clusters, "probed": max(1, round(clusters**0.5))}
 
 
@@ -213,7 +209,7 @@ def _through_ivf(
     depth = min(10, exact.baseline.shape[1])
     lists = []
     for queries, passages in (baseline, candidate):
-        wider = ivf(queries, passages, min(depth + (own is not None), len(passages)))
+        wider = through_ivf(queries, passages, min(depth + (own is not None), len(passages)))
         lists.append(wider if own is None else without(wider, own, depth))
     kept = [
         neighbours.shared(found, best[:, :depth], depth)

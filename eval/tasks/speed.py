@@ -38,20 +38,20 @@ Send = Callable[[Sequence[str]], object]
 
 
 @dataclass(frozen=True)
-class Shape:
+class RequestShape:
     """A request: `batch` texts of `tokens` tokens each."""
 
     batch: int
     tokens: int
 
 
-def shapes(batches: Sequence[int], lengths: Sequence[int], limit: int | None) -> tuple[list[Shape], list[str]]:
+def shapes(batches: Sequence[int], lengths: Sequence[int], limit: int | None) -> tuple[list[RequestShape], list[str]]:
     """All pairs that are short enough for the models and for MOST_TOKENS, and notes about those left out.
 
     Raises:
         BadInput: none is left.
     """
-    asked = [Shape(batch, tokens) for tokens in lengths for batch in batches]
+    asked = [RequestShape(batch, tokens) for tokens in lengths for batch in batches]
     within = [shape for shape in asked if limit is None or shape.tokens <= limit]
     kept = [shape for shape in within if shape.batch * shape.tokens <= MOST_TOKENS or shape.batch == 1]
     notes = []
@@ -64,7 +64,7 @@ def shapes(batches: Sequence[int], lengths: Sequence[int], limit: int | None) ->
     return kept, notes
 
 
-def texts(shape: Shape, pool: Sequence[str], tokenizer: Tokenizer | None, first: int) -> list[str]:
+def texts(shape: RequestShape, pool: Sequence[str], tokenizer: Tokenizer | None, first: int) -> list[str]:
     """As many texts of that many tokens as the shape asks for, each beginning at another place of `pool`, a list of words.
 
     A cache of prefixes, where a server has one, so meets no text twice. Without a tokenizer a word counts as a token.
@@ -80,7 +80,7 @@ def texts(shape: Shape, pool: Sequence[str], tokenizer: Tokenizer | None, first:
 def measure(
     candidate: Side,
     baseline: Side,
-    chosen: Sequence[Shape],
+    chosen: Sequence[RequestShape],
     pool: Sequence[str],
     tokenizer: Tokenizer | None,
     progress: Console,
@@ -126,7 +126,9 @@ def unlike(candidate: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iterato
             yield f"the two sides computed {what} {here} and {what} {there}, so the ratio is not that of the weights alone"
 
 
-def rounds(shape: Shape, sends: dict[str, Send], pool: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, list[float]]:
+def rounds(
+    shape: RequestShape, sends: dict[str, Send], pool: Sequence[str], tokenizer: Tokenizer | None
+) -> dict[str, list[float]]:
     """Seconds of each request of either side, round by round; LEAST rounds at least, then until SECONDS are over."""
     for send in sends.values():
         send(texts(shape, pool, tokenizer, 0))
@@ -145,7 +147,7 @@ def rounds(shape: Shape, sends: dict[str, Send], pool: Sequence[str], tokenizer:
     return seconds
 
 
-def record(shape: Shape, seconds: dict[str, list[float]]) -> dict[str, Any]:
+def record(shape: RequestShape, seconds: dict[str, list[float]]) -> dict[str, Any]:
     """What the rounds come to."""
     sides = {}
     for name, values in seconds.items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
+
+from qembed.client import http
 
 ASKING_SECONDS = 30.0
 LARGEST = 2**22
@@ -68,9 +70,9 @@ def _serving(url: str) -> dict[str, str]:
 def _text(url: str, path: str) -> str | None:
     from qembed.client import embeddings
 
-    request = urllib.request.Request(embeddings.base(url) + path, headers={"Authorization": f"Bearer {embeddings.key()}"})
+    headers = {"Authorization": f"Bearer {embeddings.key()}"}
     try:
-        with urllib.request.urlopen(request, timeout=ASKING_SECONDS) as answer:
-            return str(answer.read(LARGEST).decode("utf-8", "replace"))
-    except (OSError, ValueError):
+        status, body = http.request(embeddings.base(url) + path, headers=headers, timeout=ASKING_SECONDS, largest=LARGEST)
+    except (OSError, ValueError, HTTPException):
         return None
+    return body.decode(errors="replace") if status == 200 else None

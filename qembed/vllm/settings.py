@@ -31,7 +31,7 @@ BFLOAT16_CAPABILITY = 8.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """What is asked for. Lengths in tokens, times in seconds; `port` 0 takes a free one, None leaves the choice to us.
 
     Attributes:
@@ -103,7 +103,7 @@ class Settings:
 class Launch:
     """What will be run: `settings` with nothing left open, on `target`, with `sizes` and within `plan`."""
 
-    settings: Settings
+    settings: ServerSettings
     target: Target
     choice: kernels.Choice
     port: int
@@ -160,7 +160,7 @@ class Launch:
         return f"{scheme}://[{host}]:{self.port}/v1" if ":" in host else f"{scheme}://{host}:{self.port}/v1"
 
 
-def resolve(settings: Settings, target: Target, cpu: kernels.Cpu, port: int, *, served: bool = True) -> Launch:
+def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: int, *, served: bool = True) -> Launch:
     """Fill in what `settings` leaves open, from the checkpoint, the device and `settings.memory`.
 
     `cpu` decides about dtype and kernel where `target` is a CPU.
@@ -212,7 +212,7 @@ def resolve(settings: Settings, target: Target, cpu: kernels.Cpu, port: int, *, 
     return Launch(settings, target, choice, port, sizes, make(sizes))
 
 
-def chosen(settings: Settings, device: Device, cpu: kernels.Cpu) -> kernels.Choice:
+def chosen(settings: ServerSettings, device: Device, cpu: kernels.Cpu) -> kernels.Choice:
     """Dtype and kernel: float16 on a GPU, on a CPU what `kernels.choose` says, unless `settings` ask for another dtype."""
     if device == "cuda":
         return (
@@ -233,7 +233,7 @@ def _packs_table(checkpoint: Checkpoint, device: Device) -> bool:
     return device == "cpu" and not checkpoint.is_int4
 
 
-def _check(settings: Settings, target: Target) -> None:
+def _check(settings: ServerSettings, target: Target) -> None:
     checkpoint = settings.checkpoint
     tokens, seqs = settings.max_num_batched_tokens, settings.max_num_seqs
     if tokens is not None and seqs is not None and tokens < seqs:

@@ -10,16 +10,17 @@ import json
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from qembed.checkpoint import matryoshka
 from qembed.errors import BadInput, MissingExtra
 from qembed.vllm import engine_options, plan
 
 if TYPE_CHECKING:
-    from qembed.vllm.settings import Launch, Settings
+    from qembed.vllm.settings import Launch, ServerSettings
 
 ABSENT = "texts are not cleaned, and --max-client-batch, --max-body, --truncate, --default-prompt have no effect"
 
 
-def check(settings: Settings) -> None:
+def check(settings: ServerSettings) -> None:
     """See that SGLang is installed and can serve this.
 
     Raises:
@@ -31,7 +32,7 @@ def check(settings: Settings) -> None:
     check_settings(settings)
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: ServerSettings) -> None:
     """See that nothing is asked for that SGLang lacks.
 
     Raises:
@@ -52,7 +53,7 @@ def arguments(launch: Launch) -> list[str]:
     """
     settings, sizes = launch.settings, launch.sizes
     whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
-    overrides = {"is_matryoshka": True, "matryoshka_dimensions": plan.dimensions(launch.hidden_size)}
+    overrides = {"is_matryoshka": True, "matryoshka_dimensions": matryoshka.sizes(launch.hidden_size)}
     chosen = [
         *("--model-path", str(settings.checkpoint.folder.resolve())),
         *("--served-model-name", settings.name),

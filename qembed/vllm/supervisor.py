@@ -1,6 +1,6 @@
 """Runs vLLM, watches it, stops it.
 
-    with engine.running(Settings(checkpoint, port=0)) as server:
+    with engine.running(ServerSettings(checkpoint, port=0)) as server:
         vectors = client.embed(texts, url=server.url, model=server.model)
 
 The server is the leader of a session of its own: a Ctrl-C in the terminal reaches only us, and whatever it has started can be
@@ -10,29 +10,28 @@ found and ended by that session, even if the leader is gone.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import math
 import os
 import secrets
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.client import http
 from qembed.errors import BadInput, QembedError
 from qembed.vllm import gate_rules, kernels, log, machine, ports, sglang, shutdown, watchdog
 from qembed.vllm.arguments import arguments, environment, rules
-from qembed.vllm.settings import Launch, Settings, check_fits, resolve
+from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
 from qembed.vllm.unavailable import StandIn
 
 POLL = 0.25
@@ -183,7 +182,7 @@ class Server:
         return fresh
 
     def watch(self, report: OnStage = lambda _: None, warn: OnWarning = lambda _: None) -> None:
-        """Wait; when vLLM ends or hangs, start it again, after growing pauses, up to `Settings.max_restarts` times in a row.
+        """Wait; when vLLM ends or hangs, start it again, after growing pauses, up to `max_restarts` times in a row.
 
         Raises:
             QembedError: it ended once more. Only an exception from outside, such as KeyboardInterrupt, leaves this otherwise.
@@ -236,7 +235,7 @@ class Server:
         path = "/metrics" if self.launch.settings.engine == "vllm" else "/health"
         try:
             status, said = self.request("GET", path, None, LOOK_EVERY)
-        except (OSError, http.client.HTTPException):
+        except (OSError, HTTPException):
             return watchdog.Look(None, (), machine.cpu_seconds([leader]))
         return watchdog.look(said.decode(errors="replace") if status == 200 else "", machine.cpu_seconds(others))
 
@@ -250,8 +249,9 @@ class Server:
 
     def request(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:
         """Status and answer of the server itself."""
-        headers = {"Authorization": f"Bearer {self._token}"} | ({"Content-Type": "application/json"} if body else {})
-        return _request(self.url, method, path, body, headers, timeout)
+        headers = {"Authorization": f"Bearer {self._token}"}
+        origin = self.url.removesuffix("/v1")
+        return http.request(f"{origin}{path}", method=method, body=body, headers=headers, timeout=timeout, own=True)
 
     def _tell(self, line: bytes) -> bool:
         assert self.process.stdin is not None
@@ -265,7 +265,7 @@ class Server:
 
 @contextmanager
 def running(
-    asked: Settings | Checkpoint, on_stage: OnStage | None = None, on_launch: Callable[[Launch], None] | None = None
+    asked: ServerSettings | Checkpoint, on_stage: OnStage | None = None, on_launch: Callable[[Launch], None] | None = None
 ) -> Iterator[Server]:
     """A server that answers, and is ended with all its processes when the block is left.
 
@@ -275,9 +275,9 @@ def running(
     Raises:
         BadInput: the checkpoint cannot be served with these settings, or not in the memory that there is.
         MissingExtra: vLLM is not installed.
-        QembedError: the port is taken, vLLM died, or did not answer within `Settings.startup_timeout`.
+        QembedError: the port is taken, vLLM died, or did not answer within `ServerSettings.startup_timeout`.
     """
-    settings = Settings(asked, port=0, clean=False) if isinstance(asked, Checkpoint) else asked
+    settings = ServerSettings(asked, port=0, clean=False) if isinstance(asked, Checkpoint) else asked
     report = on_stage or (lambda _: None)
     (sglang.check if settings.engine == "sglang" else check_vllm)(settings)
     with ports.listen(settings.host, settings.port) as listener:
@@ -300,7 +300,7 @@ def running(
             server.stop()
 
 
-def check_vllm(settings: Settings) -> None:
+def check_vllm(settings: ServerSettings) -> None:
     """See that vLLM is installed, has a device, and will load the plugin where the checkpoint needs it.
 
     Raises:
@@ -341,7 +341,7 @@ def _wait(server: Server, report: OnStage, deadline: float) -> None:
 def _healthy(server: Server) -> bool:
     try:
         return server.request("GET", "/health", None, 5.0)[0] == 200
-    except (OSError, http.client.HTTPException):
+    except (OSError, HTTPException):
         return False
 
 
@@ -354,29 +354,9 @@ def _first_answer(server: Server, timeout: float) -> None:
             if len(vector) == server.launch.hidden_size and all(map(math.isfinite, vector)):
                 return
             raise server.failure("vLLM's first answer is no vector")
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
         raise server.failure("vLLM failed at the first text") from error
     raise server.failure(f"vLLM failed at the first text (HTTP status {status})")
-
-
-def _request(
-    url: str, method: str, path: str, body: str | None, headers: Mapping[str, str], timeout: float
-) -> tuple[int, bytes]:
-    parts = urlsplit(url)
-    connection: http.client.HTTPConnection
-    if parts.scheme == "https":  # to ourselves, on this machine, whatever name the certificate is for
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        connection = http.client.HTTPSConnection(parts.netloc, timeout=timeout, context=context)
-    else:
-        connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
-    try:
-        connection.request(method, path, body, dict(headers))
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
 
 
 def _exit(code: int | None) -> str:

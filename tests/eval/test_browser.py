@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from qembed.eval.gate import Thresholds
 from qembed.eval.report import html
+from qembed.eval.thresholds import Thresholds
 from tests.eval.test_page import full
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)

@@ -333,7 +333,12 @@ def test_an_interrupt_closes_what_was_opened(data: Path) -> None:
     side = sources.Side(None, lambda _: Opened())
     with pytest.raises(KeyboardInterrupt):
         evaluation.compare(
-            side, side, evaluation.Reader({}, None), texts.read(data), evaluation.Settings("fp16"), Console(quiet=True)
+            side,
+            side,
+            evaluation.Reader({}, None),
+            texts.read(data),
+            evaluation.EvaluationSettings("fp16"),
+            Console(quiet=True),
         )
     assert closed == [True]
 

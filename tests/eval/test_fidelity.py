@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qembed.checkpoint import matryoshka
 from qembed.eval import fidelity
 
 NAN = float("nan")
@@ -52,7 +53,7 @@ def test_shapes_must_agree() -> None:
     [(256, [32, 64, 128, 256]), (1024, [32, 64, 128, 256, 512, 768, 1024]), (100, [32, 64, 100]), (16, [16])],
 )
 def test_dimensions_go_up_to_the_models_own(full: int, expected: list[int]) -> None:
-    assert fidelity.mrl_dimensions(full) == expected
+    assert matryoshka.sizes(full) == expected
 
 
 def test_summary_by_hand() -> None:

@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 from qembed.checkpoint import model_card as cards
 from qembed.cli import group
 from qembed.errors import BadInput
-from qembed.eval import gate, result
-from qembed.eval.gate import Thresholds
+from qembed.eval import result, thresholds
 from qembed.eval.report import card, files, html, markdown
 from qembed.eval.tasks import Metric, Outcome, Task, speed
-from qembed.eval.tasks.speed import Shape
+from qembed.eval.tasks.speed import RequestShape
+from qembed.eval.thresholds import Thresholds
 from qembed.report import plots
 from qembed.text.texts import Text
 
@@ -49,7 +49,8 @@ def full(thresholds: Thresholds | None = None, count: int = 60) -> dict[str, Any
     side = {"engine": "vllm", "version": "0.32.0", "model": "sample-AWQ-INT4", "weights": "awq-int4", "device": "cpu",
             "dtype": "bfloat16", "url": None, "bytes": 5_000_000, "seconds": 1.5, "computed": 60, "from_cache": 0}  # fmt: skip
     other = {**side, "engine": "transformers", "model": "sample", "weights": "float16", "dtype": "float32", "bytes": 20_000_000}
-    timed = [speed.record(Shape(batch, 128), {name: list(random.uniform(0.1, 0.2, 20)) for name in ("candidate", "baseline")})
+    sides = ("candidate", "baseline")
+    timed = [speed.record(RequestShape(batch, 128), {name: list(random.uniform(0.1, 0.2, 20)) for name in sides})
              for batch in (1, 8, 32)]  # fmt: skip
     thresholds = thresholds or Thresholds()
     return {
@@ -63,7 +64,7 @@ def full(thresholds: Thresholds | None = None, count: int = 60) -> dict[str, Any
         "tasks": tasks,
         "speed": {"candidate": {**side, "memory": 900_000_000}, "baseline": {**other, "memory": 2_000_000_000},
                   "shapes": timed, "notes": []},
-        "verdict": gate.verdict(results, tasks, thresholds),
+        "verdict": thresholds.verdict(results, tasks, thresholds),
     }  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def test_nothing_defined_still_makes_a_page() -> None:
     found = full()
     texts = [Text("a", "a"), Text("b", "b")]
     found["results"] = result.results(texts, np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32))
-    found |= {"tasks": [], "speed": None, "verdict": gate.verdict(found["results"], [], Thresholds())}
+    found |= {"tasks": [], "speed": None, "verdict": thresholds.verdict(found["results"], [], Thresholds())}
     page = html.page(found)
     assert "2 candidate vectors are zero" in page
     assert "memory in use is measured with --task speed" in page

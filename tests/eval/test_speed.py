@@ -15,7 +15,7 @@ from qembed.cli import group
 from qembed.client import about
 from qembed.errors import BadInput
 from qembed.eval.tasks import speed
-from qembed.eval.tasks.speed import Shape
+from qembed.eval.tasks.speed import RequestShape
 from tests.eval.conftest import FakeServer
 
 POOL = [f"word{number}" for number in range(50)]
@@ -24,7 +24,7 @@ POOL = [f"word{number}" for number in range(50)]
 def test_both_are_warm_before_they_take_turns_with_the_same_texts() -> None:
     asked: list[tuple[str, tuple[str, ...]]] = []
     sends = {name: lambda batch, name=name: asked.append((name, tuple(batch))) for name in ("candidate", "baseline")}
-    found = speed.rounds(Shape(2, 5), sends, POOL, None)  # type: ignore[arg-type]
+    found = speed.rounds(RequestShape(2, 5), sends, POOL, None)  # type: ignore[arg-type]
     assert len(found["candidate"]) == len(found["baseline"]) == speed.MOST
     assert [name for name, _ in asked[:6]] == ["candidate", "baseline", "candidate", "baseline", "baseline", "candidate"]
     pairs = [asked[place : place + 2] for place in range(0, len(asked), 2)]
@@ -36,7 +36,7 @@ def test_both_are_warm_before_they_take_turns_with_the_same_texts() -> None:
 
 def test_what_the_seconds_come_to_by_hand() -> None:
     seconds = {"candidate": [0.1, 0.2, 0.3], "baseline": [0.2, 0.2, 0.9]}
-    found = speed.record(Shape(4, 10), seconds)
+    found = speed.record(RequestShape(4, 10), seconds)
     assert found["candidate"] == pytest.approx(
         {"texts_per_second": 20, "tokens_per_second": 200, "p50": 0.2, "p99": np.percentile([0.1, 0.2, 0.3], 99)}
     )
@@ -49,14 +49,14 @@ def test_what_the_seconds_come_to_by_hand() -> None:
 
 def test_texts_have_the_length_that_is_asked_for(fp16: Path) -> None:
     tokenizer = Checkpoint("tiny", fp16).tokenizer()
-    found = speed.texts(Shape(3, 40), POOL, tokenizer, 7)
+    found = speed.texts(RequestShape(3, 40), POOL, tokenizer, 7)
     assert [len(tokenizer.encode(text).ids) for text in found] == [40] * 3
     assert len(set(found)) == 3
 
 
 def test_shapes_that_are_too_long_are_left_out_and_told() -> None:
     found, notes = speed.shapes([1, 32], [16, 512, 2048], 1024)
-    assert found == [Shape(1, 16), Shape(32, 16), Shape(1, 512)]
+    assert found == [RequestShape(1, 16), RequestShape(32, 16), RequestShape(1, 512)]
     assert notes == ["lengths over the context of 1024 tokens are left out", "requests of more than 4096 tokens are left out"]
     with pytest.raises(BadInput, match="all are over the context of 8 tokens"):
         speed.shapes([1], [16], 8)

@@ -20,11 +20,11 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
 from qembed.cli import group
 from qembed.quantize import autoawq
-from qembed.quantize.blocks import Block
+from qembed.quantize.blocks import DecoderLayer
 from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of
 from qembed.quantize.parts import Parts
-from qembed.quantize.settings import Settings
+from qembed.quantize.settings import QuantizationSettings
 
 from .conftest import MakeCheckpoint
 
@@ -50,7 +50,7 @@ def quantized_by_autoawq(source: Checkpoint, folder: Path) -> tuple[set[str], fl
     """The names of the tensors that AutoAWQ makes of `source` from a few short texts; the mean of (1 − cosine) on others."""
     whole = built_in(source, max_tokens=40, check=0, seed=0)
     calibration = dataclasses.replace(whole, rows=whole.rows[:24], check=frozenset(range(16, 24)))
-    shape, settings = shape_of(source, 64), Settings(group_size=64, engine="autoawq")
+    shape, settings = shape_of(source, 64), QuantizationSettings(group_size=64, engine="autoawq")
     folder.mkdir()
     report = autoawq.quantize(source, shape, calibration, settings, torch.device("cpu"), Parts(folder))
     names = {name for path in folder.glob("*.safetensors") for name in load_file(path)}
@@ -112,7 +112,7 @@ def test_blocks_take_every_row_and_leave_next_to_nothing_over(lengths: list[int]
 
 def test_rotary_settings_of_transformers_5_are_not_lost_on_transformers_4(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint(rope_parameters={"rope_type": "default", "rope_theta": 5000.0})
-    block = Block(checkpoint, torch.device("cpu"))
+    block = DecoderLayer(checkpoint, torch.device("cpu"))
     expected = 5000.0 ** -(torch.arange(0, 64, 2) / 64)
     torch.testing.assert_close(block.rotary.inv_freq, expected)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qembed.quantize.batches import plain, with_prefixes
-from qembed.quantize.blocks import Block
+from qembed.quantize.blocks import DecoderLayer
 from qembed.quantize.checks import shape_of
 from qembed.quantize.hidden import Moments, Stream
 
@@ -20,7 +20,7 @@ ROWS = [[*range(1, 30), END], [*range(40, 52), END], [7, 8, END]]
 def test_a_prefix_in_a_batch_has_the_hidden_state_that_it_has_alone(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint("qwen3")
     assert shape_of(checkpoint, 64)
-    table, block = checkpoint.tensor("embed_tokens.weight"), Block(checkpoint, torch.device("cpu"))
+    table, block = checkpoint.tensor("embed_tokens.weight"), DecoderLayer(checkpoint, torch.device("cpu"))
     made = with_prefixes(ROWS, range(3), 100, prefixes=4, last_share=0.5, seed=0)
     together = Stream.start(table, made)
     prefixes: list[tuple[list[int], torch.Tensor]] = []
@@ -46,7 +46,7 @@ def test_a_prefix_in_a_batch_has_the_hidden_state_that_it_has_alone(make_checkpo
 
 def test_texts_are_not_moved_by_the_prefixes_beside_them(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint("llama")
-    table, block = checkpoint.tensor("embed_tokens.weight"), Block(checkpoint, torch.device("cpu"))
+    table, block = checkpoint.tensor("embed_tokens.weight"), DecoderLayer(checkpoint, torch.device("cpu"))
     block.load(layer_tensors(checkpoint))
     vectors = []
     for made in (plain(ROWS, range(3), 100), with_prefixes(ROWS, range(3), 100, prefixes=4, last_share=0.5, seed=0)):

@@ -12,7 +12,7 @@ from qembed.quantize.calibration import Calibration
 from qembed.quantize.checks import shape_of
 from qembed.quantize.correction import DAMPINGS, TOLERANCE, corrected, shrinkage
 from qembed.quantize.hidden import Moments
-from qembed.quantize.settings import Settings
+from qembed.quantize.settings import QuantizationSettings
 
 from .conftest import MakeCheckpoint
 
@@ -114,8 +114,10 @@ def test_few_tokens_and_many_channels_still_end_nearer_than_plain_rounding_on_fr
     rows = [[*(draw.randrange(256) for _ in range(8)), 256] for _ in range(56 + 64)]
     calibration = Calibration(rows, frozenset(range(56, 120)), "made", "", 0, 32, 0)
     lost = {}
-    plain = Settings(group_size=64, scales="none", clip=False, rounding="nearest", target="layer", prefixes=0, mixed=0)
-    for name, settings in {"plain": plain, "ours": Settings(group_size=64, prefixes=0, mixed=0)}.items():
+    plain = QuantizationSettings(
+        group_size=64, scales="none", clip=False, rounding="nearest", target="layer", prefixes=0, mixed=0
+    )
+    for name, settings in {"plain": plain, "ours": QuantizationSettings(group_size=64, prefixes=0, mixed=0)}.items():
         report = stream.quantize(checkpoint, shape_of(checkpoint, 64), calibration, settings, torch.device("cpu"))
         lost[name] = 1 - sum(report.cosines) / len(report.cosines)
     assert lost["ours"] < 0.8 * lost["plain"], lost

@@ -14,7 +14,7 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
 from qembed.quantize import checks, stream
 from qembed.quantize.batches import with_prefixes
-from qembed.quantize.blocks import Block, window_mask
+from qembed.quantize.blocks import DecoderLayer, window_mask
 from qembed.quantize.calibration import prepare
 from qembed.quantize.calibration_texts import built_in
 from qembed.quantize.hidden import Stream
@@ -109,7 +109,7 @@ def test_a_block_by_itself_computes_what_the_whole_model_computes(make_checkpoin
     shape = checks.shape_of(checkpoint, 64)
     table = checkpoint.tensor(f"{checkpoint.prefix}embed_tokens.weight")
     flow = Stream.start(table, with_prefixes(rows, range(3), 1000, prefixes=2, last_share=0.5, seed=0))
-    block = Block(checkpoint, torch.device("cpu"))
+    block = DecoderLayer(checkpoint, torch.device("cpu"))
     for layer in range(shape.layers):
         prefix = f"{checkpoint.prefix}layers.{layer}."
         names = [one for one in checkpoint.files if one.startswith(prefix)]

@@ -11,7 +11,7 @@ from qembed.checkpoint.find import find
 from qembed.quantize import stream
 from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of
-from qembed.quantize.settings import Settings
+from qembed.quantize.settings import QuantizationSettings
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,10 @@ def lost() -> dict[str, float]:
     sample = find("sample")
     shape, calibration = shape_of(sample, 128), built_in(sample, max_tokens=256, check=48, seed=1)
     settings = {
-        "plain": Settings(scales="none", clip=False, rounding="nearest", target="layer", last_share=0),
-        "awq": Settings(rounding="nearest", target="layer", last_share=0),
-        "compensated": Settings(target="layer", last_share=0),
-        "all": Settings(),
+        "plain": QuantizationSettings(scales="none", clip=False, rounding="nearest", target="layer", last_share=0),
+        "awq": QuantizationSettings(rounding="nearest", target="layer", last_share=0),
+        "compensated": QuantizationSettings(target="layer", last_share=0),
+        "all": QuantizationSettings(),
     }
     found = {}
     for name, chosen in settings.items():

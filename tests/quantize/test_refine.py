@@ -13,7 +13,7 @@ from qembed.quantize import stream
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.checks import shape_of
 from qembed.quantize.parts import REFINED, Parts
-from qembed.quantize.settings import Report, Settings
+from qembed.quantize.settings import QuantizationSettings, Report
 
 from .conftest import MakeCheckpoint, quantize
 
@@ -29,7 +29,7 @@ def _calibration() -> Calibration:
 
 def _run(checkpoint: Checkpoint, folder: Path, epochs: int) -> Report:
     folder.mkdir(exist_ok=True)
-    settings = Settings(group_size=64, rounding="nearest", target="layer", refine=epochs, mixed=0, prefixes=2)
+    settings = QuantizationSettings(group_size=64, rounding="nearest", target="layer", refine=epochs, mixed=0, prefixes=2)
     return stream.quantize(checkpoint, shape_of(checkpoint, 64), _calibration(), settings, CPU, Parts(folder))
 
 

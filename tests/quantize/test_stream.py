@@ -11,12 +11,12 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
 from qembed.quantize import awq, layer, stream, table
 from qembed.quantize.batches import plain, with_prefixes
-from qembed.quantize.blocks import INPUTS, LINEARS, Block
+from qembed.quantize.blocks import INPUTS, LINEARS, DecoderLayer
 from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of
-from qembed.quantize.hidden import Goal, Stream
+from qembed.quantize.hidden import OriginalStates, Stream
 from qembed.quantize.parts import Parts
-from qembed.quantize.settings import Report, Settings
+from qembed.quantize.settings import QuantizationSettings, Report
 
 from .conftest import MakeCheckpoint
 
@@ -35,7 +35,7 @@ def hidden_states(checkpoint: Checkpoint) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folding_scales_without_rounding_does_not_move_the_output(make_checkpoint: MakeCheckpoint, family: str) -> None:
     checkpoint = make_checkpoint(family)
-    shape, block, hidden = shape_of(checkpoint, 64), Block(checkpoint, torch.device("cpu")), hidden_states(checkpoint)
+    shape, block, hidden = shape_of(checkpoint, 64), DecoderLayer(checkpoint, torch.device("cpu")), hidden_states(checkpoint)
     tensors = layer_tensors(checkpoint)
     batch = plain([[0] * 9] * 2, range(2), tokens=100)[0]
     block.load(tensors)
@@ -66,7 +66,7 @@ def test_a_block_by_itself_computes_what_the_whole_model_computes(make_checkpoin
     expected = model(input_ids=ids).last_hidden_state
     rows = [[8, 8, 256], [5, 9, 77, 3, 256]]
     flow = Stream.start(checkpoint.tensor("embed_tokens.weight"), plain(rows, range(2), tokens=100))
-    block = Block(checkpoint, torch.device("cpu"))
+    block = DecoderLayer(checkpoint, torch.device("cpu"))
     for number in range(2):
         block.load(layer_tensors(checkpoint, number))
         flow.advance(block)
@@ -81,7 +81,7 @@ def test_stored_integers_are_those_that_were_chosen(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, rounding: str, group_size: int
 ) -> None:
     checkpoint = make_checkpoint()
-    shape, block = shape_of(checkpoint, group_size), Block(checkpoint, torch.device("cpu"))
+    shape, block = shape_of(checkpoint, group_size), DecoderLayer(checkpoint, torch.device("cpu"))
     chosen: list[torch.Tensor] = []
     dequantize_levels = awq.Grid.dequantize
 
@@ -90,7 +90,7 @@ def test_stored_integers_are_those_that_were_chosen(
         return dequantize_levels(grid, levels)
 
     monkeypatch.setattr(awq.Grid, "dequantize", spy)
-    settings = Settings(group_size=group_size, scales="none", clip=False, rounding=rounding)
+    settings = QuantizationSettings(group_size=group_size, scales="none", clip=False, rounding=rounding)
     flow = Stream(plain([[0] * 9] * 2, range(2), tokens=100), [hidden_states(checkpoint)])
     quantizer = layer.LayerQuantizer(block, 0, layer_tensors(checkpoint), shape, settings, Report())
     stored = quantizer.run(flow, None)
@@ -110,14 +110,14 @@ def test_stored_integers_are_those_that_were_chosen(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_stored_is_what_the_stream_went_on_with(make_checkpoint: MakeCheckpoint, family: str) -> None:
     checkpoint = make_checkpoint(family, **({"attention_bias": True} if family in ("qwen3", "llama") else {}))
-    shape, block = shape_of(checkpoint, 64), Block(checkpoint, torch.device("cpu"))
+    shape, block = shape_of(checkpoint, 64), DecoderLayer(checkpoint, torch.device("cpu"))
     batch = plain([[0] * 9] * 2, range(2), tokens=100)
     original, flow = Stream(batch, [hidden_states(checkpoint)]), Stream(batch, [hidden_states(checkpoint)])
     tensors = layer_tensors(checkpoint)
     block.load(tensors)
     before = list(original.hidden)
-    goal = Goal(before, original.advance(block), original.hidden)
-    stored = layer.LayerQuantizer(block, 0, tensors, shape, Settings(group_size=64), Report()).run(flow, goal)
+    goal = OriginalStates(before, original.advance(block), original.hidden)
+    stored = layer.LayerQuantizer(block, 0, tensors, shape, QuantizationSettings(group_size=64), Report()).run(flow, goal)
     read = {name: tensor.float() for name, tensor in stored.items() if not name.endswith((".qweight", ".qzeros", ".scales"))}
     for name in LINEARS:
         read[f"{name}.weight"] = dequantize(*(stored[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")))
@@ -132,7 +132,7 @@ def test_layers_fitted_to_the_original_end_nearer_to_it(make_checkpoint: MakeChe
     shape, calibration = shape_of(checkpoint, 64), built_in(checkpoint, max_tokens=40, check=64, seed=3)
     lost = {}
     for target in ("original", "layer"):
-        settings = Settings(group_size=64, target=target)
+        settings = QuantizationSettings(group_size=64, target=target)
         report = stream.quantize(checkpoint, shape, calibration, settings, torch.device("cpu"))
         lost[target] = 1 - statistics.fmean(report.cosines)
     assert lost["original"] < 0.9 * lost["layer"]
@@ -145,7 +145,7 @@ def test_layers_fitted_to_the_original_inputs_know_nothing_of_those_before(
     shape, calibration = shape_of(checkpoint, 64), built_in(checkpoint, max_tokens=24, check=8, seed=3)
     made = {}
     for inputs in ("original", "quantized"):
-        settings = Settings(group_size=64, target="layer", inputs=inputs, rounding="nearest", mixed=0)
+        settings = QuantizationSettings(group_size=64, target="layer", inputs=inputs, rounding="nearest", mixed=0)
         folder = tmp_path / inputs
         folder.mkdir()
         stream.quantize(checkpoint, shape, calibration, settings, torch.device("cpu"), Parts(folder))
@@ -154,10 +154,10 @@ def test_layers_fitted_to_the_original_inputs_know_nothing_of_those_before(
         made[inputs] = found[0]
     rows = [row for number, row in enumerate(calibration.rows) if number not in calibration.check]
     batches = with_prefixes(rows, range(len(rows)), 2048, prefixes=8, last_share=0.5, seed=3)
-    flow, block = Stream.start(checkpoint.tensor("embed_tokens.weight"), batches), Block(checkpoint, torch.device("cpu"))
+    flow, block = Stream.start(checkpoint.tensor("embed_tokens.weight"), batches), DecoderLayer(checkpoint, torch.device("cpu"))
     block.load(layer_tensors(checkpoint))
     flow.advance(block)
-    settings = Settings(group_size=64, target="layer", rounding="nearest")
+    settings = QuantizationSettings(group_size=64, target="layer", rounding="nearest")
     alone = layer.LayerQuantizer(block, 1, layer_tensors(checkpoint, 1), shape, settings, Report()).run(flow, None)
     assert all(torch.equal(made["original"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())
     assert not all(torch.equal(made["quantized"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())
@@ -170,7 +170,7 @@ def test_measured_cosine_is_what_the_written_tensors_give(make_checkpoint: MakeC
     shape = shape_of(checkpoint, 64)
     calibration = built_in(checkpoint, max_tokens=40, check=8, seed=3)
     parts = Parts(tmp_path)
-    report = stream.quantize(checkpoint, shape, calibration, Settings(group_size=64), torch.device("cpu"), parts)
+    report = stream.quantize(checkpoint, shape, calibration, QuantizationSettings(group_size=64), torch.device("cpu"), parts)
     written: dict[str, torch.Tensor] = {}
     for part in ("rest", "layer-000", "layer-001"):
         found = parts.read(part)

@@ -15,7 +15,7 @@ from qembed.checkpoint.awq_layout import PACK
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
 from qembed.quantize import table
-from qembed.quantize.blocks import LINEARS, Shape
+from qembed.quantize.blocks import LINEARS, Architecture
 from qembed.quantize.hidden import Stream
 
 from .conftest import MakeCheckpoint, assert_refused, quantize
@@ -185,7 +185,7 @@ def test_what_repeats_the_tokenizer_is_left_out(make_checkpoint: MakeCheckpoint,
 
 def test_the_0_6b_fits_into_400_mb() -> None:
     """From shapes alone: 28 layers in groups of 128, the table, and 12 MB for the tokenizer.json of Qwen3-Embedding."""
-    shape = Shape(layers=28, hidden=1024, heads=16, kv_heads=8, head_dim=128, mlp=3072, vocabulary=151_669)
+    shape = Architecture(layers=28, hidden=1024, heads=16, kv_heads=8, head_dim=128, mlp=3072, vocabulary=151_669)
     linears = 0
     for name in LINEARS:
         outputs, inputs = shape.linear(name)

@@ -19,6 +19,7 @@ from pyarrow import parquet
 from qembed.errors import BadInput
 from qembed.search import build, corpus, recall, store
 from qembed.search.nearest import nearest
+from qembed.vectors import ivf
 from tests.search.conftest import ABOUT, clustered, qembed, refused, said, write
 
 
@@ -101,7 +102,7 @@ def test_approximate_indexes_are_measured_against_exact_search(
     inner: Any = faiss.downcast_index(opened.index)
     assert inner.nlist == settings["nlist"] if kind == "ivf-flat" else inner.hnsw.efConstruction == settings["ef_construction"]
 
-    drawn = build.draw(3000, recall.QUERIES)
+    drawn = ivf.draw(3000, recall.QUERIES)
     order, _ = truth(vectors, vectors[drawn], 11)
     wanted = [set(rows[rows != own][:10]) for rows, own in zip(order, drawn, strict=True)]
     for point in points:

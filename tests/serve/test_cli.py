@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from qembed.checkpoint.description import Checkpoint
 from qembed.cli import group
 from qembed.serve.cli import _warnings
-from qembed.vllm.settings import Settings
+from qembed.vllm.settings import ServerSettings
 
 
 def serve(*arguments: object) -> Result:
@@ -65,7 +65,7 @@ def test_what_cannot_be_is_one_line(int4: Checkpoint, arguments: list[str], told
 
 def test_other_machines_without_a_key_or_without_tls_are_warned_of(checkpoint: Checkpoint, tmp_path: Path) -> None:
     def said(key_file: Path | None = None, **settings: object) -> str:
-        return "\n".join(_warnings(Settings(checkpoint, **settings), key_file))  # type: ignore[arg-type]
+        return "\n".join(_warnings(ServerSettings(checkpoint, **settings), key_file))  # type: ignore[arg-type]
 
     assert said() == said(host="localhost") == said(host="::1") == ""
     for host in ("0.0.0.0", "192.0.2.7", "::", ""):

@@ -13,7 +13,7 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput, QembedError
 from qembed.vllm import machine, supervisor
 from qembed.vllm.devices import Target
-from qembed.vllm.settings import Settings
+from qembed.vllm.settings import ServerSettings
 
 SERVER = """
 import sys
@@ -34,7 +34,7 @@ def answer(number: str, length: int) -> str:
     return f"self.send_response(200); self.end_headers(); self.wfile.write({body.encode()!r})"
 
 
-def fail(settings: Settings) -> str:
+def fail(settings: ServerSettings) -> str:
     """The message that starting ends with."""
     with pytest.raises(QembedError) as caught, supervisor.running(settings):
         pass
@@ -53,19 +53,19 @@ def test_a_taken_port_is_told_before_anything_is_started(checkpoint: Checkpoint,
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(QembedError, match=f"port {port} of 127.0.0.1 is taken; choose another with --port"):
-            supervisor.running(Settings(checkpoint, port=port)).__enter__()
+            supervisor.running(ServerSettings(checkpoint, port=port)).__enter__()
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_host_that_is_not_ours_is_told(checkpoint: Checkpoint, fake_vllm: Path) -> None:
     fake_vllm.touch()
     with pytest.raises(BadInput, match=r"192\.0\.2\.1"):
-        supervisor.running(Settings(checkpoint, host="192.0.2.1")).__enter__()
+        supervisor.running(ServerSettings(checkpoint, host="192.0.2.1")).__enter__()
 
 
 def test_vllm_that_dies_is_told_in_one_line_with_cause_and_log(checkpoint: Checkpoint, fake_vllm: Path) -> None:
     fake_vllm.write_text("raise ValueError('no such weight')")
-    said = fail(Settings(checkpoint, port=0))
+    said = fail(ServerSettings(checkpoint, port=0))
     assert said.startswith("vLLM did not start: ValueError: no such weight (log: ")
     assert "\n" not in said
     kept = Path(said.rpartition("log: ")[2].rstrip(")"))
@@ -74,12 +74,12 @@ def test_vllm_that_dies_is_told_in_one_line_with_cause_and_log(checkpoint: Check
 
 def test_vllm_that_is_killed_is_told(checkpoint: Checkpoint, fake_vllm: Path) -> None:
     fake_vllm.write_text("import os; os.kill(os.getpid(), 9)")
-    assert "killed (signal 9), as the system does when memory runs out" in fail(Settings(checkpoint, port=0))
+    assert "killed (signal 9), as the system does when memory runs out" in fail(ServerSettings(checkpoint, port=0))
 
 
 def test_vllm_that_does_not_answer_in_time_is_ended(checkpoint: Checkpoint, fake_vllm: Path) -> None:
     fake_vllm.write_text("import time; time.sleep(600)")
-    assert "did not answer within 1 s (--startup-timeout)" in fail(Settings(checkpoint, port=0, startup_timeout=1))
+    assert "did not answer within 1 s (--startup-timeout)" in fail(ServerSettings(checkpoint, port=0, startup_timeout=1))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_vllm_that_does_not_answer_in_time_is_ended(checkpoint: Checkpoint, fake
 )
 def test_a_server_is_ready_only_after_it_gave_a_vector(checkpoint: Checkpoint, fake_vllm: Path, post: str, told: str) -> None:
     fake_vllm.write_text(SERVER.replace("POST\n", post + "\n"))
-    assert told in fail(Settings(checkpoint, port=0))
+    assert told in fail(ServerSettings(checkpoint, port=0))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
@@ -118,7 +118,7 @@ def test_children_that_ignore_sigterm_are_ended_too(
             living.extend(machine.processes(int(session.read_text())))
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), supervisor.running(Settings(checkpoint, port=0), interrupt):
+    with pytest.raises(KeyboardInterrupt), supervisor.running(ServerSettings(checkpoint, port=0), interrupt):
         pass
     assert len(living) == 2
     assert machine.processes(int(session.read_text())) == []
@@ -155,7 +155,7 @@ def test_a_server_that_ends_is_started_again_on_the_same_port(checkpoint: Checkp
         if what == "vLLM answers again":
             raise KeyboardInterrupt
 
-    with supervisor.running(Settings(checkpoint, port=0, max_restarts=2)) as server:
+    with supervisor.running(ServerSettings(checkpoint, port=0, max_restarts=2)) as server:
         url = server.url
         with pytest.raises(KeyboardInterrupt):
             server.watch(warn=warn)
@@ -171,7 +171,7 @@ def test_a_server_that_ends_too_often_is_an_error(checkpoint: Checkpoint, fake_v
     counter.touch()
     fake_vllm.write_text(ends(counter, 99))
     with (
-        supervisor.running(Settings(checkpoint, port=0, max_restarts=1)) as server,
+        supervisor.running(ServerSettings(checkpoint, port=0, max_restarts=1)) as server,
         pytest.raises(QembedError, match="vLLM ended"),
     ):
         server.watch()
@@ -186,7 +186,7 @@ def test_a_start_that_fails_counts_as_an_end(checkpoint: Checkpoint, fake_vllm: 
         f"import os\nif os.path.getsize({str(counter)!r}): raise ValueError('disk gone')\n" + ends(counter, 1).lstrip()
     )
     with (
-        supervisor.running(Settings(checkpoint, port=0, max_restarts=2)) as server,
+        supervisor.running(ServerSettings(checkpoint, port=0, max_restarts=2)) as server,
         pytest.raises(QembedError, match="disk gone"),
     ):
         server.watch()
@@ -221,7 +221,7 @@ def test_a_server_that_hangs_is_started_again(
     monkeypatch.setattr(supervisor, "LOOK_EVERY", 0.3)
     fake_vllm.write_text(HANGS.replace("FIRST", first or "pass").replace("WAITING", waiting))
     said: list[str] = []
-    with supervisor.running(Settings(checkpoint, port=0, max_restarts=1, hang_timeout=1)) as server:
+    with supervisor.running(ServerSettings(checkpoint, port=0, max_restarts=1, hang_timeout=1)) as server:
         before = server.process.pid
         with pytest.raises(QembedError, match=told):
             server.watch(warn=said.append)
@@ -237,7 +237,7 @@ def test_a_server_that_nobody_waits_for_is_let_be(
 ) -> None:
     monkeypatch.setattr(supervisor, "LOOK_EVERY", 0.1)
     fake_vllm.write_text(HANGS.replace("FIRST", "pass").replace("WAITING", "0"))
-    with supervisor.running(Settings(checkpoint, port=0, max_restarts=0, hang_timeout=0.5)) as server:
+    with supervisor.running(ServerSettings(checkpoint, port=0, max_restarts=0, hang_timeout=0.5)) as server:
         ended = threading.Timer(3, server.process.kill)
         ended.start()
         with pytest.raises(QembedError, match="vLLM ended: it was killed"):
@@ -255,9 +255,9 @@ def test_a_plugin_that_is_needed_and_left_out_is_told(
     fake_vllm.touch()
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     with pytest.raises(BadInput, match="VLLM_PLUGINS=other leaves qembed's plugin out"):
-        supervisor.check_vllm(Settings(int8_table))
+        supervisor.check_vllm(ServerSettings(int8_table))
     monkeypatch.setenv("VLLM_PLUGINS", "other,qembed")
-    supervisor.check_vllm(Settings(int8_table))
+    supervisor.check_vllm(ServerSettings(int8_table))
 
 
 def test_too_little_memory_is_told_before_anything_is_started(
@@ -265,5 +265,5 @@ def test_too_little_memory_is_told_before_anything_is_started(
 ) -> None:
     fake_vllm.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr(machine, "target", lambda: Target("cpu", "CPU", 2**30, 2**28))
-    assert fail(Settings(checkpoint, port=0)).startswith("CPU has 256 MiB free, and the plan needs 1.5 GiB: weights")
+    assert fail(ServerSettings(checkpoint, port=0)).startswith("CPU has 256 MiB free, and the plan needs 1.5 GiB: weights")
     assert not (tmp_path / "ran").exists()

@@ -15,7 +15,7 @@ from qembed.vectors import sources
 from qembed.vllm import kernels, machine
 from qembed.vllm.devices import Target
 from qembed.vllm.kernels import Choice, Cpu, choose, this_cpu
-from qembed.vllm.settings import Settings
+from qembed.vllm.settings import ServerSettings
 
 AVX2 = "avx2 fma f16c"
 AVX512 = f"{AVX2} avx512f avx512bw avx512_vnni"
@@ -145,5 +145,5 @@ def test_serve_embed_and_eval_choose_alike_and_say_so(
     plan = json.loads(for_scripts.output)
     assert (plan["dtype"], plan["kernel"], plan["kernel_reason"]) == (*expected, chosen.reason)
     assert f"{chosen.title}: {chosen.reason}" in for_people.output
-    assert engine.planned(Settings(int4)).choice == chosen
+    assert engine.planned(ServerSettings(int4)).choice == chosen
     assert sources.vllm(int4).identity["dtype"] == chosen.title

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from qembed.checkpoint import matryoshka
 from qembed.errors import BadInput
 from qembed.vllm import plan
 
@@ -145,9 +146,9 @@ def test_a_size_that_is_no_size_is_named(value: object) -> None:
 
 
 def test_dimensions_end_with_the_whole_vector() -> None:
-    assert plan.dimensions(1024) == [32, 64, 128, 256, 512, 768, 1024]
-    assert plan.dimensions(384) == [32, 64, 128, 256, 384]
-    assert plan.dimensions(16) == [16]
+    assert matryoshka.sizes(1024) == [32, 64, 128, 256, 512, 768, 1024]
+    assert matryoshka.sizes(384) == [32, 64, 128, 256, 384]
+    assert matryoshka.sizes(16) == [16]
 
 
 def test_bytes_for_people() -> None:

@@ -15,11 +15,11 @@ from qembed.errors import BadInput, MissingExtra
 from qembed.vllm import sglang
 from qembed.vllm.devices import PRESETS
 from qembed.vllm.kernels import Cpu
-from qembed.vllm.settings import Settings, resolve
+from qembed.vllm.settings import ServerSettings, resolve
 
 
 def test_the_same_limits_in_sglangs_words(int4: Checkpoint) -> None:
-    asked = Settings(int4, engine="sglang", max_model_len=128, max_num_seqs=7, max_num_batched_tokens=99, max_queue=3000)
+    asked = ServerSettings(int4, engine="sglang", max_model_len=128, max_num_seqs=7, max_num_batched_tokens=99, max_queue=3000)
     launch = resolve(asked, PRESETS["L4"], Cpu(), 1234)
     argv = sglang.arguments(launch)
     told = dict(zip(argv, [*argv[1:], ""], strict=True))
@@ -34,12 +34,12 @@ def test_the_same_limits_in_sglangs_words(int4: Checkpoint) -> None:
 
 def test_what_sglang_cannot_do_is_told(int4: Checkpoint, int8_table: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtra, match="SGLang is not installed"):
-        sglang.check(Settings(int4))
+        sglang.check(ServerSettings(int4))
     monkeypatch.setattr(sglang, "find_spec", lambda _: True)
     with pytest.raises(BadInput, match="INT8 token table needs qembed's vLLM plugin"):
-        sglang.check(Settings(int8_table))
+        sglang.check(ServerSettings(int8_table))
     with pytest.raises(BadInput, match="`ps` shows them"):
-        sglang.check(Settings(int4, keys=("a-secret-key",)))
+        sglang.check(ServerSettings(int4, keys=("a-secret-key",)))
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])

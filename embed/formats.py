@@ -1,0 +1,132 @@
+"""The output formats, by the suffix of OUT: what each writes of a window, and at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from qembed.embed.outputs import IDS, VECTORS, Output, VectorBlock, VectorLayout, lines
+from qembed.embed.parquet import Parquet
+from qembed.errors import BadInput, MissingExtra
+
+NPY_HEAD = 128
+"""Bytes before the array: numpy leaves room there for any number of rows."""
+
+
+class Npy(Output):
+    """An array [rows, width], to be opened with `numpy.load(OUT, mmap_mode="r")`, and a line for each row in the ids file."""
+
+    files = (VECTORS, IDS)
+
+    def write(self, block: VectorBlock) -> None:
+        """Append a window."""
+        if not self.open[VECTORS].tell():
+            self.open[VECTORS].write(bytes(NPY_HEAD))
+        self.open[VECTORS].write(block.vectors.tobytes())
+        self.open[IDS].write(lines(block.records()))
+
+    def finish(self, rows: int) -> None:
+        """Write the header."""
+        import numpy as np
+
+        file = self.open[VECTORS]
+        file.seek(0)
+        descr = np.dtype(self.shape.element).newbyteorder("<").str
+        shape = (rows, self.shape.width)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+        assert file.tell() == NPY_HEAD
+        file.seek(0, os.SEEK_END)
+
+
+class Fvecs(Output):
+    """Each vector as its length (int32) and float32 numbers, little-endian, as FAISS's benches read it; ids as for Npy."""
+
+    files = (VECTORS, IDS)
+
+    def write(self, block: VectorBlock) -> None:
+        """Append a window."""
+        import numpy as np
+
+        rows = np.empty((len(block.vectors), 1 + self.shape.width), "<f4")
+        rows[:, 0] = np.array(self.shape.width, "<i4").view("<f4")
+        rows[:, 1:] = block.vectors
+        self.open[VECTORS].write(rows.tobytes())
+        self.open[IDS].write(lines(block.records()))
+
+
+class Jsonl(Output):
+    """One JSON object a line: id, vector, then the other columns."""
+
+    def write(self, block: VectorBlock) -> None:
+        """Append a window."""
+        shown = _shown(self.shape)
+        out = []
+        for record, vector in zip(block.records(), block.vectors.tolist(), strict=True):
+            name = json.dumps(record.pop("id"), ensure_ascii=False)
+            rest = json.dumps(record, ensure_ascii=False, default=str)[1:-1]
+            out.append(f'{{"id": {name}, "vector": [{shown % tuple(vector)}]{", " if rest else ""}{rest}}}\n')
+        self.open[VECTORS].write("".join(out).encode())
+
+
+class Csv(Output):
+    """A header, then id, the vector as "[0.1,0.2]" (which pgvector's COPY takes), and the other columns."""
+
+    def write(self, block: VectorBlock) -> None:
+        """Append a window."""
+        import csv
+        import io
+
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        if not self.open[VECTORS].tell():
+            writer.writerow(["id", "vector", *block.columns])
+        shown = _shown(self.shape)
+        columns = [[_cell(value) for value in column] for column in block.columns.values()]
+        for name, vector, *values in zip(block.ids, block.vectors.tolist(), *columns, strict=True):
+            writer.writerow([name, f"[{shown % tuple(vector)}]", *values])
+        self.open[VECTORS].write(out.getvalue().encode())
+
+    def finish(self, rows: int) -> None:
+        """Without any row there is a header still."""
+        if not rows:
+            file = self.open[VECTORS]
+            file.seek(0)
+            file.write(",".join(["id", "vector", *self.shape.columns]).encode() + b"\n")
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list | bool) else value
+
+
+def _shown(shape: VectorLayout) -> str:
+    """A format for all numbers of a vector, with as many digits as give each back exactly."""
+    one = "%d" if shape.element in ("int8", "uint8") else "%.9g" if shape.element == "float32" else "%.5g"
+    return ",".join([one] * shape.width)
+
+
+def kinds() -> dict[str, type[Output]]:
+    """The formats by the suffix of OUT."""
+    return {".npy": Npy, ".parquet": Parquet, ".csv": Csv, ".jsonl": Jsonl, ".fvecs": Fvecs}
+
+
+def kind(path: Path, dtype: str) -> type[Output]:
+    """What writes `path`, by its name.
+
+    Raises:
+        BadInput: its name tells no format, or the format has no such numbers.
+        MissingExtra: Parquet, and pyarrow is not installed.
+    """
+    found = kinds().get(path.suffix.lower())
+    if found is None:
+        raise BadInput(f"{path}: its name tells no format; call it {', '.join(kinds())}")
+    if found is Fvecs and dtype != "float32":
+        raise BadInput(f"{path}: .fvecs holds float32; --output-dtype {dtype} goes into {', '.join(kinds())[:-8]}")
+    if path.suffix.lower() == ".parquet":
+        from importlib.util import find_spec
+
+        if find_spec("pyarrow") is None:
+            raise MissingExtra(f"{path}: writing Parquet needs pyarrow; install it: pip install 'qembed[parquet]'")
+    return found

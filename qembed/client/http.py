@@ -1,0 +1,59 @@
+"""One HTTP request, by the standard library."""
+
+from __future__ import annotations
+
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Answers with the redirect itself: following it could send a key to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def request(
+    url: str,
+    *,
+    method: str = "GET",
+    body: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float,
+    largest: int | None = None,
+    own: bool = False,
+) -> tuple[int, bytes]:
+    """The status and the body of the answer, whatever the status is.
+
+    Args:
+        url: http or https, with the path.
+        method: of the request.
+        body: JSON.
+        headers: further ones.
+        timeout: seconds for each step of the connection.
+        largest: bytes of the answer that are read, at most.
+        own: the server is one that we started on this machine: no proxy, and its certificate is for another name.
+
+    Raises:
+        ValueError: `url` is not a URL.
+        OSError, http.client.HTTPException: nothing answers there, or not in HTTP.
+    """
+    handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+    if own:
+        handlers.append(urllib.request.ProxyHandler({}))
+        if url.startswith("https:"):
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+    content = {"Content-Type": "application/json"} if body is not None else {}
+    asked = urllib.request.Request(url, None if body is None else body.encode(), {**content, **(headers or {})}, method=method)
+    try:
+        with urllib.request.build_opener(*handlers).open(asked, timeout=timeout) as answer:
+            return int(answer.status), bytes(answer.read(largest))
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read() if largest is None else error.read(largest)

@@ -1,0 +1,55 @@
+"""FAISS's IVF-Flat over unit vectors (Jégou et al. 2011), so that an inner product is a cosine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qembed.errors import MissingExtra
+
+CLUSTERS_PER_ROOT = 4
+POINTS_PER_CLUSTER = 39
+"""FAISS warns below as many training vectors per cluster."""
+TRAINED_PER_CLUSTER = 128
+SEED = 0
+
+
+def library() -> Any:
+    """FAISS.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise MissingExtra("an index needs faiss-cpu and pyarrow: pip install 'qembed[search]'") from error
+    return faiss
+
+
+def clusters(rows: int) -> int:
+    """How many clusters an index of `rows` vectors gets: 4·√rows, fewer where they would be too small to train."""
+    return max(1, min(int(CLUSTERS_PER_ROOT * rows**0.5), rows // POINTS_PER_CLUSTER))
+
+
+def training_rows(rows: int, count: int) -> NDArray[np.intp]:
+    """Row numbers, rising, of the vectors to find `count` clusters with: a sample of `rows` by a fixed seed, or all of them."""
+    return draw(rows, TRAINED_PER_CLUSTER * count)
+
+
+def draw(rows: int, count: int) -> NDArray[np.intp]:
+    """`count` of the numbers below `rows`, rising, by a fixed seed; all of them if there are no more."""
+    if count >= rows:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(SEED).choice(rows, count, replace=False))
+
+
+def empty(dimensions: int, count: int) -> Any:
+    """An index of `count` clusters that is neither trained nor filled."""
+    faiss = library()
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, count, faiss.METRIC_INNER_PRODUCT)
+    index.cp.spherical = True  # cluster centres as unit vectors: nearest by the measure that is searched with
+    index.cp.min_points_per_centroid = 1  # otherwise it warns on stderr about small collections
+    return index

@@ -42,7 +42,7 @@ def page(found: Mapping[str, Any]) -> str:
 
     from qembed import __version__
 
-    loader = ChoiceLoader([PackageLoader("qembed.search", ""), PackageLoader("qembed.eval.report", "")])
+    loader = ChoiceLoader([PackageLoader("qembed.search", ""), PackageLoader("qembed.report", "")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     recall = found["recall"]
     setting = WIDTH.get(found["kind"], "")

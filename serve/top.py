@@ -66,6 +66,7 @@ def fetch(url: str, key: str | None) -> metrics.Samples:
     """
     try:
         parts = urlsplit(url if "//" in url else f"http://{url}")
+        _ = parts.port
     except ValueError as error:
         raise BadInput(f"{url}: not the URL of a server: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -11,7 +11,7 @@ from qembed.report import plots
 
 def page(result: Mapping[str, Any]) -> str:
     """The page. Whatever texts and names hold is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     found = result["results"]
     overall, histogram = found["overall"], found["histogram"]
@@ -26,7 +26,7 @@ def page(result: Mapping[str, Any]) -> str:
         table = parts.task(said, baseline)
         tasks.append({"title": table.title, "columns": table.columns, "rows": table.rows, "notes": table.notes,
                       "svg": plots.differences(said["metrics"])})  # fmt: skip
-    loader = PackageLoader("qembed.eval.report", "")
+    loader = ChoiceLoader([PackageLoader("qembed.eval.report", ""), PackageLoader("qembed.report", "")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     speed = parts.speed(result, baseline)
     return environment.get_template("page.html.j2").render(

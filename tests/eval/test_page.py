@@ -16,12 +16,13 @@ from click.testing import CliRunner, Result
 from qembed.checkpoint import model_card as cards
 from qembed.cli import group
 from qembed.errors import BadInput
-from qembed.eval import result, thresholds
+from qembed.eval import result
 from qembed.eval.report import card, files, html, markdown
 from qembed.eval.tasks import Metric, Outcome, Task, speed
 from qembed.eval.tasks.speed import RequestShape
-from qembed.eval.thresholds import Thresholds
+from qembed.eval.thresholds import Thresholds, verdict
 from qembed.report import plots
+from qembed.report.files import KINDS
 from qembed.text.texts import Text
 
 HOSTILE = '<script>alert(1)</script> | `x` **b** [a](http://elsewhere.example) "q" & \u202e'
@@ -64,7 +65,7 @@ def full(thresholds: Thresholds | None = None, count: int = 60) -> dict[str, Any
         "tasks": tasks,
         "speed": {"candidate": {**side, "memory": 900_000_000}, "baseline": {**other, "memory": 2_000_000_000},
                   "shapes": timed, "notes": []},
-        "verdict": thresholds.verdict(results, tasks, thresholds),
+        "verdict": verdict(results, tasks, thresholds),
     }  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def test_nothing_defined_still_makes_a_page() -> None:
     found = full()
     texts = [Text("a", "a"), Text("b", "b")]
     found["results"] = result.results(texts, np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32))
-    found |= {"tasks": [], "speed": None, "verdict": thresholds.verdict(found["results"], [], Thresholds())}
+    found |= {"tasks": [], "speed": None, "verdict": verdict(found["results"], [], Thresholds())}
     page = html.page(found)
     assert "2 candidate vectors are zero" in page
     assert "memory in use is measured with --task speed" in page
@@ -189,7 +190,7 @@ def test_ticks_are_round_numbers_within() -> None:
 
 def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = full()
-    for kind in files.KINDS:
+    for kind in KINDS:
         files.write(tmp_path / f"r{kind}", found)
     assert result.read(tmp_path / "r.json") == json.loads(json.dumps(found))
     before = (tmp_path / "r.html").read_text()
@@ -237,7 +238,7 @@ def test_reports_and_card_from_the_command(int4: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy-AWQ-INT4"
     shutil.copytree(int4, copy)
     (tmp_path / "out").mkdir()
-    reports = [tmp_path / "out" / f"r{kind}" for kind in files.KINDS]
+    reports = [tmp_path / "out" / f"r{kind}" for kind in KINDS]
     done = evaluated(copy, tmp_path, *(part for path in reports for part in ("--report", path)), "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(reports[1].read_text()) == json.loads(done.stdout)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from qembed.eval import result, thresholds
+from qembed.eval import result
 from qembed.eval.report import terminal
-from qembed.eval.thresholds import Thresholds
+from qembed.eval.thresholds import Thresholds, verdict
 from qembed.text.texts import Text
 from tests.eval.test_page import full
 
@@ -52,7 +52,7 @@ def full_report(results: dict[str, Any]) -> dict[str, Any]:
         "results": results,
         "tasks": [],
         "speed": None,
-        "verdict": thresholds.verdict(results, [], Thresholds()),
+        "verdict": verdict(results, [], Thresholds()),
     }
 
 
@@ -93,7 +93,7 @@ def test_unusable_vectors_fail_the_verdict_and_are_told() -> None:
     assert (found["overall"]["count"], found["overall"]["undefined"]) == (4, 2)
     assert found["overall"]["mean"] == pytest.approx(0.7)
     assert found["worst"][0] == {"id": "q1", "kind": "query", "language": "de", "cosine": None, "text": "first"}
-    assert thresholds.verdict(found, [], Thresholds()) == {
+    assert verdict(found, [], Thresholds()) == {
         "passed": False,
         "failures": ["1 candidate vectors hold NaN or infinity", "1 baseline vectors are zero"],
     }
@@ -104,7 +104,7 @@ def test_unusable_vectors_fail_the_verdict_and_are_told() -> None:
 def test_nothing_but_unusable_vectors_is_a_failure_and_not_a_crash() -> None:
     found = result.results(TEXTS, CANDIDATE * np.nan, BASELINE)
     assert found["overall"]["mean"] is None
-    failures = thresholds.verdict(found, [], Thresholds(0.5))["failures"]
+    failures = verdict(found, [], Thresholds(0.5))["failures"]
     assert failures[-1] == "mean cosine at dimension 2 is undefined, below --min-cosine 0.5"
     assert "–" in printed(found)
 
@@ -112,8 +112,8 @@ def test_nothing_but_unusable_vectors_is_a_failure_and_not_a_crash() -> None:
 def test_the_threshold_is_the_mean_at_full_dimension() -> None:
     found = result.results(TEXTS, CANDIDATE, BASELINE)
     mean = found["overall"]["mean"]
-    assert thresholds.verdict(found, [], Thresholds(mean)) == {"passed": True, "failures": []}
-    assert thresholds.verdict(found, [], Thresholds(0.61)) == {
+    assert verdict(found, [], Thresholds(mean)) == {"passed": True, "failures": []}
+    assert verdict(found, [], Thresholds(0.61)) == {
         "passed": False,
         "failures": ["mean cosine at dimension 2 is 0.600000, below --min-cosine 0.61"],
     }

@@ -66,12 +66,12 @@ def test_ids_give_the_dequantized_rows_in_the_dtype_of_the_model(parts: Parts, d
 def test_a_table_made_while_loading_is_the_one_that_quantize_stores(
     table: torch.Tensor, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qembed.serve.vllm_plugin import int8_table
+    from qembed.serve.vllm_plugin import int8_table as plugin_table
 
     table = table.to(dtype)
     columns = int8_table.column_scales(table.split(32))
     expected = *int8_table.quantize(table, columns), columns
-    monkeypatch.setattr(int8_table, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(plugin_table, "BLOCK_ROWS", 32)
     made = load(layer(), weight=table)
     for name, tensor in named(expected).items():
         assert torch.equal(getattr(made, name)[: len(tensor)], tensor)

@@ -8,6 +8,7 @@ import pytest
 
 from qembed.checkpoint import matryoshka
 from qembed.errors import BadInput
+from qembed.sizes import gib
 from qembed.vllm import plan
 
 SMALL = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
@@ -152,5 +153,5 @@ def test_dimensions_end_with_the_whole_vector() -> None:
 
 
 def test_bytes_for_people() -> None:
-    assert plan.gib(10 * 2**20) == "10 MiB"
-    assert plan.gib(3 * 2**29) == "1.5 GiB"
+    assert gib(10 * 2**20) == "10 MiB"
+    assert gib(3 * 2**29) == "1.5 GiB"

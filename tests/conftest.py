@@ -1,0 +1,89 @@
+"""What a run says at its end: which tests were left out, and what to install for those that were skipped."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+MARKS = ("vllm", "ray", "slow")
+STRICT = "QEMBED_STRICT_SKIPS"
+"""Set to 1, a skip for another reason than EXPECTED fails the run: CI sets it where it could install everything."""
+EXPECTED = (
+    "no NVIDIA GPU",
+    "no GPU with 8-bit floats",
+    "no AVX-VNNI here",
+    "vLLM's build for this CPU has no INT4 kernel",
+    "AutoAWQ is not installed",  # make test-autoawq runs these
+    "needs unprivileged user namespaces",
+)
+INSTALL = re.compile(r"Debian: apt-get install ([\w.+-]+)|Debian's package ([\w.+-]+)\)")
+MAKE = re.compile(r"make (build/\w+/installed|test-\w+)")
+
+left_out: Counter[str] = Counter()
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        left_out[next((mark for mark in MARKS if item.get_closest_marker(mark)), "other")] += 1
+
+
+def reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Why a test was skipped."""
+    return str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+
+
+def missing(reasons: Sequence[str]) -> list[str]:
+    """Commands that install what skipped tests need."""
+    packages = sorted({match[1] or match[2] for text in reasons for match in INSTALL.finditer(text)})
+    targets = sorted({match[1] for text in reasons for match in MAKE.finditer(text)})
+    return [*([f"apt-get install {' '.join(packages)}"] if packages else []), *(f"make {target}" for target in targets)]
+
+
+def unexpected(reasons: Sequence[str]) -> list[str]:
+    return sorted({text for text in reasons if not any(known in text for known in EXPECTED)})
+
+
+def skips(config: pytest.Config) -> list[str]:
+    """The reason of each skipped test."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return [] if reporter is None else [reason(report) for report in reporter.stats.get("skipped", [])]
+
+
+def is_strict(config: pytest.Config) -> bool:
+    """Whether this process, and no worker of it, decides about skips."""
+    return os.environ.get(STRICT) == "1" and not hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """pytest-xdist: each worker leaves the same tests out."""
+    left_out.update(getattr(node, "workeroutput", {}).get("left_out", {}) if not left_out else {})
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(left_out)
+    if is_strict(session.config) and unexpected(skips(session.config)) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Print the last lines of all."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):
+        return
+    reasons = skips(config)
+    if left_out:
+        counts = ", ".join(f"{count} {mark}" for mark, count in left_out.most_common())
+        reporter.write_line(f"left out: {counts} (`make test` runs them)")
+    if is_strict(config) and (others := unexpected(reasons)):
+        reporter.write_line(f"{STRICT}: skipped, and not expected to be: {'; '.join(others)}", red=True)
+    if commands := missing(reasons):
+        reporter.write_line(f"to run the skipped tests too: {'; '.join(commands)}")

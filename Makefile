@@ -92,8 +92,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p qembed
-	$(BIN)/mypy bench/*.py examples/*.py deploy/*.py deploy/docker/*.py deploy/requirements/*.py
+	$(BIN)/mypy bench/*.py examples/*.py deploy/*.py deploy/docker/*.py deploy/requirements/*.py docs/*.py
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python docs/help.py --check
 
 # $(call locked,LIST,what it is resolved from): a list that could not be made leaves the old one.
 define locked

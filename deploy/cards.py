@@ -1,4 +1,4 @@
-"""Which model fits which card: the table of deploy/README.md, from the memory plan (`python deploy/cards.py`).
+"""Which model fits which card: the table of docs/deploy.md, from the memory plan (`python deploy/cards.py`).
 
 The plan needs the shapes of a checkpoint and its config, not its values, so each model is a file of headers here, whose data
 takes no room on the disk. Sizes are those of the models' own config.json.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 SHORTEST_PREFIX = 3
+SMALLEST_SQUARE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ class Batch:
     last: torch.Tensor
     weight: torch.Tensor
     fold: int = 0
+
+    def relative_to(self, residual: torch.Tensor) -> Batch:
+        """The batch with each token's weight divided by the mean square of its `residual` [B, L, hidden].
+
+        The first token of a text can have a residual stream a thousand times the size of the others' ("massive activations",
+        Sun et al. 2024, https://arxiv.org/abs/2402.17762), and would decide the sums alone.
+        """
+        return replace(self, weight=self.weight / residual.square().mean(-1).clamp(min=SMALLEST_SQUARE).to(self.weight.device))
 
 
 def plain(rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int) -> list[Batch]:

@@ -6,7 +6,8 @@ into what feeds it, the integers.
 
 What the linears aim at is the original model: those behind a norm at the outputs that they have there, o_proj and down_proj,
 which write to the residual stream, at its hidden states. So each takes back what was lost before it, as far as that depends
-linearly on its inputs (`correction.corrected`).
+linearly on its inputs (`correction.corrected`). Errors of o_proj and down_proj count relative to the size of the residual
+stream that they are added to, because the norms that read it divide by that size.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ class LayerQuantizer:
         def wanted() -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor | None]]:
             for number, (batch, hidden) in enumerate(stream):
                 output = None if original is None else (original[number] - hidden).to(device)
-                yield batch, read[number].to(device), output if output is None or bias is None else output - bias
+                residual = hidden if original is None else original[number]
+                relative = batch.relative_to(residual)
+                yield relative, read[number].to(device), output if output is None or bias is None else output - bias
 
         folded = self._quantize(name, Moments.by_fold(wanted()))
         if folded is None:

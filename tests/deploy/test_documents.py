@@ -1,9 +1,10 @@
-"""The handbook, its table, the SBOM, the audit, and that no file of deploy/ is without a check."""
+"""docs/deploy.md (the handbook), its table, the SBOM, the audit, and that no file of deploy/ is without a check."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.deploy.tools import DEPLOY, ROOT, help_of, python, run
 
-HANDBOOK = DEPLOY / "README.md"
+HANDBOOK = ROOT / "docs" / "deploy.md"
 
 
 def module(name: str) -> ModuleType:
@@ -21,49 +22,31 @@ def module(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"deploy_{name}", DEPLOY / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
-def test_the_table_of_cards_is_what_the_command_prints() -> None:
+def test_the_table_of_cards_is_what_cards_py_prints() -> None:
     done = run(sys.executable, DEPLOY / "cards.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in HANDBOOK.read_text(encoding="utf-8")
 
 
-def test_the_shapes_of_the_table_are_those_of_the_models() -> None:
+def test_cards_py_has_the_shapes_of_the_models() -> None:
     cards = module("cards")
-    elements = {size: sum(_product(shape) for _, shape in cards.shapes(size, int4=False).values()) for size in cards.MODELS}
+    elements = {size: sum(math.prod(shape) for _, shape in cards.shapes(size, int4=False).values()) for size in cards.MODELS}
     assert elements["0.6B"] == 595_776_512  # the model's own count
     assert [round(elements[size] / 1e9, 1) for size in ("4B", "8B")] == [4.0, 7.6]
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    found = 1
-    for length in shape:
-        found *= length
-    return found
-
-
-def test_what_the_handbook_names_is_there() -> None:
-    text = HANDBOOK.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!http|#)([^)#]+)\)", text):
-        assert (DEPLOY / target).exists(), target
-    for path in re.findall(r"\bdeploy/[\w./-]*\w", text):
+def test_files_that_the_handbook_names_exist() -> None:
+    """In code blocks too; tests/test_documents.py checks links, anchors and make targets of all pages."""
+    for path in re.findall(r"\bdeploy/[\w./-]*\w", HANDBOOK.read_text(encoding="utf-8")):
         assert (ROOT / path).exists(), path
-    anchors = {
-        re.sub(r"[^\w -]", "", line.lstrip("# ")).strip().lower().replace(" ", "-")
-        for line in text.splitlines()
-        if line.startswith("#")
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for goal in re.findall(r"`make ([\w-]+)`", text):
-        assert re.search(rf"^{goal}:", makefile, re.MULTILINE), goal
 
 
-def test_the_handbooks_flags_are_qembeds() -> None:
+def test_flags_in_the_handbook_exist() -> None:
     text = HANDBOOK.read_text(encoding="utf-8")
     known = {flag for command in ("serve", "quantize", "eval", "top") for flag in re.findall(r"--[\w-]+", help_of(command))}
     lines = [line for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
@@ -83,24 +66,24 @@ def test_the_sbom_has_every_package_of_each_image_with_its_licence(tmp_path: Pat
         assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
         lines = (DEPLOY / f"requirements/image-{target}.txt").read_text(encoding="utf-8").splitlines()
         pins = {line for line in lines if not line.startswith("#")}
-        found = {f"{one['name']}=={one['version']}" for one in document["components"] if one["purl"].startswith("pkg:pypi/")}
-        assert found == pins
+        components = [part for part in document["components"] if part["purl"].startswith("pkg:pypi/")]
+        assert {f"{part['name']}=={part['version']}" for part in components} == pins
     components = json.loads((tmp_path / "qembed-cpu.cdx.json").read_text(encoding="utf-8"))["components"]
-    cpu = [one for one in components if one["purl"].startswith("pkg:pypi/")]  # Debian's come after `make image`
-    assert sum("licenses" in one for one in cpu) > 0.9 * len(cpu)
+    cpu = [part for part in components if part["purl"].startswith("pkg:pypi/")]  # Debian's come after `make image`
+    assert sum("licenses" in part for part in cpu) > 0.9 * len(cpu)
 
 
-def test_debian_packages_come_from_the_image() -> None:
+def test_the_sbom_lists_installed_debian_packages_only() -> None:
     sbom = module("sbom")
     status = (
         "Package: tini\nStatus: install ok installed\nArchitecture: amd64\nVersion: 0.19.0-1+b3\nDescription: x\n y\n\n"
         "Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n"
     )
-    (one,) = sbom.debian(status)
-    assert one["purl"] == "pkg:deb/debian/tini@0.19.0-1%2Bb3?arch=amd64"
+    (package,) = sbom.debian(status)
+    assert package["purl"] == "pkg:deb/debian/tini@0.19.0-1%2Bb3?arch=amd64"
 
 
-def test_the_audit_tells_what_is_known_and_what_nobody_could_be_asked_about(
+def test_the_audit_reports_vulnerabilities_and_packages_that_could_not_be_audited(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     audit = module("audit")
@@ -112,12 +95,14 @@ def test_the_audit_tells_what_is_known_and_what_nobody_could_be_asked_about(
     monkeypatch.setattr(
         audit,
         "ask",
-        lambda packages: [{"name": name, "version": it, "vulns": [fault] * (name == "torch")} for name, it in packages],
+        lambda packages: [
+            {"name": name, "version": version, "vulns": [fault] * (name == "torch")} for name, version in packages
+        ],
     )
     assert audit.main(["cpu", "gpu"]) == 1
-    said = capsys.readouterr()
-    assert "torch 2.13.0: PYSEC-1, mended in 2" in said.out
-    assert not said.err
+    printed = capsys.readouterr()
+    assert "torch 2.13.0: PYSEC-1, mended in 2" in printed.out
+    assert not printed.err
 
 
 CHECKED_BY = {
@@ -137,9 +122,9 @@ CHECKED_BY = {
 
 
 def test_every_file_has_a_check() -> None:
-    """What each one is: for the tests named here to say; a new file or folder has to be added, and so thought of."""
-    standing = [path.relative_to(DEPLOY).as_posix() for path in DEPLOY.rglob("*") if path.is_file()]
-    unknown = [path for path in standing if "__pycache__" not in path and not path.startswith(tuple(CHECKED_BY))]
+    """A new file or folder of deploy/ fails here until CHECKED_BY names the test that checks it."""
+    files = [path.relative_to(DEPLOY).as_posix() for path in DEPLOY.rglob("*") if path.is_file()]
+    unknown = [path for path in files if "__pycache__" not in path and not path.startswith(tuple(CHECKED_BY))]
     assert unknown == []
     for name in CHECKED_BY.values():
         assert Path(__file__).with_name(f"{name}.py").exists(), name

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.tools import DEPLOY, run, tool
+from tests.deploy.tools import DEPLOY, ROOT, run, tool
 
 HERE = DEPLOY / "monitoring"
 COMPOSE = DEPLOY / "compose"
@@ -44,14 +44,14 @@ def test_prometheus_takes_its_configuration(tmp_path: Any) -> None:
 
 
 def test_the_handbook_says_what_to_do_for_each_alert() -> None:
-    text = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
     anchors = {
         re.sub(r"[^\w -]", "", line.lstrip("# ")).strip().lower().replace(" ", "-")
         for line in text.splitlines()
         if line.startswith("#")
     }
     for rule in alerts():
-        assert rule["annotations"]["runbook"] == f"deploy/README.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook"] == f"docs/deploy.md#{rule['alert'].lower()}"
         assert rule["alert"].lower() in anchors
 
 

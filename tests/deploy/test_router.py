@@ -145,7 +145,7 @@ def test_a_bad_request_leaves_no_replica_out(router: int, replicas: list[Replica
 
 
 def test_it_drops_what_openai_does_not_have(router: int, replicas: list[Replica]) -> None:
-    """deploy/README.md warns of it: such queries would be embedded without their instruction."""
+    """docs/deploy.md warns of it: such queries would be embedded without their instruction."""
     assert (
         ask(router, dimensions=64, encoding_format="base64", prompt_name="query", instruction="find", truncate_prompt_tokens=9)
         == 200

@@ -1,4 +1,4 @@
-"""`qembed eval` as it stands in the README, against the real vLLM, with all tasks on the sets that ship with it."""
+"""`qembed eval` as docs/evaluate.md has it, against the real vLLM, with all tasks on the sets that ship with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Qwen3-Reranker that the real vLLM runs, in both of the ways that README names: the scores are those of transformers."""
+"""A Qwen3-Reranker that the real vLLM runs, in both ways that docs/evaluate.md names: the scores are those of transformers."""
 
 from __future__ import annotations
 

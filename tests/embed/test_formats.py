@@ -189,14 +189,14 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
 
 
 def test_the_recipe_for_rescoring_finds_the_nearest(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines in README, as they stand there."""
+    """The code block of docs/embed.md, unchanged."""
     texts = [f"{'word ' * (n % 13)}text {n}" for n in range(400)]
     (tmp_path / "in.txt").write_text("\n".join(texts))
     (tmp_path / "queries.txt").write_text(texts[250])
     monkeypatch.chdir(tmp_path)
     for source, out, dtype in (("in", "binary", "binary"), ("in", "int8", "int8"), ("queries", "queries", "float32")):
         assert embed(f"{source}.txt", "-o", f"{out}.npy", "--dimensions", "256", "--output-dtype", dtype).exit_code == 0
-    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    blocks = (ROOT / "docs" / "embed.md").read_text(encoding="utf-8").split("```python\n")[1:]
     (recipe,) = [block.split("```")[0] for block in blocks if "bitwise_count" in block]
     binary, int8 = recipe.split("\n# int8")
     exact = np.argsort(-np.stack([expected(text, 256) for text in texts]) @ expected(texts[250], 256))[:10]

@@ -90,3 +90,13 @@ def test_moments_weigh_tokens_and_leave_padding_out() -> None:
     )
     torch.testing.assert_close(moments.gram, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(moments.cross, 3 * expected[:2], rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_counts_relative_to_the_size_of_its_residual_stream() -> None:
+    batch = with_prefixes(ROWS, range(3), 100, prefixes=2, last_share=0.5, seed=0)[0]
+    residual = torch.ones(*batch.ids.shape, 8)
+    residual[:, 0] = 1000.0
+    relative = batch.relative_to(residual)
+    torch.testing.assert_close(relative.weight[:, 1:], batch.weight[:, 1:])
+    torch.testing.assert_close(relative.weight[:, 0], batch.weight[:, 0] * 1e-6)
+    assert batch.relative_to(torch.zeros_like(residual)).weight.isfinite().all()

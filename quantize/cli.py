@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 from click.core import ParameterSource
@@ -30,6 +30,16 @@ io = section("What to read and write")
 method = section("How to quantize")
 fitted = section("Calibration")
 computing = section("Where to compute")
+
+
+class Rounding(click.Choice[str]):
+    """The ways to round, also by the names that they had before."""
+
+    ALIASES: ClassVar = {"compensated": "gptq", "nearest": "rtn"}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """One of the choices."""
+        return super().convert(self.ALIASES.get(value, value), param, ctx)
 
 
 @click.command("quantize", cls=SectionedCommand)
@@ -83,10 +93,10 @@ computing = section("Where to compute")
 @method("--clip/--no-clip", default=True, show_default=True, help="Shrink each group's range where that costs less.")
 @method(
     "--rounding",
-    type=click.Choice(["compensated", "nearest"]),
-    default="compensated",
+    type=Rounding(["gptq", "rtn"]),
+    default="gptq",
     show_default=True,
-    help="Push each rounding error into the weights not yet rounded (GPTQ), or round each to its nearest level.",
+    help="gptq pushes each rounding error into the weights not yet rounded; rtn rounds each weight to its nearest level.",
 )
 @method(
     "--target",

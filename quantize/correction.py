@@ -4,7 +4,8 @@ Full least squares explains what is missing by every direction of the inputs, al
 little but chance. The next layer is then fitted to the result, and what was learned by heart adds up: on texts and prompts
 unlike the calibration's the model ends further from the original than without any correction. So the calibration's texts are
 split into two halves. Each half's solution, for every damping of DAMPINGS, is judged by what it gains on the other half, and
-the damping and strength that gain most are used on both together. Where nothing is gained, nothing is moved.
+the largest damping that gains nearly as much as the best (TOLERANCE) is used on both together, with its strength. Where nothing
+is gained, nothing is moved.
 
 One eigendecomposition G = V·diag(s)·Vᵀ of a half's Gram matrix serves all dampings: the solution is P·diag(1/(s + λ))·Vᵀ with
 P = R·V, and its gain on the other half is a linear and a quadratic form in 1/(s + λ).
@@ -59,12 +60,19 @@ def corrected(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool)
     if not chosen.strength:
         return weight
     inverse = Inverse.of(moments.gram, chosen.damping)
-    change = matmul(weight, inverse.solved(_cross(moments))) if behind_norm else inverse.solved(_residual(weight, moments))
+    change = (
+        matmul(weight, inverse.least_squares(_cross(moments)))
+        if behind_norm
+        else inverse.least_squares(_residual(weight, moments))
+    )
     return weight + chosen.strength * change
 
 
 def shrinkage(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -> Shrinkage:
-    """The damping and strength that gain most from either half on the other; arguments as for `corrected`."""
+    """The largest damping whose gain from either half on the other is within TOLERANCE of the best, and its strength.
+
+    Arguments as for `corrected`.
+    """
     import torch
 
     unit = float(sum(fold.gram.diagonal().mean() for fold in folds))  # keeps squares within float32

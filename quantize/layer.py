@@ -134,7 +134,7 @@ class LayerQuantizer:
             moved = correction.corrected(stacked, folds, name in NORMS)
             for member, weight in zip(members, moved.split(sizes), strict=True):
                 self.tensors[f"{member}.weight"] = weight
-        gram, compensate = Moments.total(folds).gram, settings.rounding == "compensated"
+        gram, compensate = Moments.total(folds).gram, settings.rounding == "gptq"
         folds.clear()
         inverse = rounding.Inverse.of(gram) if compensate else None
         folded: torch.Tensor | None = gram.new_ones(len(gram))

@@ -54,7 +54,7 @@ class Inverse:
         """That of the inputs divided by `scales` [K]: G⁻¹ is multiplied by them from both sides."""
         return Inverse(self.order, self.upper * scales[self.order])
 
-    def solved(self, cross: torch.Tensor) -> torch.Tensor:
+    def least_squares(self, cross: torch.Tensor) -> torch.Tensor:
         """`cross` · (G + λI)⁻¹ [N, K]: with `cross` = Σ d xᵀ, the matrix that explains d best by x, by damped least squares.
 
         λ pulls it towards zero. Added to a weight W, where d is what is missing from W x, it gives the weight that maps the
@@ -99,12 +99,12 @@ def rounded(weight: torch.Tensor, gram: torch.Tensor, inverse: Inverse, grid: Gr
         grid: to begin with.
     """
     for _ in range(PASSES):
-        levels = compensated(weight, inverse, grid)
+        levels = gptq(weight, inverse, grid)
         grid = refitted(weight, levels, grid, gram)
     return levels, grid
 
 
-def compensated(weight: torch.Tensor, inverse: Inverse, grid: Grid) -> torch.Tensor:
+def gptq(weight: torch.Tensor, inverse: Inverse, grid: Grid) -> torch.Tensor:
     """Levels 0…15 [N, K] float32 for `weight` [N, K] on `grid`, chosen so that tr(ΔW · G · ΔWᵀ) is small."""
     import torch
 

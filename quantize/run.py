@@ -19,7 +19,7 @@ from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
 from qembed.files import sha256, write_atomically
-from qembed.quantize import autoawq, card, checks, stream, writer
+from qembed.quantize import autoawq, checks, manifest, model_card, stream, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
 from qembed.quantize.calibration_texts import Texts
@@ -83,7 +83,7 @@ def run(
         settings = replace(settings, last_share=stream.last_share(settings, calibration))
     with writer.claim(target, force=force) as place:
         checks.check_values(source, lambda done, total: on_step("checking tensors", done, total))
-        origin = card.source_record(source, target)
+        origin = manifest.source_record(source, target)
         decides = fingerprint(source, origin, calibration, settings, seed, device)
         with writer.new_folder(target, place, decides, resume=resume) as work:
             noted, folder = work.parts / DONE, work.checkpoint
@@ -97,9 +97,11 @@ def run(
                 write_atomically(noted, json.dumps(asdict(report)))
             size = assemble(work.parts, folder)
             writer.copy_companions(source, folder, without=writer.REPEATED if settings.token_table == INT8 else ())
-            (folder / "README.md").write_text(card.model_card(source, settings, calibration, report, size), encoding="utf-8")
+            (folder / "README.md").write_text(
+                model_card.model_card(source, settings, calibration, report, size), encoding="utf-8"
+            )
             config = writer.as_json(writer.int4_config(source.config, settings.group_size, settings.token_table))
-            record = card.record(origin, calibration, settings, report, seed, folder, config)
+            record = manifest.record(origin, calibration, settings, report, seed, folder, config)
             write_atomically(folder / MANIFEST, writer.as_json(record))
             write_atomically(folder / "config.json", config)
             after = sizes(Checkpoint(target.name, folder))
@@ -116,9 +118,9 @@ def run(
         },
         "engine": settings.engine,
         "error": {name: report.relative_error(name) for name in LINEARS if report.error[name]},
-        "token_table": card.token_table(settings, report),
-        "fidelity": card.fidelity(report),
-        "calibration": card.calibration_record(calibration),
+        "token_table": manifest.token_table(settings, report),
+        "fidelity": manifest.fidelity(report),
+        "calibration": manifest.calibration_record(calibration),
     }
 
 

@@ -15,7 +15,7 @@ class QuantizationSettings:
         group_size: inputs that share a scale and a zero point.
         scales: "awq" searches a scale per input channel, "none" leaves the weights as they are.
         clip: whether ranges are shrunk by search.
-        rounding: "compensated" (GPTQ) or "nearest".
+        rounding: "gptq" (error-compensated) or "rtn" (to nearest).
         target: "original" fits each linear to what the original model has there, "layer" to its own outputs.
         inputs: "quantized", what layers read in the INT4 model, or "original", what they read in the original one, is what each
             layer is fitted to. "original" goes with the target "layer".
@@ -32,7 +32,7 @@ class QuantizationSettings:
     group_size: int = 128
     scales: str = "awq"
     clip: bool = True
-    rounding: str = "compensated"
+    rounding: str = "gptq"
     target: str = "original"
     inputs: str = "quantized"
     prefixes: int = 8

@@ -20,7 +20,7 @@ from qembed.command.options import MODEL_HELP, Size
 from qembed.command.sections import SectionedCommand, section
 from qembed.command.signals import Interrupts
 from qembed.errors import BadInput, QembedError
-from qembed.serve.reporter import Voice, computing, how, notes, verdict
+from qembed.serve.reporter import Reporter, computing, how, notes, verdict
 from qembed.sizes import gib
 from qembed.vllm import api_keys, devices, kernels, log, machine, plan, plan_table, ports, sglang, supervisor
 from qembed.vllm.arguments import environment, rules
@@ -233,7 +233,7 @@ def command(
         port = settings.port if only_plan or settings.port else ports.free(settings.host)
         launch = resolve(settings, target, kernels.this_cpu(), port)
         sys.exit(_show_plan(launch, as_json) if only_plan else _show_command(launch))
-    voice = Voice(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
+    voice = Reporter(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
     for warning in _warnings(settings, api_key_file):
         voice.warn(warning)
     interrupts = Interrupts()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qembed.vllm.settings import Launch
 
 
-class Voice:
+class Reporter:
     """Stages of the start as a spinner (plain lines where stderr is no terminal), warnings, and the plan."""
 
     def __init__(self, style: str, quiet: bool = False) -> None:
@@ -27,7 +27,7 @@ class Voice:
         self._status = None if quiet or self._json or not self._console.is_terminal else self._console.status("starting")
         self._start = time.monotonic()
 
-    def __enter__(self) -> Voice:
+    def __enter__(self) -> Reporter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -32,7 +32,7 @@ from qembed.errors import BadInput, QembedError
 from qembed.vllm import gate_rules, kernels, log, machine, ports, sglang, shutdown, watchdog
 from qembed.vllm.arguments import arguments, environment, rules
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
-from qembed.vllm.unavailable import StandIn
+from qembed.vllm.unavailable import Unavailable
 
 POLL = 0.25
 LOOK_EVERY = 5.0  # seconds; more often where --hang-timeout is short
@@ -152,7 +152,7 @@ class Server:
         if self.listener is None:
             return contextlib.nullcontext()
         tls = (settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl_certfile and settings.ssl_keyfile else None
-        return StandIn(self.listener, tls, min(60, math.ceil(self._seconds)))
+        return Unavailable(self.listener, tls, min(60, math.ceil(self._seconds)))
 
     def stop(self) -> None:
         """End the server with all its processes. Requests that are being computed get their answers first."""

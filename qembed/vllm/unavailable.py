@@ -36,7 +36,7 @@ ANSWER = (
 )
 
 
-class StandIn:
+class Unavailable:
     """Answers on `listener` within its `with` block. `tls` are the certificate's and the key's file, for HTTPS."""
 
     def __init__(self, listener: socket.socket, tls: tuple[str, str] | None, seconds: int) -> None:
@@ -50,7 +50,7 @@ class StandIn:
         self._room = threading.Semaphore(AT_ONCE)
         self._thread = threading.Thread(target=self._accept, name="stand-in", daemon=True)
 
-    def __enter__(self) -> StandIn:
+    def __enter__(self) -> Unavailable:
         self._thread.start()
         return self
 

@@ -16,8 +16,8 @@ from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig, Auto
 from vllm.platforms import PlatformEnum, current_platform
 
 from qembed.serve.vllm_plugin.half_table import HalfTable
+from qembed.serve.vllm_plugin.int4_layer import Int4LinearKernel
 from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
-from qembed.serve.vllm_plugin.kernel import Int4LinearKernel
 
 STOCK_KERNEL = "CPUWNA16LinearKernel"
 

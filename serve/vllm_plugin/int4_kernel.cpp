@@ -1,4 +1,4 @@
-// The INT4 linear layer for CPUs with AVX2, behind a plain C interface: native.py loads it with ctypes.
+// The INT4 linear layer for CPUs with AVX2, behind a plain C interface: int4_native.py loads it with ctypes.
 //
 // Activations become 16-bit integers, a scale for each row and chunk of inputs, so that a product is made of exact integer
 // sums (vpmaddwd: 16 products an instruction, twice what a float32 FMA has) that are scaled once a chunk:

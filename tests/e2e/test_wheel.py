@@ -62,7 +62,7 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "qembed" / "search" / "page.html.j2").exists()
     run = "import sys; from qembed.cli import main; sys.argv[0] = 'qembed'; main()"
     done = subprocess.run(
-        [sys.executable, "-c", run, "quantize", "--model", "sample", "--scales", "none", "--rounding", "nearest", "--json"],
+        [sys.executable, "-c", run, "quantize", "--model", "sample", "--scales", "none", "--rounding", "rtn", "--json"],
         env=environment,
         cwd=tmp_path,
         check=True,

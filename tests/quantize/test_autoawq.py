@@ -83,7 +83,7 @@ def test_without_the_library_the_message_names_the_environment_that_it_needs(
     assert [path.name for path in tmp_path.iterdir()] == [source.folder.name]
 
 
-@pytest.mark.parametrize("option", [("--scales", "awq"), ("--rounding", "nearest")])
+@pytest.mark.parametrize("option", [("--scales", "awq"), ("--rounding", "rtn")])
 def test_settings_that_autoawq_does_not_have_are_refused(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, option: tuple[str, str]
 ) -> None:

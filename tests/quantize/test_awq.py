@@ -52,7 +52,7 @@ def test_scales_and_clipping_and_compensation_each_cost_less_than_plain_rounding
     assert lost(weight, scaled, gram) < 0.9 * plain
     grid = awq.search_clip(weight, gram, 64)
     assert lost(weight, grid.nearest(weight), gram) < plain
-    compensated = grid.dequantize(rounding.compensated(weight, rounding.Inverse.of(gram), grid))
+    compensated = grid.dequantize(rounding.gptq(weight, rounding.Inverse.of(gram), grid))
     assert lost(weight, compensated, gram) < 0.6 * lost(weight, grid.nearest(weight), gram)
 
 
@@ -79,9 +79,9 @@ def test_channels_fed_by_one_output_share_a_scale() -> None:
 def test_compensated_levels_are_levels_and_equal_nearest_when_inputs_are_uncorrelated() -> None:
     weight, gram = weight_and_gram()
     grid = awq.range_grid(weight, 64)
-    levels = rounding.compensated(weight, rounding.Inverse.of(gram), grid)
+    levels = rounding.gptq(weight, rounding.Inverse.of(gram), grid)
     assert torch.equal(levels, levels.round().clamp(0, 15))
-    alone = rounding.compensated(weight, rounding.Inverse.of(torch.eye(128)), grid)
+    alone = rounding.gptq(weight, rounding.Inverse.of(torch.eye(128)), grid)
     assert torch.equal(alone, grid.quantize(weight))
 
 
@@ -108,7 +108,7 @@ def test_a_gram_matrix_of_few_tokens_or_none_still_gives_levels() -> None:
     for gram in (x.T @ x, torch.zeros(128, 128)):
         scales = awq.search_scales([weight], gram, 64)
         grid = awq.search_clip(weight * scales, gram, 64)
-        levels = rounding.compensated(weight * scales, rounding.Inverse.of(gram), grid)
+        levels = rounding.gptq(weight * scales, rounding.Inverse.of(gram), grid)
         assert torch.isfinite(scales).all()
         assert ((levels >= 0) & (levels <= 15)).all()
 
@@ -117,9 +117,9 @@ def test_what_is_missing_is_solved_for_by_least_squares() -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(500, 32, generator=generator), torch.randn(8, 32, generator=generator)
     wanted = x @ torch.randn(32, 8, generator=generator)
-    found = weight + rounding.Inverse.of(x.T @ x, 1e-9).solved((wanted - x @ weight.T).T @ x)
+    found = weight + rounding.Inverse.of(x.T @ x, 1e-9).least_squares((wanted - x @ weight.T).T @ x)
     torch.testing.assert_close(found, torch.linalg.lstsq(x, wanted).solution.T, rtol=1e-3, atol=1e-3)
-    assert torch.equal(rounding.Inverse.of(torch.zeros(32, 32)).solved(torch.zeros(8, 32)), torch.zeros(8, 32))
+    assert torch.equal(rounding.Inverse.of(torch.zeros(32, 32)).least_squares(torch.zeros(8, 32)), torch.zeros(8, 32))
 
 
 def test_remaining_variance_foretells_what_compensated_rounding_loses() -> None:
@@ -128,7 +128,7 @@ def test_remaining_variance_foretells_what_compensated_rounding_loses() -> None:
     steps = grid.scale.square().sum(0).repeat_interleave(64)
     expected = (steps * rounding.Inverse.of(gram).remaining_variance()).sum().item() / 12
     damped = gram + rounding.DAMPING * gram.diagonal().mean() * torch.eye(128)
-    real = lost(weight, grid.dequantize(rounding.compensated(weight, rounding.Inverse.of(gram), grid)), damped)
+    real = lost(weight, grid.dequantize(rounding.gptq(weight, rounding.Inverse.of(gram), grid)), damped)
     assert real == pytest.approx(expected, rel=0.1)
 
 
@@ -141,7 +141,7 @@ def test_scales_for_compensated_rounding_lose_no_more_than_none_when_it_compensa
     for chosen in (torch.ones(128), scales):
         scaled, own = weight * chosen, gram / (chosen[:, None] * chosen)
         grid = awq.range_grid(scaled, 64)
-        found.append(lost(scaled, grid.dequantize(rounding.compensated(scaled, rounding.Inverse.of(own), grid)), own))
+        found.append(lost(scaled, grid.dequantize(rounding.gptq(scaled, rounding.Inverse.of(own), grid)), own))
     assert found[1] < 0.9 * found[0]
 
 
@@ -164,7 +164,7 @@ def test_scales_that_suit_the_levels_lose_less_on_fresh_inputs_too() -> None:
     torch.testing.assert_close(seen + fresh, gram, rtol=1e-3, atol=1e-1)
     grid = awq.search_clip(weight, seen, 64)
     inverse = rounding.Inverse.of(seen)
-    levels = rounding.compensated(weight, inverse, grid)
+    levels = rounding.gptq(weight, inverse, grid)
     refitted = rounding.refitted(weight, levels, grid, seen)
     assert torch.equal(refitted.scale, refitted.scale.half().float())
     assert (refitted.scale > 0).all()
@@ -182,7 +182,7 @@ def test_rows_of_zeros_and_inputs_without_any_keep_finite_scales() -> None:
     weight[5, :64] = 0
     for inputs in (gram, torch.zeros_like(gram)):
         grid = awq.range_grid(weight, 64)
-        levels = rounding.compensated(weight, rounding.Inverse.of(inputs), grid)
+        levels = rounding.gptq(weight, rounding.Inverse.of(inputs), grid)
         refitted = rounding.refitted(weight, levels, grid, inputs)
         assert torch.isfinite(refitted.scale).all()
         assert (refitted.scale > 0).all()

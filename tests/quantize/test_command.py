@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find, source_of
 from qembed.quantize import parts, stream, writer
-from qembed.quantize.card import OF_AWQ
+from qembed.quantize.cli import Rounding
+from qembed.quantize.model_card import OF_AWQ
 
 from .conftest import MakeCheckpoint, assert_refused, contents, quantize
 
@@ -241,3 +242,8 @@ def test_threads_are_those_asked_for(make_checkpoint: MakeCheckpoint, tmp_path: 
     source = make_checkpoint()
     assert quantize("--model", source.folder, "--output", tmp_path / "out", "--threads", "3", "--device", "cpu").exit_code == 0
     assert asked == [3]
+
+
+@pytest.mark.parametrize(("name", "meaning"), [("gptq", "gptq"), ("rtn", "rtn"), ("compensated", "gptq"), ("nearest", "rtn")])
+def test_rounding_is_named_as_the_field_does_and_by_its_old_names(name: str, meaning: str) -> None:
+    assert Rounding(["gptq", "rtn"]).convert(name, None, None) == meaning

@@ -114,9 +114,7 @@ def test_few_tokens_and_many_channels_still_end_nearer_than_plain_rounding_on_fr
     rows = [[*(draw.randrange(256) for _ in range(8)), 256] for _ in range(56 + 64)]
     calibration = Calibration(rows, frozenset(range(56, 120)), "made", "", 0, 32, 0)
     lost = {}
-    plain = QuantizationSettings(
-        group_size=64, scales="none", clip=False, rounding="nearest", target="layer", prefixes=0, mixed=0
-    )
+    plain = QuantizationSettings(group_size=64, scales="none", clip=False, rounding="rtn", target="layer", prefixes=0, mixed=0)
     for name, settings in {"plain": plain, "ours": QuantizationSettings(group_size=64, prefixes=0, mixed=0)}.items():
         report = stream.quantize(checkpoint, shape_of(checkpoint, 64), calibration, settings, torch.device("cpu"))
         lost[name] = 1 - sum(report.cosines) / len(report.cosines)

@@ -85,7 +85,7 @@ def test_what_is_written_computes_in_transformers_what_the_run_computed(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str
 ) -> None:
     source = checkpoint_of(make_checkpoint, name)
-    quick = ("--rounding", "nearest", "--no-clip")
+    quick = ("--rounding", "rtn", "--no-clip")
     result = quantize("--model", source.folder, "--output", tmp_path / "out", "--json", *quick)
     assert result.exit_code == 0, result.output
     made = find(str(tmp_path / "out"))

@@ -29,7 +29,7 @@ def _calibration() -> Calibration:
 
 def _run(checkpoint: Checkpoint, folder: Path, epochs: int) -> Report:
     folder.mkdir(exist_ok=True)
-    settings = QuantizationSettings(group_size=64, rounding="nearest", target="layer", refine=epochs, mixed=0, prefixes=2)
+    settings = QuantizationSettings(group_size=64, rounding="rtn", target="layer", refine=epochs, mixed=0, prefixes=2)
     return stream.quantize(checkpoint, shape_of(checkpoint, 64), _calibration(), settings, CPU, Parts(folder))
 
 

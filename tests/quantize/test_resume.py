@@ -33,7 +33,7 @@ def on_call(number: int, function: Callable[..., Any], error: BaseException) -> 
     return wrapped
 
 
-@pytest.mark.parametrize("options", [(), ("--scales", "none", "--no-clip", "--rounding", "nearest")])
+@pytest.mark.parametrize("options", [(), ("--scales", "none", "--no-clip", "--rounding", "rtn")])
 def test_a_resumed_run_ends_with_the_same_bytes_and_makes_no_finished_layer_again(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:

@@ -75,7 +75,7 @@ def test_a_block_by_itself_computes_what_the_whole_model_computes(make_checkpoin
     torch.testing.assert_close(vectors, torch.nn.functional.normalize(last, dim=-1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rounding", ["compensated", "nearest"])
+@pytest.mark.parametrize("rounding", ["gptq", "rtn"])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_stored_integers_are_those_that_were_chosen(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, rounding: str, group_size: int
@@ -145,7 +145,7 @@ def test_layers_fitted_to_the_original_inputs_know_nothing_of_those_before(
     shape, calibration = shape_of(checkpoint, 64), built_in(checkpoint, max_tokens=24, check=8, seed=3)
     made = {}
     for inputs in ("original", "quantized"):
-        settings = QuantizationSettings(group_size=64, target="layer", inputs=inputs, rounding="nearest", mixed=0)
+        settings = QuantizationSettings(group_size=64, target="layer", inputs=inputs, rounding="rtn", mixed=0)
         folder = tmp_path / inputs
         folder.mkdir()
         stream.quantize(checkpoint, shape, calibration, settings, torch.device("cpu"), Parts(folder))
@@ -157,7 +157,7 @@ def test_layers_fitted_to_the_original_inputs_know_nothing_of_those_before(
     flow, block = Stream.start(checkpoint.tensor("embed_tokens.weight"), batches), DecoderLayer(checkpoint, torch.device("cpu"))
     block.load(layer_tensors(checkpoint))
     flow.advance(block)
-    settings = QuantizationSettings(group_size=64, target="layer", rounding="nearest")
+    settings = QuantizationSettings(group_size=64, target="layer", rounding="rtn")
     alone = layer.LayerQuantizer(block, 1, layer_tensors(checkpoint, 1), shape, settings, Report()).run(flow, None)
     assert all(torch.equal(made["original"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())
     assert not all(torch.equal(made["quantized"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())

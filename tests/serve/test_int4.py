@@ -11,12 +11,12 @@ import torch
 from torch.nn.functional import linear
 
 from qembed.checkpoint import awq_layout
-from qembed.serve.vllm_plugin import int4, native
+from qembed.serve.vllm_plugin import int4_native, int4_torch
 
 ROWS = (1, 2, 31, 32, 33, 127, 128, 129, 513, 2048)
 Multiply = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
-needs_compiled = pytest.mark.skipif(native.library() is None, reason="no compiled kernel here (no compiler, or no AVX2)")
+needs_compiled = pytest.mark.skipif(int4_native.library() is None, reason="no compiled kernel here (no compiler, or no AVX2)")
 
 
 def off(result: torch.Tensor, exact: torch.Tensor) -> float:
@@ -44,19 +44,19 @@ def words(values: torch.Tensor) -> torch.Tensor:
     return nibbles.sum(-1).to(torch.uint32).view(torch.int32)
 
 
-def values_of(layer: Layer) -> int4.ValuesOf:
+def values_of(layer: Layer) -> int4_torch.ValuesOf:
     return lambda start, end: layer.values.T[start:end].to(torch.uint8)
 
 
 def in_torch(layer: Layer) -> Multiply:
-    weight = int4.prepare(values_of(layer), layer.scales.T, layer.zeros.T)
-    return lambda x, bias: int4.linear(x, weight, bias)
+    weight = int4_torch.prepare(values_of(layer), layer.scales.T, layer.zeros.T)
+    return lambda x, bias: int4_torch.linear(x, weight, bias)
 
 
 def compiled(layer: Layer) -> Multiply:
     inputs, outputs = layer.values.shape
-    weight = native.prepare(values_of(layer), layer.scales.T, layer.zeros.T, inputs)
-    return lambda x, bias: native.linear(x, weight, outputs, bias)
+    weight = int4_native.prepare(values_of(layer), layer.scales.T, layer.zeros.T, inputs)
+    return lambda x, bias: int4_native.linear(x, weight, outputs, bias)
 
 
 @pytest.fixture(params=[in_torch, pytest.param(compiled, marks=needs_compiled)])
@@ -139,22 +139,22 @@ def test_one_thread_and_several_give_the_same(prepare: Callable[[Layer], Multipl
 
 
 @needs_compiled
-@pytest.mark.skipif(not native.has_vnni(), reason="no AVX-VNNI here, or it is switched off")
+@pytest.mark.skipif(not int4_native.has_vnni(), reason="no AVX-VNNI here, or it is switched off")
 def test_avx_vnni_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer(72, 512, 64)
     multiply = compiled(layer)
     for rows in ROWS[:-1]:
         x = torch.randn(rows, 512)
-        monkeypatch.setattr(native, "has_vnni", lambda: True)
+        monkeypatch.setattr(int4_native, "has_vnni", lambda: True)
         fast = multiply(x, layer.bias)
-        monkeypatch.setattr(native, "has_vnni", lambda: False)
+        monkeypatch.setattr(int4_native, "has_vnni", lambda: False)
         assert torch.equal(multiply(x, layer.bias), fast)
 
 
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_what_limits_torch_to_avx2_limits_the_kernel(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
-    assert not native.has_vnni.__wrapped__()
+    assert not int4_native.has_vnni.__wrapped__()
 
 
 @needs_compiled
@@ -164,13 +164,13 @@ def test_no_rows_give_no_rows() -> None:
 
 def test_blocks_of_output_rows_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Layer(104, 256, 64), torch.randn(5, 256)
-    monkeypatch.setattr(int4, "SCRATCH_BYTES", 4 * 256 * 24)
-    monkeypatch.setattr(int4, "BLOCK_OUTPUTS", 40)
+    monkeypatch.setattr(int4_torch, "SCRATCH_BYTES", 4 * 256 * 24)
+    monkeypatch.setattr(int4_torch, "BLOCK_OUTPUTS", 40)
     torch.testing.assert_close(in_torch(layer)(x, None), linear(x, layer.weight), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("prepare_one", [int4.prepare, lambda *tensors: native.prepare(*tensors, inputs=512)])
-def test_weights_take_half_a_byte_each_and_scales_stay_float16(prepare_one: Callable[..., int4.Weight]) -> None:
+@pytest.mark.parametrize("prepare_one", [int4_torch.prepare, lambda *tensors: int4_native.prepare(*tensors, inputs=512)])
+def test_weights_take_half_a_byte_each_and_scales_stay_float16(prepare_one: Callable[..., int4_torch.Weight]) -> None:
     layer = Layer(256, 512, 128)
     weight = prepare_one(values_of(layer), layer.scales.T.float(), layer.zeros.T)
     assert weight.values.numel() * weight.values.element_size() == 256 * 512 // 2
@@ -185,9 +185,9 @@ def test_weights_take_half_a_byte_each_and_scales_stay_float16(prepare_one: Call
 def test_scales_beyond_float16_are_used_as_they_are() -> None:
     layer = Layer(32, 128, 64)
     scales = layer.scales.T.float() * 1.0003
-    weight = native.prepare(values_of(layer), scales, layer.zeros.T, 128)
+    weight = int4_native.prepare(values_of(layer), scales, layer.zeros.T, 128)
     x = torch.randn(3, 128)
-    assert off(native.linear(x, weight, 32, None), linear(x.double(), layer.weight.double() * 1.0003)) < 5e-5
+    assert off(int4_native.linear(x, weight, 32, None), linear(x.double(), layer.weight.double() * 1.0003)) < 5e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -202,24 +202,24 @@ def test_a_16_bit_input_gives_a_16_bit_output(prepare: Callable[[Layer], Multipl
 
 @pytest.mark.parametrize(("group", "chunk"), [(32, 32), (64, 64), (128, 128), (384, 128), (200, 100), (3072, 128), (6, None)])
 def test_a_chunk_divides_its_group(group: int, chunk: int | None) -> None:
-    assert native.chunk_of(group) == chunk
+    assert int4_native.chunk_of(group) == chunk
 
 
 def test_the_fake_operators_have_the_shape_of_the_real_ones() -> None:
     """What torch.compile sees of them."""
     layer, x = Layer(40, 64, 32), torch.randn(3, 64)
-    torch_weight = int4.prepare(values_of(layer), layer.scales.T, layer.zeros.T)
+    torch_weight = int4_torch.prepare(values_of(layer), layer.scales.T, layer.zeros.T)
     checks = [(torch.ops.qembed.int4_linear.default, (x, *torch_weight, None))]
-    if native.library() is not None:
-        weight = native.prepare(values_of(layer), layer.scales.T, layer.zeros.T, 64)
+    if int4_native.library() is not None:
+        weight = int4_native.prepare(values_of(layer), layer.scales.T, layer.zeros.T, 64)
         checks.append((torch.ops.qembed.int4_panels.default, (x, *weight, None, 40)))
     for operator, arguments in checks:
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_without_the_compiled_kernel_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "LIBRARY", "qembed.serve.vllm_plugin._not_built")
-    assert native.library.__wrapped__() is None
+    monkeypatch.setattr(int4_native, "LIBRARY", "qembed.serve.vllm_plugin._not_built")
+    assert int4_native.library.__wrapped__() is None
 
 
 @pytest.mark.vllm
@@ -231,11 +231,11 @@ def test_the_kernel_takes_weights_as_vllm_hands_them_over(
     group: int, symmetric: bool, layout: str, with_library: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not with_library:
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(int4_native, "library", lambda: None)
     from vllm.model_executor.kernels.linear import MPLinearLayerConfig
     from vllm.scalar_type import scalar_types
 
-    from qembed.serve.vllm_plugin.kernel import Int4LinearKernel
+    from qembed.serve.vllm_plugin.int4_layer import Int4LinearKernel
 
     inputs, outputs = 256, 40
     layer = Layer(outputs, inputs, inputs if group == -1 else group, symmetric)

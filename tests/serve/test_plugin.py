@@ -28,7 +28,7 @@ from types import SimpleNamespace
 from vllm.model_executor.kernels.linear import MPLinearLayerConfig
 from vllm.scalar_type import scalar_types
 from qembed.serve.vllm_plugin import native
-from qembed.serve.vllm_plugin.kernel import Int4LinearKernel
+from qembed.serve.vllm_plugin.int4_layer import Int4LinearKernel
 
 def held(key):
     return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024

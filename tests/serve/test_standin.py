@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from qembed.vllm import ports, unavailable
-from qembed.vllm.unavailable import StandIn
+from qembed.vllm.unavailable import Unavailable
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes, str | None]:
@@ -23,7 +23,7 @@ def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[i
 
 
 def test_every_request_gets_503_and_when_to_come_again() -> None:
-    with ports.listen("127.0.0.1", 0) as listener, StandIn(listener, None, 25):
+    with ports.listen("127.0.0.1", 0) as listener, Unavailable(listener, None, 25):
         port = listener.getsockname()[1]
         for method, path, body in (("GET", "/health", None), ("POST", "/v1/embeddings", b"x" * 300_000)):
             status, said, wait = ask(port, method, path, body)
@@ -33,7 +33,7 @@ def test_every_request_gets_503_and_when_to_come_again() -> None:
 
 def test_a_silent_client_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unavailable, "PATIENCE", 60.0)  # longer than the client below waits
-    with ports.listen("127.0.0.1", 0) as listener, StandIn(listener, None, 25):
+    with ports.listen("127.0.0.1", 0) as listener, Unavailable(listener, None, 25):
         port = listener.getsockname()[1]
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
         assert ask(port, "GET", "/health")[0] == 503
@@ -43,7 +43,7 @@ def test_a_silent_client_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_when_it_ends_another_takes_over_on_the_same_socket() -> None:
     with ports.listen("127.0.0.1", 0) as listener:
-        with StandIn(listener, None, 25):
+        with Unavailable(listener, None, 25):
             assert ask(listener.getsockname()[1], "GET", "/")[0] == 503
         accepted: list[socket.socket] = []
         copy = listener.dup()

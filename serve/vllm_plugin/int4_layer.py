@@ -12,7 +12,7 @@ from vllm.platforms import current_platform
 from vllm.scalar_type import scalar_types
 
 from qembed.checkpoint.awq_layout import PACK
-from qembed.serve.vllm_plugin import int4, native
+from qembed.serve.vllm_plugin import int4_native, int4_torch
 
 SYMMETRIC_ZERO = 8
 ZEROS = "int4_zeros"
@@ -45,20 +45,22 @@ class Int4LinearKernel(MPLinearKernel):
         return True, None
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Replace the loaded tensors by the three of `native.Weight`, or of `int4.Weight`."""
+        """Replace the loaded tensors by the three of `int4_native.Weight`, or of `int4_torch.Weight`."""
         words, scales = getattr(layer, self.w_q_name), getattr(layer, self.w_s_name)
         # The parameters say which way round they lie: AWQ's is packed along the outputs, all others along the inputs.
         is_awq = words.packed_dim == words.output_dim
         steps = scales.data.T if scales.output_dim == 1 else scales.data
         if self.config.zero_points and self.w_zp_name is not None:
             zeros = getattr(layer, self.w_zp_name).data
-            offsets = int4.unpack_awq(zeros) if is_awq else int4.unpack(zeros.T).T
+            offsets = int4_torch.unpack_awq(zeros) if is_awq else int4_torch.unpack(zeros.T).T
         else:
             offsets = torch.full(steps.shape, SYMMETRIC_ZERO, dtype=torch.uint8)
         values = _reader(words.data, is_awq, words.input_dim)
         inputs, self.outputs = self.config.partition_weight_shape
         self.compiled = _has_native(inputs // steps.shape[1])
-        weight = native.prepare(values, steps, offsets, inputs) if self.compiled else int4.prepare(values, steps, offsets)
+        weight = (
+            int4_native.prepare(values, steps, offsets, inputs) if self.compiled else int4_torch.prepare(values, steps, offsets)
+        )
         if self.w_zp_name is not None:
             setattr(layer, self.w_zp_name, None)
         for name, tensor in ((self.w_q_name, weight.values), (self.w_s_name, weight.scales), (ZEROS, weight.zeros)):
@@ -83,15 +85,15 @@ def _give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _reader(words: torch.Tensor, is_awq: bool, input_dim: int) -> int4.ValuesOf:
+def _reader(words: torch.Tensor, is_awq: bool, input_dim: int) -> int4_torch.ValuesOf:
     if is_awq:
-        return lambda start, end: int4.unpack_awq(words[:, start // PACK : end // PACK])
+        return lambda start, end: int4_torch.unpack_awq(words[:, start // PACK : end // PACK])
     by_output = words.T if input_dim == 0 else words
-    return lambda start, end: int4.unpack(by_output[start:end])
+    return lambda start, end: int4_torch.unpack(by_output[start:end])
 
 
 def _has_native(group: int) -> bool:
-    if native.library() is None:
+    if int4_native.library() is None:
         logger.warning_once("qembed's compiled INT4 kernel is missing here (no AVX2, or not built): INT4 runs in torch, slower")
         return False
-    return native.chunk_of(group) is not None
+    return int4_native.chunk_of(group) is not None

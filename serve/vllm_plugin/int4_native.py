@@ -1,7 +1,7 @@
 """The INT4 linear layer by the compiled kernel, for CPUs with AVX2 (int4_kernel.cpp, which says how it works).
 
 The kernel is a shared library with a plain C interface that the install builds where it finds a C++ compiler. Where it is
-missing, or the CPU is another one, int4.py does the same in torch.
+missing, or the CPU is another one, int4_torch.py does the same in torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from qembed.serve.vllm_plugin.int4 import BLOCK_OUTPUTS, ValuesOf, narrow
+from qembed.serve.vllm_plugin.int4_torch import BLOCK_OUTPUTS, ValuesOf, narrow
 
 LIBRARY = "qembed.serve.vllm_plugin._int4_kernel"
 PANEL = 16

@@ -1,4 +1,4 @@
-"""The arithmetic of the INT4 linear layer on a CPU, as functions of tensors: where native.py has no compiled kernel.
+"""The arithmetic of the INT4 linear layer on a CPU, as functions of tensors: where int4_native.py has no compiled kernel.
 
 The weights stay 4-bit in memory. For a product a block of output rows is dequantized in float32 into a scratch buffer that
 fits the cache, multiplied by the float32 GEMM, and overwritten by the next block. Dequantizing costs about 1 ms for 3 million

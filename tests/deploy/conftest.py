@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.conftest import AWQ, CONFIG, make
+from tests.vllm.conftest import AWQ, CONFIG, make
 
 
 @pytest.fixture

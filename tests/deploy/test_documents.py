@@ -58,6 +58,7 @@ def test_flags_in_the_handbook_exist() -> None:
         assert flag in known | {"--build-arg", "--secret"}, flag
 
 
+@pytest.mark.slow
 def test_the_sbom_has_every_package_of_each_image_with_its_licence(tmp_path: Path) -> None:
     done = run(python(), DEPLOY / "sbom.py", "--installed", sys.executable, "--output", tmp_path, "cpu", "gpu", "router")
     assert done.returncode == 0, done.stderr

@@ -45,6 +45,7 @@ def container(folder: Path, kind: str = "Deployment", called: str = "qembed") ->
     return dict(found)
 
 
+@pytest.mark.slow
 def test_all_that_is_rendered_is_what_kubernetes_takes() -> None:
     together = "\n---\n".join(map(rendered, RENDERED))
     done = run(python(), Path(__file__).with_name("validate.py"), *VERSIONS, input=together)
@@ -101,6 +102,7 @@ def test_embedding_a_corpus_takes_its_arguments_and_reads_what_is_served() -> No
     assert value_of(words, "--ray-workers") == str(sum(group["replicas"] for group in workers))
 
 
+@pytest.mark.slow
 def test_the_cluster_is_what_kuberay_takes() -> None:
     done = run(python(), Path(__file__).with_name("validate.py"), *VERSIONS, input=CLUSTER.read_text(encoding="utf-8"))
     assert (done.stdout, done.returncode) == ("", 0), done.stderr

@@ -18,6 +18,8 @@ from tests.answering import Asked, Server
 from tests.deploy.test_kubernetes import HERE, container
 from tests.deploy.tools import PYTHON, python, run, value_of
 
+pytestmark = pytest.mark.slow
+
 ROUTER = PYTHON.with_name("vllm-router")
 KEY = "Bearer a-key-for-tests"
 DISCOVERY = ("--service-discovery", "--selector", "app.kubernetes.io/")

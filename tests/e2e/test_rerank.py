@@ -18,7 +18,7 @@ import pytest
 from qembed import rerank
 from qembed.checkpoint.find import find
 from qembed.vllm import machine, ports
-from tests.eval.test_rerank import BODIES, CONTEXT, reranker  # noqa: F401 - a fixture
+from tests.test_rerank import BODIES, CONTEXT, reranker  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.vllm
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -18,9 +17,10 @@ def built(folder: Path, **environment: str) -> Path:
     """A wheel of this checkout, in `folder`."""
     # A copy, because setuptools would put back into the wheel what an earlier build left in build/lib.
     tree = folder / "tree"
-    parts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-dir"]
-    for name in sorted({Path(part).parts[0] for part in parts.values()} | {"qembed"}):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    parts = [path.name for path in (ROOT / "qembed").iterdir() if path.is_symlink()]
+    for name in ("qembed", *parts):
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, tree]
@@ -57,9 +57,10 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     assert all(place.startswith(str(tmp_path / "site")) for place in places)
     assert not (tmp_path / "site" / "quantize").exists()
     assert not (tmp_path / "site" / "eval").exists()
-    for name in ("report/page.html.j2", "report/style.css.j2", "data/sts.csv", "data/retrieval/qrels/test.tsv"):
+    for name in ("report/page.html.j2", "data/sts.csv", "data/retrieval/qrels/test.tsv"):
         assert (tmp_path / "site" / "qembed" / "eval" / name).exists()
-    assert (tmp_path / "site" / "qembed" / "search" / "page.html.j2").exists()
+    for name in ("search/page.html.j2", "report/style.css.j2", "report/table.html.j2"):
+        assert (tmp_path / "site" / "qembed" / name).exists()
     run = "import sys; from qembed.cli import main; sys.argv[0] = 'qembed'; main()"
     done = subprocess.run(
         [sys.executable, "-c", run, "quantize", "--model", "sample", "--scales", "none", "--rounding", "rtn", "--json"],

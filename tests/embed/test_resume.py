@@ -25,6 +25,8 @@ from tests.victims import Victims
 
 from .conftest import contents, started
 
+pytestmark = pytest.mark.slow
+
 ROWS = 100_000
 SMALL = {"QEMBED_TEST_ROWS": "40", "QEMBED_TEST_SPOOL": "0"}
 

@@ -13,6 +13,7 @@ from qembed.eval import arrays, fidelity, neighbours, result
 from qembed.text.texts import Text
 
 
+@pytest.mark.slow
 def test_no_copy_of_all_vectors_is_ever_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count, width = 20_000, 512
     whole = count * width * 4

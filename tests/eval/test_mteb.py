@@ -18,6 +18,8 @@ from qembed.cli import group
 from qembed.eval.tasks import mteb_rows
 from tests.eval.conftest import FakeServer
 
+pytestmark = pytest.mark.slow
+
 mteb = pytest.importorskip("mteb", reason="the extra mteb is not installed")
 PAIRS = [("a cat", "the cat", 5.0), ("a dog", "the stone", 1.0), ("rain", "snow", 3.0), ("sun", "a boat", 0.5), ("x", "y", 2.0)]
 

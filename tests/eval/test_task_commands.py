@@ -15,6 +15,8 @@ from qembed.cli import group
 from tests.eval.conftest import FakeServer
 from tests.eval.test_readers import beir_folder, xquad
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[[], FakeServer]
 
 

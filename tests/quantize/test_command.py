@@ -19,6 +19,8 @@ from qembed.quantize.model_card import OF_AWQ
 
 from .conftest import MakeCheckpoint, assert_refused, contents, quantize
 
+pytestmark = pytest.mark.slow
+
 
 def rewrite(checkpoint: Checkpoint, change: dict[str, torch.Tensor | None]) -> None:
     path = checkpoint.folder / "model.safetensors"

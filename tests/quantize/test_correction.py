@@ -105,6 +105,7 @@ def test_folds_hold_a_text_with_its_copies_and_equal_texts_together() -> None:
     assert abs(sum(1 if fold else -1 for fold in [folds[0], folds[1], folds[3], folds[4]])) == 0
 
 
+@pytest.mark.slow
 def test_few_tokens_and_many_channels_still_end_nearer_than_plain_rounding_on_fresh_texts(
     make_checkpoint: MakeCheckpoint,
 ) -> None:

@@ -21,6 +21,8 @@ from qembed.quantize.hidden import Stream
 
 from .conftest import MakeCheckpoint, assert_refused, quantize
 
+pytestmark = pytest.mark.slow
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3 = {
     "rope_type": "llama3",

@@ -13,6 +13,8 @@ from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of
 from qembed.quantize.settings import QuantizationSettings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lost() -> dict[str, float]:

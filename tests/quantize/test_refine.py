@@ -17,6 +17,8 @@ from qembed.quantize.settings import QuantizationSettings, Report
 
 from .conftest import MakeCheckpoint, quantize
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -14,6 +14,8 @@ from qembed.quantize.layer import LayerQuantizer
 
 from .conftest import MakeCheckpoint, contents, quantize
 
+pytestmark = pytest.mark.slow
+
 
 def hidden(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob(".*"))

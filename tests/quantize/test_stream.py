@@ -20,6 +20,8 @@ from qembed.quantize.settings import QuantizationSettings, Report
 
 from .conftest import MakeCheckpoint
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ["qwen3", "qwen2", "llama", "mistral"]
 
 

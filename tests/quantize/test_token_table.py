@@ -20,6 +20,8 @@ from qembed.quantize.hidden import Stream
 
 from .conftest import MakeCheckpoint, assert_refused, quantize
 
+pytestmark = pytest.mark.slow
+
 TABLE = "embed_tokens.weight"
 QUICK = ("--scales", "none", "--no-clip", "--rounding", "rtn")
 

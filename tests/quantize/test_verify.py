@@ -16,6 +16,8 @@ from qembed.cli import group
 
 from .conftest import MakeCheckpoint, assert_refused, contents, quantize
 
+pytestmark = pytest.mark.slow
+
 
 def verify(*arguments: str | Path) -> Result:
     return CliRunner().invoke(group, ["quantize", "--verify", *map(str, arguments)])

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from qembed.cli import group
 from tests.eval.conftest import fp16, start_server
-from tests.eval.test_rerank import reranker, start_vllm
+from tests.test_rerank import reranker, start_vllm
 
 __all__ = ["fp16", "reranker", "start_server", "start_vllm"]
 

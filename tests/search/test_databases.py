@@ -20,6 +20,8 @@ import pytest
 from tests.eval.conftest import FakeServer
 from tests.search.conftest import clustered, write
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / "build" / "databases" / "bin" / "python"
 DOCUMENT = (ROOT / "docs" / "vector-databases.md").read_text(encoding="utf-8")

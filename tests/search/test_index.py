@@ -352,6 +352,7 @@ def test_damage_and_files_that_do_not_belong_together_are_told(tmp_path: Path) -
     assert "no such file; make an index with: qembed index" in refusal()
 
 
+@pytest.mark.slow
 def test_memory_is_the_index_and_a_batch_whatever_the_size_of_the_file(tmp_path: Path) -> None:
     peaks = []
     for rows in (20_000, 60_000):  # one row group each: it is read in pieces all the same

@@ -17,8 +17,8 @@ from qembed.cli import group
 from qembed.text.prompts import DEFAULT_INSTRUCTION, instruct
 from qembed.vectors import reference
 from tests.eval.conftest import FakeServer
-from tests.eval.test_rerank import FakeVllm, by_hand
 from tests.search.conftest import ABOUT, qembed, refused, said, write
+from tests.test_rerank import FakeVllm, by_hand
 
 TEXTS = [f"the {size} {thing} number {number}" for number in range(5) for size in ("big", "small", "red", "old")
          for thing in ("house", "stone", "cat", "bird")]  # fmt: skip

@@ -18,8 +18,10 @@ from qembed.checkpoint.find import find
 from qembed.cli import group
 from qembed.errors import BadInput, QembedError
 from tests.answering import answering
-from tests.eval.conftest import CONFIG, FakeServer
+from tests.eval.conftest import CONFIG, FakeServer, cache_folder, fp16, start_server
 from tests.eval.test_readers import beir_folder
+
+__all__ = ["cache_folder", "fp16", "start_server"]
 
 BODIES = [rerank.body("where do swifts sleep", text) for text in ("In the air.", "A stone. " * 12, "x")]
 CONTEXT = 2048

@@ -8,7 +8,6 @@ import pytest
 
 from qembed.checkpoint import matryoshka
 from qembed.errors import BadInput
-from qembed.sizes import gib
 from qembed.vllm import plan
 
 SMALL = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
@@ -150,8 +149,3 @@ def test_dimensions_end_with_the_whole_vector() -> None:
     assert matryoshka.sizes(1024) == [32, 64, 128, 256, 512, 768, 1024]
     assert matryoshka.sizes(384) == [32, 64, 128, 256, 384]
     assert matryoshka.sizes(16) == [16]
-
-
-def test_bytes_for_people() -> None:
-    assert gib(10 * 2**20) == "10 MiB"
-    assert gib(3 * 2**29) == "1.5 GiB"

@@ -21,6 +21,8 @@ from qembed.eval.embedding import Embedder
 from qembed.vectors import cache, sources
 from tests.eval.conftest import FakeServer
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[[], FakeServer]
 TEXTS = [f"text {number}" for number in range(10)]
 QUIET = Console(quiet=True)

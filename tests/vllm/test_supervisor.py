@@ -207,6 +207,7 @@ HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).
 """.replace("POST\n", answer("0.5", 64) + "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_pause")
 @pytest.mark.parametrize(
     ("first", "waiting", "told"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serve.test_int8_table import VOCABULARY, WIDTH, load
+from tests.serve.vllm_plugin.test_int8_table import VOCABULARY, WIDTH, load
 
 pytestmark = pytest.mark.vllm
 CONFIG = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}

@@ -1,26 +1,11 @@
-"""Sizes and devices as people write them."""
+"""Devices as people write them."""
 
 from __future__ import annotations
 
 import pytest
 
-from qembed import sizes
 from qembed.errors import BadInput
 from qembed.vllm import devices
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("3GiB", 3 * 2**30), ("3 gib", 3 * 2**30), ("3G", 3 * 2**30), ("3GB", 3 * 10**9), ("1.5MiB", 3 * 2**19), ("512", 512)],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert sizes.parse(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "3XB", "-1GiB", "0", "1e9", "3 G B", "0.1"])
-def test_what_is_no_size_is_told(text: str) -> None:
-    with pytest.raises(BadInput, match="is no size"):
-        sizes.parse(text)
 
 
 def test_devices_that_are_not_at_hand() -> None:

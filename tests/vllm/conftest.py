@@ -1,0 +1,62 @@
+"""A checkpoint of headers only, and a stand-in for vLLM whose failures can be chosen."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find
+
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    return make(tmp_path / "tiny", CONFIG)
+
+
+@pytest.fixture
+def int4(tmp_path: Path) -> Checkpoint:
+    return make(tmp_path / "tiny-AWQ-INT4", {**CONFIG, "quantization_config": AWQ})
+
+
+@pytest.fixture
+def int8_table(tmp_path: Path) -> Checkpoint:
+    quantization = {**AWQ, "quant_method": "qembed_awq", "token_table": "int8"}
+    return make(tmp_path / "int8-AWQ-INT4", {**CONFIG, "quantization_config": quantization})
+
+
+def make(folder: Path, config: dict[str, object]) -> Checkpoint:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    save_file({"embed_tokens.weight": np.zeros((10, 64), np.float16)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return find(str(folder))
+
+
+@pytest.fixture
+def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module `vllm` whose server runs the file that is returned; for what our launcher does when vLLM misbehaves."""
+    package = tmp_path / "fake" / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent, package.parent.parent):
+        (folder / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fake"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.syspath_prepend(str(tmp_path / "fake"))
+    monkeypatch.setattr("qembed.vllm.machine.device", lambda: "cpu")
+    return package / "api_server.py"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from qembed.command.options import MODEL_HELP, Size
 from qembed.command.sections import SectionedCommand, section
 from qembed.command.signals import Interrupts
 from qembed.errors import Interrupted
+from qembed.text import strict_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,7 +142,7 @@ def command(source: str, as_json: bool, **options: Any) -> None:
             interrupted = Interrupted(f"interrupted; {where}")
             interrupted.exit_code = 128 + interrupts.signal
             raise interrupted from error
-    click.echo(json.dumps(said, ensure_ascii=False) if as_json else _line(said))
+    click.echo(strict_json.dumps(said) if as_json else _line(said))
     if said["rejected"]:
         click.echo(f"qembed: {said['rejected']} rows were rejected; {said['rejects']} has the reasons", err=True)
         raise SystemExit(run.REJECTED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from qembed.embed.outputs import IDS, VECTORS, Output, VectorBlock, VectorLayout, lines
 from qembed.embed.parquet import Parquet
 from qembed.errors import BadInput, MissingExtra
+from qembed.text import strict_json
 
 NPY_HEAD = 128
 """Bytes before the array: numpy leaves room there for any number of rows."""
@@ -65,8 +65,8 @@ class Jsonl(Output):
         shown = _shown(self.shape)
         out = []
         for record, vector in zip(block.records(), block.vectors.tolist(), strict=True):
-            name = json.dumps(record.pop("id"), ensure_ascii=False)
-            rest = json.dumps(record, ensure_ascii=False, default=str)[1:-1]
+            name = strict_json.dumps(record.pop("id"))
+            rest = strict_json.dumps(record)[1:-1]
             out.append(f'{{"id": {name}, "vector": [{shown % tuple(vector)}]{", " if rest else ""}{rest}}}\n')
         self.open[VECTORS].write("".join(out).encode())
 
@@ -98,7 +98,7 @@ class Csv(Output):
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list | bool) else value
+    return strict_json.dumps(value) if isinstance(value, dict | list | bool) else value
 
 
 def _shown(shape: VectorLayout) -> str:

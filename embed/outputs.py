@@ -6,7 +6,6 @@ has. What a format wants to say about the whole (an array's shape, a Parquet fil
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from qembed.files import sync
+from qembed.text import strict_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,4 +97,4 @@ def grown(path: Path, size: int) -> IO[bytes]:
 
 def lines(records: Sequence[Mapping[str, Any]]) -> bytes:
     """One JSON object a line."""
-    return b"".join(json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n" for record in records)
+    return b"".join(strict_json.dumps(record).encode() + b"\n" for record in records)

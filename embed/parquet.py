@@ -16,6 +16,7 @@ from typing import Any
 
 from qembed.embed.outputs import CHUNK_COLUMNS, INDEX, VECTORS, Output, VectorBlock, VectorLayout
 from qembed.errors import QembedError
+from qembed.text import strict_json
 
 MAGIC = b"PAR1"
 TYPES = "types.json"
@@ -178,8 +179,4 @@ def _as(value: Any, text: bool) -> Any:
     """The value as a column takes it: in a column of text numbers, lists and objects stand as JSON, dates as ISO has them."""
     if value is None or not text or isinstance(value, str):
         return value
-    return (
-        json.dumps(value, ensure_ascii=False, default=str)
-        if isinstance(value, bool | int | float | list | dict)
-        else str(value)
-    )
+    return strict_json.dumps(value) if isinstance(value, bool | int | float | list | dict) else str(value)

@@ -13,6 +13,7 @@ from typing import IO, Any
 from qembed.embed.inputs import STDIN, File, Inputs
 from qembed.embed.rows import Row
 from qembed.errors import BadInput, MissingExtra
+from qembed.text import tables
 
 LONGEST_LINE = 64 * 2**20
 """Bytes. A longer line is one row that is refused: a file without line breaks must not fill the memory."""
@@ -210,9 +211,8 @@ def _jsonl(file: File, reading: Reading) -> Iterator[Row]:
 
 def _csv(file: File, reading: Reading) -> Iterator[Row]:
     # A cell may hold line breaks, and an open quotation mark the rest of the file.
-    csv.field_size_limit(LONGEST_LINE)
     lines = _decoded(file, reading)
-    reader = csv.reader(lines, delimiter="\t" if file.format == "tsv" else ",", strict=True)
+    reader = tables.reader(lines, f".{file.format}")
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:

@@ -103,11 +103,11 @@ def command(**options: Any) -> None:
     their prompt. Texts longer than the context are cut at the same place for both sides, and counted.
 
     \b
-    qembed eval --baseline fp16                      the default model, made by `qembed quantize`
+    qembed eval --baseline fp16                      what `qembed quantize` wrote
     qembed eval --model sample --min-cosine 0.95     as a gate
     qembed eval --url http://127.0.0.1:8000 --json   a server that runs already
-    qembed eval --task all --report page.html        retrieval, classification and STS, too; as a page
-    qembed eval --compare before.json after.json     two results that --report wrote
+    qembed eval --task all --report page.html        all tasks, as a page
+    qembed eval --compare before.json after.json     two earlier results
 
     Exit codes: 0 done, 1 a threshold was missed or a vector is unusable, 2 bad input, or a side that could not be measured, 3 a
     package is missing, 130 interrupted.

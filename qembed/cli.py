@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import sys
@@ -34,6 +35,15 @@ class LazyGroup(click.Group):
         command = importlib.import_module(COMMANDS[cmd_name][0]).command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that `args` begin with; one that is not there gets the nearest name as a suggestion."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no such command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands in `--help`, without importing any."""
@@ -78,19 +88,21 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
 @click.version_option(package_name="qembed")
 def group(debug: bool) -> None:
-    r"""Embedding models on little memory: quantize to AWQ INT4, serve through vLLM, measure the cost.
+    """Run embedding models in a fraction of the memory: quantize to AWQ INT4, serve through vLLM, measure the loss.
 
     \b
-    qembed quantize                  Qwen/Qwen3-Embedding-0.6B → ./Qwen3-Embedding-0.6B-AWQ-INT4
-    qembed serve --int4              serves that folder on 127.0.0.1:8000
-    qembed embed TEXTS -o OUT        texts to vectors, from a file to a file
-    qembed eval --baseline fp16      compares that folder with the checkpoint that it came from
+    qembed quantize                Qwen/Qwen3-Embedding-0.6B →
+                                   ./Qwen3-Embedding-0.6B-AWQ-INT4
+    qembed serve --int4            serves that folder on 127.0.0.1:8000
+    qembed embed TEXTS -o OUT      texts to vectors, file to file
+    qembed eval --baseline fp16    compares that folder with its source
 
     \b
-    Exit codes: 0 done, 1 failed or a threshold was missed, 2 bad input, 3 a package is missing,
-    4 done, but rows were rejected (embed).
-    Shell completion: eval "$(_QEMBED_COMPLETE=bash_source qembed)", or zsh_source, fish_source.
-    """
+    Exit codes: 0 done, 1 failed or a threshold was missed, 2 bad input,
+    3 a package is missing, 4 done, but rows were rejected (embed).
+    Shell completion: eval "$(_QEMBED_COMPLETE=bash_source qembed)", or
+    zsh_source, fish_source.
+    """  # noqa: D301 - click wants the real backspace character
 
 
 def main() -> None:

@@ -7,11 +7,13 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from qembed.errors import BadInput, MissingExtra
 from qembed.files import sha256
+from qembed.text import tables
 from qembed.text.texts import KINDS, Text
 
 BUILT_IN = Path(__file__).parent / "data" / "calibration.jsonl"
@@ -106,7 +108,7 @@ def _rows(path: Path, column: str | None) -> Iterator[Text]:
     if suffix in (".jsonl", ".ndjson"):
         return _jsonl(path, column or COLUMN)
     if suffix in (".csv", ".tsv"):
-        return _csv(path, column or COLUMN, "," if suffix == ".csv" else "\t")
+        return _csv(path, column or COLUMN, suffix)
     if suffix in (".parquet", ".pq"):
         return _parquet(path, column or COLUMN)
     raise BadInput(f"{path}: its name tells no format; call it .txt, .jsonl, .csv, .tsv or .parquet")
@@ -136,17 +138,20 @@ def _jsonl(path: Path, column: str) -> Iterator[Text]:
         yield _text(value, column, place)
 
 
-def _csv(path: Path, column: str, delimiter: str) -> Iterator[Text]:
-    reader = csv.DictReader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
+def _csv(path: Path, column: str, suffix: str) -> Iterator[Text]:
+    reader = tables.reader((line for _, line in _lines(path)), suffix)
     try:
-        _has(reader.fieldnames or (), column, path)
-        for row in reader:
+        header: list[str] = next(reader, [])
+        _has(header, column, path)
+        for cells in reader:
+            if not cells:
+                continue
             place = f"{path}, line {reader.line_num}"
-            if None in row:
+            if len(cells) > len(header):
                 raise BadInput(f"{place}: more columns than the header has")
-            yield _text({name: value or None for name, value in row.items()}, column, place)
+            yield _text({name: cell or None for name, cell in zip_longest(header, cells)}, column, place)
     except csv.Error as error:
-        raise BadInput(f"{path}, line {reader.reader.line_num}: not CSV: {error}") from error
+        raise BadInput(f"{path}, line {reader.line_num}: not CSV: {error}") from error
 
 
 def _parquet(path: Path, column: str) -> Iterator[Text]:

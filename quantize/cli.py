@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from qembed.command import signals
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
 from qembed.quantize.calibration_texts import COUNT, LEAST
+from qembed.text import strict_json
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +197,7 @@ def command(
 
     \b
     The folder that it writes is read by vLLM, SGLang and transformers:
-      weights of the linear layers in 4 bits, everything else in float16 (--token-table);
+      linear layers in 4 bits, everything else in float16 (--token-table);
       tokenizer, pooling and prompts as in the source;
       README.md (the model card) and qembed.json (settings, seed, hashes).
 
@@ -206,7 +206,7 @@ def command(
     \b
     qembed quantize --model sample                    the checkpoint inside qembed
     qembed quantize --calibration mine.jsonl:body     fitted to texts of your own
-    qembed quantize --resume                          after Ctrl-C, a crash or a full disk
+    qembed quantize --resume                          goes on after Ctrl-C or a crash
     qembed quantize --verify sample-AWQ-INT4          is it whole?
 
     Exit codes: 0 done, 1 writing failed or --verify found something, 2 bad input, 3 a package is missing, 130 or 143
@@ -255,7 +255,7 @@ def command(
         )
     result["seconds"] = round(time.monotonic() - start, 1)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(strict_json.dumps(result, indent=2))
     else:
         _show(result)
 
@@ -272,7 +272,7 @@ def _verify(folder: Path, device: str, threads: int | None, as_json: bool) -> No
     with _progress("hashing files") as on_step:
         found = verify(folder, context.params["model"] if "model" in given else None, place, on_step)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(strict_json.dumps(found, indent=2))
     else:
         for line in found["findings"]:
             click.echo(line)

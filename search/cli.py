@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
+from qembed.text import strict_json
 
 DEPTH = 10
 CANDIDATES = 50
@@ -54,8 +54,8 @@ def command(**options: Any) -> None:
 
     \b
     qembed search "music player" --index index.faiss
-    qembed search "music player" --index index.faiss --url http://127.0.0.1:8000 -k 5 --json
-    qembed search "music player" --index index.faiss --rerank Qwen/Qwen3-Reranker-0.6B
+    qembed search "music player" --index index.faiss --url http://b:8000 --json
+    qembed search "player" --index index.faiss --rerank ./Qwen3-Reranker-0.6B
 
     Exit codes: 0 done, 1 failed, 2 bad input, 3 a package is missing, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
@@ -64,7 +64,7 @@ def command(**options: Any) -> None:
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted") from error
     if options["as_json"]:
-        click.echo(json.dumps(found, ensure_ascii=False, indent=2, default=str))
+        click.echo(strict_json.dumps(found, indent=2))
         return
     from rich.console import Console
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
+from qembed.text import strict_json
 
 building = section("What to build")
 measuring = section("Recall")
@@ -41,8 +41,8 @@ def command(**options: Any) -> None:
     and hnsw miss of the true nearest is measured, and the least setting that finds enough is noted for `qembed search`.
 
     \b
-    qembed index vectors.parquet -o index.faiss                                   exact
-    qembed index vectors.parquet -o index.faiss --kind hnsw --report recall.html  approximate, with a plot of recall
+    qembed index vectors.parquet -o index.faiss                exact
+    qembed index vectors.parquet -o index.faiss --kind hnsw    approximate
 
     An index lives in memory: 4 bytes × dimensions a vector. To serve, load into a database: docs/vector-databases.md.
 
@@ -53,7 +53,7 @@ def command(**options: Any) -> None:
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; {options['output']} is as it was") from error
     if options["as_json"]:
-        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        click.echo(strict_json.dumps(found, indent=2))
         return
     from rich.console import Console
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from qembed.errors import BadInput
 from qembed.report import files, plots
 from qembed.search.nearest import WIDTH
+from qembed.text import strict_json
 
 KINDS = (".html", ".json")
 
@@ -32,7 +32,7 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
     Raises:
         QembedError: it cannot be written.
     """
-    text = json.dumps(found, ensure_ascii=False, indent=2) + "\n" if path.suffix.lower() == ".json" else page(found)
+    text = strict_json.dumps(found, indent=2) + "\n" if path.suffix.lower() == ".json" else page(found)
     files.replace(path, text)
 
 

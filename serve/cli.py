@@ -211,7 +211,7 @@ def command(
     started.
 
     \b
-    qembed serve --int4                         what `qembed quantize` made in this directory
+    qembed serve --int4                         what `qembed quantize` wrote here
     qembed serve --int4 --model ./FOLDER        an INT4 checkpoint elsewhere
     qembed serve --fp16 --model sample          the embedded sample, not quantized
     qembed serve --plan --device-memory T4      where every byte would go

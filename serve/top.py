@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ import click
 from qembed.client import http, metrics
 from qembed.errors import BadInput, QembedError
 from qembed.sizes import gib
+from qembed.text import strict_json
 from qembed.vllm import api_keys
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def command(url: str, once: bool, as_json: bool, interval: float, api_key_file: 
     """Show memory, requests, tokens a second, latencies and cache of the server at URL, from its /metrics.
 
     \b
-    qembed top                                  the server on this machine's port 8000
+    qembed top                                  this machine's port 8000
     qembed top http://box:8000 --once --json    for scripts
 
     Exit codes: 0 ended by --once or Ctrl-C, 1 no server answers there, 2 bad input.
@@ -97,7 +97,7 @@ def _lines(url: str, key: str | None, interval: float, once: bool, as_json: bool
         samples, now = fetch(url, key), time.monotonic()
         reading = metrics.read(samples, before, now - when)
         if as_json:
-            click.echo(json.dumps({"url": url, **reading.as_json()}))
+            click.echo(strict_json.dumps({"url": url, **reading.as_json()}))
         else:
             from rich.console import Console
 

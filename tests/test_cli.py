@@ -71,3 +71,27 @@ def test_what_no_command_expects_is_one_line_too(
 
 def test_an_unknown_command_is_a_usage_error() -> None:
     assert CliRunner().invoke(group, ["nonsense"]).exit_code == 2
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
+def test_help_shows_examples_one_a_line_and_within_80_columns(arguments: list[str]) -> None:
+    result = CliRunner().invoke(group, [*arguments, "--help"], terminal_width=80, prog_name="qembed")
+    assert result.exit_code == 0
+    assert "\\b" not in result.output
+    assert "\b" not in result.output
+    lines = result.output.splitlines()
+    assert max(map(len, lines)) <= 80
+    for line in lines:
+        assert line.count("  qembed ") <= 1, line
+
+
+@pytest.mark.parametrize(("name", "hint"), [("quantise", "'quantize'"), ("serv", "'serve'"), ("zzz", "quantize, serve")])
+def test_a_misspelt_command_gets_a_suggestion(name: str, hint: str) -> None:
+    result = CliRunner().invoke(group, [name])
+    assert result.exit_code == 2
+    assert hint in result.stderr.splitlines()[-1]
+
+
+def test_python_m_qembed_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "qembed", "--version"], capture_output=True, text=True, check=True)
+    assert "version" in done.stdout

@@ -10,9 +10,9 @@ from typing import Any
 
 from qembed.errors import BadInput
 from qembed.eval.texts import lines
+from qembed.text import tables
 
 KINDS = (".csv", ".tsv", ".jsonl")
-LONGEST_CELL = 2**30
 """Bytes; Python's csv refuses more than 128 KiB unless told otherwise, and a text may be a book."""
 
 
@@ -47,10 +47,9 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     for _ in lines(path):  # for its messages: bytes that are not UTF-8, with their line
         pass
-    csv.field_size_limit(LONGEST_CELL)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t" if kind == ".tsv" else ",", strict=True)
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            reader = tables.reader(file, kind)
             header = [name.strip() for name in next(reader, [])]
             for cells in reader:
                 if not cells:

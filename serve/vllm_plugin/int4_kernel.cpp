@@ -1,13 +1,11 @@
-// The INT4 linear layer for CPUs with AVX2, behind a plain C interface: int4_native.py loads it with ctypes.
-//
-// Activations become 16-bit integers, a scale for each row and chunk of inputs, so that a product is made of exact integer
-// sums (vpmaddwd: 16 products an instruction, twice what a float32 FMA has) that are scaled once a chunk:
+// The INT4 linear layer on CPUs with AVX2, behind a C interface that int4_native.py loads with ctypes.
+// Activations become 16-bit integers with a scale for each row and chunk of inputs. A product is then a sum of exact integers
+// (vpmaddwd: 16 products per instruction, twice those of a float32 FMA), scaled once per chunk:
 //
 //   y[m, n] = sum over chunks of  step[m, c] * (scale[n, g] * sum(q * x16) - scale[n, g] * zero[n, g] * sum(x16))
 //
-// A step is 1/32767 of the chunk's greatest value: what is lost is some 3e-5 of a row, against 8e-3 in bfloat16. Each output
-// is added up in the same order whatever the number of rows, so a row's result does not depend, to the last bit, on the others.
-//
+// A step is 1/32767 of the chunk's largest value: the error is about 3e-5 of a row, against 8e-3 in bfloat16. The order of each
+// sum does not depend on the number of rows, so a row's result is the same to the last bit whatever is computed with it.
 // Weights come in panels of 16 outputs. 4 inputs of a panel are 32 bytes: the 16-bit word 2 o + j holds, from its low end, the
 // nibbles (output o, input j), (o + 8, j), (o, j + 2), (o + 8, j + 2), so that shifts and masks alone give vpmaddwd's operands.
 
@@ -186,8 +184,7 @@ AVX2 void unpack(const uint8_t *packed, int chunk, int16_t *out) {
     }
 }
 
-// Adds the products of two inputs with a panel's two halves. By hand, for compilers mix the rows of a tile, for which there are
-// not enough registers.
+// Adds the products of two inputs with a panel's halves; in assembly, because compilers spill the rows of a tile.
 template <bool VNNI>
 AVX2 INLINE void multiply_add(const int16_t *x, __m256i first, __m256i second, __m256i &sums, __m256i &other_sums) {
     __m256i product, other;
@@ -354,11 +351,9 @@ extern "C" int qembed_int4_supported(void) {
 }
 
 // y [rows, outputs] = x [rows, inputs] * weight + bias, both of `dtype`; 0, or 1 if there is no memory for the inputs in 16 bits.
-//
 // `values` [panels, inputs / 4, 32] bytes as above, `scales` [panels, inputs / group, 16] of `scales_dtype`, `zeros` the same
 // shape in bytes, `bias` [outputs] float32 or null. `chunk` divides `group`, is a multiple of 4 and at most 128. `parallel` is
-// the GOMP_parallel of the OpenMP that torch computes with, or null for one thread. `vnni` says whether to use AVX-VNNI, which
-// changes no bit of the result.
+// torch's GOMP_parallel, or null for one thread. `vnni` chooses AVX-VNNI, which changes no bit of the result.
 extern "C" int qembed_int4_linear(const void *x, void *out, int dtype, int64_t rows, int inputs, int outputs, int group, int chunk,
                                   const uint8_t *values, const void *scales, int scales_dtype, const uint8_t *zeros,
                                   const float *bias, void *parallel, int threads, int vnni) {

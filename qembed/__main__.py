@@ -1,0 +1,5 @@
+"""`python -m qembed`: the `qembed` command."""
+
+from qembed.cli import main
+
+main()

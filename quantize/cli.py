@@ -206,7 +206,7 @@ def command(
     \b
     qembed quantize --model sample                    the checkpoint inside qembed
     qembed quantize --calibration mine.jsonl:body     fitted to texts of your own
-    qembed quantize --resume                          goes on after Ctrl-C or a crash
+    qembed quantize --resume                          after Ctrl-C or a crash
     qembed quantize --verify sample-AWQ-INT4          is it whole?
 
     Exit codes: 0 done, 1 writing failed or --verify found something, 2 bad input, 3 a package is missing, 130 or 143

@@ -12,6 +12,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from qembed import cgroup
 from qembed.errors import MissingExtra, QembedError
 from qembed.vllm.devices import Device, Target
 
@@ -94,24 +95,23 @@ def _card() -> Target | None:
         return None
 
 
-def host(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> Target:
+def host(meminfo: Path = Path("/proc/meminfo"), group: Path = cgroup.ROOT, own: Path = cgroup.OWN) -> Target:
     """This machine as a CPU: a container's limit counts where it is lower than the machine's memory."""
     try:
         lines = dict(re.findall(r"^(\w+):\s+(\d+) kB$", meminfo.read_text(encoding="ascii"), re.MULTILINE))
         memory, free = int(lines["MemTotal"]) * 1024, int(lines["MemAvailable"]) * 1024
     except (OSError, KeyError):
         return Target("cpu", "CPU")
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        memory, free = min(memory, limit), min(free, limit - used)
-    return Target("cpu", "CPU", memory, max(free, 0))
+    if (limit := cgroup.memory(group, own)) is not None:
+        memory, free = min(memory, limit.limit), min(free, limit.free)
+    return Target("cpu", "CPU", memory, free)
 
 
-def cores(topology: Path = Path("/sys/devices/system/cpu")) -> list[int]:
-    """One logical CPU for each physical core that this process may run on.
+def cores(topology: Path = Path("/sys/devices/system/cpu"), quota: float | None = None) -> list[int]:
+    """One logical CPU for each physical core that this process may run on, no more than its CPU `quota` (None: its own).
 
-    Two threads of one core share its arithmetic units; a second one makes matrix products slower.
+    Two threads of one core share its arithmetic units; a second one makes matrix products slower. So do more threads than the
+    quota has CPUs: each is stopped for a part of the time, and the others wait for it.
     """
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     chosen: dict[str, int] = {}
@@ -121,7 +121,8 @@ def cores(topology: Path = Path("/sys/devices/system/cpu")) -> list[int]:
         except OSError:
             core = str(cpu)
         chosen.setdefault(core, cpu)
-    return sorted(chosen.values())
+    limit = cgroup.cpus() if quota is None else quota
+    return sorted(chosen.values())[: None if limit is None else max(1, round(limit))]
 
 
 def resident(session: int) -> int | None:

@@ -17,8 +17,9 @@ def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.Mo
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(siblings + "\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 2, 3}, raising=False)
-    assert machine.cores(tmp_path) == [1, 2]
-    assert machine.cores(tmp_path / "unknown") == [1, 2, 3]
+    assert machine.cores(tmp_path, 64) == [1, 2]
+    assert machine.cores(tmp_path / "unknown", 64) == [1, 2, 3]
+    assert [len(machine.cores(tmp_path / "unknown", quota)) for quota in (0.5, 1.0, 2.0, 2.4)] == [1, 1, 2, 2]
 
 
 def test_missing_vllm_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

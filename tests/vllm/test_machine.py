@@ -80,13 +80,15 @@ def test_what_processes_hold_on_a_gpu_is_added_up(monkeypatch: pytest.MonkeyPatc
 def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       16000000 kB\nMemFree: 1 kB\nMemAvailable:   12000000 kB\n")
-    assert machine.host(meminfo, tmp_path / "none").free == 12_000_000 * 1024
+    own = tmp_path / "own"
+    own.write_text("0::/\n")
+    assert machine.host(meminfo, tmp_path / "none", own).free == 12_000_000 * 1024
     for name, size in (("memory.max", 4 * 2**30), ("memory.current", 2**30)):
         (tmp_path / name).write_text(str(size))
-    limited = machine.host(meminfo, tmp_path)
+    limited = machine.host(meminfo, tmp_path, own)
     assert (limited.memory, limited.free) == (4 * 2**30, 3 * 2**30)
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.host(meminfo, tmp_path).memory == 16_000_000 * 1024
+    assert machine.host(meminfo, tmp_path, own).memory == 16_000_000 * 1024
 
 
 def test_a_device_that_vllm_cannot_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

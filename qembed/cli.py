@@ -18,6 +18,7 @@ COMMANDS = {
     "search": ("qembed.search.cli", "Ask an index for what is nearest to a text."),
     "embed": ("qembed.embed.cli", "Turn texts into vectors, from a file to a file."),
     "eval": ("qembed.eval.cli", "Tell what INT4 costs against FP16."),
+    "doctor": ("qembed.serve.doctor", "Tell what this machine can do, and what is missing."),
 }
 
 

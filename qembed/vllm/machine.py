@@ -81,18 +81,24 @@ def _is_cpu_build() -> bool:
 
 def target() -> Target:
     """The device at hand, with its memory; it is the one that vLLM uses, or would use if it were installed."""
-    card = _card()
+    card = first_gpu()
     if find_spec("vllm") is None:
         return card or host()
     return (card or Target("cuda", "GPU")) if device() == "cuda" else host()
 
 
-def _card() -> Target | None:
+def first_gpu() -> Target | None:
+    """The first NVIDIA GPU that CUDA_VISIBLE_DEVICES leaves visible; None if there is none."""
     try:
         name, memory, free, capability = _first_card("name,memory.total,memory.free,compute_cap")
         return Target("cuda", name, int(memory) * 2**20, int(free) * 2**20, float(capability))
     except (IndexError, ValueError):
         return None
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver; None if there is none."""
+    return next(iter(_first_card("driver_version")), None)
 
 
 def host(meminfo: Path = Path("/proc/meminfo"), group: Path = cgroup.ROOT, own: Path = cgroup.OWN) -> Target:

@@ -1,0 +1,71 @@
+"""`qembed doctor` on machines that lack something."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from qembed import cgroup
+from qembed.cli import group
+from qembed.serve import doctor
+from qembed.vllm import kernels, machine, ports
+
+
+def checked(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit code, and the checks by name."""
+    result = CliRunner().invoke(group, ["doctor", "--json", "--offline", "--port", "0", *arguments])
+    found = json.loads(result.stdout)
+    assert found["ok"] == (result.exit_code == 0)
+    return result.exit_code, {check["name"]: check for check in found["checks"]}
+
+
+def test_the_page_names_everything_that_decides() -> None:
+    code, checks = checked()
+    assert code == 0
+    assert {"system", "CPU", "GPU", "vLLM", "INT4", "memory", "cores", "port", "cache"} <= checks.keys()
+    assert {f"extra {name}" for name in doctor.EXTRAS} <= checks.keys()
+    assert checks["INT4"]["value"].startswith(kernels.choose(kernels.this_cpu(), int4=True).title)
+    text = CliRunner().invoke(group, ["doctor", "--offline", "--port", "0"]).stdout
+    assert "✔" in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("problem", ["no vLLM", "no AVX2"])
+def test_what_the_main_job_needs_is_exit_code_1(problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if problem == "no vLLM":
+        monkeypatch.setattr(machine, "find_spec", lambda _: None)
+    else:
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text("flags : sse2\n")
+        monkeypatch.setattr(machine.check_device, "__defaults__", (cpuinfo,))
+        monkeypatch.setattr(machine, "_is_cpu_build", lambda: True)
+    code, checks = checked()
+    assert code == 1
+    assert checks["vLLM"]["state"] == "fail"
+    assert checks["vLLM"]["advice"]
+
+
+def test_limits_and_missing_parts_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "cpus", lambda: 1.0)
+    monkeypatch.setattr(cgroup, "memory", lambda *_: cgroup.Memory(2**30, 2**29))
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "faiss" else object())
+    with ports.listen("127.0.0.1", 0) as taken:
+        code, checks = checked("--port", str(taken.getsockname()[1]))
+    assert code == 0
+    assert checks["cores"]["value"].startswith("1 used")
+    assert "quota 1" in checks["cores"]["value"]
+    assert (checks["memory"]["state"], "512 MiB free of 1.0 GiB" in checks["memory"]["value"]) == ("note", True)
+    assert checks["port"]["state"] == "note"
+    assert [checks[f"extra {name}"]["state"] for name in ("search", "eval", "ray")] == ["note", "note", "ok"]
+
+
+def test_a_hub_that_does_not_answer_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert doctor.hub().state == "note"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in doctor.hub().value

@@ -25,9 +25,13 @@ from qembed.vllm import gate_rules, machine
 # each of vLLM's processes they are 90 MB and half of the time of its imports. To Python a module that is None is not there.
 # It stands here and not in main() because vLLM's processes begin by importing their parent's main module.
 UNUSED = ("pandas", "scipy", "sklearn")
+# With httptools uvicorn drops the body of a POST that asks for an upgrade (Java's HttpClient sends `Upgrade: h2c` by default);
+# with h11, which it takes otherwise, the request is answered as HTTP/1.1. Without a library for websockets it does not take a
+# POST with `Upgrade: websocket` for a handshake; no route is a websocket.
+UPGRADES = ("httptools", "websockets", "wsproto")
 if __name__ in ("__main__", "__mp_main__"):
-    for unused in UNUSED:
-        sys.modules.setdefault(unused, None)  # type: ignore[arg-type]
+    for module in (*UNUSED, *UPGRADES):
+        sys.modules.setdefault(module, None)  # type: ignore[arg-type]
 
 GRACE = 20.0
 BEFORE_0_32 = "vllm.entrypoints.openai.api_server"

@@ -190,6 +190,16 @@ def test_text_is_cleaned_on_the_way_in(int4_server: Launched) -> None:
     assert not same(one(int4_server, "👨‍👩‍👧"), one(int4_server, "👨👩👧"))
 
 
+@pytest.mark.parametrize("upgrade", ["h2c", "TLS/1.0", "websocket"])
+def test_a_post_that_asks_for_an_upgrade_is_answered_as_http_1_1(int4_server: Launched, upgrade: str) -> None:
+    body = json.dumps({"model": int4_server.model, "input": "hello"}).encode()
+    asking = {**JSON, "Connection": "Upgrade, HTTP2-Settings", "Upgrade": upgrade, "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABk"}
+    if upgrade == "websocket":
+        asking |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
+    plain = send(int4_server.url, "POST", EMBEDDINGS, body, JSON)
+    assert send(int4_server.url, "POST", EMBEDDINGS, body, asking).vectors == plain.vectors
+
+
 def test_base64_and_numbers_are_the_same_vector(int4_server: Launched) -> None:
     encoded = embed(int4_server.url, input="text", encoding_format="base64").json["data"][0]["embedding"]
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(encoded), np.float32), one(int4_server, "text").astype("f4"))

@@ -1,0 +1,105 @@
+"""qembed.json, the manifest of a checkpoint: versions, source, calibration, settings, fidelity, and the hash of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import statistics
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from qembed.checkpoint.description import MANIFEST, Checkpoint
+from qembed.checkpoint.find import SAMPLE
+from qembed.checkpoint.int8_table import INT8
+from qembed.files import sha256
+from qembed.quantize.calibration import Calibration
+from qembed.quantize.settings import QuantizationSettings, Report
+
+NATIVE_ONLY = ("scales", "rounding", "target", "inputs", "prefixes", "mixed", "last_share", "refine")
+"""Settings that AutoAWQ does not have."""
+
+
+def contents(
+    source: Mapping[str, Any],
+    calibration: Calibration,
+    settings: QuantizationSettings,
+    report: Report,
+    seed: int,
+    folder: Path,
+    config: str,
+) -> dict[str, Any]:
+    """The contents of qembed.json: what is needed to reproduce the checkpoint byte for byte, and to verify it.
+
+    Args:
+        source: from `source_record`.
+        calibration: the calibration rows.
+        settings: the settings of the run.
+        report: the measured losses.
+        seed: the seed of the run.
+        folder: the checkpoint, complete but for config.json and the manifest itself.
+        config: the text of config.json, which is written last.
+    """
+    return {
+        "qembed": version("qembed"),
+        "engine": {"name": settings.engine, "version": version("autoawq" if settings.engine == "autoawq" else "qembed")},
+        "source": dict(source),
+        "calibration": calibration_record(calibration),
+        "settings": {
+            "bits": 4,
+            "group_size": settings.group_size,
+            "clip": settings.clip,
+            **({name: getattr(settings, name) for name in NATIVE_ONLY} if settings.engine == "native" else {}),
+            "seed": seed,
+            **({"token_table": settings.token_table} if settings.token_table == INT8 else {}),
+        },
+        **({"token_table": token_table_record(settings, report)} if settings.token_table == INT8 else {}),
+        "fidelity": fidelity_record(report),
+        "files": {
+            str(path.relative_to(folder)): sha256(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.relative_to(folder) not in (Path(MANIFEST), Path("config.json"))
+        }
+        | {"config.json": hashlib.sha256(config.encode()).hexdigest()},
+    }
+
+
+def source_record(source: Checkpoint, output: Path) -> dict[str, Any]:
+    """Name, folder and weight hashes of the source checkpoint; `qembed eval` finds the source by it.
+
+    The folder is relative to `output`, so both can move together and the manifest does not reveal the user's paths.
+    """
+    record: dict[str, Any] = {"model": source.name}
+    if source.name != SAMPLE and "/" not in source.name:
+        record["folder"] = os.path.relpath(source.folder.resolve(), output.resolve())
+    record["sha256"] = {path.name: sha256(path) for path in sorted(set(source.files.values()))}
+    return record
+
+
+def calibration_record(calibration: Calibration) -> dict[str, Any]:
+    """Source and size of the calibration. `texts` excludes the held-out ones; `cut` counts texts longer than `max_tokens`."""
+    return {
+        "source": calibration.source,
+        "sha256": calibration.sha256,
+        "texts": len(calibration.rows) - len(calibration.check),
+        "tokens": calibration.tokens,
+        "max_tokens": calibration.max_tokens,
+        "cut": calibration.cut,
+    }
+
+
+def fidelity_record(report: Report) -> dict[str, Any]:
+    """Cosine similarity between the INT4 and the original vectors of the held-out texts."""
+    cosines = sorted(report.cosines)
+    return {
+        "texts": len(cosines),
+        "mean_cosine": round(statistics.fmean(cosines), 6),
+        "min_cosine": round(cosines[0], 6),
+    }
+
+
+def token_table_record(settings: QuantizationSettings, report: Report) -> dict[str, Any]:
+    """Storage type of the token table, and its relative error ‖E − Ê‖ / ‖E‖ (None for float16, which is the source's own)."""
+    error = None if report.table_error is None else round(report.table_error, 6)
+    return {"stored": settings.token_table, "relative_error": error}

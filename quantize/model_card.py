@@ -1,0 +1,125 @@
+"""README.md of a quantized checkpoint, the model card: what it is, how close it is to its source, how to use it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import SAMPLE
+from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
+from qembed.checkpoint.model_card import section
+from qembed.quantize.calibration import Calibration
+from qembed.quantize.manifest import fidelity_record
+from qembed.quantize.settings import QuantizationSettings, Report
+
+SHARE_OF_AWQ_ERROR = {"for bare paragraphs": "0.41", "under PromptEOL": "0.64", "in KL divergence": "0.61"}
+"""Error of the default method as a share of plain AWQ's; from bench/RESULTS.md, "Quality of INT4: a language model"."""
+
+
+def model_card(source: Checkpoint, settings: QuantizationSettings, calibration: Calibration, report: Report, size: int) -> str:
+    """The text of README.md; `size` is the size of all tensors in bytes."""
+    base = f"base_model: {source.name}\nbase_model_relation: quantized\n" if "/" in source.name else ""
+    note = (
+        "\nThe source is qembed's embedded sample, which exists to try the tools. Do not use it in production.\n"
+        if source.name == SAMPLE
+        else ""
+    )
+    library, contents, loading = _format(settings, report, size)
+    return f"""---
+{_licence(source)}{base}library_name: {library}
+pipeline_tag: feature-extraction
+tags: [awq, int4, embeddings, qembed]
+---
+
+# {source.name.split("/")[-1]}, AWQ INT4
+
+The linear layers of `{source.name}` in 4 bits (AWQ, GEMM layout, groups of {settings.group_size}, with zero points), {contents}
+{note}
+{section(_fidelity_section(report))}
+
+## How to use it
+
+```
+qembed serve --model FOLDER
+```
+
+{loading} Queries take the form
+`Instruct: {{task}}\\nQuery:{{query}}`; documents take no prompt. A vector is the normalized hidden state of the last token.
+
+## How it was made
+
+Method: {_method(settings)}.
+Calibration: {calibration.tokens:,} tokens of {calibration.source} texts. Settings, seed and hashes are in `qembed.json`.
+{_comparison_with_awq(settings)}"""
+
+
+def _fidelity_section(report: Report) -> str:
+    """The fidelity that quantization measured; `qembed eval --card` replaces this section."""
+    fidelity = fidelity_record(report)
+    return (
+        f"Cosine similarity between INT4 and original vectors, computed in float32 on {fidelity['texts']} held-out texts:\n"
+        f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}.\n"
+        "`qembed eval --model FOLDER --baseline fp16 --card` replaces this section with a measurement through vLLM\n"
+        "on more texts, by language and dimension."
+    )
+
+
+def _comparison_with_awq(settings: QuantizationSettings) -> str:
+    """The method's error on a public model compared with plain AWQ; empty unless every step has its default setting."""
+    default = QuantizationSettings()
+    steps = ("engine", "scales", "clip", "rounding", "target", "inputs")
+    if any(getattr(settings, step) != getattr(default, step) for step in steps):
+        return ""
+    shares = ", ".join(f"{share} {measure}" for measure, share in SHARE_OF_AWQ_ERROR.items())
+    return (
+        "\nError of this method on SmolLM2-135M in groups of 64, as a share of plain AWQ's (qembed's bench/RESULTS.md):\n"
+        f"{shares}.\n"
+    )
+
+
+def _method(settings: QuantizationSettings) -> str:
+    """The steps of the method, as a list in words."""
+    steps = ["no AWQ scales" if settings.scales == "none" else "AWQ scales"]
+    if settings.clip:
+        steps.append("clipping")
+    if settings.engine == "autoawq":
+        return f"AutoAWQ library, version {version('autoawq')}: {', '.join([*steps, 'round-to-nearest'])}"
+    steps.append("GPTQ rounding" if settings.rounding == QuantizationSettings().rounding else "round-to-nearest")
+    if settings.target == "original":
+        steps.append("each layer fitted to the original model's outputs, regularized by cross-validation")
+    else:
+        steps.append("each layer fitted to its own outputs")
+    if settings.refine:
+        steps.append(f"refined by gradient in {settings.refine} epochs")
+    return ", ".join(steps)
+
+
+def _format(settings: QuantizationSettings, report: Report, size: int) -> tuple[str, str, str]:
+    """The library that reads the format, what the checkpoint contains besides the linear layers, and how vLLM loads it."""
+    megabytes, written = f"{size / 1e6:,.1f} MB", f"Written by qembed {version('qembed')}"
+    if settings.token_table != INT8:
+        return (
+            "transformers",
+            f"everything\nelse in float16: {megabytes}. {written}; vLLM and SGLang load it without qembed installed.",
+            "or, with vLLM alone: `vllm serve FOLDER --runner pooling`.",
+        )
+    return (
+        "vllm",
+        f"the token\ntable in INT8 (relative error {report.table_error:.2%}), everything else in float16: {megabytes}.\n"
+        f"{written}.\n\n**It needs qembed's vLLM plugin**: install qembed beside vLLM. Without it vLLM stops with\n"
+        f"`Unknown quantization method: {QUANT_METHOD}`. SGLang and transformers cannot read it; `qembed quantize\n"
+        "--token-table float16` writes a checkpoint that they can.",
+        "or, in the same environment: `vllm serve FOLDER --runner pooling`.",
+    )
+
+
+def _licence(source: Checkpoint) -> str:
+    """The licence line of the source's own model card, or nothing: a licence is never invented."""
+    card = source.folder / "README.md"
+    if source.name == SAMPLE:
+        return "license: apache-2.0\n"
+    if card.exists():
+        for line in card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0].splitlines():
+            if line.startswith("license:"):
+                return line + "\n"
+    return ""

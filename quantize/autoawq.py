@@ -1,12 +1,12 @@
-"""The AutoAWQ library (0.2.9, archived) as another engine: the same calibration rows in, the same parts out.
+"""The AutoAWQ library (0.2.9, archived) as an alternative engine: same calibration rows in, same parts out.
 
-AutoAWQ holds the whole model and runs each layer again for every point of its search, so it costs a multiple of the memory and
-time of our own engine. It is here for those who want its very weights, and for the bench to measure against.
+AutoAWQ holds the whole model in memory and runs each layer again for every point of its scale search, so it needs a multiple of
+the native engine's memory and time. It serves users who want exactly AutoAWQ's weights, and as a baseline for the bench.
 
-What it does with the calibration rows (`awq.utils.calib_data.get_calib_dataset`): rows longer than a block are dropped, the
-others are joined end to end, the whole is cut into blocks of equal length, and what is left over at the end is dropped. So a
-block begins in the middle of one text and goes on into others, which attend to each other. It gets the rows of our own engine,
-and a block length (`block_length`) with which no row is dropped and next to no token is left over.
+AutoAWQ's treatment of calibration rows (`awq.utils.calib_data.get_calib_dataset`): it drops rows longer than a block,
+concatenates the others, cuts the result into blocks of equal length, and drops the remainder. A block therefore begins in the
+middle of one text and continues into others, which attend to each other. Here AutoAWQ gets the same rows as the native engine
+and a block length (`block_length`) that drops no row and next to no token.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_TOKENS = 512
-"""AutoAWQ's own length of a calibration block (`max_calib_seq_len`)."""
+"""AutoAWQ's default calibration block length, in tokens (`max_calib_seq_len`)."""
 
-PACKED_TOGETHER = 32
-"""AutoAWQ packs 32 outputs at a time (`WQLinear_GEMM.from_linear`), though the layout asks for 8."""
+OUTPUT_MULTIPLE = 32
+"""AutoAWQ packs 32 outputs at a time (`WQLinear_GEMM.from_linear`); the layout itself only needs multiples of 8."""
 
-NEEDED = (
-    "--engine autoawq needs autoawq 0.2.9 with transformers 4.51.3, which no current vLLM can share; make an environment of "
-    "its own: python3 -m venv autoawq && autoawq/bin/pip install '.[autoawq]'"
+INSTALL_HINT = (
+    "--engine autoawq needs autoawq 0.2.9 with transformers 4.51.3, which cannot share an environment with a current vLLM; "
+    "create a separate one: python3 -m venv autoawq && autoawq/bin/pip install '.[autoawq]'"
 )
 
 
 def check_installed() -> None:
-    """Look whether AutoAWQ can be imported.
+    """Check that AutoAWQ can be imported.
 
     Raises:
-        MissingExtra: it cannot; the message says which environment it needs.
+        MissingExtra: AutoAWQ cannot be imported; the message describes the environment that it needs.
     """
     try:
         _library()
     except (ImportError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MissingExtra(f"AutoAWQ cannot be imported ({reason}). {NEEDED}") from error
+        raise MissingExtra(f"AutoAWQ cannot be imported ({reason}). {INSTALL_HINT}") from error
 
 
 def quantize(
@@ -63,40 +63,41 @@ def quantize(
     parts: Parts,
     on_layer: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """What `qembed.quantize.stream.quantize` does, by AutoAWQ; of `settings` it knows `group_size`, `clip` and `token_table`.
+    """Quantize with AutoAWQ; counterpart of `qembed.quantize.stream.quantize`.
 
-    AutoAWQ makes all layers before any is written. Our own engine then finds them finished: it writes what stands outside the
-    layers and measures what is lost, as it does for a run that is resumed.
+    Of `settings`, only `group_size`, `clip` and `token_table` apply. AutoAWQ quantizes all layers before any is written. Then
+    the native engine runs as if it resumed: it skips the finished layers, writes the tensors outside the layers, and measures
+    the loss.
 
     Raises:
         MissingExtra: AutoAWQ cannot be imported.
-        BadInput: a linear's width is one that AutoAWQ cannot pack; it would compute on another device than `device`; or a
-            tensor is missing, damaged, not finite, or greater than float16 holds.
+        BadInput: AutoAWQ cannot pack the width of a linear layer; AutoAWQ would compute on another device than `device`; or a
+            tensor is missing, damaged, not finite, or exceeds the range of float16.
     """
     check_installed()
     for name in LINEARS:
-        if (outputs := shape.linear(name)[0]) % PACKED_TOGETHER:
-            raise BadInput(f"{checkpoint.folder}: {name} has {outputs} outputs; AutoAWQ packs multiples of {PACKED_TOGETHER}")
-    chosen = _library().utils.utils.get_best_device()
-    if not chosen.startswith(device.type):
-        raise BadInput(f"--device {device}: AutoAWQ chooses the device by itself, here {chosen}; leave --device out")
+        if (outputs := shape.linear(name)[0]) % OUTPUT_MULTIPLE:
+            raise BadInput(f"{checkpoint.folder}: {name} has {outputs} outputs; AutoAWQ packs multiples of {OUTPUT_MULTIPLE}")
+    autoawq_device = _library().utils.utils.get_best_device()
+    if not autoawq_device.startswith(device.type):
+        raise BadInput(f"--device {device}: AutoAWQ picks its own device, here {autoawq_device}; leave --device out")
     names = [f"layer-{number:03d}" for number in range(shape.layers)]
     if not all(name in parts for name in names):
-        model = load(checkpoint)
+        model = load_model(checkpoint)
         rows = [row for number, row in enumerate(calibration.rows) if number not in calibration.check]
-        run(model, rows, settings, fixed_quantizer(on_layer))
+        quantize_linears(model, rows, settings, fixed_quantizer(on_layer))
         for number, (name, layer) in enumerate(zip(names, model.model.layers, strict=True)):
             prefix = f"{checkpoint.prefix}layers.{number}."
             tensors = {f"{prefix}{key}": tensor.cpu() for key, tensor in layer.state_dict().items()}
             parts.write(name, {key: _storable(key, tensor) for key, tensor in tensors.items()}, {})
-    plain = replace(settings, target="layer", inputs="quantized", prefixes=0, mixed=0)
-    return stream.quantize(checkpoint, shape, calibration, plain, device, parts)
+    native_settings = replace(settings, target="layer", inputs="quantized", prefixes=0, mixed=0)
+    return stream.quantize(checkpoint, shape, calibration, native_settings, device, parts)
 
 
-def load(checkpoint: Checkpoint) -> Any:
-    """The causal language model of `checkpoint` as AutoAWQ wants it, in float32, with no output head and no remote code.
+def load_model(checkpoint: Checkpoint) -> Any:
+    """Load the causal language model of `checkpoint` for AutoAWQ: float32, without an output head, without remote code.
 
-    float32 because float16 has no fast arithmetic on most CPUs.
+    Most CPUs have no fast float16 arithmetic, hence float32.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -116,12 +117,12 @@ def load(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-def run(model: Any, rows: Sequence[Sequence[int]], settings: QuantizationSettings, quantizer: Any) -> None:
-    """Let AutoAWQ replace the linears of `model` by its own INT4 ones, through the class `quantizer`."""
+def quantize_linears(model: Any, rows: Sequence[Sequence[int]], settings: QuantizationSettings, quantizer: Any) -> None:
+    """Let AutoAWQ replace the linear layers of `model` by its INT4 layers, in place, using the quantizer class `quantizer`."""
     library = _library()
     family = model.config.model_type
-    wrapped = library.models.auto.AWQ_CAUSAL_LM_MODEL_MAP[family](model, family, False, model.config, None, None)
-    wrapped.quantize(
+    awq_model = library.models.auto.AWQ_CAUSAL_LM_MODEL_MAP[family](model, family, False, model.config, None, None)
+    awq_model.quantize(
         tokenizer=None,
         quant_config={"zero_point": True, "q_group_size": settings.group_size, "w_bit": 4, "version": "GEMM"},
         calib_data=[list(row) for row in rows],
@@ -133,17 +134,17 @@ def run(model: Any, rows: Sequence[Sequence[int]], settings: QuantizationSetting
 
 
 def block_length(rows: Sequence[Sequence[int]]) -> int:
-    """The block length, from the longest of `rows` to BLOCK_TOKENS, that leaves fewest tokens over; the longest such."""
+    """The block length, between the longest of `rows` and BLOCK_TOKENS, that drops fewest tokens; ties go to the longest."""
     tokens, longest = sum(map(len, rows)), max(map(len, rows))
     return min(range(min(longest, tokens), max(longest, min(BLOCK_TOKENS, tokens)) + 1), key=lambda n: (tokens % n, -n))
 
 
 def fixed_quantizer(on_layer: Callable[[int], None] = lambda _: None) -> Any:
-    """AutoAWQ's quantizer class, mended for CPUs; `on_layer(n)` is called when n layers are done.
+    """AutoAWQ's quantizer class with its CPU bug fixed; calls `on_layer(n)` when n layers are done.
 
-    `AwqQuantizer._compute_best_scale` keeps `{k: v.cpu() for k, v in module.state_dict().items()}` to restore the weights after
-    each grid point. On a CPU `.cpu()` copies nothing, so the first point's `weight.mul_(scales)` changes what was kept, and its
-    scales stay in the weights for good. Here the module hands out a copy.
+    `AwqQuantizer._compute_best_scale` saves `{k: v.cpu() for k, v in module.state_dict().items()}` to restore the weights after
+    each grid point. On a CPU `.cpu()` does not copy, so the first grid point's `weight.mul_(scales)` also changes the saved
+    state, and its scales stay in the weights. The fix: during the search, `state_dict()` returns copies.
     """
     stock = _library().quantize.quantizer.AwqQuantizer
 
@@ -151,7 +152,7 @@ def fixed_quantizer(on_layer: Callable[[int], None] = lambda _: None) -> Any:
         def _compute_best_scale(
             self, x: Any, w_mean: Any, x_mean: Any, module2inspect: Any, linears2scale: Any, fp16_output: Any, kwargs: Any
         ) -> Any:
-            with _state_is_a_copy(module2inspect):
+            with _state_dict_copies(module2inspect):
                 return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, linears2scale, fp16_output, kwargs)
 
         def _apply_quant(self, module: Any, named_linears: Any) -> None:
@@ -162,7 +163,8 @@ def fixed_quantizer(on_layer: Callable[[int], None] = lambda _: None) -> Any:
 
 
 @contextmanager
-def _state_is_a_copy(module: Any) -> Iterator[None]:
+def _state_dict_copies(module: Any) -> Iterator[None]:
+    """Inside the block `module.state_dict()` returns copies of the tensors."""
     stock = module.state_dict
     module.state_dict = lambda *arguments, **options: {
         name: tensor.clone() for name, tensor in stock(*arguments, **options).items()
@@ -178,8 +180,8 @@ def _storable(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _library() -> Any:
-    """The package `awq`, with its farewell message and its own progress bars silenced."""
-    with warnings.catch_warnings(record=True):  # "ignore" would not do: it resets the filters while it is imported
+    """The package `awq`, without its deprecation message and its progress bars."""
+    with warnings.catch_warnings(record=True):  # a filter "ignore" has no effect: awq resets the filters during its import
         import awq
         import awq.models.auto
         import awq.quantize.quantizer

@@ -1,4 +1,4 @@
-"""Calibration texts: those that ship with qembed, or the user's own file, read line by line and sampled by seed."""
+"""Reads calibration texts: the built-in ones, or a random sample of the user's file, which is streamed row by row."""
 
 from __future__ import annotations
 
@@ -18,68 +18,66 @@ from qembed.text.texts import KINDS, Text
 
 BUILT_IN = Path(__file__).parent / "data" / "calibration.jsonl"
 SOURCE = "built-in"
-COLUMN = "text"
-COUNT = 288
-"""As many as ship with qembed."""
-LEAST = 64
-"""Fewer would say little, to calibrate on or to measure with."""
+DEFAULT_COLUMN = "text"
+BUILT_IN_COUNT = 288
+"""Number of texts that ship with qembed."""
+MIN_TEXTS = 64
+"""Fewer texts are too few to calibrate on and to measure fidelity with."""
 
 
-def kept_apart(count: int) -> int:
-    """How many of `count` texts are kept apart to measure fidelity on: one in nine, but 10 at least and 32 at most."""
+def held_out_count(count: int) -> int:
+    """How many of `count` texts are held out to measure fidelity: one in nine, but at least 10 and at most 32."""
     return min(32, max(10, count // 9))
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts, what the user would call where they came from, and the SHA-256 of that file."""
+    """Texts, the name of their source ("built-in", or a file name), and the SHA-256 of their file."""
 
     texts: list[Text]
     source: str
     sha256: str
 
 
-def built_in(count: int = COUNT, seed: int = 0) -> Texts:
-    """`count` of the texts that ship with qembed (17 languages, code, queries with instructions), drawn by `seed`."""
-    return Texts(_draw(_rows(BUILT_IN, None), count, seed), SOURCE, sha256(BUILT_IN))
+def built_in(count: int = BUILT_IN_COUNT, seed: int = 0) -> Texts:
+    """Draw `count` of the texts that ship with qembed (17 languages, code, queries with instructions), by `seed`."""
+    return Texts(_sample(_rows(BUILT_IN, None), count, seed), SOURCE, sha256(BUILT_IN))
 
 
 def read(argument: str, count: int, seed: int) -> Texts:
-    """`count` texts (all, if there are fewer) of the file that `argument` names as FILE or FILE:COLUMN, drawn by `seed`.
+    """Draw `count` texts (all, if there are fewer) by `seed` from the file that `argument` names as FILE or FILE:COLUMN.
 
-    The file may be of any size: it is read row by row. Its name tells its format: `.txt` has one text a line, `.jsonl` one
-    object, `.csv` and `.tsv` a header and rows, `.parquet` a table. COLUMN (or field) is `text` unless named; `kind` and
-    `instruction`, where they exist, say which texts are queries and for what task.
+    The file is read row by row, so it can be of any size. Its suffix selects the format: `.txt` with one text per line,
+    `.jsonl` with one object per line, `.csv` and `.tsv` with a header, or `.parquet`. COLUMN (or field) defaults to `text`.
+    The optional columns `kind` and `instruction` mark queries and name their task.
 
     Raises:
-        BadInput: it cannot be read, is not UTF-8, has too few texts, or a row is not as it should be (named by its line).
-        MissingExtra: Parquet, and pyarrow is not installed.
+        BadInput: the file cannot be read, is not UTF-8, has too few texts, or has an invalid row (the message names its line).
+        MissingExtra: the file is Parquet, and pyarrow is not installed.
     """
     path, column = _split(argument)
     try:
-        chosen = _draw(_rows(path, column), count, seed)
+        texts = _sample(_rows(path, column), count, seed)
         digest = sha256(path)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(chosen) < LEAST:
-        raise BadInput(
-            f"{path}: {len(chosen) or 'no'} texts, at least {LEAST} are needed: half to calibrate, half to measure on"
-        )
-    return Texts(chosen, path.name, digest)
+    if len(texts) < MIN_TEXTS:
+        raise BadInput(f"{path}: {len(texts) or 'no'} texts, at least {MIN_TEXTS} are needed to calibrate and to measure on")
+    return Texts(texts, path.name, digest)
 
 
 def _split(argument: str) -> tuple[Path, str | None]:
-    """The file and the column in FILE or FILE:COLUMN. A file that is called that, colon and all, is the file."""
+    """Split FILE or FILE:COLUMN into file and column. If a file of the whole name exists, colon included, it is the file."""
     path = Path(argument).expanduser()
     if not path.exists() and ":" in argument:
         name, _, column = argument.rpartition(":")
         path = Path(name).expanduser()
         if path.exists() and column:
-            return _file(path), column
-    return _file(path), None
+            return _checked_file(path), column
+    return _checked_file(path), None
 
 
-def _file(path: Path) -> Path:
+def _checked_file(path: Path) -> Path:
     if not path.exists():
         raise BadInput(f"{path}: no such file; --calibration takes FILE or FILE:COLUMN")
     if not path.is_file():
@@ -87,16 +85,16 @@ def _file(path: Path) -> Path:
     return path
 
 
-def _draw(rows: Iterable[Text], count: int, seed: int) -> list[Text]:
-    """`count` of `rows` in their order, each with the same chance (reservoir sampling, Vitter 1985, algorithm R)."""
-    draw = random.Random(seed)
-    kept: list[tuple[int, Text]] = []
+def _sample(rows: Iterable[Text], count: int, seed: int) -> list[Text]:
+    """A uniform sample of `count` of `rows`, in their order (reservoir sampling, Vitter 1985, algorithm R)."""
+    generator = random.Random(seed)
+    reservoir: list[tuple[int, Text]] = []
     for number, row in enumerate(rows):
         if number < count:
-            kept.append((number, row))
-        elif (place := draw.randrange(number + 1)) < count:
-            kept[place] = (number, row)
-    return [row for _, row in sorted(kept, key=lambda pair: pair[0])]
+            reservoir.append((number, row))
+        elif (slot := generator.randrange(number + 1)) < count:
+            reservoir[slot] = (number, row)
+    return [row for _, row in sorted(reservoir, key=lambda pair: pair[0])]
 
 
 def _rows(path: Path, column: str | None) -> Iterator[Text]:
@@ -106,16 +104,16 @@ def _rows(path: Path, column: str | None) -> Iterator[Text]:
             raise BadInput(f"{path}: plain text has no columns; leave ':{column}' out")
         return (Text(f"{path}, line {number}", line.strip()) for number, line in _lines(path) if line.strip())
     if suffix in (".jsonl", ".ndjson"):
-        return _jsonl(path, column or COLUMN)
+        return _jsonl(path, column or DEFAULT_COLUMN)
     if suffix in (".csv", ".tsv"):
-        return _csv(path, column or COLUMN, suffix)
+        return _csv(path, column or DEFAULT_COLUMN, suffix)
     if suffix in (".parquet", ".pq"):
-        return _parquet(path, column or COLUMN)
-    raise BadInput(f"{path}: its name tells no format; call it .txt, .jsonl, .csv, .tsv or .parquet")
+        return _parquet(path, column or DEFAULT_COLUMN)
+    raise BadInput(f"{path}: unknown format; supported suffixes are .txt, .jsonl, .csv, .tsv and .parquet")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1, and the lines with their ends; only a newline ends a line, whatever Unicode says."""
+    """Line numbers from 1, and lines with their ends. Only a newline ends a line, not Unicode's other line breaks."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             try:
@@ -128,28 +126,28 @@ def _jsonl(path: Path, column: str) -> Iterator[Text]:
     for number, line in _lines(path):
         if not line.strip():
             continue
-        place = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise BadInput(f"{place}: not JSON: {error}") from error
+            raise BadInput(f"{location}: not JSON: {error}") from error
         if not isinstance(value, dict):
-            raise BadInput(f"{place}: not a JSON object")
-        yield _text(value, column, place)
+            raise BadInput(f"{location}: not a JSON object")
+        yield _text(value, column, location)
 
 
 def _csv(path: Path, column: str, suffix: str) -> Iterator[Text]:
     reader = tables.reader((line for _, line in _lines(path)), suffix)
     try:
         header: list[str] = next(reader, [])
-        _has(header, column, path)
+        _require_column(header, column, path)
         for cells in reader:
             if not cells:
                 continue
-            place = f"{path}, line {reader.line_num}"
+            location = f"{path}, line {reader.line_num}"
             if len(cells) > len(header):
-                raise BadInput(f"{place}: more columns than the header has")
-            yield _text({name: cell or None for name, cell in zip_longest(header, cells)}, column, place)
+                raise BadInput(f"{location}: more columns than the header has")
+            yield _text({name: cell or None for name, cell in zip_longest(header, cells)}, column, location)
     except csv.Error as error:
         raise BadInput(f"{path}, line {reader.line_num}: not CSV: {error}") from error
 
@@ -162,10 +160,10 @@ def _parquet(path: Path, column: str) -> Iterator[Text]:
         raise MissingExtra(f"{path}: reading Parquet needs pyarrow; install it: pip install 'qembed[parquet]'") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            _has(file.schema_arrow.names, column, path)
-            wanted = [name for name in dict.fromkeys((column, "kind", "instruction")) if name in file.schema_arrow.names]
+            _require_column(file.schema_arrow.names, column, path)
+            columns = [name for name in dict.fromkeys((column, "kind", "instruction")) if name in file.schema_arrow.names]
             number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=wanted):
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield _text(row, column, f"{path}, row {number}")
@@ -173,32 +171,32 @@ def _parquet(path: Path, column: str) -> Iterator[Text]:
         raise BadInput(f"{path}: not Parquet, or damaged: {' '.join(str(error).split())}") from error
 
 
-def _has(columns: Iterable[str], column: str, path: Path) -> None:
+def _require_column(columns: Iterable[str], column: str, path: Path) -> None:
     if column not in columns:
         raise BadInput(
             f"{path}: no column {column!r}; choose one with {path.name}:COLUMN: {', '.join(columns) or 'it has none'}"
         )
 
 
-def _text(row: Mapping[str, Any], column: str, place: str) -> Text:
+def _text(row: Mapping[str, Any], column: str, location: str) -> Text:
     if column not in row:
-        raise BadInput(f"{place}: no field {column!r}; choose one with FILE:FIELD")
-    text, kind, instruction = (_string(row, name, place) for name in (column, "kind", "instruction"))
+        raise BadInput(f"{location}: no field {column!r}; choose one with FILE:FIELD")
+    text, kind, instruction = (_string(row, name, location) for name in (column, "kind", "instruction"))
     if text is None or not text.strip():
-        raise BadInput(f"{place}: the text is empty")
+        raise BadInput(f"{location}: the text is empty")
     if kind is not None and kind not in KINDS:
-        raise BadInput(f"{place}: kind {kind!r} is none of {', '.join(KINDS)}")
-    return Text(place, text, kind or "document", instruction=instruction)
+        raise BadInput(f"{location}: kind {kind!r} is unknown; kinds are {', '.join(KINDS)}")
+    return Text(location, text, kind or "document", instruction=instruction)
 
 
-def _string(row: Mapping[str, Any], name: str, place: str) -> str | None:
+def _string(row: Mapping[str, Any], name: str, location: str) -> str | None:
     value = row.get(name)
     if value is None:
         return None
     if not isinstance(value, str):
-        raise BadInput(f"{place}: {name} is not a text")
+        raise BadInput(f"{location}: {name} is not a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadInput(f"{place}: {name} holds half of a surrogate pair, which is no text") from error
+        raise BadInput(f"{location}: {name} contains half of a surrogate pair, which is not a character") from error
     return value

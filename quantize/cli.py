@@ -16,20 +16,20 @@ from qembed.checkpoint.find import DEFAULT_MODEL, INT4_SUFFIX
 from qembed.command import signals
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
-from qembed.quantize.calibration_texts import COUNT, LEAST
+from qembed.quantize.calibration_texts import BUILT_IN_COUNT, MIN_TEXTS
 from qembed.text import strict_json
 
 if TYPE_CHECKING:
     import torch
 
 MAX_TOKENS = 512
-"""Where calibration texts are cut: attention costs grow with the square, and no built-in text is much longer."""
+"""Default length limit of calibration texts: attention costs grow with its square, and no built-in text is much longer."""
 
 
-io = section("What to read and write")
-method = section("How to quantize")
+io = section("Input and output")
+method = section("Quantization")
 fitted = section("Calibration")
-computing = section("Where to compute")
+computing = section("Device")
 
 
 class Rounding(click.Choice[str]):
@@ -49,24 +49,25 @@ class Rounding(click.Choice[str]):
     show_envvar=True,
     default=DEFAULT_MODEL,
     show_default=True,
-    help="What to quantize: a hub id, a folder, or 'sample' for the checkpoint inside qembed.",
+    help="The FP16 checkpoint: a hub id, a folder, or 'sample' for the checkpoint bundled with qembed.",
 )
 @io(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help=f"Folder to write.  [default: ./NAME{INT4_SUFFIX}]",
+    help=f"The folder to write.  [default: ./NAME{INT4_SUFFIX}]",
 )
-@io("--force", is_flag=True, help="Replace a checkpoint that qembed wrote there before.")
+@io("--force", is_flag=True, help="Replace an existing output that qembed wrote.")
 @io(
     "--resume",
     is_flag=True,
-    help="Go on after the last finished layer of a run that was broken off, with the same options. Same bytes in the end.",
+    help="Continue an interrupted run after its last finished layer, with the same options. The output is byte-identical to "
+    "that of an uninterrupted run.",
 )
 @io(
     "--verify",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Quantize nothing; check a finished checkpoint: hashes, tensors, and vectors against its source, if that is at hand.",
+    help="Check a finished checkpoint instead of quantizing: hashes, tensors, and vectors if its source is available.",
 )
 @io("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @method(
@@ -74,23 +75,28 @@ class Rounding(click.Choice[str]):
     type=click.Choice(["native", "autoawq"]),
     default="native",
     show_default=True,
-    help="Who computes: qembed, or the AutoAWQ library, which needs an environment of its own (README, Install).",
+    help="native: qembed's own quantizer; autoawq: the AutoAWQ library, in a separate environment (docs/quantize.md).",
 )
 @method(
     "--group-size",
     type=click.Choice(["32", "64", "128"]),
     default="128",
     show_default=True,
-    help="Inputs that share a scale and a zero point. Smaller is nearer to FP16 and larger on disk.",
+    help="Number of inputs that share a scale and a zero point. Smaller groups are more accurate, and larger on disk.",
 )
 @method(
     "--scales",
     type=click.Choice(["awq", "none"]),
     default="awq",
     show_default=True,
-    help="Search a scale for each input channel, or leave the weights as they are.",
+    help="awq: search an activation-aware scale for each input channel; none: leave the weights unscaled.",
 )
-@method("--clip/--no-clip", default=True, show_default=True, help="Shrink each group's range where that costs less.")
+@method(
+    "--clip/--no-clip",
+    default=True,
+    show_default=True,
+    help="Search a smaller weight range for each group, where clipping lowers the error.",
+)
 @method(
     "--rounding",
     type=Rounding(["gptq", "rtn"]),
@@ -103,15 +109,16 @@ class Rounding(click.Choice[str]):
     type=click.Choice(["original", "layer"]),
     default="original",
     show_default=True,
-    help="Fit each layer to what the original model has there, taking back what was lost before it, or to its own outputs.",
+    help="What each layer is fitted to. original: the original model's outputs, which corrects errors of earlier layers; "
+    "layer: the layer's own outputs.",
 )
 @method(
     "--inputs",
     type=click.Choice(["quantized", "original"]),
     default="quantized",
     show_default=True,
-    help="Fit each layer to what it reads behind quantized layers, or to what it reads in the original model (only with "
-    "--target layer).",
+    help="Which inputs each layer is fitted on. quantized: those in the quantized model; original: those in the original "
+    "model, only with --target layer.",
 )
 @method(
     "--prefixes",
@@ -119,7 +126,7 @@ class Rounding(click.Choice[str]):
     default=8,
     show_default=True,
     metavar="N",
-    help="Of each calibration text, how many prefixes count as texts of their own (a token each).",
+    help="Number of prefixes of each calibration text that count as additional texts; each costs one token.",
 )
 @method(
     "--mixed",
@@ -127,14 +134,15 @@ class Rounding(click.Choice[str]):
     default=32,
     show_default=True,
     metavar="TOKENS",
-    help="Use each calibration text once more, cut there, with half of its tokens drawn from the other texts; 0 for not.",
+    help="Add a copy of each calibration text, cut to this many tokens, with half of them replaced by tokens of random texts; "
+    "0 adds none.",
 )
 @method(
     "--last-share",
     type=click.FloatRange(0, 1, max_open=True),
     metavar="SHARE",
-    help="What the last tokens of texts and prefixes, which become the vectors, count of all; 0 counts every token alike.  "
-    "[default: 0.5 where the tokenizer appends a last token, otherwise 0]",
+    help="Total weight (0 to 1) of the last tokens of texts and prefixes, whose hidden states become vectors; 0 weights all "
+    "tokens equally.  [default: 0.5 if the tokenizer appends a last token, otherwise 0]",
 )
 @method(
     "--refine",
@@ -142,30 +150,30 @@ class Rounding(click.Choice[str]):
     default=0,
     show_default=True,
     metavar="N",
-    help="In the end tune scales and norms by gradient to the original's vectors, seeing each text N times. Slow, and brings "
-    "little on 256 texts (bench/RESULTS.md).",
+    help="Epochs of a last stage that tunes scales and norm weights by gradient towards the original vectors; 0 skips it. "
+    "Slow, with little gain on 256 texts (bench/RESULTS.md).",
 )
 @method(
     "--token-table",
     type=click.Choice(["float16", "int8"]),
     default="float16",
     show_default=True,
-    help="int8 halves the token table (26% of the 0.6B's parameters); such a checkpoint needs qembed's vLLM plugin to load.",
+    help="Type of the token table, 26% of the 0.6B's parameters. int8 halves its size, but needs qembed's vLLM plugin to load.",
 )
 @fitted(
     "--calibration",
     metavar="FILE[:COLUMN]",
-    help="Your own texts: .txt (one a line), .jsonl, .csv, .tsv or .parquet, of any size. COLUMN (or field) is 'text' unless "
-    "named; rows whose 'kind' is 'query' get a prompt: their 'instruction', or the model's own.  "
+    help="Your own texts: .txt (one per line), .jsonl, .csv, .tsv or .parquet, of any size. COLUMN (or JSON field) defaults "
+    "to 'text'. Rows whose 'kind' is 'query' get a prompt: their 'instruction', or the model's own.  "
     "[default: texts that ship with qembed]",
 )
 @fitted(
     "--calibration-texts",
-    type=click.IntRange(min=LEAST),
-    default=COUNT,
+    type=click.IntRange(min=MIN_TEXTS),
+    default=BUILT_IN_COUNT,
     show_default=True,
     metavar="N",
-    help="How many to draw; one in nine of them (10 to 32) are kept apart to measure on.",
+    help="Number of texts to draw. One in nine (10 to 32) is held out to measure fidelity.",
 )
 @fitted(
     "--max-tokens",
@@ -173,11 +181,11 @@ class Rounding(click.Choice[str]):
     default=MAX_TOKENS,
     show_default=True,
     metavar="N",
-    help="Cut longer texts there. A text longer than the model's own context is refused.",
+    help="Cut longer texts to N tokens. A text of your own that exceeds the model's context is refused.",
 )
-@fitted("--seed", type=int, default=0, show_default=True, help="Draws the texts, and those kept apart to measure on.")
-@computing("--device", default="auto", show_default=True, help="auto, cpu, cuda, or cuda:N. auto: a GPU if there is one.")
-@computing("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]")
+@fitted("--seed", type=int, default=0, show_default=True, help="Random seed; draws the texts and those held out.")
+@computing("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N. auto is a GPU if there is one.")
+@computing("--threads", type=click.IntRange(min=1), metavar="N", help="Number of CPU threads.  [default: all cores]")
 def command(
     model: str,
     output: Path | None,
@@ -196,22 +204,25 @@ def command(
     """Turn an FP16 checkpoint into an AWQ INT4 one.
 
     \b
-    The folder that it writes is read by vLLM, SGLang and transformers:
-      linear layers in 4 bits, everything else in float16 (--token-table);
-      tokenizer, pooling and prompts as in the source;
+    Writes a folder that vLLM, SGLang and transformers load without qembed:
+      linear layers in 4 bits, everything else in float16 (see --token-table);
+      tokenizer, pooling and prompts of the source;
       README.md (the model card) and qembed.json (settings, seed, hashes).
 
-    The target appears when it is whole. Calibration texts ship with qembed; nothing is sent anywhere.
+    The method: AWQ scales and clipping, then GPTQ rounding, layer by layer. Each layer is also corrected towards the
+    original model's outputs. Each step can be switched off.
+
+    The folder appears once it is complete. Calibration texts ship with qembed; nothing is sent anywhere.
 
     \b
-    qembed quantize --model sample                    the checkpoint inside qembed
-    qembed quantize --calibration mine.jsonl:body     fitted to texts of your own
-    qembed quantize --resume                          after Ctrl-C or a crash
-    qembed quantize --verify sample-AWQ-INT4          is it whole?
+    qembed quantize --model sample                   quantize the bundled model
+    qembed quantize --calibration mine.jsonl:body    calibrate on your own texts
+    qembed quantize --resume                         after Ctrl-C or a crash
+    qembed quantize --verify sample-AWQ-INT4         check a finished checkpoint
 
-    Exit codes: 0 done, 1 writing failed or --verify found something, 2 bad input, 3 a package is missing, 130 or 143
+    Exit codes: 0 done, 1 writing failed or --verify found a problem, 2 bad input, 3 a package is missing, 130 or 143
     interrupted.
-    """  # noqa: D301 - click wants the character \b
+    """  # noqa: D301 - click needs the character \b
     from qembed.checkpoint.find import default_output
     from qembed.quantize import calibration_texts as texts
     from qembed.quantize.run import run
@@ -221,33 +232,33 @@ def command(
         _verify(verify, device, threads, as_json)
         return
     if method["inputs"] == "original" and method["target"] == "original":
-        raise BadInput("--inputs original: takes back nothing of earlier layers' losses; add --target layer")
+        raise BadInput("--inputs original: cannot correct errors of earlier layers; add --target layer")
     target = output or default_output(model)
     if method["engine"] == "autoawq":
-        _refuse_what_autoawq_lacks(set(method))
+        _reject_native_options(set(method))
     settings = QuantizationSettings(**{**method, "group_size": int(method["group_size"])})
-    place = _device(device, threads)
+    torch_device = _device(device, threads)
     start = time.monotonic()
 
-    def say(what: str, done: int, total: int) -> None:
-        if what == "refining" and done % 10 == 0 and not sys.stderr.isatty():
+    def log_step(stage: str, done: int, total: int) -> None:
+        if stage == "refining" and done % 10 == 0 and not sys.stderr.isatty():
             click.echo(f"refining, step {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
-        if what == "layers" and not sys.stderr.isatty():
+        if stage == "layers" and not sys.stderr.isatty():
             click.echo(f"layer {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
 
-    with _progress("reading the checkpoint", say) as on_step, _interruptible():
+    with _progress("reading the checkpoint", log_step) as on_step, _interruptible():
         if calibration is None:
-            found = texts.built_in(calibration_texts, seed)
+            sample = texts.built_in(calibration_texts, seed)
         else:
-            found = texts.read(calibration, calibration_texts, seed)
+            sample = texts.read(calibration, calibration_texts, seed)
         result = run(
             model,
             target,
             settings,
-            found,
+            sample,
             max_tokens=max_tokens,
-            check=texts.kept_apart(len(found.texts)),
-            device=place,
+            check=texts.held_out_count(len(sample.texts)),
+            device=torch_device,
             seed=seed,
             force=force,
             resume=resume,
@@ -261,69 +272,80 @@ def command(
 
 
 def _verify(folder: Path, device: str, threads: int | None, as_json: bool) -> None:
-    """Print what is wrong with `folder`, a line each, and end with 1 if anything is."""
+    """Verify `folder` and print the problems, one per line; exits with 1 if there are any."""
     from qembed.quantize.verify import verify
 
     context = click.get_current_context()
-    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    if other := sorted(given - {"verify", "model", "device", "threads", "as_json"}):
-        raise BadInput(f"--verify writes nothing; leave --{other[0].replace('_', '-')} out")
-    place = _device(device, threads)
+    options = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if unsupported := sorted(options - {"verify", "model", "device", "threads", "as_json"}):
+        raise BadInput(f"--verify writes nothing; leave --{unsupported[0].replace('_', '-')} out")
+    torch_device = _device(device, threads)
     with _progress("hashing files") as on_step:
-        found = verify(folder, context.params["model"] if "model" in given else None, place, on_step)
+        result = verify(folder, context.params["model"] if "model" in options else None, torch_device, on_step)
     if as_json:
-        click.echo(strict_json.dumps(found, indent=2))
+        click.echo(strict_json.dumps(result, indent=2))
     else:
-        for line in found["findings"]:
+        for line in result["findings"]:
             click.echo(line)
-        if fidelity := found["fidelity"]:
-            cosines = f"mean {fidelity['mean_cosine']:.4f}, least {fidelity['min_cosine']:.4f}"
-            click.echo(f"cosine to {found['source']}, {fidelity['texts']} texts: {cosines}")
+        if fidelity := result["fidelity"]:
+            cosines = f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}"
+            click.echo(f"cosine to {result['source']}, {fidelity['texts']} texts: {cosines}")
         else:
-            click.echo(found["source"])
-        click.echo(f"{folder}: {len(found['findings']) or 'nothing'} wrong, {found['files']} files hashed")
-    if found["findings"]:
+            click.echo(result["source"])
+        click.echo(f"{folder}: problems: {len(result['findings']) or 'none'}; files hashed: {result['files']}")
+    if result["findings"]:
         context.exit(1)
 
 
 @contextmanager
-def _progress(first: str, say: Callable[[str, int, int], None] = lambda *_: None) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on a terminal, fed by (what is being done, how many are done, how many there are); `say` is told too."""
+def _progress(
+    description: str, on_update: Callable[[str, int, int], None] = lambda *_: None
+) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a progress bar on a terminal; yields the function that updates it with (stage, steps done, steps in all).
+
+    `on_update` receives the same updates, terminal or not.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(first, total=None)
+        task = progress.add_task(description, total=None)
 
-        def on_step(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
-            say(what, done, total)
+        def on_step(stage: str, done: int, total: int) -> None:
+            progress.update(task, description=stage, completed=done, total=total)
+            on_update(stage, done, total)
 
         yield on_step
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within it SIGTERM interrupts as Ctrl-C does; the exit code is that of a shell after the signal."""
+    """Make SIGTERM interrupt the block as Ctrl-C does. The exit code is 128 + signal number, as in a shell."""
     interrupts = signals.Interrupts()
     try:
         with interrupts.raised():
             yield
     except (KeyboardInterrupt, Interrupted) as error:
-        ended = error if isinstance(error, Interrupted) else Interrupted("interrupted before anything was written")
-        ended.exit_code = 128 + interrupts.signal
-        raise ended from error.__cause__
+        interrupted = error if isinstance(error, Interrupted) else Interrupted("interrupted before anything was written")
+        interrupted.exit_code = 128 + interrupts.signal
+        raise interrupted from error.__cause__
 
 
-def _refuse_what_autoawq_lacks(names: set[str]) -> None:
+def _reject_native_options(names: set[str]) -> None:
+    """Raise BadInput if the command line has one of the options `names` that AutoAWQ does not support."""
     context = click.get_current_context()
     for name in sorted(names - {"engine", "group_size", "clip", "token_table"}):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise BadInput(f"--{name.replace('_', '-')}: AutoAWQ has no such setting; leave it out, or use --engine native")
+            raise BadInput(f"--{name.replace('_', '-')}: AutoAWQ has no such option; leave it out, or use --engine native")
 
 
 def _device(name: str, threads: int | None) -> torch.device:
+    """The torch device of `--device`; also sets the number of threads.
+
+    Raises:
+        BadInput: torch has no such device, or it is neither a CPU nor a CUDA device.
+    """
     import torch
 
     if threads:
@@ -337,16 +359,17 @@ def _device(name: str, threads: int | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise BadInput(f"--device {name}: not supported; choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise BadInput(f"--device {name}: torch finds no such CUDA device")
+        raise BadInput(f"--device {name}: torch sees no such CUDA device")
     return device
 
 
 def _show(result: dict[str, Any]) -> None:
+    """Print the result of a run as two tables: output error by kind of layer, then sizes, calibration and fidelity."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    losses = Table(title="Output error by kind of layer, relative, root mean square")
+    losses = Table(title="Relative output error by kind of layer (root mean square)")
     losses.add_column("layer")
     losses.add_column("error", justify="right")
     for name, error in result["error"].items():
@@ -355,19 +378,19 @@ def _show(result: dict[str, Any]) -> None:
     before, after = result["bytes"]["before"], result["bytes"]["after"]
     table.add_row("tensors before", f"{before / 1e6:,.1f} MB")
     table.add_row("tensors after", f"{after / 1e6:,.1f} MB  ({after / before:.0%})")
-    table.add_row("  of them linear layers", f"{result['bytes']['linears']['after'] / 1e6:,.1f} MB, "
+    table.add_row("  linear layers", f"{result['bytes']['linears']['after'] / 1e6:,.1f} MB, "
                   f"before {result['bytes']['linears']['before'] / 1e6:,.1f} MB")  # fmt: skip
     if (error := result["token_table"]["relative_error"]) is not None:
         size = result["bytes"]["token_table"]
-        table.add_row("  of them token table", f"{size['after'] / 1e6:,.1f} MB, before {size['before'] / 1e6:,.1f} MB")
+        table.add_row("  token table", f"{size['after'] / 1e6:,.1f} MB, before {size['before'] / 1e6:,.1f} MB")
         table.add_row("relative error of the token table", f"{error:.2%}")
     calibration = result["calibration"]
     cut = f", {calibration['cut']} cut at {calibration['max_tokens']}" if calibration["cut"] else ""
     table.add_row("calibration", f"{calibration['texts']} texts, {calibration['tokens']:,} tokens{cut}")
     fidelity = result["fidelity"]
     table.add_row(
-        f"cosine to the source, {fidelity['texts']} texts apart",
-        f"mean {fidelity['mean_cosine']:.4f}, least {fidelity['min_cosine']:.4f}",
+        f"cosine to the source, {fidelity['texts']} held-out texts",
+        f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}",
     )
     table.add_row("time", f"{result['seconds']:.0f} s")
     if result["error"]:

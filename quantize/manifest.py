@@ -1,4 +1,4 @@
-"""qembed.json, the manifest of a checkpoint: source, calibration, settings, fidelity, and the SHA-256 of each file."""
+"""qembed.json, the manifest of a checkpoint: versions, source, calibration, settings, fidelity, and the hash of every file."""
 
 from __future__ import annotations
 
@@ -17,20 +17,11 @@ from qembed.files import sha256
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.settings import QuantizationSettings, Report
 
-
-def source_record(source: Checkpoint, output: Path) -> dict[str, Any]:
-    """Which checkpoint an INT4 one was made from, so that `qembed eval` finds it again, with the hash of its weights.
-
-    A folder is named relative to `output`: the two may move together, and no user's path is published.
-    """
-    found: dict[str, Any] = {"model": source.name}
-    if source.name != SAMPLE and "/" not in source.name:
-        found["folder"] = os.path.relpath(source.folder.resolve(), output.resolve())
-    found["sha256"] = {path.name: sha256(path) for path in sorted(set(source.files.values()))}
-    return found
+NATIVE_ONLY = ("scales", "rounding", "target", "inputs", "prefixes", "mixed", "last_share", "refine")
+"""Settings that AutoAWQ does not have."""
 
 
-def record(
+def contents(
     source: Mapping[str, Any],
     calibration: Calibration,
     settings: QuantizationSettings,
@@ -39,9 +30,16 @@ def record(
     folder: Path,
     config: str,
 ) -> dict[str, Any]:
-    """The contents of qembed.json: enough to make the same bytes again, and to tell whether these are they.
+    """The contents of qembed.json: what is needed to reproduce the checkpoint byte for byte, and to verify it.
 
-    `folder` holds all but config.json, which comes last; `config` is what it is going to say.
+    Args:
+        source: from `source_record`.
+        calibration: the calibration rows.
+        settings: the settings of the run.
+        report: the measured losses.
+        seed: the seed of the run.
+        folder: the checkpoint, complete but for config.json and the manifest itself.
+        config: the text of config.json, which is written last.
     """
     return {
         "qembed": version("qembed"),
@@ -52,12 +50,12 @@ def record(
             "bits": 4,
             "group_size": settings.group_size,
             "clip": settings.clip,
-            **(_of_our_own(settings) if settings.engine == "native" else {}),
+            **({name: getattr(settings, name) for name in NATIVE_ONLY} if settings.engine == "native" else {}),
             "seed": seed,
             **({"token_table": settings.token_table} if settings.token_table == INT8 else {}),
         },
-        **({"token_table": token_table(settings, report)} if settings.token_table == INT8 else {}),
-        "fidelity": fidelity(report),
+        **({"token_table": token_table_record(settings, report)} if settings.token_table == INT8 else {}),
+        "fidelity": fidelity_record(report),
         "files": {
             str(path.relative_to(folder)): sha256(path)
             for path in sorted(folder.rglob("*"))
@@ -67,8 +65,20 @@ def record(
     }
 
 
+def source_record(source: Checkpoint, output: Path) -> dict[str, Any]:
+    """Name, folder and weight hashes of the source checkpoint; `qembed eval` finds the source by it.
+
+    The folder is relative to `output`, so both can move together and the manifest does not reveal the user's paths.
+    """
+    record: dict[str, Any] = {"model": source.name}
+    if source.name != SAMPLE and "/" not in source.name:
+        record["folder"] = os.path.relpath(source.folder.resolve(), output.resolve())
+    record["sha256"] = {path.name: sha256(path) for path in sorted(set(source.files.values()))}
+    return record
+
+
 def calibration_record(calibration: Calibration) -> dict[str, Any]:
-    """What the layers were fitted to. `texts` leaves out those kept apart; `cut` are those longer than `max_tokens`."""
+    """Source and size of the calibration. `texts` excludes the held-out ones; `cut` counts texts longer than `max_tokens`."""
     return {
         "source": calibration.source,
         "sha256": calibration.sha256,
@@ -79,8 +89,8 @@ def calibration_record(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def fidelity(report: Report) -> dict[str, Any]:
-    """Cosine similarity between the INT4 and the original vectors of the texts that quantization did not see."""
+def fidelity_record(report: Report) -> dict[str, Any]:
+    """Cosine similarity between the INT4 and the original vectors of the held-out texts."""
     cosines = sorted(report.cosines)
     return {
         "texts": len(cosines),
@@ -89,13 +99,7 @@ def fidelity(report: Report) -> dict[str, Any]:
     }
 
 
-def token_table(settings: QuantizationSettings, report: Report) -> dict[str, Any]:
-    """What the token table is stored as, and its relative error ‖E − Ê‖ / ‖E‖ (null for float16: the source's own)."""
+def token_table_record(settings: QuantizationSettings, report: Report) -> dict[str, Any]:
+    """Storage type of the token table, and its relative error ‖E − Ê‖ / ‖E‖ (None for float16, which is the source's own)."""
     error = None if report.table_error is None else round(report.table_error, 6)
     return {"stored": settings.token_table, "relative_error": error}
-
-
-def _of_our_own(settings: QuantizationSettings) -> dict[str, Any]:
-    """Settings that AutoAWQ does not have."""
-    names = ("scales", "rounding", "target", "inputs", "prefixes", "mixed", "last_share", "refine")
-    return {name: getattr(settings, name) for name in names}

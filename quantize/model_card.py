@@ -1,4 +1,4 @@
-"""README.md of a checkpoint, its model card on a hub: what it is, how near it is to its source, how to use it."""
+"""README.md of a quantized checkpoint, the model card: what it is, how close it is to its source, how to use it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import SAMPLE
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.checkpoint.model_card import section
-from qembed.quantize import manifest
 from qembed.quantize.calibration import Calibration
+from qembed.quantize.manifest import fidelity_record
 from qembed.quantize.settings import QuantizationSettings, Report
 
-OF_AWQ = {"for bare paragraphs": "0.41", "under PromptEOL": "0.64", "in KL divergence": "0.61"}
-"""From bench/RESULTS.md, "Quality of INT4: a language model"."""
+SHARE_OF_AWQ_ERROR = {"for bare paragraphs": "0.41", "under PromptEOL": "0.64", "in KL divergence": "0.61"}
+"""Error of the default method as a share of plain AWQ's; from bench/RESULTS.md, "Quality of INT4: a language model"."""
 
 
 def model_card(source: Checkpoint, settings: QuantizationSettings, calibration: Calibration, report: Report, size: int) -> str:
-    """README.md of the checkpoint: what it is, how near it is to its source, how to use it."""
+    """The text of README.md; `size` is the size of all tensors in bytes."""
     base = f"base_model: {source.name}\nbase_model_relation: quantized\n" if "/" in source.name else ""
-    licence = _licence(source)
     note = (
-        "\nThe source is qembed's embedded sample, made to try the tools with. It is not for production.\n"
+        "\nThe source is qembed's embedded sample, which exists to try the tools. Do not use it in production.\n"
         if source.name == SAMPLE
         else ""
     )
     library, contents, loading = _format(settings, report, size)
     return f"""---
-{licence}{base}library_name: {library}
+{_licence(source)}{base}library_name: {library}
 pipeline_tag: feature-extraction
 tags: [awq, int4, embeddings, qembed]
 ---
@@ -36,7 +35,7 @@ tags: [awq, int4, embeddings, qembed]
 
 The linear layers of `{source.name}` in 4 bits (AWQ, GEMM layout, groups of {settings.group_size}, with zero points), {contents}
 {note}
-{section(_nearness(report))}
+{section(_fidelity_section(report))}
 
 ## How to use it
 
@@ -44,57 +43,64 @@ The linear layers of `{source.name}` in 4 bits (AWQ, GEMM layout, groups of {set
 qembed serve --model FOLDER
 ```
 
-{loading} Queries go in as `Instruct: {{task}}\\nQuery:{{query}}`, documents as
-they are; vectors are those of the last token, of unit length.
+{loading} Queries take the form
+`Instruct: {{task}}\\nQuery:{{query}}`; documents take no prompt. A vector is the normalized hidden state of the last token.
 
 ## How it was made
 
-{_method(settings)};
-{calibration.tokens:,} tokens of {calibration.source} calibration texts. `qembed.json` has settings, seed and hashes.
-{_elsewhere(settings)}"""
+Method: {_method(settings)}.
+Calibration: {calibration.tokens:,} tokens of {calibration.source} texts. Settings, seed and hashes are in `qembed.json`.
+{_comparison_with_awq(settings)}"""
 
 
-def _nearness(report: Report) -> str:
-    """What quantization itself measured; `qembed eval --card` puts more in its place."""
-    measured = manifest.fidelity(report)
+def _fidelity_section(report: Report) -> str:
+    """The fidelity that quantization measured; `qembed eval --card` replaces this section."""
+    fidelity = fidelity_record(report)
     return (
-        f"Cosine similarity between the INT4 and the original vectors, computed in float32, on {measured['texts']} texts that"
-        f" quantization\ndid not see: mean {measured['mean_cosine']:.4f}, least {measured['min_cosine']:.4f}.\n"
-        "`qembed eval --model FOLDER --baseline fp16 --card` measures it on more texts, through vLLM, by\n"
-        "language and dimension, and writes what it finds here."
+        f"Cosine similarity between INT4 and original vectors, computed in float32 on {fidelity['texts']} held-out texts:\n"
+        f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}.\n"
+        "`qembed eval --model FOLDER --baseline fp16 --card` replaces this section with a measurement through vLLM\n"
+        "on more texts, by language and dimension."
     )
 
 
-def _elsewhere(settings: QuantizationSettings) -> str:
-    """What the same method costs a model that everybody can try it on; nothing where parts of it are switched off."""
+def _comparison_with_awq(settings: QuantizationSettings) -> str:
+    """The method's error on a public model compared with plain AWQ; empty unless every step has its default setting."""
     default = QuantizationSettings()
-    parts = ("engine", "scales", "clip", "rounding", "target", "inputs")
-    if any(getattr(settings, part) != getattr(default, part) for part in parts):
+    steps = ("engine", "scales", "clip", "rounding", "target", "inputs")
+    if any(getattr(settings, step) != getattr(default, step) for step in steps):
         return ""
-    shares = ", ".join(f"{share} {what}" for what, share in OF_AWQ.items())
+    shares = ", ".join(f"{share} {measure}" for measure, share in SHARE_OF_AWQ_ERROR.items())
     return (
-        f"\nWhat this method leaves of plain AWQ's error on SmolLM2-135M, groups of 64 (qembed's bench/RESULTS.md): {shares}.\n"
+        "\nError of this method on SmolLM2-135M in groups of 64, as a share of plain AWQ's (qembed's bench/RESULTS.md):\n"
+        f"{shares}.\n"
     )
 
 
 def _method(settings: QuantizationSettings) -> str:
-    clipping = "clipping, " if settings.clip else ""
+    """The steps of the method, as a list in words."""
+    steps = ["no AWQ scales" if settings.scales == "none" else "AWQ scales"]
+    if settings.clip:
+        steps.append("clipping")
     if settings.engine == "autoawq":
-        return f"By the AutoAWQ library, version {version('autoawq')}: AWQ scales, {clipping}nearest rounding"
-    fitted = "the original model" if settings.target == "original" else "its own outputs"
-    scales = "" if settings.scales == "awq" else " (none)"
-    refined = f", refined {settings.refine} times" if settings.refine else ""
-    held = ", as far as cross-validation allows" if settings.target == "original" else ""
-    return f"AWQ scales{scales}, {clipping}{settings.rounding} rounding, each layer fitted to {fitted}{held}{refined}"
+        return f"AutoAWQ library, version {version('autoawq')}: {', '.join([*steps, 'round-to-nearest'])}"
+    steps.append("GPTQ rounding" if settings.rounding == QuantizationSettings().rounding else "round-to-nearest")
+    if settings.target == "original":
+        steps.append("each layer fitted to the original model's outputs, regularized by cross-validation")
+    else:
+        steps.append("each layer fitted to its own outputs")
+    if settings.refine:
+        steps.append(f"refined by gradient in {settings.refine} epochs")
+    return ", ".join(steps)
 
 
 def _format(settings: QuantizationSettings, report: Report, size: int) -> tuple[str, str, str]:
-    """For the model card: the library that reads the format, what it holds in how many bytes, and how vLLM loads it."""
+    """The library that reads the format, what the checkpoint contains besides the linear layers, and how vLLM loads it."""
     megabytes, written = f"{size / 1e6:,.1f} MB", f"Written by qembed {version('qembed')}"
     if settings.token_table != INT8:
         return (
             "transformers",
-            f"everything\nelse in float16: {megabytes}. {written}; vLLM and SGLang read it with nothing else\ninstalled.",
+            f"everything\nelse in float16: {megabytes}. {written}; vLLM and SGLang load it without qembed installed.",
             "or, with vLLM alone: `vllm serve FOLDER --runner pooling`.",
         )
     return (
@@ -102,13 +108,13 @@ def _format(settings: QuantizationSettings, report: Report, size: int) -> tuple[
         f"the token\ntable in INT8 (relative error {report.table_error:.2%}), everything else in float16: {megabytes}.\n"
         f"{written}.\n\n**It needs qembed's vLLM plugin**: install qembed beside vLLM. Without it vLLM stops with\n"
         f"`Unknown quantization method: {QUANT_METHOD}`. SGLang and transformers cannot read it; `qembed quantize\n"
-        "--token-table float16` writes what they can.",
+        "--token-table float16` writes a checkpoint that they can.",
         "or, in the same environment: `vllm serve FOLDER --runner pooling`.",
     )
 
 
 def _licence(source: Checkpoint) -> str:
-    """The licence line that the source's own card has, so that a licence is never invented."""
+    """The licence line of the source's own model card, or nothing: a licence is never invented."""
     card = source.folder / "README.md"
     if source.name == SAMPLE:
         return "license: apache-2.0\n"

@@ -1,7 +1,7 @@
-"""Tensors on their way to disk: one part a layer while the run goes on, joined into shards at its end.
+"""Writes tensors to disk: one part file per layer during the run, joined into shards at its end.
 
-A part is a safetensors file that appears by a rename when it is whole and synced, so that a run that is killed leaves finished
-parts alone. They are joined by copying their bytes: no shard is ever in memory.
+A part is a safetensors file. It is written under a temporary name, synced and then renamed, so a killed run leaves only
+complete parts. Parts are joined by copying their bytes, so no shard is ever held in memory.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 SHARD_BYTES = 1_000_000_000
 CHUNK_BYTES = 16 * 2**20
 PLAN = "shards.json"
-DONE = "report.json"
-"""What a run notes, as JSON, when all layers are finished."""
+REPORT = "report.json"
+"""The file that stores the report of a run, as JSON, once all layers are finished."""
 REFINED = "refined"
-"""The part that holds what the last stage tuned, by layer, until all layers have it. It goes into no shard."""
+"""The part that holds the refined tensors of all layers until each layer's part contains its own. It goes into no shard."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A float16 tensor of `shape` that `rows()` gives in blocks of rows, so that it is never in memory as a whole."""
+    """A float16 tensor of `shape`, read through `rows()` in blocks of rows, so that it is never held in memory at once."""
 
     shape: Sequence[int]
     rows: Callable[[], Iterator[torch.Tensor]]
 
 
 class Parts:
-    """The finished parts of a run, in a folder. Names: "rest" (what stands outside the layers), "layer-000" …"""
+    """The finished parts of a run, in a folder. Part names: "rest" (tensors outside the layers), "layer-000", …"""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,20 +48,20 @@ class Parts:
 
     @property
     def layers(self) -> int:
-        """How many layers are finished."""
+        """Number of finished layers."""
         return sum(1 for _ in self.folder.glob("part-layer-*.safetensors"))
 
     def write(self, name: str, tensors: Mapping[str, torch.Tensor | Blocks], notes: Mapping[str, Any]) -> None:
-        """Store the tensors of a part (on the CPU) and what is to be remembered of it (JSON types).
+        """Store a part: its tensors (on the CPU) and `notes` about it (JSON types).
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         pieces = {key: _piece(tensor) for key, tensor in tensors.items()}
         write_tensors(self._path(name), pieces, {"notes": json.dumps(notes)})
 
     def read(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """The tensors and notes of a part as they were written, or None if it is not finished."""
+        """The tensors and notes of a part, or None if it is not finished."""
         from safetensors import safe_open
 
         path = self._path(name)
@@ -76,12 +76,12 @@ class Parts:
 
 
 def assemble(parts: Path, folder: Path) -> int:
-    """Join the parts in `parts` into shards in `folder` of at most SHARD_BYTES (or one part), named as the hub names them.
+    """Join the parts in `parts` into shards of at most SHARD_BYTES (or one part) in `folder`, with the hub's file names.
 
-    Each part is deleted when its shard is whole. A run killed here is resumed by calling this again.
+    Deletes each part once its shard is complete. After a kill, calling this again continues.
 
     Returns:
-        The bytes of all tensors.
+        The size of all tensors in bytes.
 
     Raises:
         OSError: a shard cannot be written.
@@ -108,7 +108,7 @@ def assemble(parts: Path, folder: Path) -> int:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor to be written: its safetensors dtype, its shape, and its little-endian bytes, chunk by chunk."""
+    """A tensor to write: safetensors dtype name, shape, size in bytes, and its little-endian bytes, chunk by chunk."""
 
     dtype: str
     shape: Sequence[int]
@@ -117,12 +117,12 @@ class Piece:
 
 
 def write_tensors(path: Path, pieces: Mapping[str, Piece], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, which appears when it is whole. Order and padding are those of the safetensors library.
+    """Write a safetensors file atomically, with the tensor order and padding of the safetensors library.
 
-    The library's own writer wants all tensors in memory at once, and writes metadata in no fixed order.
+    The library's own writer needs all tensors in memory at once, and writes metadata in no fixed order.
 
     Raises:
-        OSError: it cannot be written; nothing of it is left.
+        OSError: the file cannot be written; no partial file is left behind.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     names = sorted(pieces, key=lambda name: (-BYTES[pieces[name].dtype], name))
@@ -141,16 +141,17 @@ def write_tensors(path: Path, pieces: Mapping[str, Piece], metadata: Mapping[str
         files.sync(file)
 
 
-def _plan(found: Sequence[Path]) -> dict[str, list[str]]:
+def _plan(parts: Sequence[Path]) -> dict[str, list[str]]:
+    """The names of the parts that go into each shard, by shard name."""
     groups: list[list[str]] = [[]]
     size = 0
-    for part in found:
-        bytes_ = part.stat().st_size
-        if groups[-1] and size + bytes_ > SHARD_BYTES:
+    for part in parts:
+        part_size = part.stat().st_size
+        if groups[-1] and size + part_size > SHARD_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(part.name)
-        size += bytes_
+        size += part_size
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
     return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, 1)}
@@ -167,7 +168,7 @@ def _join(members: Sequence[Path], path: Path) -> None:
 
 
 def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """The entries of a safetensors file that we wrote, by tensor, and where its data begins."""
+    """The header entries of a safetensors file written by `write_tensors`, by tensor, and the offset of its data."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entries: dict[str, dict[str, Any]] = json.loads(file.read(length))
@@ -179,12 +180,12 @@ def _reader(path: Path, start: int, size: int) -> Callable[[], Iterator[bytes]]:
     def chunks() -> Iterator[bytes]:
         with path.open("rb") as file:
             file.seek(start)
-            left = size
-            while left:
-                chunk = file.read(min(left, CHUNK_BYTES))
+            remaining = size
+            while remaining:
+                chunk = file.read(min(remaining, CHUNK_BYTES))
                 if not chunk:
-                    raise OSError(None, f"{path} is shorter than it was written")
-                left -= len(chunk)
+                    raise OSError(None, f"{path}: file is truncated")
+                remaining -= len(chunk)
                 yield chunk
 
     return chunks
@@ -202,8 +203,8 @@ def _piece(tensor: torch.Tensor | Blocks) -> Piece:
 
         return Piece("F16", blocks.shape, 2 * math.prod(blocks.shape), rows)
     names = {torch.float32: "F32", torch.float16: "F16", torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8"}
-    whole = tensor
-    return Piece(names[whole.dtype], whole.shape, whole.numel() * whole.element_size(), lambda: iter([_bytes(whole)]))
+    dense = tensor
+    return Piece(names[dense.dtype], dense.shape, dense.numel() * dense.element_size(), lambda: iter([_bytes(dense)]))
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -1,4 +1,4 @@
-"""One run of `qembed quantize`, from the name of a model to a finished folder."""
+"""One run of `qembed quantize`: from a model's name to a finished folder."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
 from qembed.files import sha256, write_atomically
-from qembed.quantize import autoawq, checks, manifest, model_card, stream, writer
+from qembed.quantize import autoawq, checks, manifest, stream, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
 from qembed.quantize.calibration_texts import Texts
-from qembed.quantize.parts import DONE, Parts, assemble
+from qembed.quantize.model_card import model_card
+from qembed.quantize.parts import REPORT, Parts, assemble
 from qembed.quantize.settings import QuantizationSettings, Report
 
 if TYPE_CHECKING:
@@ -44,67 +45,60 @@ def run(
     resume: bool,
     on_step: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    """Quantize `model` into the folder `target` and tell what came of it (JSON types only).
+    """Quantize `model` into the folder `target`; returns a summary of the result (JSON types only).
 
-    Everything that can be wrong with the input is looked at before anything is written.
+    All input is validated before anything is written.
 
     Args:
-        model: as `qembed.checkpoint.find` takes it.
-        target: the folder to write; replaced only with `force`.
-        settings: see there.
-        texts: to calibrate and to measure on.
-        max_tokens: where they are cut.
-        check: texts on which the result is compared with the source; calibration does not see them.
+        model: a hub id, a folder or "sample"; see `qembed.checkpoint.find`.
+        target: the folder to write; an existing one is replaced only with `force`.
+        settings: see `QuantizationSettings`.
+        texts: the texts to calibrate and to measure on.
+        max_tokens: longer texts are cut to this many tokens.
+        check: number of held-out texts, on which the result is compared with the source; calibration does not see them.
         device: where to compute.
-        seed: draws the `check` texts that are kept apart.
-        force: replace a checkpoint of ours.
-        resume: go on after the last finished layer of a run that was broken off, if there is one.
-        on_step: called with what is being done ("checking tensors", "layers", "refining"), how many are done, and how many
-            there are.
+        seed: draws the held-out texts, and seeds every other random choice.
+        force: replace an existing checkpoint that qembed wrote.
+        resume: continue an interrupted run after its last finished layer, if there is one.
+        on_step: called as (stage, steps done, steps in all); stages are "checking tensors", "layers" and "refining".
 
     Raises:
-        BadInput: the model, its tensors, or the target cannot be used.
-        Interrupted: KeyboardInterrupt came.
+        BadInput: the model, its tensors or the target are unusable.
+        Interrupted: a KeyboardInterrupt arrived.
         MissingExtra: the engine is AutoAWQ, and it cannot be imported.
         QembedError: writing failed, as on a full disk.
     """
     if settings.engine == "autoawq":
         autoawq.check_installed()
-    refining = partial(on_step, "refining")
-    quantize = autoawq.quantize if settings.engine == "autoawq" else partial(stream.quantize, on_refine=refining)
+        quantize: Callable[..., Report] = autoawq.quantize
+    else:
+        quantize = partial(stream.quantize, on_refine=partial(on_step, "refining"))
     source = find(model)
     target = target.expanduser()
     if source.folder.resolve() == target.resolve() or source.folder.resolve() in target.resolve().parents:
-        raise BadInput(f"{target}: is or lies in the source checkpoint; choose another --output")
+        raise BadInput(f"{target}: is the source checkpoint or inside it; choose another --output")
     shape = checks.shape_of(source, settings.group_size)
     writer.companions(source)
     calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
     if settings.engine == "native":
         settings = replace(settings, last_share=stream.last_share(settings, calibration))
-    with writer.claim(target, force=force) as place:
+    with writer.claim(target, force=force) as partial_folder:
         checks.check_values(source, lambda done, total: on_step("checking tensors", done, total))
         origin = manifest.source_record(source, target)
-        decides = fingerprint(source, origin, calibration, settings, seed, device)
-        with writer.new_folder(target, place, decides, resume=resume) as work:
-            noted, folder = work.parts / DONE, work.checkpoint
-            if noted.exists():
-                report = Report(**read_json(noted))
+        identity = fingerprint(source, origin, calibration, settings, seed, device)
+        with writer.new_folder(target, partial_folder, identity, resume=resume) as work:
+            report_path = work.parts / REPORT
+            if report_path.exists():
+                report = Report(**read_json(report_path))
             else:
                 parts = Parts(work.parts)
                 report = quantize(
                     source, shape, calibration, settings, device, parts, lambda done: on_step("layers", done, shape.layers)
                 )
-                write_atomically(noted, json.dumps(asdict(report)))
-            size = assemble(work.parts, folder)
-            writer.copy_companions(source, folder, without=writer.REPEATED if settings.token_table == INT8 else ())
-            (folder / "README.md").write_text(
-                model_card.model_card(source, settings, calibration, report, size), encoding="utf-8"
-            )
-            config = writer.as_json(writer.int4_config(source.config, settings.group_size, settings.token_table))
-            record = manifest.record(origin, calibration, settings, report, seed, folder, config)
-            write_atomically(folder / MANIFEST, writer.as_json(record))
-            write_atomically(folder / "config.json", config)
-            after = sizes(Checkpoint(target.name, folder))
+                write_atomically(report_path, json.dumps(asdict(report)))
+            size = assemble(work.parts, work.checkpoint)
+            _write_companions(work.checkpoint, source, origin, calibration, settings, report, seed, size)
+            after = sizes(Checkpoint(target.name, work.checkpoint))
     before = sizes(source)
     return {
         "model": source.name,
@@ -118,10 +112,29 @@ def run(
         },
         "engine": settings.engine,
         "error": {name: report.relative_error(name) for name in LINEARS if report.error[name]},
-        "token_table": manifest.token_table(settings, report),
-        "fidelity": manifest.fidelity(report),
+        "token_table": manifest.token_table_record(settings, report),
+        "fidelity": manifest.fidelity_record(report),
         "calibration": manifest.calibration_record(calibration),
     }
+
+
+def _write_companions(
+    folder: Path,
+    source: Checkpoint,
+    origin: Mapping[str, Any],
+    calibration: Calibration,
+    settings: QuantizationSettings,
+    report: Report,
+    seed: int,
+    size: int,
+) -> None:
+    """Write everything but the tensors into `folder`: tokenizer, model card, manifest, and last config.json."""
+    writer.copy_companions(source, folder, without=writer.REDUNDANT if settings.token_table == INT8 else ())
+    (folder / "README.md").write_text(model_card(source, settings, calibration, report, size), encoding="utf-8")
+    config = writer.as_json(writer.int4_config(source.config, settings.group_size, settings.token_table))
+    contents = manifest.contents(origin, calibration, settings, report, seed, folder, config)
+    write_atomically(folder / MANIFEST, writer.as_json(contents))
+    write_atomically(folder / "config.json", config)
 
 
 def fingerprint(
@@ -132,17 +145,17 @@ def fingerprint(
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Everything that decides the bytes of the result (JSON types): a run is resumed only by one with the same."""
+    """Everything that determines the bytes of the result (JSON types). Resuming a run requires an equal fingerprint."""
     import torch
 
     rows = json.dumps([calibration.rows, sorted(calibration.check)]).encode()
-    others = {name: sha256(path) for name in ("config.json", "tokenizer.json") if (path := source.folder / name).exists()}
+    companions = {name: sha256(path) for name in ("config.json", "tokenizer.json") if (path := source.folder / name).exists()}
     cuda = device.type == "cuda"
     return {
         **{name: version(name) for name in ("qembed", "torch", "transformers")},
         **({"autoawq": version("autoawq")} if settings.engine == "autoawq" else {}),
         **origin["sha256"],
-        **others,
+        **companions,
         "calibration": hashlib.sha256(rows).hexdigest(),
         **asdict(settings),
         "seed": seed,
@@ -152,13 +165,13 @@ def fingerprint(
 
 
 def sizes(checkpoint: Checkpoint) -> dict[str, int]:
-    """Bytes of all tensors ("all"), of the seven linears of the blocks ("linears"), and of the token table ("token_table")."""
-    found = {"all": 0, "linears": 0, "token_table": 0}
+    """Bytes of all tensors ("all"), of the seven linear layers of every block ("linears"), and of the token table."""
+    totals = {"all": 0, "linears": 0, "token_table": 0}
     for name, (shape, dtype) in checkpoint.shapes().items():
         size = math.prod(shape) * BYTES.get(dtype, 1)
-        found["all"] += size
+        totals["all"] += size
         if any(f".{linear}." in name for linear in LINEARS):
-            found["linears"] += size
+            totals["linears"] += size
         elif name.startswith(f"{checkpoint.prefix}embed_tokens."):
-            found["token_table"] += size
-    return found
+            totals["token_table"] += size
+    return totals

@@ -1,4 +1,4 @@
-"""What decides the result of quantization, and what it reports."""
+"""Settings of a quantization run, and the report of its losses."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from qembed.quantize.blocks import LINEARS
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """What decides the result, beside the checkpoint and the calibration.
+    """Everything that determines the result, besides the checkpoint and the calibration.
 
     Attributes:
-        group_size: inputs that share a scale and a zero point.
-        scales: "awq" searches a scale per input channel, "none" leaves the weights as they are.
-        clip: whether ranges are shrunk by search.
+        group_size: number of inputs that share a scale and a zero point.
+        scales: "awq" searches a scale per input channel; "none" leaves the weights unscaled.
+        clip: whether to search for a smaller range for each group.
         rounding: "gptq" (error-compensated) or "rtn" (to nearest).
-        target: "original" fits each linear to what the original model has there, "layer" to its own outputs.
-        inputs: "quantized", what layers read in the INT4 model, or "original", what they read in the original one, is what each
-            layer is fitted to. "original" goes with the target "layer".
-        prefixes: of each calibration text, how many prefixes count as texts of their own.
-        mixed: tokens of the mixed copy of each calibration text (`qembed.quantize.mixing`); 0 for none.
-        last_share: 0…1, what the last tokens of texts and prefixes count of all tokens; 0 weighs every token alike. None leaves
-            it to the tokenizer (`stream.last_share`).
-        refine: how often the last stage sees each text (`qembed.quantize.refine`); 0 leaves it out.
-        token_table: "float16", or "int8" (`qembed.checkpoint.int8_table`), which only our vLLM plugin reads.
-        engine: "native", or "autoawq": the AutoAWQ library (`qembed.quantize.autoawq`), which knows `group_size`, `clip` and
-            `token_table`.
+        target: "original" fits each linear layer to the original model's outputs; "layer" fits it to its own.
+        inputs: the activations that each layer is fitted on: "quantized", its inputs in the INT4 model, or "original", its
+            inputs in the original model. "original" requires the target "layer".
+        prefixes: number of prefixes of each calibration text that count as additional texts.
+        mixed: length in tokens of the mixed copy of each calibration text (`qembed.quantize.mixing`); 0 for no copies.
+        last_share: 0…1, total weight of the last tokens of texts and prefixes; 0 weights all tokens equally. None: decided by
+            the tokenizer (`stream.last_share`).
+        refine: epochs of the last stage (`qembed.quantize.refine`); 0 skips it.
+        token_table: "float16", or "int8" (`qembed.checkpoint.int8_table`), which only qembed's vLLM plugin reads.
+        engine: "native", or "autoawq" for the AutoAWQ library (`qembed.quantize.autoawq`), which supports only `group_size`,
+            `clip` and `token_table`.
     """
 
     group_size: int = 128
@@ -45,13 +45,19 @@ class QuantizationSettings:
 
 @dataclass
 class Report:
-    """What was lost: by kind of linear over all layers, in the vectors of the texts kept apart, and in an INT8 token table."""
+    """The losses of a run.
+
+    Attributes:
+        error: relative output errors of each kind of linear layer, one value per layer.
+        cosines: cosine similarity between INT4 and original vector, one value per held-out text.
+        table_error: relative error of the INT8 token table; None for float16.
+    """
 
     error: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in LINEARS})
     cosines: list[float] = field(default_factory=list)
     table_error: float | None = None
 
     def relative_error(self, name: str) -> float:
-        """Root mean square output error of a kind of linear, relative to the root mean square of its output."""
+        """Root mean square over all layers of the relative output error of the kind of linear layer `name`."""
         values = self.error[name]
         return (sum(value**2 for value in values) / len(values)) ** 0.5

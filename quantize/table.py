@@ -1,8 +1,8 @@
-"""The token table of the checkpoint that is written, and the rows of it that calibration looks up."""
+"""Converts the token table for the output checkpoint, and extracts the rows that calibration looks up."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a token table: the `values` [n, hidden] of the token `ids` [n] int64, which ascend."""
+    """Selected rows of a token table: `values` [n, hidden] of the token `ids` [n] int64, in ascending order."""
 
     ids: torch.Tensor
     values: torch.Tensor
 
     def __getitem__(self, ids: torch.Tensor) -> torch.Tensor:
-        """The rows [..., hidden] of `ids` [...], all of which must be among ours."""
+        """The rows [..., hidden] of `ids` [...]; every id must be among `self.ids`."""
         import torch
 
         return self.values[torch.searchsorted(self.ids, ids)]
@@ -31,10 +31,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Converted:
-    """What is stored of a token table, by tensor name, and the rows that calibration needs.
+    """A converted token table.
 
-    `original` are those of the float16 table, `served` those that a server of `tensors` looks up. `error` is the relative
-    error ‖E − Ê‖ / ‖E‖ of the whole table; None where nothing is lost.
+    Attributes:
+        tensors: the tensors to store, by name.
+        original: the rows that calibration needs, from the float16 table.
+        served: the same rows as a server of `tensors` looks them up.
+        error: relative error ‖E − Ê‖ / ‖E‖ of the table; None if the conversion is lossless.
     """
 
     tensors: Mapping[str, torch.Tensor | Blocks]
@@ -44,47 +47,54 @@ class Converted:
 
 
 def convert(checkpoint: Checkpoint, name: str, ids: Sequence[int], kind: str) -> Converted:
-    """The tensor `name` of `checkpoint` as `kind` ("float16" or "int8"), with the rows of `ids`, which ascend.
+    """Convert the token table `name` of `checkpoint` to `kind` ("float16" or "int8"); extract the rows of `ids` (ascending).
 
-    The source is read in blocks of rows, and never held as a whole.
+    Reads the source in blocks of rows, so the float16 table is never held in memory at once.
 
     Raises:
-        BadInput: the tensor is missing, damaged, not finite, or greater than float16 holds.
+        BadInput: the tensor is missing, damaged, not finite, or exceeds the range of float16.
     """
     import torch
 
-    wanted, table = torch.tensor(ids), in_blocks(checkpoint, name)
+    row_ids, table = torch.tensor(ids), in_blocks(checkpoint, name)
     blocks = table.rows
     if kind != int8_table.INT8:
-        found, start = [], 0
-        for block in blocks():
-            found.append(block[wanted[(wanted >= start) & (wanted < start + len(block))] - start])
-            start += len(block)
-        rows = Rows(wanted, torch.cat(found))
+        rows = Rows(row_ids, gather(blocks(), row_ids))
         return Converted({name: table}, rows, rows, None)
-    columns = int8_table.column_scales(blocks())
+    column_scales = int8_table.column_scales(blocks())
     count, width = table.shape
     qweight, scales = torch.empty(count, width, dtype=torch.int8), torch.empty(count, 1)
-    original, start, lost, whole = [], 0, 0.0, 0.0
+    original, start, squared_error, squared_norm = [], 0, 0.0, 0.0
     for block in blocks():
         end = start + len(block)
-        qweight[start:end], scales[start:end] = int8_table.quantize(block, columns)
-        difference = int8_table.dequantize(qweight[start:end], scales[start:end], columns).sub_(block)
-        lost += difference.double().square_().sum().item()
-        whole += block.double().square_().sum().item()
-        original.append(block[wanted[(wanted >= start) & (wanted < end)] - start])
+        qweight[start:end], scales[start:end] = int8_table.quantize(block, column_scales)
+        difference = int8_table.dequantize(qweight[start:end], scales[start:end], column_scales).sub_(block)
+        squared_error += difference.double().square_().sum().item()
+        squared_norm += block.double().square_().sum().item()
+        original.append(block[row_ids[(row_ids >= start) & (row_ids < end)] - start])
         start = end
-    served = int8_table.dequantize(qweight[wanted], scales[wanted], columns)
+    served = int8_table.dequantize(qweight[row_ids], scales[row_ids], column_scales)
     return Converted(
-        stored(name, qweight, scales, columns),
-        Rows(wanted, torch.cat(original)),
-        Rows(wanted, served),
-        (lost / whole) ** 0.5 if whole else 0.0,
+        int8_tensors(name, qweight, scales, column_scales),
+        Rows(row_ids, torch.cat(original)),
+        Rows(row_ids, served),
+        (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0,
     )
 
 
+def gather(blocks: Iterable[torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    """The rows `ids` [n] (ascending) of a matrix that arrives in `blocks` of consecutive rows [rows, columns]."""
+    import torch
+
+    rows, start = [], 0
+    for block in blocks:
+        rows.append(block[ids[(ids >= start) & (ids < start + len(block))] - start])
+        start += len(block)
+    return torch.cat(rows)
+
+
 def in_blocks(checkpoint: Checkpoint, name: str) -> Blocks:
-    """The matrix `name` of `checkpoint` as float16, in blocks of rows; reading them raises what `half` does."""
+    """The matrix `name` of `checkpoint` as float16, in blocks of rows. Reading a block raises BadInput like `half`."""
 
     def rows() -> Iterator[torch.Tensor]:
         for block in checkpoint.row_blocks(name, int8_table.BLOCK_ROWS):
@@ -93,29 +103,31 @@ def in_blocks(checkpoint: Checkpoint, name: str) -> Blocks:
     return Blocks(checkpoint.shapes()[name][0], rows)
 
 
-def stored(name: str, qweight: torch.Tensor, scales: torch.Tensor, columns: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of an INT8 table that was `name` (….weight) in the source.
+def int8_tensors(
+    name: str, qweight: torch.Tensor, scales: torch.Tensor, column_scales: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The tensors to store for an INT8 table whose name in the source is `name` (….weight).
 
-    An empty tensor stands under the old name. transformers skips quantization that it does not know, and would fill in a
-    table of random numbers where one is missing; at a table of another shape it stops.
+    They include an empty tensor called `name`. transformers ignores quantization methods that it does not know, and would
+    replace a missing table by random numbers; a table of the wrong shape makes it stop with an error.
     """
     import torch
 
     stem = name.removesuffix("weight")
-    parts = dict(zip(int8_table.TENSORS, (qweight, scales, columns), strict=True))
-    return {**{stem + part: tensor for part, tensor in parts.items()}, name: torch.empty(0, dtype=torch.float16)}
+    tensors = dict(zip(int8_table.TENSORS, (qweight, scales, column_scales), strict=True))
+    return {**{stem + suffix: tensor for suffix, tensor in tensors.items()}, name: torch.empty(0, dtype=torch.float16)}
 
 
 def half(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` as float16.
+    """`tensor` as float16; `name` is for the error message.
 
     Raises:
-        BadInput: a value is NaN or infinite, or too great for float16.
+        BadInput: a value is NaN, infinite, or exceeds the range of float16.
     """
     import torch
 
     converted = tensor.to(torch.float16)
     if not torch.isfinite(converted).all():
-        reason = "is too great for float16" if torch.isfinite(tensor).all() else "is NaN or infinite"
+        reason = "is too large for float16" if torch.isfinite(tensor).all() else "is NaN or infinite"
         raise BadInput(f"tensor {name}: a value {reason}")
     return converted

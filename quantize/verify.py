@@ -1,4 +1,4 @@
-"""`qembed quantize --verify`: whether a finished checkpoint is what it says, without ever holding a whole model in memory."""
+"""`qembed quantize --verify`: checks a finished checkpoint, with at most one layer of a model in memory."""
 
 from __future__ import annotations
 
@@ -19,65 +19,67 @@ from qembed.quantize.calibration import prepare
 from qembed.quantize.checks import sizes_of
 from qembed.quantize.hidden import Stream
 from qembed.quantize.stream import BATCH_TOKENS, as_computed
-from qembed.quantize.table import Rows, half
+from qembed.quantize.table import Rows, gather, half
 
 if TYPE_CHECKING:
     import torch
 
 TEXTS = 10
+"""Number of texts whose vectors are compared."""
 MAX_TOKENS = 512
-SLACK = 0.01
-"""How far below the least cosine noted at the time one may be: what another machine's arithmetic does, many times over."""
-RESEMBLES = 0.5
-"""The least mean cosine for texts on which nothing was noted."""
+COSINE_TOLERANCE = 0.01
+"""How far a cosine may fall below the recorded minimum: many times the effect of another machine's arithmetic."""
+DEFAULT_MIN_COSINE = 0.5
+"""The smallest acceptable cosine where the manifest records none for these texts."""
 
 OnStep = Callable[[str, int, int], None]
 
 
 def verify(folder: Path, model: str | None, device: torch.device, on_step: OnStep = lambda *_: None) -> dict[str, Any]:
-    """What is wrong with the INT4 checkpoint in `folder` ("findings", one line each), and what was looked at (JSON types).
+    """Check the INT4 checkpoint in `folder`; returns the problems ("findings", one line each) and what was checked.
 
-    Hashes against qembed.json, tensors against config.json, scales against what can be a scale; and, where the model that it
-    was made from is at hand (`model`, or what qembed.json names; nothing is downloaded), the vectors of TEXTS texts.
+    Compares hashes with qembed.json and tensors with config.json, and checks that values are finite and scales positive. If
+    the source is available (`model`, or the one that qembed.json names; nothing is downloaded), also compares the vectors of
+    TEXTS texts with the source's. The result has JSON types only.
 
     Raises:
-        BadInput: `folder` is no INT4 checkpoint, or `model` is named and cannot be read.
+        BadInput: `folder` is not an INT4 checkpoint, or `model` is given and cannot be read.
     """
     checkpoint = find(str(folder))
     if not checkpoint.is_int4:
         raise BadInput(f"{folder}: not an AWQ INT4 checkpoint")
-    found: dict[str, Any] = {"checkpoint": str(folder), "findings": [], "fidelity": None, "source": None}
-    findings: list[str] = found["findings"]
+    result: dict[str, Any] = {"checkpoint": str(folder), "findings": [], "fidelity": None, "source": None}
+    findings: list[str] = result["findings"]
     try:
-        found["files"] = len(_noted(checkpoint, "files"))
+        result["files"] = len(_manifest_section(checkpoint, "files"))
     except BadInput as error:
-        return found | {"findings": [str(error)], "files": 0, "source": f"not compared: {MANIFEST} cannot be read"}
-    findings += _hashes(checkpoint, on_step)
+        return result | {"findings": [str(error)], "files": 0, "source": f"not compared: {MANIFEST} cannot be read"}
+    findings += _check_hashes(checkpoint, on_step)
     try:
         shape = sizes_of(checkpoint)
-        broken = list(_tensors(checkpoint, shape, on_step))
+        tensor_findings = list(_check_tensors(checkpoint, shape, on_step))
     except BadInput as error:
-        broken = [str(error)]
-    findings += broken
-    if broken:
-        found["source"] = "not compared: the tensors are not whole"
-        return found
+        tensor_findings = [str(error)]
+    findings += tensor_findings
+    if tensor_findings:
+        result["source"] = "not compared: the tensors are invalid"
+        return result
     source = _source(checkpoint, model)
     if isinstance(source, str):
-        found["source"] = source
-        return found
-    found["source"] = source.name
+        result["source"] = source
+        return result
+    result["source"] = source.name
     try:
-        found["fidelity"] = fidelity = _fidelity(checkpoint, source, shape, device, on_step)
+        result["fidelity"] = fidelity = _fidelity(checkpoint, source, shape, device, on_step)
     except BadInput as error:
         findings.append(f"not compared with {source.name}: {error}")
-        return found
+        return result
     if fidelity["min_cosine"] < fidelity["at_least"]:
         findings.append(
-            f"{folder}: cosine to {source.name} on {TEXTS} texts: least {fidelity['min_cosine']:.4f}, "
-            f"at least {fidelity['at_least']:.4f} was to be expected"
+            f"{folder}: cosine to {source.name} on {TEXTS} texts: minimum {fidelity['min_cosine']:.4f}, "
+            f"expected at least {fidelity['at_least']:.4f}"
         )
-    return found
+    return result
 
 
 def vectors(
@@ -87,7 +89,10 @@ def vectors(
     device: torch.device,
     on_layer: Callable[[], None],
 ) -> torch.Tensor:
-    """Unit vectors [texts, hidden] of token `rows`, INT4 or original, one layer in memory at a time; rows by length."""
+    """Unit vectors [texts, hidden] of token `rows` from an INT4 or original checkpoint, with one layer in memory at a time.
+
+    Vectors come in the order of the batches (by length), not in that of `rows`.
+    """
     import torch
 
     block = DecoderLayer(checkpoint, device)
@@ -96,39 +101,35 @@ def vectors(
     with torch.no_grad():
         for layer in range(shape.layers):
             prefix = f"{checkpoint.prefix}layers.{layer}."
-            wanted = [name for name in checkpoint.files if name.startswith(prefix)]
-            stored = {name.removeprefix(prefix): checkpoint.tensor(name) for name in wanted}
-            kept = {name: tensor if tensor.dtype == torch.int32 else half(name, tensor) for name, tensor in stored.items()}
-            tensors = as_computed({name: tensor.to(device) for name, tensor in kept.items()})
+            names = [name for name in checkpoint.files if name.startswith(prefix)]
+            stored = {name.removeprefix(prefix): checkpoint.tensor(name) for name in names}
+            halves = {name: tensor if tensor.dtype == torch.int32 else half(name, tensor) for name, tensor in stored.items()}
+            tensors = as_computed({name: tensor.to(device) for name, tensor in halves.items()})
             block.load({name: tensors[name] for name in block.module.state_dict()}, layer)
             stream.advance(block)
             on_layer()
     return stream.vectors(_half(checkpoint, "norm.weight").float(), checkpoint.config.get("rms_norm_eps", 1e-6))
 
 
-def _noted(checkpoint: Checkpoint, section: str) -> dict[str, Any]:
-    """A section of qembed.json; empty where there is none."""
-    found = checkpoint.manifest.get(section)
-    return found if isinstance(found, dict) else {}
+def _manifest_section(checkpoint: Checkpoint, section: str) -> dict[str, Any]:
+    """A section of qembed.json; empty if it is missing or not an object."""
+    value = checkpoint.manifest.get(section)
+    return value if isinstance(value, dict) else {}
 
 
 def _rows(checkpoint: Checkpoint, ids: Sequence[int]) -> Rows:
-    """The rows of the token table for `ids`, which ascend, as they are served; the table is never in memory as a whole."""
+    """The rows of the token table for `ids` (ascending), as a server looks them up; reads the table in blocks of rows."""
     import torch
 
-    stem, wanted = f"{checkpoint.prefix}embed_tokens.", torch.tensor(ids)
+    stem, row_ids = f"{checkpoint.prefix}embed_tokens.", torch.tensor(ids)
 
     def rows(name: str) -> torch.Tensor:
-        start, found = 0, []
-        for block in checkpoint.row_blocks(stem + name, BLOCK_ROWS):
-            found.append(block[wanted[(wanted >= start) & (wanted < start + len(block))] - start])
-            start += len(block)
-        return torch.cat(found)
+        return gather(checkpoint.row_blocks(stem + name, BLOCK_ROWS), row_ids)
 
     if not checkpoint.has_int8_table:
-        return Rows(wanted, half(stem + "weight", rows("weight")))
-    qweight, scales, columns = TENSORS
-    return Rows(wanted, dequantize(rows(qweight), rows(scales), checkpoint.tensor(stem + columns)))
+        return Rows(row_ids, half(stem + "weight", rows("weight")))
+    qweight, scales, column_scales = TENSORS
+    return Rows(row_ids, dequantize(rows(qweight), rows(scales), checkpoint.tensor(stem + column_scales)))
 
 
 def _half(checkpoint: Checkpoint, name: str) -> torch.Tensor:
@@ -136,24 +137,25 @@ def _half(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     return half(full, checkpoint.tensor(full))
 
 
-def _hashes(checkpoint: Checkpoint, on_step: OnStep) -> Iterator[str]:
-    folder, noted = checkpoint.folder, _noted(checkpoint, "files")
-    if not noted:
-        yield f"{folder / MANIFEST}: missing or without hashes: made by something else than qembed quantize?"
-    for number, (name, digest) in enumerate(sorted(noted.items()), 1):
+def _check_hashes(checkpoint: Checkpoint, on_step: OnStep) -> Iterator[str]:
+    """Compare the files with the hashes in the manifest; yields problems."""
+    folder, hashes = checkpoint.folder, _manifest_section(checkpoint, "files")
+    if not hashes:
+        yield f"{folder / MANIFEST}: missing or without hashes; was the checkpoint written by qembed quantize?"
+    for number, (name, digest) in enumerate(sorted(hashes.items()), 1):
         path = folder / name
         if not path.is_file():
             yield f"{path}: missing"
         elif sha256(path) != digest:
             yield f"{path}: changed since it was written (SHA-256 differs from {MANIFEST})"
-        on_step("hashing files", number, len(noted))
+        on_step("hashing files", number, len(hashes))
     for path in sorted(folder.glob("*.safetensors")):
-        if noted and path.name not in noted:
+        if hashes and path.name not in hashes:
             yield f"{path}: not part of the checkpoint"
 
 
-def _tensors(checkpoint: Checkpoint, shape: Architecture, on_step: OnStep) -> Iterator[str]:
-    """What is wrong with names, shapes, dtypes and values of the tensors."""
+def _check_tensors(checkpoint: Checkpoint, shape: Architecture, on_step: OnStep) -> Iterator[str]:
+    """Check names, shapes, dtypes and values of the tensors; yields problems."""
     import torch
 
     quantization = checkpoint.config["quantization_config"]
@@ -164,30 +166,30 @@ def _tensors(checkpoint: Checkpoint, shape: Architecture, on_step: OnStep) -> It
     if not isinstance(group_size, int) or group_size < 1 or any(shape.linear(name)[1] % group_size for name in LINEARS):
         yield f"{checkpoint.folder / 'config.json'}: quantization_config: group_size {group_size!r} does not divide the layers"
         return
-    expected_tensors = _expected(checkpoint, shape, group_size)
+    expected_tensors = _expected_tensors(checkpoint, shape, group_size)
     stored = checkpoint.shapes()
     for name in sorted(expected_tensors.keys() - stored.keys()):
         yield f"{checkpoint.folder}: tensor {name} is missing"
     for number, name in enumerate(sorted(checkpoint.files), 1):
-        where = f"{checkpoint.files[name]}: tensor {name}"
+        location = f"{checkpoint.files[name]}: tensor {name}"
         if name not in stored:
-            yield f"{where} is missing"
+            yield f"{location} is missing"
         elif name not in expected_tensors:
-            yield f"{where} is none that config.json speaks of"
+            yield f"{location} is unexpected: config.json describes no such tensor"
         elif stored[name] != expected_tensors[name]:
-            (found, dtype), (size, wanted) = stored[name], expected_tensors[name]
-            yield f"{where} is {dtype} {found}, config.json says {wanted} {size}"
+            (size, dtype), (expected_size, expected_dtype) = stored[name], expected_tensors[name]
+            yield f"{location} is {dtype} {size}, config.json says {expected_dtype} {expected_size}"
         elif stored[name][1] in ("F16", "F32"):
             values = checkpoint.tensor(name)
             if not torch.isfinite(values).all():
-                yield f"{where}: a value is NaN or infinite"
+                yield f"{location}: a value is NaN or infinite"
             elif name.endswith("scales") and not (values > 0).all():
-                yield f"{where}: a scale is not positive"
+                yield f"{location}: a scale is not positive"
         on_step("checking tensors", number, len(checkpoint.files))
 
 
-def _expected(checkpoint: Checkpoint, shape: Architecture, group_size: int) -> dict[str, tuple[list[int], str]]:
-    """Shape and dtype of each tensor that the checkpoint is to have."""
+def _expected_tensors(checkpoint: Checkpoint, shape: Architecture, group_size: int) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of each tensor that the checkpoint must have."""
     import torch
 
     prefix = checkpoint.prefix
@@ -195,7 +197,7 @@ def _expected(checkpoint: Checkpoint, shape: Architecture, group_size: int) -> d
     expected = {f"{prefix}embed_tokens.weight": table, f"{prefix}norm.weight": ([shape.hidden], "F16")}
     if checkpoint.has_int8_table:
         sizes = [(table[0], "I8"), ([shape.vocabulary, 1], "F32"), ([shape.hidden], "F32")]
-        expected |= {f"{prefix}embed_tokens.{part}": size for part, size in zip(TENSORS, sizes, strict=True)}
+        expected |= {f"{prefix}embed_tokens.{suffix}": size for suffix, size in zip(TENSORS, sizes, strict=True)}
         expected[f"{prefix}embed_tokens.weight"] = ([0], "F16")
     if "lm_head.weight" in checkpoint.files:
         expected["lm_head.weight"] = table
@@ -218,31 +220,37 @@ def _expected(checkpoint: Checkpoint, shape: Architecture, group_size: int) -> d
 
 
 def _source(checkpoint: Checkpoint, model: str | None) -> Checkpoint | str:
-    """The model that `checkpoint` was made from, or why it is not at hand."""
+    """The source of `checkpoint`, or the reason why it is not available."""
     if model is not None:
         return find(model)
     try:
         source = find(source_of(checkpoint), download=False)
-        for name, digest in (_noted(checkpoint, "source").get("sha256") or {}).items():
+        for name, digest in (_manifest_section(checkpoint, "source").get("sha256") or {}).items():
             path = source.folder / name
             if not path.is_file() or sha256(path) != digest:
-                return f"source not at hand: {path} is not what it was"
+                return f"not compared: source not available: {path} has changed"
     except BadInput as error:
-        return f"source not at hand: {error}"
+        return f"not compared: source not available: {error}"
     return source
 
 
 def _fidelity(
     checkpoint: Checkpoint, source: Checkpoint, shape: Architecture, device: torch.device, on_step: OnStep
 ) -> dict[str, Any]:
-    """Cosines on TEXTS of the texts that quantization did not see, and what is the least to be expected of them."""
-    calibration, noted = _noted(checkpoint, "calibration"), _noted(checkpoint, "fidelity")
-    found = calibration_texts.built_in()
-    same = calibration.get("source") == found.source and calibration.get("sha256") == found.sha256 and "min_cosine" in noted
-    seed, check = _noted(checkpoint, "settings").get("seed", 0) if same else 0, noted.get("texts", TEXTS) if same else TEXTS
-    if same:
-        found = calibration_texts.built_in(calibration["texts"] + check, seed)
-    prepared = prepare(found, checkpoint, max_tokens=calibration.get("max_tokens", MAX_TOKENS), check=check, seed=seed)
+    """Cosines between INT4 and source vectors of TEXTS texts, and the smallest cosine to be expected.
+
+    If the checkpoint was calibrated on this version's built-in texts, the held-out texts are drawn again, and the recorded
+    minimum is the yardstick. Otherwise any built-in texts serve, and DEFAULT_MIN_COSINE is.
+    """
+    calibration, recorded = _manifest_section(checkpoint, "calibration"), _manifest_section(checkpoint, "fidelity")
+    texts, seed, check, least = calibration_texts.built_in(), 0, TEXTS, DEFAULT_MIN_COSINE
+    same_texts = calibration.get("source") == texts.source and calibration.get("sha256") == texts.sha256
+    if same_texts and "min_cosine" in recorded:
+        seed = _manifest_section(checkpoint, "settings").get("seed", 0)
+        check = recorded.get("texts", TEXTS)
+        least = recorded["min_cosine"] - COSINE_TOLERANCE
+        texts = calibration_texts.built_in(calibration["texts"] + check, seed)
+    prepared = prepare(texts, checkpoint, max_tokens=calibration.get("max_tokens", MAX_TOKENS), check=check, seed=seed)
     rows = [prepared.rows[number] for number in sorted(prepared.check)[:TEXTS]]
     done = 0
 
@@ -251,9 +259,8 @@ def _fidelity(
         done += 1
         on_step("running layers", done, 2 * shape.layers)
 
-    pairs = [vectors(one, shape, rows, device, on_layer) for one in (source, checkpoint)]
-    cosines = (pairs[0] * pairs[1]).sum(-1).tolist()
-    least = noted["min_cosine"] - SLACK if same else RESEMBLES
+    original, int4 = (vectors(side, shape, rows, device, on_layer) for side in (source, checkpoint))
+    cosines = (original * int4).sum(-1).tolist()
     return {
         "texts": len(rows),
         "mean_cosine": round(math.fsum(cosines) / len(cosines), 6),

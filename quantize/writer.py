@@ -1,7 +1,7 @@
-"""The folder that `quantize` writes: parts as they are made, config.json last, one rename at the end.
+"""Writes the output folder atomically: parts first, config.json last, then one rename.
 
-Everything goes into a hidden folder beside the target. The target appears by a rename when it is whole; a run that ends early
-leaves the target as it was, and its finished layers for `--resume`.
+All files are written in a hidden folder next to the target, which is renamed to the target once it is complete. A run that
+ends early leaves an existing target unchanged, and keeps its finished layers for `--resume`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qembed.checkpoint.files import read_json
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.errors import BadInput, Interrupted, QembedError
 from qembed.files import sync_path, write_atomically
-from qembed.quantize.parts import DONE, Parts
+from qembed.quantize.parts import REPORT, Parts
 
 FINGERPRINT = "run.json"
 COPIED = (
@@ -40,17 +40,17 @@ COPIED = (
     "LICENSE*",
     "NOTICE",
 )
-REPEATED = ("vocab.json", "merges.txt")
-"""Files that say again what tokenizer.json says: 4.4 MB of Qwen3-Embedding's."""
+REDUNDANT = ("vocab.json", "merges.txt")
+"""Files whose contents tokenizer.json includes; 4.4 MB in Qwen3-Embedding."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Where a run puts what it makes.
+    """The working folders of a run.
 
     Attributes:
         checkpoint: the folder that becomes the target.
-        parts: finished parts, and what the run knows of itself; never part of the target.
+        parts: finished parts and the run's report; never part of the target.
     """
 
     checkpoint: Path
@@ -59,17 +59,18 @@ class Work:
 
 @contextmanager
 def claim(target: Path, *, force: bool) -> Iterator[Path]:
-    """The hidden folder beside `target` to work in, held against other runs; cleared away if it stays empty.
+    """Create and lock the hidden working folder next to `target`; remove it at the end if it is empty.
 
-    A target that a killed run had put aside is put back first.
+    If a killed run had moved an old target aside without replacing it, moves it back first.
 
     Raises:
-        BadInput: the target exists (with `force`: and is not ours), cannot be written, or another run is writing it.
+        BadInput: the target exists (with `force`: and qembed did not write it), it cannot be written, or another run is
+            writing it.
         QembedError: the disk is full.
     """
     partial, replaced = target.with_name(f".{target.name}.partial"), _replaced(target)
     if not target.parent.is_dir():
-        raise BadInput(f"{target.parent}: no such folder; make it first, or choose another --output")
+        raise BadInput(f"{target.parent}: no such folder; create it first, or choose another --output")
     if not replaced.exists():
         _check_target(target, force=force)
     try:
@@ -92,21 +93,21 @@ def claim(target: Path, *, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(target: Path, partial: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> Iterator[Work]:
-    """Places to work in within `partial` (from `claim`), of which one becomes `target` when the context ends without an error.
+    """Create the working folders in `partial` (from `claim`); without an error, `checkpoint` replaces `target` at the end.
 
-    An old target is replaced at that moment and not earlier. A run that does not come to its end leaves its finished layers,
-    unless it was bad input that ended it. The next run clears them away or, with `resume`, finds them there; `fingerprint`
-    (JSON types) is what must be the same for that: everything that decides the bytes of the result.
+    After an error, finished layers stay for the next run, unless the error is BadInput. The next run deletes them, or with
+    `resume` reuses them; for that its `fingerprint` (JSON types), which covers everything that determines the bytes of the
+    result, must equal the interrupted run's.
 
     Raises:
-        BadInput: the run to be resumed was another one.
-        Interrupted: KeyboardInterrupt, with what is left and how to go on.
-        QembedError: the disk is full, or the like.
+        BadInput: the interrupted run has another fingerprint.
+        Interrupted: a KeyboardInterrupt arrived; the message says what is kept and how to continue.
+        QembedError: writing failed, as on a full disk.
     """
     work = Work(partial / "checkpoint", partial / "parts")
-    noted = partial / FINGERPRINT
-    if resume and noted.exists() and work.checkpoint.is_dir():
-        _compare(read_json(noted), fingerprint)
+    fingerprint_path = partial / FINGERPRINT
+    if resume and fingerprint_path.exists() and work.checkpoint.is_dir():
+        _require_same(read_json(fingerprint_path), fingerprint)
         for path in partial.rglob("*.tmp"):
             path.unlink()
     else:
@@ -114,72 +115,73 @@ def new_folder(target: Path, partial: Path, fingerprint: Mapping[str, Any], *, r
     try:
         for folder in (work.checkpoint, work.parts):
             folder.mkdir(exist_ok=True)
-        write_atomically(noted, json.dumps(fingerprint))
+        write_atomically(fingerprint_path, json.dumps(fingerprint))
         yield work
         for path in [*work.checkpoint.rglob("*"), work.checkpoint]:
             sync_path(path)
-        _put(work.checkpoint, target)
+        _replace(work.checkpoint, target)
     except BadInput:
         _remove(partial)
         raise
     except BaseException as error:
-        kept = _kept(work.parts)
-        if not kept:
+        progress = _resumable_progress(work.parts)
+        if not progress:
             _remove(partial)
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(f"{target}: interrupted{kept or '; nothing was left there'}") from error
+            raise Interrupted(f"{target}: interrupted{progress or '; nothing was kept'}") from error
         if isinstance(error, OSError):
             reason = error.strerror or error
-            raise QembedError(f"{target}: could not be written: {reason}{kept or '; nothing was left there'}") from error
+            raise QembedError(f"{target}: could not be written: {reason}{progress or '; nothing was kept'}") from error
         raise
     _remove(partial)
     shutil.rmtree(_replaced(target), ignore_errors=True)
 
 
 def companions(source: Checkpoint) -> list[Path]:
-    """The files beside the weights that a checkpoint needs: tokenizer, pooling, prompts, licence.
+    """The files besides the weights that belong to a checkpoint: tokenizer, pooling, prompts, licence.
 
     Raises:
-        BadInput: one cannot be read.
+        BadInput: a file cannot be read.
     """
-    found = [path for pattern in COPIED for path in sorted(source.folder.glob(pattern))]
-    for path in found:
+    paths = [path for pattern in COPIED for path in sorted(source.folder.glob(pattern))]
+    for path in paths:
         try:
             path.open("rb").close()
         except OSError as error:
             raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
-    return found
+    return paths
 
 
 def copy_companions(source: Checkpoint, folder: Path, *, without: Collection[str] = ()) -> None:
-    """Copy the tokenizer, pooling and prompts beside the weights, as they are, except for the files named in `without`."""
+    """Copy tokenizer, pooling, prompts and licence unchanged into `folder`, except the file names in `without`."""
     for path in companions(source):
         if path.name not in without:
-            place = folder / path.relative_to(source.folder)
-            place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, place)
+            destination = folder / path.relative_to(source.folder)
+            destination.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, destination)
 
 
 def int4_config(config: Mapping[str, Any], group_size: int, token_table: str = "float16") -> dict[str, Any]:
-    """`config` of the source, with the quantization that vLLM, SGLang and transformers read, and float16 for the rest.
+    """The source's `config` with AWQ's `quantization_config`, and float16 as the dtype of all other tensors.
 
-    With an INT8 `token_table` the method has a name of its own, so that what cannot read the table refuses the checkpoint.
-    transformers 4 reads `rope_theta` from the top level, transformers 5 from `rope_parameters`: both get it.
+    An INT8 `token_table` changes the name of the quantization method, so that software that cannot read the table refuses the
+    checkpoint. `rope_theta` is written twice: transformers 4 reads it from the top level, transformers 5 from
+    `rope_parameters`.
     """
-    made = dict(config)
+    int4 = dict(config)
     dtype_keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-    made.update(dict.fromkeys(dtype_keys, "float16"))
+    int4.update(dict.fromkeys(dtype_keys, "float16"))
     parameters = config.get("rope_parameters") or {}
     theta = config.get("rope_theta", parameters.get("rope_theta"))
     if theta is not None:
-        made["rope_theta"] = theta
-        made["rope_parameters"] = {
+        int4["rope_theta"] = theta
+        int4["rope_parameters"] = {
             "rope_type": "default",
             **(config.get("rope_scaling") or {}),
             **parameters,
             "rope_theta": theta,
         }
-    made["quantization_config"] = {
+    int4["quantization_config"] = {
         "quant_method": "awq",
         "version": "gemm",
         "bits": 4,
@@ -188,30 +190,31 @@ def int4_config(config: Mapping[str, Any], group_size: int, token_table: str = "
         "modules_to_not_convert": None,
     }
     if token_table == INT8:
-        made["quantization_config"].update(quant_method=QUANT_METHOD, token_table=INT8)
-    return made
+        int4["quantization_config"].update(quant_method=QUANT_METHOD, token_table=INT8)
+    return int4
 
 
 def as_json(value: object) -> str:
-    """`value` as indented JSON."""
+    """`value` as indented JSON, with a final newline."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _replaced(target: Path) -> Path:
-    """Where the old target stands while the new one is put in its place."""
+    """Where the old target is moved while the new one takes its place."""
     return target.with_name(f".{target.name}.replaced")
 
 
 def _check_target(target: Path, *, force: bool) -> None:
+    """Raise BadInput if `target` exists, unless qembed wrote it and `force` allows to replace it."""
     if target.exists() or target.is_symlink():
         if not force:
-            raise BadInput(f"{target}: exists already; choose another --output, or replace it with --force")
+            raise BadInput(f"{target} exists already; choose another --output, or --force to replace it")
         if not (target / MANIFEST).exists():
-            raise BadInput(f"{target}: not made by qembed quantize, so --force does not replace it; choose another --output")
+            raise BadInput(f"{target}: not written by qembed quantize, so --force does not replace it; choose another --output")
 
 
-def _put(checkpoint: Path, target: Path) -> None:
-    """Rename `checkpoint` to `target`; an old target is put aside, and back if that fails."""
+def _replace(checkpoint: Path, target: Path) -> None:
+    """Rename `checkpoint` to `target`. Moves an old target aside first, and back if the rename fails."""
     replaced = _replaced(target)
     if target.exists():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -225,42 +228,49 @@ def _put(checkpoint: Path, target: Path) -> None:
     sync_path(target.parent)
 
 
-def _kept(parts: Path) -> str:
-    """What a run that was broken off leaves, as the end of its message; nothing if no layer is finished."""
-    if (parts / DONE).exists():
-        kept = "all layers are"
+def _resumable_progress(parts: Path) -> str:
+    """What an interrupted run keeps, as the end of an error message; empty if no layer is finished."""
+    if (parts / REPORT).exists():
+        layers = "all layers are"
     elif count := Parts(parts).layers:
-        kept = f"{count} finished {'layer is' if count == 1 else 'layers are'}"
+        layers = f"{count} finished {'layer is' if count == 1 else 'layers are'}"
     else:
         return ""
-    return f"; {kept} kept: the same command with --resume goes on from there, without it the next run starts anew"
+    return f"; {layers} kept: run the same command with --resume to continue, or without it to start over"
 
 
-def _compare(noted: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
-    """Raise BadInput, naming what differs, unless both are the same."""
-    differs = []
-    for key in sorted(noted.keys() | fingerprint.keys()):
-        before, now = noted.get(key), fingerprint.get(key)
+def _require_same(previous: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise BadInput, naming every difference, unless both fingerprints are equal."""
+    differences = []
+    for key in sorted(previous.keys() | current.keys()):
+        before, now = previous.get(key), current.get(key)
         if before != now:
             hashed = any(isinstance(value, str) and len(value) == 64 for value in (before, now))
-            differs.append(f"{key} has changed" if hashed else f"{key} was {before}, is {now}")
-    if differs:
-        reason = "; ".join(differs)
-        raise BadInput(f"--resume: the run that was broken off was another one: {reason}; start anew without --resume")
+            differences.append(f"{key} has changed" if hashed else f"{key} was {before}, is {now}")
+    if differences:
+        reason = "; ".join(differences)
+        raise BadInput(f"--resume: the interrupted run differs from this one: {reason}; start over without --resume")
 
 
 def _lock(lock: IO[str], target: Path) -> None:
-    """Hold `lock` unless another run holds it, or held it and cleared it away between our opening and our asking."""
+    """Take the file lock `lock`.
+
+    Comparing inodes detects a run that held the lock and deleted its file after this process had opened it.
+
+    Raises:
+        BadInput: another run holds the lock, or has deleted it.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = Path(lock.name).stat().st_ino == os.fstat(lock.fileno()).st_ino
+        current = Path(lock.name).stat().st_ino == os.fstat(lock.fileno()).st_ino
     except OSError as error:
         raise BadInput(f"{target}: another qembed quantize is writing it") from error
-    if not ours:
+    if not current:
         raise BadInput(f"{target}: another qembed quantize is writing it")
 
 
 def _empty(partial: Path) -> None:
+    """Delete everything in `partial` but the lock."""
     for path in partial.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -269,7 +279,7 @@ def _empty(partial: Path) -> None:
 
 
 def _remove(partial: Path) -> None:
-    """Clear `partial` away, the lock last, so that no other run begins in it meanwhile."""
+    """Delete `partial`, the lock last, so that no other run starts in it meanwhile."""
     with suppress(OSError):
         _empty(partial)
         (partial / "lock").unlink()

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family that can be quantized."""
+"""Tiny random checkpoints of every supported family, and helpers that run `qembed quantize` on them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MakeCheckpoint = Callable[..., Checkpoint]
 
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
-    """Write a random checkpoint (float16, one token a byte) into a folder and open it."""
+    """A function that writes a random checkpoint (float16, one token per byte) into a folder and opens it."""
 
     def make(family: str = "qwen3", *, prefix: str = "", shards: int = 1, dtype: str = "float16", **changes: Any) -> Checkpoint:
         import torch
@@ -46,8 +46,8 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
         model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
         tensors = {}
         for name, tensor in model.state_dict().items():
-            wide = torch.randn_like(tensor) * 0.12 if tensor.ndim == 2 else 1 + 0.3 * torch.randn_like(tensor)
-            tensors[prefix + name] = wide.to(getattr(torch, dtype))
+            values = torch.randn_like(tensor) * 0.12 if tensor.ndim == 2 else 1 + 0.3 * torch.randn_like(tensor)
+            tensors[prefix + name] = values.to(getattr(torch, dtype))
         names = sorted(tensors)
         if shards == 1:
             save_file(tensors, folder / "model.safetensors")
@@ -76,9 +76,9 @@ def _byte_tokenizer() -> Any:
 
 
 def quantize(*arguments: str | Path) -> Result:
-    """`qembed quantize` on few and short texts."""
-    few = ["--group-size", "64", "--calibration-texts", "64", "--max-tokens", "48"]
-    return CliRunner().invoke(group, ["quantize", *few, *map(str, arguments)])
+    """Run `qembed quantize` on few, short texts."""
+    fast = ["--group-size", "64", "--calibration-texts", "64", "--max-tokens", "48"]
+    return CliRunner().invoke(group, ["quantize", *fast, *map(str, arguments)])
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -91,7 +91,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def assert_refused(result: Result, *words: str) -> None:
-    """Exit code 2 and one line that holds `words`."""
+    """Assert exit code 2 and a one-line message that contains `words`."""
     assert result.exit_code == 2, result.output
     lines = [line for line in result.stderr.splitlines() if line.startswith("qembed: ")]
     assert len(lines) == 1, result.stderr

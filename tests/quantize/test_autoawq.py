@@ -1,4 +1,4 @@
-"""`--engine autoawq`. What needs the library is skipped where it is not installed: `make test-autoawq` runs it."""
+"""`--engine autoawq`. Tests that need the library are skipped if it is not installed; `make test-autoawq` runs them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ needs_autoawq = pytest.mark.skipif(find_spec("awq") is None, reason="AutoAWQ is 
 
 
 def quantize(*arguments: str | Path) -> Result:
-    few = ("--group-size", "64", "--calibration-texts", "64", "--max-tokens", "64")
-    return CliRunner().invoke(group, ["quantize", *few, *map(str, arguments)])
+    fast = ("--group-size", "64", "--calibration-texts", "64", "--max-tokens", "64")
+    return CliRunner().invoke(group, ["quantize", *fast, *map(str, arguments)])
 
 
-def make_uneven(checkpoint: Checkpoint) -> None:
-    """Give the input channels of the linears different sizes, as trained models have: then the scales are far from 1."""
+def spread_channels(checkpoint: Checkpoint) -> None:
+    """Scale the input channels of the linear layers unevenly, as in trained models, so that AWQ's scales are far from 1."""
     path = checkpoint.folder / "model.safetensors"
     tensors, generator = load_file(path), torch.Generator().manual_seed(2)
     for name, tensor in tensors.items():
@@ -47,9 +47,9 @@ def make_uneven(checkpoint: Checkpoint) -> None:
 
 
 def quantized_by_autoawq(source: Checkpoint, folder: Path) -> tuple[set[str], float]:
-    """The names of the tensors that AutoAWQ makes of `source` from a few short texts; the mean of (1 − cosine) on others."""
-    whole = built_in(source, max_tokens=40, check=0, seed=0)
-    calibration = dataclasses.replace(whole, rows=whole.rows[:24], check=frozenset(range(16, 24)))
+    """Quantize `source` on 16 short texts; returns the tensor names, and the mean of (1 − cosine) on 8 other texts."""
+    every_text = built_in(source, max_tokens=40, check=0, seed=0)
+    calibration = dataclasses.replace(every_text, rows=every_text.rows[:24], check=frozenset(range(16, 24)))
     shape, settings = shape_of(source, 64), QuantizationSettings(group_size=64, engine="autoawq")
     folder.mkdir()
     report = autoawq.quantize(source, shape, calibration, settings, torch.device("cpu"), Parts(folder))
@@ -70,7 +70,7 @@ def stock_quantizer(*_: Any) -> Any:
     return AwqQuantizer
 
 
-def test_without_the_library_the_message_names_the_environment_that_it_needs(
+def test_missing_library_error_names_the_environment_to_create(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "awq", None)
@@ -84,7 +84,7 @@ def test_without_the_library_the_message_names_the_environment_that_it_needs(
 
 
 @pytest.mark.parametrize("option", [("--scales", "awq"), ("--rounding", "rtn")])
-def test_settings_that_autoawq_does_not_have_are_refused(
+def test_options_that_autoawq_lacks_are_refused(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, option: tuple[str, str]
 ) -> None:
     source = make_checkpoint()
@@ -94,7 +94,7 @@ def test_settings_that_autoawq_does_not_have_are_refused(
 
 
 @needs_autoawq
-def test_a_width_that_its_packing_cannot_take_is_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_widths_that_autoawq_cannot_pack_are_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint(num_key_value_heads=1, head_dim=40)
     result = quantize("--model", source.folder, "--output", tmp_path / "out", "--engine", "autoawq", "--group-size", "32")
     assert result.exit_code == 2, result.output
@@ -102,7 +102,7 @@ def test_a_width_that_its_packing_cannot_take_is_refused(make_checkpoint: MakeCh
 
 
 @pytest.mark.parametrize("lengths", [[3], [400, 512, 30, 7], [100] * 57, [700, 20], [511, 513]])
-def test_blocks_take_every_row_and_leave_next_to_nothing_over(lengths: list[int]) -> None:
+def test_block_length_fits_every_row_and_drops_fewest_tokens(lengths: list[int]) -> None:
     rows = [[1] * length for length in lengths]
     length, tokens = autoawq.block_length(rows), sum(lengths)
     assert max(lengths) <= length <= max(512, *lengths)
@@ -110,7 +110,7 @@ def test_blocks_take_every_row_and_leave_next_to_nothing_over(lengths: list[int]
     assert tokens % length == min(tokens % other for other in range(max(lengths), max(max(lengths), min(512, tokens)) + 1))
 
 
-def test_rotary_settings_of_transformers_5_are_not_lost_on_transformers_4(make_checkpoint: MakeCheckpoint) -> None:
+def test_rope_parameters_of_transformers_5_work_with_transformers_4(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint(rope_parameters={"rope_type": "default", "rope_theta": 5000.0})
     block = DecoderLayer(checkpoint, torch.device("cpu"))
     expected = 5000.0 ** -(torch.arange(0, 64, 2) / 64)
@@ -118,62 +118,62 @@ def test_rotary_settings_of_transformers_5_are_not_lost_on_transformers_4(make_c
 
 
 @needs_autoawq
-def test_the_folder_is_that_of_our_own_engine(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_output_format_equals_the_native_engines(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint()
     for engine in ("native", "autoawq"):
         result = quantize("--model", source.folder, "--output", tmp_path / engine, "--engine", engine, "--json")
         assert result.exit_code == 0, result.output
-    ours, theirs = find(str(tmp_path / "native")), find(str(tmp_path / "autoawq"))
-    assert theirs.shapes() == ours.shapes()
-    assert theirs.config == ours.config
-    assert {path.name for path in theirs.folder.iterdir()} == {path.name for path in ours.folder.iterdir()}
-    assert theirs.manifest["engine"] == {"name": "autoawq", "version": "0.2.9"}
-    assert "rounding" not in theirs.manifest["settings"]
-    assert theirs.manifest["calibration"] == ours.manifest["calibration"]
-    assert "AutoAWQ library, version 0.2.9" in (theirs.folder / "README.md").read_text()
+    native, awq = find(str(tmp_path / "native")), find(str(tmp_path / "autoawq"))
+    assert awq.shapes() == native.shapes()
+    assert awq.config == native.config
+    assert {path.name for path in awq.folder.iterdir()} == {path.name for path in native.folder.iterdir()}
+    assert awq.manifest["engine"] == {"name": "autoawq", "version": "0.2.9"}
+    assert "rounding" not in awq.manifest["settings"]
+    assert awq.manifest["calibration"] == native.manifest["calibration"]
+    assert "AutoAWQ library, version 0.2.9" in (awq.folder / "README.md").read_text()
     assert json.loads(result.stdout)["fidelity"]["mean_cosine"] > 0.9
-    assert any(not torch.equal(theirs.tensor(name), ours.tensor(name)) for name in ours.files if name.endswith("qweight"))
+    assert any(not torch.equal(awq.tensor(name), native.tensor(name)) for name in native.files if name.endswith("qweight"))
 
 
 @needs_autoawq
 @pytest.mark.parametrize("family", ["qwen2", "llama", "mistral"])
 def test_other_families(make_checkpoint: MakeCheckpoint, tmp_path: Path, family: str) -> None:
     source = make_checkpoint(family, prefix="model.", dtype="bfloat16", num_key_value_heads=4)
-    written, lost = quantized_by_autoawq(source, tmp_path / "parts")
-    assert lost < 0.1
-    assert {"model.norm.weight", *(f"model.layers.{layer}.self_attn.v_proj.qweight" for layer in (0, 1))} <= written
+    names, loss = quantized_by_autoawq(source, tmp_path / "parts")
+    assert loss < 0.1
+    assert {"model.norm.weight", *(f"model.layers.{layer}.self_attn.v_proj.qweight" for layer in (0, 1))} <= names
 
 
 @needs_autoawq
-@pytest.mark.parametrize(("quantizer", "kept"), [(autoawq.fixed_quantizer, True), (stock_quantizer, False)])
-def test_the_scale_search_leaves_the_weights_as_they_were_though_the_librarys_own_does_not(quantizer: Any, kept: bool) -> None:
+@pytest.mark.parametrize(("quantizer", "restored"), [(autoawq.fixed_quantizer, True), (stock_quantizer, False)])
+def test_only_the_fixed_scale_search_restores_the_weights(quantizer: Any, restored: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(128, 32, bias=False)
     inputs, sizes = torch.randn(4, 16, 128, generator=generator), torch.exp(torch.randn(128, generator=generator))
     with torch.no_grad():
         linear.weight.copy_(torch.randn(32, 128, generator=generator) * sizes)
         before, state_dict = linear.weight.clone(), linear.state_dict
-        searching = quantizer_without_model(quantizer(), group_size=64)
-        searching._search_best_scale(torch.nn.ModuleDict({"linear": linear}), linear, [linear], inputs)
-    assert torch.equal(linear.weight, before) == kept
+        search = quantizer_without_model(quantizer(), group_size=64)
+        search._search_best_scale(torch.nn.ModuleDict({"linear": linear}), linear, [linear], inputs)
+    assert torch.equal(linear.weight, before) == restored
     assert linear.state_dict == state_dict
 
 
 @needs_autoawq
-def test_the_fault_would_cost_the_vectors_dearly(
+def test_the_cpu_bug_triples_the_error(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_checkpoint()
-    make_uneven(source)
-    _, mended = quantized_by_autoawq(source, tmp_path / "mended")
+    spread_channels(source)
+    _, fixed = quantized_by_autoawq(source, tmp_path / "fixed")
     monkeypatch.setattr(autoawq, "fixed_quantizer", stock_quantizer)
     _, stock = quantized_by_autoawq(source, tmp_path / "stock")
-    assert stock > 3 * mended
+    assert stock > 3 * fixed
 
 
 @needs_autoawq
 @pytest.mark.parametrize(("outputs", "inputs", "group_size"), [(32, 128, 128), (64, 256, 64), (96, 96, 32)])
-def test_the_same_integers_are_the_same_bytes_in_both_packings(outputs: int, inputs: int, group_size: int) -> None:
+def test_packing_equals_autoawqs(outputs: int, inputs: int, group_size: int) -> None:
     from awq.modules.linear.gemm import WQLinear_GEMM
 
     generator = torch.Generator().manual_seed(outputs)
@@ -183,9 +183,9 @@ def test_the_same_integers_are_the_same_bytes_in_both_packings(outputs: int, inp
     linear = torch.nn.Linear(inputs, outputs, bias=False)
     steps = levels.unflatten(1, (-1, group_size)) - zero_points[..., None]
     linear.weight.data = (steps * scales.float()[..., None]).flatten(1)
-    theirs = WQLinear_GEMM.from_linear(
+    packed = WQLinear_GEMM.from_linear(
         linear, w_bit=4, group_size=group_size, scales=scales.T.contiguous(), zeros=zero_points.T.contiguous()
     )
-    assert torch.equal(theirs.qweight, pack(levels.T))
-    assert torch.equal(theirs.qzeros, pack(zero_points.T))
-    assert torch.equal(theirs.scales, scales.T)
+    assert torch.equal(packed.qweight, pack(levels.T))
+    assert torch.equal(packed.qzeros, pack(zero_points.T))
+    assert torch.equal(packed.scales, scales.T)

@@ -1,4 +1,4 @@
-"""Calibration texts of the user's own, in each format, and what is wrong with them."""
+"""Calibration texts from a user's file: every format, sampling, and the error for every kind of damage."""
 
 from __future__ import annotations
 
@@ -50,55 +50,55 @@ WRITERS = [("a.jsonl", write_jsonl), ("a.csv", write_csv), ("a.tsv", write_csv),
 
 
 @pytest.mark.parametrize(("name", "write"), WRITERS)
-def test_each_format_gives_texts_kinds_and_instructions(
+def test_every_format_yields_texts_kinds_and_instructions(
     tmp_path: Path, name: str, write: Callable[[Path, list[dict[str, Any]]], None]
 ) -> None:
     write(tmp_path / name, ROWS)
-    found = calibration_texts.read(str(tmp_path / name), 1000, 0)
-    assert [text.text for text in found.texts] == [row["text"] for row in ROWS]
-    assert [text.kind for text in found.texts] == [row["kind"] for row in ROWS]
+    sample = calibration_texts.read(str(tmp_path / name), 1000, 0)
+    assert [text.text for text in sample.texts] == [row["text"] for row in ROWS]
+    assert [text.kind for text in sample.texts] == [row["kind"] for row in ROWS]
     prompts = {"query": "Q: ", "document": ""}
-    assert found.texts[0].prompted(prompts) == "Instruct: Find it\nQuery:text 0"
-    assert found.texts[1].prompted(prompts) == "text 1"
-    assert found.texts[3].prompted(prompts) == "Q: text 3"
-    assert found.source == name
+    assert sample.texts[0].prompted(prompts) == "Instruct: Find it\nQuery:text 0"
+    assert sample.texts[1].prompted(prompts) == "text 1"
+    assert sample.texts[3].prompted(prompts) == "Q: text 3"
+    assert sample.source == name
     assert calibration_texts.read(f"{tmp_path / name}:body", 1000, 0).texts[5].text == "body 5"
 
 
-def test_plain_text_is_one_text_a_line(tmp_path: Path) -> None:
+def test_txt_has_one_text_per_line(tmp_path: Path) -> None:
     write_txt(tmp_path / "a.txt", ROWS)
-    found = calibration_texts.read(str(tmp_path / "a.txt"), 1000, 0)
-    assert [text.text for text in found.texts] == [row["text"] for row in ROWS]
+    sample = calibration_texts.read(str(tmp_path / "a.txt"), 1000, 0)
+    assert [text.text for text in sample.texts] == [row["text"] for row in ROWS]
     with pytest.raises(BadInput, match="no columns"):
         calibration_texts.read(f"{tmp_path / 'a.txt'}:body", 1000, 0)
 
 
-def test_a_text_with_newlines_in_csv_is_one_text(tmp_path: Path) -> None:
+def test_csv_texts_may_contain_newlines(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", [{"text": f"one\ntwo {number}", "kind": "code"} for number in range(64)])
     assert calibration_texts.read(str(tmp_path / "a.csv"), 64, 0).texts[3].text == "one\ntwo 3"
 
 
-def test_sampling_is_by_seed_in_the_order_of_the_file_and_fair(tmp_path: Path) -> None:
+def test_sampling_is_uniform_reproducible_and_in_file_order(tmp_path: Path) -> None:
     write_txt(tmp_path / "a.txt", ROWS)
     path = str(tmp_path / "a.txt")
     order = {row["text"]: number for number, row in enumerate(ROWS)}
-    drawn = [[order[text.text] for text in calibration_texts.read(path, 64, seed).texts] for seed in range(200)]
-    assert drawn[0] == [order[text.text] for text in calibration_texts.read(path, 64, 0).texts]
-    assert drawn[0] != drawn[1]
-    assert all(numbers == sorted(set(numbers)) and len(numbers) == 64 for numbers in drawn)
-    times = [sum(number in numbers for numbers in drawn) for number in range(200)]
-    assert 35 < min(times) < max(times) < 95  # 64 expected, standard deviation 6.6
+    samples = [[order[text.text] for text in calibration_texts.read(path, 64, seed).texts] for seed in range(200)]
+    assert samples[0] == [order[text.text] for text in calibration_texts.read(path, 64, 0).texts]
+    assert samples[0] != samples[1]
+    assert all(numbers == sorted(set(numbers)) and len(numbers) == 64 for numbers in samples)
+    frequencies = [sum(number in numbers for numbers in samples) for number in range(200)]
+    assert 35 < min(frequencies) < max(frequencies) < 95  # 64 expected, standard deviation 6.6
 
 
-def test_a_file_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_jsonl(tmp_path / "a.jsonl", ROWS)
-    alive = most = 0
+    alive = peak = 0
 
     class Counted(calibration_texts.Text):
         def __post_init__(self) -> None:
-            nonlocal alive, most
+            nonlocal alive, peak
             alive += 1
-            most = max(most, alive)
+            peak = max(peak, alive)
 
         def __del__(self) -> None:
             nonlocal alive
@@ -106,10 +106,10 @@ def test_a_file_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(calibration_texts, "Text", Counted)
     assert len(calibration_texts.read(str(tmp_path / "a.jsonl"), 64, 0).texts) == 64
-    assert most < 70
+    assert peak < 70
 
 
-def test_a_colon_in_a_name(tmp_path: Path) -> None:
+def test_file_names_may_contain_a_colon(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a:body.jsonl", ROWS)
     assert calibration_texts.read(str(tmp_path / "a:body.jsonl"), 64, 0).source == "a:body.jsonl"
     assert calibration_texts.read(f"{tmp_path / 'a:body.jsonl'}:body", 200, 0).texts[0].text == "body 0"
@@ -134,16 +134,16 @@ LINES = [json.dumps(row) for row in ROWS]
         ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
         ("a.jsonl", b"[1]", "line 1: not a JSON object"),
         ("a.jsonl", b'{"body": "x"}', "line 1: no field 'text'"),
-        ("a.jsonl", b'{"text": 5}', "line 1: text is not a text"),
+        ("a.jsonl", b'{"text": 5}', "line 1: text is not a string"),
         ("a.jsonl", b'{"text": " "}', "line 1: the text is empty"),
         ("a.jsonl", b'{"text": null}', "line 1: the text is empty"),
-        ("a.jsonl", b'{"text": "\\ud800"}', "line 1: text holds half of a surrogate pair"),
-        ("a.jsonl", b'{"text": "x", "kind": "question"}', "line 1: kind 'question' is none of query"),
-        ("a.jsonl", b'{"text": "x", "kind": "query", "instruction": 5}', "line 1: instruction is not a text"),
-        ("a.dat", b"x", "its name tells no format"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "line 1: text contains half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "x", "kind": "question"}', "line 1: kind 'question' is unknown; kinds are query"),
+        ("a.jsonl", b'{"text": "x", "kind": "query", "instruction": 5}', "line 1: instruction is not a string"),
+        ("a.dat", b"x", "unknown format"),
     ],
 )
-def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+def test_errors_name_file_and_line(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput) as error:
         calibration_texts.read(str(tmp_path / name), 288, 0)
@@ -152,7 +152,7 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, name: str, con
     assert "\n" not in str(error.value)
 
 
-def test_parquet_that_is_none_or_lacks_the_column(tmp_path: Path) -> None:
+def test_parquet_errors(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nonsense PAR1")
     with pytest.raises(BadInput, match="not Parquet"):
@@ -165,29 +165,27 @@ def test_parquet_that_is_none_or_lacks_the_column(tmp_path: Path) -> None:
         calibration_texts.read(str(tmp_path / "c.parquet"), 288, 0)
 
 
-def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"qembed\[parquet\]"):
         calibration_texts.read(str(tmp_path / "a.parquet"), 288, 0)
 
 
-def test_texts_longer_than_the_cut_are_cut_and_counted_and_those_longer_than_the_context_refused(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path
-) -> None:
+def test_long_texts_are_cut_and_counted_unless_they_exceed_the_context(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint()
     rows = [*ROWS[:70], {"text": "x" * 100}]
     write_txt(tmp_path / "a.txt", rows)
-    made = prepare(calibration_texts.read(str(tmp_path / "a.txt"), 100, 0), checkpoint, max_tokens=50, check=32, seed=0)
-    assert made.cut == 1
-    assert len(made.rows[70]) == 50
-    assert made.rows[70][-1] == made.rows[0][-1]
+    calibration = prepare(calibration_texts.read(str(tmp_path / "a.txt"), 100, 0), checkpoint, max_tokens=50, check=32, seed=0)
+    assert calibration.cut == 1
+    assert len(calibration.rows[70]) == 50
+    assert calibration.rows[70][-1] == calibration.rows[0][-1]
     write_txt(tmp_path / "a.txt", [*rows, {"text": "y" * 128}])
     with pytest.raises(BadInput, match=r"a\.txt, line 143: 129 tokens, the model's context is 128"):
         prepare(calibration_texts.read(str(tmp_path / "a.txt"), 100, 0), checkpoint, max_tokens=50, check=32, seed=0)
 
 
-def test_quantizing_with_texts_of_ones_own(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_quantize_with_the_users_texts(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source, target = make_checkpoint(), tmp_path / "out"
     assert_refused(quantize("--model", source.folder, "--output", target, "--calibration", tmp_path / "no.txt"), "no such file")
     (tmp_path / "few.txt").write_text("one\n")
@@ -197,13 +195,13 @@ def test_quantizing_with_texts_of_ones_own(make_checkpoint: MakeCheckpoint, tmp_
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     result = quantize("--model", source.folder, "--output", target, "--calibration", f"{tmp_path / 'a.jsonl'}:body", "--json")
     assert result.exit_code == 0, result.output
-    noted = json.loads((target / "qembed.json").read_text())["calibration"]
-    assert noted["source"] == "a.jsonl"
-    assert noted["texts"] == 64 - 10
-    assert noted == json.loads(result.stdout)["calibration"]
+    recorded = json.loads((target / "qembed.json").read_text())["calibration"]
+    assert recorded["source"] == "a.jsonl"
+    assert recorded["texts"] == 64 - 10
+    assert recorded == json.loads(result.stdout)["calibration"]
     assert str(tmp_path) not in (target / "qembed.json").read_text()
 
 
-@pytest.mark.parametrize(("count", "apart"), [(64, 10), (99, 11), (288, 32), (5000, 32)])
-def test_one_text_in_nine_is_kept_apart(count: int, apart: int) -> None:
-    assert calibration_texts.kept_apart(count) == apart
+@pytest.mark.parametrize(("count", "held_out"), [(64, 10), (99, 11), (288, 32), (5000, 32)])
+def test_one_text_in_nine_is_held_out(count: int, held_out: int) -> None:
+    assert calibration_texts.held_out_count(count) == held_out

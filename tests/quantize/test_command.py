@@ -1,4 +1,4 @@
-"""`qembed quantize` as a user meets it: what it writes, what it refuses, what it leaves alone."""
+"""`qembed quantize` from the command line: what it writes, refuses and leaves alone."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find, source_of
 from qembed.quantize import parts, stream, writer
 from qembed.quantize.cli import Rounding
-from qembed.quantize.model_card import OF_AWQ
+from qembed.quantize.model_card import SHARE_OF_AWQ_ERROR
 
 from .conftest import MakeCheckpoint, assert_refused, contents, quantize
 
 pytestmark = pytest.mark.slow
 
 
-def rewrite(checkpoint: Checkpoint, change: dict[str, torch.Tensor | None]) -> None:
+def change_tensors(checkpoint: Checkpoint, change: dict[str, torch.Tensor | None]) -> None:
     path = checkpoint.folder / "model.safetensors"
     tensors = {**load_file(path), **change}
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
 
 
-def test_the_folder_is_whole_and_says_what_it_is(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_output_folder_is_complete_and_describes_itself(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint()
     (source.folder / "modules.json").write_text("[]")
     (source.folder / "1_Pooling").mkdir()
@@ -36,9 +36,9 @@ def test_the_folder_is_whole_and_says_what_it_is(make_checkpoint: MakeCheckpoint
     target = tmp_path / "out"
     result = quantize("--model", source.folder, "--output", target, "--json")
     assert result.exit_code == 0, result.output
-    made = find(str(target))
-    assert made.is_int4
-    assert made.config["quantization_config"] | {"modules_to_not_convert": None} == {
+    checkpoint = find(str(target))
+    assert checkpoint.is_int4
+    assert checkpoint.config["quantization_config"] | {"modules_to_not_convert": None} == {
         "quant_method": "awq",
         "version": "gemm",
         "bits": 4,
@@ -49,11 +49,11 @@ def test_the_folder_is_whole_and_says_what_it_is(make_checkpoint: MakeCheckpoint
     assert {path.name for path in target.iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "modules.json", "1_Pooling", "README.md", "qembed.json",
     }  # fmt: skip
-    assert find(source_of(made)).folder == source.folder
-    for name, digest in made.manifest["files"].items():
+    assert find(source_of(checkpoint)).folder == source.folder
+    for name, digest in checkpoint.manifest["files"].items():
         assert contents(target)[name] == digest
-    assert made.manifest["source"]["sha256"]["model.safetensors"] == contents(source.folder)["model.safetensors"]
-    assert made.manifest["calibration"]["tokens"] > 1000
+    assert checkpoint.manifest["source"]["sha256"]["model.safetensors"] == contents(source.folder)["model.safetensors"]
+    assert checkpoint.manifest["calibration"]["tokens"] > 1000
     fidelity = json.loads(result.stdout)["fidelity"]
     card = (target / "README.md").read_text()
     assert f"{fidelity['mean_cosine']:.4f}" in card
@@ -61,20 +61,20 @@ def test_the_folder_is_whole_and_says_what_it_is(make_checkpoint: MakeCheckpoint
     row = next(
         line for line in results.split("Quality of INT4: a language model")[1].splitlines() if line.startswith("| **qembed**")
     )
-    assert [f"({share})" in row and share in card for share in OF_AWQ.values()] == [True] * 3
+    assert [f"({share})" in row and share in card for share in SHARE_OF_AWQ_ERROR.values()] == [True] * 3
     assert not list(tmp_path.glob(".*"))
-    dtypes = {dtype for name, (_, dtype) in made.shapes().items() if "proj" not in name}
+    dtypes = {dtype for name, (_, dtype) in checkpoint.shapes().items() if "proj" not in name}
     assert dtypes == {"F16"}
 
 
-def test_rope_theta_stands_where_both_transformers_read_it() -> None:
+def test_rope_theta_is_written_for_transformers_4_and_5() -> None:
     for config in ({"rope_theta": 5e5}, {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}):
-        made = writer.int4_config(config, 128)
-        assert made["rope_theta"] == 5e5
-        assert made["rope_parameters"] == {"rope_theta": 5e5, "rope_type": "default"}
+        int4 = writer.int4_config(config, 128)
+        assert int4["rope_theta"] == 5e5
+        assert int4["rope_parameters"] == {"rope_theta": 5e5, "rope_type": "default"}
 
 
-def test_same_seed_and_inputs_give_the_same_bytes(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_output_is_reproducible_byte_for_byte(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint()
     for name in ("a", "b"):
         assert quantize("--model", source.folder, "--output", tmp_path / name).exit_code == 0
@@ -91,17 +91,17 @@ def test_same_seed_and_inputs_give_the_same_bytes(make_checkpoint: MakeCheckpoin
         ("mistral", {"shards": 3, "dtype": "float32"}),
     ],
 )
-def test_other_families_biases_dtypes_and_shards(
+def test_families_biases_dtypes_and_shards(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, family: str, options: dict[str, Any]
 ) -> None:
     source = make_checkpoint(family, **options)
     result = quantize("--model", source.folder, "--output", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["fidelity"]["mean_cosine"] > 0.9
-    made = find(str(tmp_path / "out"))
-    assert made.prefix == source.prefix
+    checkpoint = find(str(tmp_path / "out"))
+    assert checkpoint.prefix == source.prefix
     biases = {name for name in source.files if name.endswith(".bias")}
-    assert biases <= set(made.files)
+    assert biases <= set(checkpoint.files)
 
 
 def test_large_checkpoints_are_written_in_shards(
@@ -110,23 +110,23 @@ def test_large_checkpoints_are_written_in_shards(
     source = make_checkpoint()
     monkeypatch.setattr(parts, "SHARD_BYTES", 150_000)
     assert quantize("--model", source.folder, "--output", tmp_path / "out").exit_code == 0
-    made = find(str(tmp_path / "out"))
-    assert len(set(made.files.values())) > 1
-    assert len([name for name in made.files if name.endswith(".qweight")]) == 14
+    checkpoint = find(str(tmp_path / "out"))
+    assert len(set(checkpoint.files.values())) > 1
+    assert len([name for name in checkpoint.files if name.endswith(".qweight")]) == 14
 
 
-def test_an_existing_target_is_refused_and_left_as_it_was(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_existing_target_is_refused_and_unchanged(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint()
     target = tmp_path / "mine"
     target.mkdir()
     (target / "notes.txt").write_text("precious")
     assert_refused(quantize("--model", source.folder, "--output", target), "exists already", "--force")
-    assert_refused(quantize("--model", source.folder, "--output", target, "--force"), "not made by qembed")
+    assert_refused(quantize("--model", source.folder, "--output", target, "--force"), "not written by qembed")
     assert contents(target).keys() == {"notes.txt"}
     assert_refused(quantize("--model", source.folder, "--output", source.folder, "--force"), "source")
 
 
-def test_force_replaces_only_when_the_new_one_is_whole(
+def test_force_replaces_the_target_only_after_success(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = make_checkpoint(), tmp_path / "out"
@@ -144,25 +144,23 @@ def test_force_replaces_only_when_the_new_one_is_whole(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_leftovers_of_a_killed_run_are_cleared_and_a_running_one_is_not_disturbed(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path
-) -> None:
+def test_leftovers_of_a_killed_run_are_deleted_unless_locked(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     import fcntl
 
     source, target = make_checkpoint(), tmp_path / "out"
-    left = tmp_path / ".out.partial"
-    left.mkdir()
-    (left / "part-layer-999.safetensors").write_bytes(b"left by a killed run")
-    with (left / "lock").open("w") as lock:
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    (partial / "part-layer-999.safetensors").write_bytes(b"left by a killed run")
+    with (partial / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert_refused(quantize("--model", source.folder, "--output", target), "another qembed quantize")
-        assert (left / "part-layer-999.safetensors").exists()
+        assert (partial / "part-layer-999.safetensors").exists()
     assert quantize("--model", source.folder, "--output", target).exit_code == 0
-    assert not left.exists()
+    assert not partial.exists()
     assert {path.name for path in target.glob("*.safetensors")} == {"model.safetensors"}
 
 
-def test_a_run_killed_between_the_two_renames_is_healed(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_target_is_restored_after_a_kill_between_the_two_renames(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source, target = make_checkpoint(), tmp_path / "out"
     assert quantize("--model", source.folder, "--output", target).exit_code == 0
     before = contents(target)
@@ -171,7 +169,7 @@ def test_a_run_killed_between_the_two_renames_is_healed(make_checkpoint: MakeChe
     assert contents(target) == before
 
 
-def test_what_cannot_be_quantized_is_refused_and_nothing_written(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_unsupported_checkpoints_are_refused_and_nothing_is_written(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source, target = make_checkpoint(), tmp_path / "out"
     config = json.loads((source.folder / "config.json").read_text())
 
@@ -190,17 +188,17 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_written(make_checkpoint
     assert_refused(quantize("--model", source.folder, "--output", target), "config.json", "not JSON")
 
 
-def test_damaged_tensors_are_refused_by_name(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_errors_name_the_damaged_tensor(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source, target = make_checkpoint(), tmp_path / "out"
     name = "layers.1.mlp.up_proj.weight"
     weight = source.tensor(name)
     broken = weight.clone()
     broken[3, 4] = float("nan")
-    rewrite(source, {name: broken})
+    change_tensors(source, {name: broken})
     assert_refused(quantize("--model", source.folder, "--output", target), name, "NaN")
-    rewrite(source, {name: None})
+    change_tensors(source, {name: None})
     assert_refused(quantize("--model", source.folder, "--output", target), name, "missing")
-    rewrite(source, {name: weight})
+    change_tensors(source, {name: weight})
     path = source.folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     assert_refused(quantize("--model", source.folder, "--output", target), "model.safetensors", "damaged")
@@ -210,7 +208,7 @@ def test_damaged_tensors_are_refused_by_name(make_checkpoint: MakeCheckpoint, tm
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_missing_shard_and_an_index_that_points_outside(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_missing_shard_and_index_that_points_outside_the_folder(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint("qwen3", shards=2)
     index = source.folder / "model.safetensors.index.json"
     (source.folder / "model-1.safetensors").rename(tmp_path / "elsewhere.safetensors")
@@ -219,31 +217,33 @@ def test_a_missing_shard_and_an_index_that_points_outside(make_checkpoint: MakeC
     assert_refused(quantize("--model", source.folder, "--output", tmp_path / "out"), "outside the folder")
 
 
-def test_a_tokenizer_that_disagrees_with_the_vocabulary(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_tokenizer_ids_beyond_the_vocabulary_are_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint(vocab_size=200)
     assert_refused(quantize("--model", source.folder, "--output", tmp_path / "out"), "256", "200")
 
 
-@pytest.mark.skipif(os.geteuid() != 0 and not os.access("/proc", os.R_OK), reason="needs /proc, which nobody can write to")
-def test_a_target_that_cannot_be_written(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0 and not os.access("/proc", os.R_OK), reason="needs /proc, where nobody can write")
+def test_unwritable_target(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint()
     assert_refused(quantize("--model", source.folder, "--output", "/proc/out"), "/proc", "cannot be written")
     assert_refused(quantize("--model", source.folder, "--output", tmp_path / "no" / "such"), "no such folder")
 
 
-def test_a_device_that_is_not_there(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_unknown_device(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint()
     for device in ("cuda:99", "mps", "nonsense"):
         result = quantize("--model", source.folder, "--output", tmp_path / "out", "--device", device)
         assert_refused(result, f"--device {device}")
 
 
-def test_threads_are_those_asked_for(make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+def test_threads_option_sets_torchs_threads(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     source = make_checkpoint()
     assert quantize("--model", source.folder, "--output", tmp_path / "out", "--threads", "3", "--device", "cpu").exit_code == 0
-    assert asked == [3]
+    assert threads == [3]
 
 
 @pytest.mark.parametrize(("name", "meaning"), [("gptq", "gptq"), ("rtn", "rtn"), ("compensated", "gptq"), ("nearest", "rtn")])

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: one clear line, exit code 2, nothing written."""
+"""Damaged checkpoints: a one-line error, exit code 2, nothing written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "work" / "out"
 
 
-def refused(checkpoint: Checkpoint, target: Path, *words: str) -> None:
+def assert_source_refused(checkpoint: Checkpoint, target: Path, *words: str) -> None:
     assert_refused(quantize("--model", checkpoint.folder, "--output", target), *words)
     assert not list(target.parent.iterdir())
 
@@ -31,24 +31,24 @@ def refused(checkpoint: Checkpoint, target: Path, *words: str) -> None:
 def test_damaged_safetensors(make_checkpoint: MakeCheckpoint, target: Path) -> None:
     source = make_checkpoint()
     path = source.folder / "model.safetensors"
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     for data in (
-        whole[:-1000],
-        whole[:4],
+        intact[:-1000],
+        intact[:4],
         b"",
-        b"\xff" * 8 + whole[8:],
-        whole[:8] + b"x" + whole[9:],
+        b"\xff" * 8 + intact[8:],
+        intact[:8] + b"x" + intact[9:],
         (10).to_bytes(8, "little") + b'{"a":[1]} ',
     ):
         path.write_bytes(data)
-        refused(source, target, "model.safetensors", "damaged")
+        assert_source_refused(source, target, "model.safetensors", "damaged")
     path.unlink()
-    refused(source, target, "no model.safetensors")
+    assert_source_refused(source, target, "no model.safetensors")
     path.mkdir()
-    refused(source, target, "model.safetensors")
+    assert_source_refused(source, target, "model.safetensors")
 
 
-def test_a_value_that_cannot_be_stored_is_refused_by_name_before_any_layer(
+def test_values_that_float16_cannot_hold_are_refused_before_any_layer(
     make_checkpoint: MakeCheckpoint, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_checkpoint(dtype="bfloat16")
@@ -56,26 +56,26 @@ def test_a_value_that_cannot_be_stored_is_refused_by_name_before_any_layer(
     tensors = load_file(path)
     monkeypatch.setattr(parts.Parts, "write", lambda *_: pytest.fail("work has begun"))
     for name in ("layers.1.mlp.up_proj.weight", "embed_tokens.weight", "norm.weight"):
-        for value, reason in ((float("nan"), "NaN"), (float("-inf"), "infinite"), (7e4, "too great for float16")):
+        for value, reason in ((float("nan"), "NaN"), (float("-inf"), "infinite"), (7e4, "too large for float16")):
             broken = tensors[name].clone()
             broken.view(-1)[-1] = value
             save_file({**tensors, name: broken}, path)
-            refused(source, target, name, reason)
+            assert_source_refused(source, target, name, reason)
 
 
-def test_an_index_that_is_wrong(make_checkpoint: MakeCheckpoint, target: Path, tmp_path: Path) -> None:
+def test_invalid_index(make_checkpoint: MakeCheckpoint, target: Path, tmp_path: Path) -> None:
     source = make_checkpoint(shards=2)
     index = source.folder / INDEX
-    whole = json.loads(index.read_text())
+    intact = json.loads(index.read_text())
     name = "layers.0.mlp.up_proj.weight"
 
-    def with_shard(place: Any) -> None:
-        index.write_text(json.dumps({"weight_map": {**whole["weight_map"], name: place}}))
+    def write_index(shard: Any) -> None:
+        index.write_text(json.dumps({"weight_map": {**intact["weight_map"], name: shard}}))
 
     outside = tmp_path / "elsewhere.safetensors"
     outside.write_bytes((source.folder / "model-1.safetensors").read_bytes())
     (source.folder / "sub").mkdir()
-    for place in (
+    for shard in (
         str(outside),
         "../elsewhere.safetensors",
         "sub/../../elsewhere.safetensors",
@@ -84,67 +84,69 @@ def test_an_index_that_is_wrong(make_checkpoint: MakeCheckpoint, target: Path, t
         "",
         ".",
     ):
-        with_shard(place)
-        refused(source, target, INDEX, "outside the folder")
+        write_index(shard)
+        assert_source_refused(source, target, INDEX, "outside the folder")
     for nonsense in (5, None, ["model-1.safetensors"]):
-        with_shard(nonsense)
-        refused(source, target, INDEX, "weight_map")
-    with_shard("model-7.safetensors")
-    refused(source, target, "model-7.safetensors", "missing")
-    with_shard("sub")
-    refused(source, target, "shard sub is missing")
-    with_shard("model-0.safetensors" if whole["weight_map"][name] == "model-1.safetensors" else "model-1.safetensors")
-    refused(source, target, name, "missing")
-    index.write_text(json.dumps({"weight_map": {**whole["weight_map"], "more.weight": "model-0.safetensors"}}))
-    refused(source, target, "more.weight", "model-0.safetensors")
+        write_index(nonsense)
+        assert_source_refused(source, target, INDEX, "weight_map")
+    write_index("model-7.safetensors")
+    assert_source_refused(source, target, "model-7.safetensors", "missing")
+    write_index("sub")
+    assert_source_refused(source, target, "shard sub is missing")
+    write_index("model-0.safetensors" if intact["weight_map"][name] == "model-1.safetensors" else "model-1.safetensors")
+    assert_source_refused(source, target, name, "missing")
+    index.write_text(json.dumps({"weight_map": {**intact["weight_map"], "more.weight": "model-0.safetensors"}}))
+    assert_source_refused(source, target, "more.weight", "model-0.safetensors")
     for text in ("{}", "[]", '{"weight_map": []}', '{"weight_map": {}}', "{"):
         index.write_text(text)
-        refused(source, target)
-    index.write_text(json.dumps(whole))
+        assert_source_refused(source, target)
+    index.write_text(json.dumps(intact))
     (source.folder / "model-1.safetensors").unlink()
-    refused(source, target, "model-1.safetensors", "missing")
+    assert_source_refused(source, target, "model-1.safetensors", "missing")
     os.symlink(tmp_path / "nowhere", source.folder / "model-1.safetensors")
-    refused(source, target, "model-1.safetensors", "missing")
+    assert_source_refused(source, target, "model-1.safetensors", "missing")
 
 
-def test_tensors_that_are_not_weights(make_checkpoint: MakeCheckpoint, target: Path) -> None:
+def test_unexpected_tensors_shapes_and_dtypes(make_checkpoint: MakeCheckpoint, target: Path) -> None:
     source = make_checkpoint()
     path = source.folder / "model.safetensors"
     tensors = load_file(path)
     for change, words in (
         ({"layers.0.mlp.up_proj.weight": torch.ones(256, 128, dtype=torch.int8)}, ("layers.0.mlp.up_proj.weight", "I8")),
         ({"layers.0.mlp.up_proj.weight": torch.ones(256, 127)}, ("layers.0.mlp.up_proj.weight", "[256, 127]")),
-        ({"layers.0.self_attn.extra.weight": torch.ones(2)}, ("layers.0.self_attn.extra.weight", "none that qwen3 has")),
-        ({"layers.5.mlp.up_proj.weight": torch.ones(2)}, ("layers.5.mlp.up_proj.weight", "none that qwen3 has")),
+        ({"layers.0.self_attn.extra.weight": torch.ones(2)}, ("layers.0.self_attn.extra.weight", "unexpected", "qwen3")),
+        ({"layers.5.mlp.up_proj.weight": torch.ones(2)}, ("layers.5.mlp.up_proj.weight", "unexpected", "qwen3")),
         ({"lm_head.weight": torch.ones(3, 128)}, ("lm_head.weight", "[3, 128]")),
     ):
         save_file({**tensors, **change}, path)
-        refused(source, target, *words)
+        assert_source_refused(source, target, *words)
 
 
-def test_a_tokenizer_that_is_wrong(make_checkpoint: MakeCheckpoint, target: Path) -> None:
+def test_invalid_tokenizer(make_checkpoint: MakeCheckpoint, target: Path) -> None:
     source = make_checkpoint()
     path = source.folder / "tokenizer.json"
-    whole = json.loads(path.read_text())
-    path.write_text(json.dumps({**whole, "model": {**whole["model"], "vocab": {"a": 1}, "merges": []}, "post_processor": None}))
-    refused(source, target, "makes no tokens")
-    whole["added_tokens"][0]["id"] = 300
-    whole["post_processor"]["special_tokens"]["<|endoftext|>"]["ids"] = [300]
-    path.write_text(json.dumps(whole))
-    refused(source, target, "300", "257")
+    intact = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**intact, "model": {**intact["model"], "vocab": {"a": 1}, "merges": []}, "post_processor": None})
+    )
+    assert_source_refused(source, target, "makes no tokens")
+    intact["added_tokens"][0]["id"] = 300
+    intact["post_processor"]["special_tokens"]["<|endoftext|>"]["ids"] = [300]
+    path.write_text(json.dumps(intact))
+    assert_source_refused(source, target, "300", "257")
     path.write_text("{}")
-    refused(source, target, "tokenizer.json", "not a tokenizer")
+    assert_source_refused(source, target, "tokenizer.json", "not a tokenizer")
     path.unlink()
-    refused(source, target, "tokenizer.json is missing")
+    assert_source_refused(source, target, "tokenizer.json is missing")
 
 
-def test_a_file_beside_the_weights_that_cannot_be_read(make_checkpoint: MakeCheckpoint, target: Path) -> None:
+def test_unreadable_companion_file(make_checkpoint: MakeCheckpoint, target: Path) -> None:
     source = make_checkpoint()
     (source.folder / "tokenizer_config.json").symlink_to("nowhere")
-    refused(source, target, "tokenizer_config.json", "cannot be read")
+    assert_source_refused(source, target, "tokenizer_config.json", "cannot be read")
 
 
-def test_interrupted_before_anything_is_written(
+def test_interrupt_before_anything_is_written(
     make_checkpoint: MakeCheckpoint, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL at every kind of moment, a full disk, a read-only one: real processes, a real file system."""
+"""SIGKILL at every kind of step, a full disk, a read-only disk; with real processes on a real file system."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUICK += ("--scales", "none", "--threads", "1")
 
 
 class Quantizing(Victims):
-    """Runs of `qembed quantize` that take little time."""
+    """Runs `qembed quantize` with fast settings."""
 
     def quantize(
         self, source: Path, target: Path, *options: str, kill: int | str = 0, number: int = signal.SIGKILL
@@ -42,23 +42,23 @@ def hidden(folder: Path) -> set[str]:
     return {path.name for path in folder.glob(".*")}
 
 
-def moments(steps: list[str]) -> list[int]:
-    """One step of each kind, the first and last of it, and all from the moment when the checkpoint is whole."""
+def kill_points(steps: list[str]) -> list[int]:
+    """The first and last step of each kind, the step that completes the checkpoint, and the steps around the final renames."""
     kinds: dict[str, list[int]] = {}
     for number, step in enumerate(steps, 1):
         verb, _, name = step.partition(" ")
         kinds.setdefault(f"{verb} {'' if verb == 'fsync' else name}", []).append(number)
-    whole = max(number for number, step in enumerate(steps, 1) if step == "replace config.json.tmp")
-    return sorted({place for numbers in kinds.values() for place in (numbers[0], numbers[-1])} | {whole, *ends(steps)})
+    complete = max(number for number, step in enumerate(steps, 1) if step == "replace config.json.tmp")
+    return sorted({point for numbers in kinds.values() for point in (numbers[0], numbers[-1])} | {complete, *renames(steps)})
 
 
-def ends(steps: list[str]) -> set[int]:
-    """The steps around the renames that put the new checkpoint into the place of the old one."""
-    renames = [number for number, step in enumerate(steps, 1) if step.startswith("rename ")]
-    return {near for number in renames for near in (number, number + 1) if near <= len(steps)}
+def renames(steps: list[str]) -> set[int]:
+    """The renames that replace the old checkpoint by the new one, and the step after each."""
+    numbers = [number for number, step in enumerate(steps, 1) if step.startswith("rename ")]
+    return {point for number in numbers for point in (number, number + 1) if point <= len(steps)}
 
 
-def test_killed_at_any_moment_the_old_checkpoint_or_the_new_is_there_and_the_next_run_works(
+def test_kill_at_any_step_leaves_the_old_or_the_new_checkpoint_and_the_next_run_works(
     make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     source, target, work = make_checkpoint().folder, tmp_path / "work" / "out", tmp_path / "work"
@@ -74,7 +74,7 @@ def test_killed_at_any_moment_the_old_checkpoint_or_the_new_is_there_and_the_nex
         steps = run.quantize(source, target, "--force")["steps"]
         assert contents(target) == new
         assert hidden(work) == set()
-        points = moments(steps)
+        points = kill_points(steps)
         assert len(points) > 15
         for number, kill in enumerate(points):
             where = f"killed before step {kill}: {steps[kill - 1]}"
@@ -91,46 +91,47 @@ def test_killed_at_any_moment_the_old_checkpoint_or_the_new_is_there_and_the_nex
             assert hidden(work) == set(), where
 
 
-def test_killed_while_the_first_checkpoint_is_written_nothing_looks_like_one(
+def test_kill_during_the_first_run_leaves_no_target_and_resume_completes_it(
     make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
-    source, target, whole = make_checkpoint().folder, tmp_path / "work" / "out", tmp_path / "whole" / "out"
+    source, target, complete = make_checkpoint().folder, tmp_path / "work" / "out", tmp_path / "complete" / "out"
     target.parent.mkdir()
-    whole.parent.mkdir()
+    complete.parent.mkdir()
     with victims() as run:
-        assert run.quantize(source, whole)["code"] == 0
+        assert run.quantize(source, complete)["code"] == 0
         for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
             answer = run.quantize(source, target, kill="replace part-layer-000.safetensors.tmp", number=number)
             assert answer["code"] == code
-            assert "interrupted; nothing was left there" in answer["stderr"]
+            assert "interrupted; nothing was kept" in answer["stderr"]
             assert not list(target.parent.iterdir())
             answer = run.quantize(source, target, kill="replace part-layer-001.safetensors.tmp", number=number)
             assert answer["code"] == code
-            assert "interrupted; 1 finished layer is kept: the same command with --resume" in answer["stderr"]
+            assert "interrupted; 1 finished layer is kept" in answer["stderr"]
+            assert "--resume" in answer["stderr"]
             assert "Traceback" not in answer["stderr"]
         for kill in ("replace part-layer-001.safetensors.tmp", "rename checkpoint"):
             answer = run.quantize(source, target, "--resume", kill=kill)
             assert answer["code"] == -9
             assert not target.exists()
-        made = run.quantize(source, target, "--resume")
-        assert made["code"] == 0
-        assert not any("part-layer" in step and step.startswith("replace") for step in made["steps"])
-        assert contents(target) == contents(whole)
+        resumed = run.quantize(source, target, "--resume")
+        assert resumed["code"] == 0
+        assert not any("part-layer" in step and step.startswith("replace") for step in resumed["steps"])
+        assert contents(target) == contents(complete)
         assert hidden(target.parent) == set()
 
 
-def test_a_full_disk_and_a_read_only_one(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_full_disk_and_read_only_disk(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     if not shutil.which("unshare") or subprocess.run([*unshare, "mount", "-t", "tmpfs", "none", str(tmp_path)]).returncode:
-        pytest.skip("a file system of one's own needs unprivileged user namespaces (unshare -rm)")
+        pytest.skip("mounting a file system needs unprivileged user namespaces (unshare -rm)")
     source = make_checkpoint().folder
-    disk, saved, whole = tmp_path / "disk", tmp_path / "saved", tmp_path / "whole" / "out"
+    disk, saved, complete = tmp_path / "disk", tmp_path / "saved", tmp_path / "complete" / "out"
     disk.mkdir()
-    whole.parent.mkdir()
+    complete.parent.mkdir()
     with victims(*unshare) as run:
-        assert run.quantize(source, whole)["code"] == 0
+        assert run.quantize(source, complete)["code"] == 0
         table = SIZES["vocab_size"] * SIZES["hidden_size"] * 2
-        layer = (sum(path.stat().st_size for path in whole.glob("*.safetensors")) - table) // 2
+        layer = (sum(path.stat().st_size for path in complete.glob("*.safetensors")) - table) // 2
         room = (table + layer * 3 // 2) // 4096 * 4096 + 4 * 4096
         assert run.ask(shell=f"mount -t tmpfs -o size={room} none {disk}")["code"] == 0
         full = run.quantize(source, disk / "out")
@@ -143,7 +144,7 @@ def test_a_full_disk_and_a_read_only_one(make_checkpoint: MakeCheckpoint, tmp_pa
         assert run.ask(shell=f"mount -o remount,size={room * 4} {disk}")["code"] == 0
         assert run.quantize(source, disk / "out", "--resume")["code"] == 0
         assert run.ask(shell=f"cp -r {disk}/out {saved} && test -z \"$(ls -A {disk} | grep -v '^out$')\"")["code"] == 0
-        assert contents(saved) == contents(whole)
+        assert contents(saved) == contents(complete)
         assert run.ask(shell=f"mount -o remount,ro {disk}")["code"] == 0
         for options in ((), ("--force",)):
             answer = run.quantize(source, disk / ("out" if options else "other"), *options)

@@ -1,4 +1,4 @@
-"""A run that is broken off, and the one that goes on from there."""
+"""Interrupted runs, and runs that resume them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hidden(folder: Path) -> list[str]:
 
 
 def on_call(number: int, function: Callable[..., Any], error: BaseException) -> Callable[..., Any]:
-    """`function`, but its call with this number (from 1) raises `error` instead."""
+    """`function`, except that call number `number` (from 1) raises `error`."""
     calls = 0
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -36,12 +36,12 @@ def on_call(number: int, function: Callable[..., Any], error: BaseException) -> 
 
 
 @pytest.mark.parametrize("options", [(), ("--scales", "none", "--no-clip", "--rounding", "rtn")])
-def test_a_resumed_run_ends_with_the_same_bytes_and_makes_no_finished_layer_again(
+def test_resumed_run_is_byte_identical_and_skips_finished_layers(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     source, target = make_checkpoint("llama", attention_bias=True, num_hidden_layers=3), tmp_path / "out"
-    whole = quantize("--model", source.folder, "--output", tmp_path / "whole", "--json", *options)
-    assert whole.exit_code == 0
+    uninterrupted = quantize("--model", source.folder, "--output", tmp_path / "uninterrupted", "--json", *options)
+    assert uninterrupted.exit_code == 0
     with monkeypatch.context() as patched:
         patched.setattr(parts.Parts, "write", on_call(4, parts.Parts.write, KeyboardInterrupt()))
         result = quantize("--model", source.folder, "--output", target, *options)
@@ -50,19 +50,21 @@ def test_a_resumed_run_ends_with_the_same_bytes_and_makes_no_finished_layer_agai
     assert "2 finished layers are kept" in line
     assert "--resume" in line
     assert not target.exists()
-    made: list[int] = []
+    quantized: list[int] = []
     with monkeypatch.context() as patched:
-        again = LayerQuantizer.run
-        patched.setattr(LayerQuantizer, "run", lambda *arguments: (made.append(1), again(*arguments))[1])
+        original_run = LayerQuantizer.run
+        patched.setattr(LayerQuantizer, "run", lambda *arguments: (quantized.append(1), original_run(*arguments))[1])
         resumed = quantize("--model", source.folder, "--output", target, "--resume", "--json", *options)
-    assert len(made) == 1
-    changing = {"output": None, "seconds": None}
-    assert json.loads(resumed.stdout) | changing == json.loads(whole.stdout) | changing
-    assert contents(target) == contents(tmp_path / "whole")
+    assert len(quantized) == 1
+    ignored = {"output": None, "seconds": None}
+    assert json.loads(resumed.stdout) | ignored == json.loads(uninterrupted.stdout) | ignored
+    assert contents(target) == contents(tmp_path / "uninterrupted")
     assert hidden(tmp_path) == []
 
 
-def test_only_the_same_run_is_resumed(make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_requires_the_same_options_and_source(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, target = make_checkpoint(), tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr(parts.Parts, "write", on_call(3, parts.Parts.write, OSError(28, "No space left on device")))
@@ -89,7 +91,7 @@ def test_only_the_same_run_is_resumed(make_checkpoint: MakeCheckpoint, tmp_path:
     assert hidden(tmp_path) == []
 
 
-def test_nothing_to_resume_just_starts(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_resume_without_an_interrupted_run_starts_a_new_one(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint()
     assert quantize("--model", source.folder, "--output", tmp_path / "out", "--resume").exit_code == 0
     assert hidden(tmp_path) == []

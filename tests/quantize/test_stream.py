@@ -195,7 +195,7 @@ def test_measured_cosine_is_what_the_written_tensors_give(make_checkpoint: MakeC
     assert max(report.cosines) < 0.99999
 
 
-@pytest.mark.parametrize(("value", "reason"), [(float("nan"), "NaN"), (float("inf"), "infinite"), (1e6, "too great")])
+@pytest.mark.parametrize(("value", "reason"), [(float("nan"), "NaN"), (float("inf"), "infinite"), (1e6, "too large")])
 def test_a_value_that_float16_cannot_hold_is_refused_by_name(value: float, reason: str) -> None:
     tensor = torch.zeros(3)
     tensor[1] = value

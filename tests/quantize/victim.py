@@ -5,11 +5,11 @@ from __future__ import annotations
 from tests import victims
 
 SHARD_BYTES = 70_000
-"""So small that tiny checkpoints have several shards."""
+"""Small enough that tiny checkpoints have several shards."""
 
 
 def main() -> None:
-    """Import everything once for all children, then answer."""
+    """Import everything once for all forked children, then answer requests."""
     import transformers
     from transformers import AutoConfig, AutoModel  # noqa: F401
 

@@ -25,24 +25,24 @@ def main() -> None:
     import torch
     from results import machine, replace_section, table
 
-    from qembed.serve.vllm_plugin import int4, native
+    from qembed.serve.vllm_plugin import int4_native, int4_torch
 
     torch.manual_seed(0)
     values = [torch.randint(0, 16, (OUTPUTS, INPUTS), dtype=torch.uint8) for _ in range(LAYERS)]
     scales, zeros = torch.rand(OUTPUTS, INPUTS // GROUP).half() / 100, torch.full((OUTPUTS, INPUTS // GROUP), 8)
 
-    def reader(of: torch.Tensor) -> int4.ValuesOf:
+    def reader(of: torch.Tensor) -> int4_torch.ReadRows:
         return lambda start, end: of[start:end]
 
-    compiled = [native.prepare(reader(one), scales, zeros, INPUTS) for one in values]
-    in_torch = [int4.prepare(reader(one), scales, zeros) for one in values]
-    dense = [int4.dequantize(one, torch.empty(OUTPUTS, INPUTS)) for one in in_torch]
+    compiled = [int4_native.prepare(reader(one), scales, zeros, INPUTS) for one in values]
+    in_torch = [int4_torch.prepare(reader(one), scales, zeros) for one in values]
+    dense = [int4_torch.dequantize(one, torch.empty(OUTPUTS, INPUTS)) for one in in_torch]
     packed = [torch.ops.aten._convert_weight_to_int4pack_for_cpu(one.int(), 1) for one in values]
     both = torch.stack((scales.T, torch.zeros_like(scales.T)), dim=-1).bfloat16().contiguous()
     ways: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
         "float32 GEMM": lambda x, i: torch.nn.functional.linear(x, dense[i]),
-        "compiled kernel": lambda x, i: native.linear(x, compiled[i], OUTPUTS, None),
-        "in torch": lambda x, i: int4.linear(x, in_torch[i], None),
+        "compiled kernel": lambda x, i: int4_native.linear(x, compiled[i], OUTPUTS, None),
+        "in torch": lambda x, i: int4_torch.linear(x, in_torch[i], None),
         "torch's int4pack, bfloat16": lambda x, i: torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.bfloat16(), packed[i], GROUP, both
         ),

@@ -31,7 +31,7 @@ def main() -> None:
     values = [torch.randint(0, 16, (OUTPUTS, INPUTS), dtype=torch.uint8) for _ in range(LAYERS)]
     scales, zeros = torch.rand(OUTPUTS, INPUTS // GROUP).half() / 100, torch.full((OUTPUTS, INPUTS // GROUP), 8)
 
-    def reader(of: torch.Tensor) -> int4_torch.ValuesOf:
+    def reader(of: torch.Tensor) -> int4_torch.ReadRows:
         return lambda start, end: of[start:end]
 
     compiled = [int4_native.prepare(reader(one), scales, zeros, INPUTS) for one in values]

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible embedding server: vLLM, started right."""
+"""`qembed serve`: an OpenAI-compatible embedding server on vLLM, with a gate in front of it (gate/)."""

@@ -20,7 +20,7 @@ from qembed.command.options import MODEL_HELP, Size
 from qembed.command.sections import SectionedCommand, section
 from qembed.command.signals import Interrupts
 from qembed.errors import BadInput, QembedError
-from qembed.serve.reporter import Reporter, computing, how, notes, verdict
+from qembed.serve.reporter import Reporter, computing, computing_line, notes, verdict
 from qembed.sizes import gib
 from qembed.vllm import api_keys, devices, kernels, log, machine, plan, plan_table, ports, sglang, supervisor
 from qembed.vllm.arguments import environment, rules
@@ -43,79 +43,80 @@ from qembed.vllm.settings import (
     resolve,
 )
 
-model, memory, limits, texts, network, life = map(
-    section, ("Model", "Memory", "Limits", "Texts", "Network and keys", "Life and logs")
+model, memory, limits, texts, network, operation = map(
+    section, ("Model", "Memory", "Limits", "Texts", "Network and keys", "Timeouts, restarts and logs")
 )
 engine_options = section("Engine")
 
 
 @click.command("serve", cls=SectionedCommand)
-@model("--int4/--fp16", default=True, show_default=True, help="Serve the INT4 checkpoint, or the original it came from.")
+@model(
+    "--int4/--fp16", default=True, show_default=True, help="Serve the INT4 checkpoint, or the original that it was made from."
+)
 @model(
     "--model",
     envvar="QEMBED_MODEL",
     show_envvar=True,
     help=MODEL_HELP,
 )
-@model("--served-model-name", help="Model name that requests must give.  [default: the name of the folder or hub model]")
+@model("--served-model-name", help="Model name for requests.  [default: the name of the folder or hub model]")
 @model(
     "--dtype",
     type=click.Choice(["auto", "float16", "bfloat16", "float32"]),
     default="auto",
     show_default=True,
-    help="What to compute in. auto: float16 on a GPU; on a CPU what is fastest by its instructions and the kernels that there "
-    "are, which --plan tells with the reason.",
+    help="Dtype of the computation. auto: float16 on a GPU, the fastest for the instruction sets of a CPU; --plan shows the "
+    "choice and the reason.",
 )
 @memory(
     "--plan",
     "only_plan",
     is_flag=True,
-    help="Print where every byte would go, and whether it fits, and start nothing. Exit code 1: it does not fit.",
+    help="Print the memory plan and whether it fits, without starting anything. Exit code 1: it does not fit.",
 )
 @memory(
     "--device-memory",
     metavar="DEVICE",
-    help=f"With --plan: a device that is not at hand: {', '.join(devices.PRESETS)}, a GPU of a size (4GiB), or cpu:SIZE.",
+    help=f"With --plan: plan for another device: {', '.join(devices.PRESETS)}, a GPU with so much memory (4GiB), or cpu:SIZE.",
 )
 @memory(
     "--memory",
     type=Size(),
-    help="All that may be taken, as 3GiB: chooses the longest context that fits, then the most sequences; --max-model-len, "
-    "--max-num-seqs and --max-num-batched-tokens stay where they are given.",
+    help="Total memory to use, such as 3GiB: chooses the longest context that fits, then the most sequences. Given values of "
+    "--max-model-len, --max-num-seqs and --max-num-batched-tokens are kept.",
 )
 @memory(
     "--max-model-len",
     type=click.IntRange(1),
-    help=f"Longest text, in tokens; longer ones get status 400. Its cache is the largest part of the memory after "
-    f"the weights.  [default: {plan.LENGTH_DEFAULT}, or the model's own limit if that is lower]",
+    help=f"Longest text, in tokens; longer ones get status 400. After the weights, its cache takes the most memory.  "
+    f"[default: {plan.LENGTH_DEFAULT}, or the model's own limit if that is lower]",
 )
 @memory(
-    "--max-num-seqs", type=click.IntRange(1), help=f"Texts computed at once, at most; more wait.  [default: {MAX_NUM_SEQS}]"
+    "--max-num-seqs", type=click.IntRange(1), help=f"Maximum texts computed at once; others wait.  [default: {MAX_NUM_SEQS}]"
 )
 @memory(
     "--max-num-batched-tokens",
     type=click.IntRange(1),
-    help=f"Tokens computed at once, at most; more wait. Bounds activations.  [default: {MAX_NUM_BATCHED_TOKENS}]",
+    help=f"Maximum tokens computed at once; others wait. Limits activations.  [default: {MAX_NUM_BATCHED_TOKENS}]",
 )
 @memory(
     "--kv-cache-dtype",
     type=click.Choice(["auto", "fp8"]),
     default="auto",
     show_default=True,
-    help="auto: as computed in; fp8: half of 16 bits, on GPUs that have it (L4, H100, RTX 40 and later).",
+    help="auto: the dtype of the computation; fp8: half the size of 16 bits, on GPUs with FP8 (L4, H100, RTX 40 and later).",
 )
 @memory(
     "--token-table",
     type=click.Choice([INT8]),
-    help="Turn the token table to INT8 while it is loaded: a quarter of float32, half of float16.  "
-    "[default: as the checkpoint has it]",
+    help="Convert the token table to INT8 while it loads: a quarter of float32, half of float16.  [default: as stored]",
 )
 @limits(
     "--max-queue",
     type=click.IntRange(1),
     default=MAX_QUEUE,
     show_default=True,
-    help="Texts waiting and being computed, at most; a request beyond gets status 503 with Retry-After. Not below "
+    help="Maximum texts waiting or being computed; a request beyond that gets status 503 with Retry-After. At least "
     "--max-client-batch.",
 )
 @limits(
@@ -123,77 +124,93 @@ engine_options = section("Engine")
     type=click.IntRange(1),
     default=MAX_CLIENT_BATCH,
     show_default=True,
-    help="Texts in one request, at most; more get status 400.",
+    help="Maximum texts in one request; more get status 400.",
 )
 @limits(
-    "--max-body", type=Size(), default="32MiB", show_default=True, help="Size of one request, at most; more gets status 413."
+    "--max-body",
+    type=Size(),
+    default="32MiB",
+    show_default=True,
+    help="Maximum size of one request; larger ones get status 413.",
 )
 @texts(
     "--clean/--no-clean",
     default=True,
     show_default=True,
-    help="Turn texts to Unicode NFC, and take control and zero-width characters out.",
+    help="Normalize texts to Unicode NFC, and remove control and zero-width characters.",
 )
-@texts("--truncate", is_flag=True, help="Cut texts that are too long.  [default: status 400, unless the request says so]")
-@texts("--default-prompt", metavar="NAME", help="The model's prompt for requests that name none, such as query.")
-@texts("--allow-token-ids", is_flag=True, help="Take token ids of this model in place of texts.  [default: status 400]")
-@network("--host", default=HOST, show_default=True, help="Address to listen on; 0.0.0.0 is every one of this machine.")
+@texts(
+    "--truncate",
+    is_flag=True,
+    help="Truncate texts that are too long.  [default: status 400, unless the request asks for truncation]",
+)
+@texts("--default-prompt", metavar="NAME", help="Name of the model's prompt for requests without one, such as query.")
+@texts("--allow-token-ids", is_flag=True, help="Accept token ids of this model instead of texts.  [default: status 400]")
+@network("--host", default=HOST, show_default=True, help="Address to listen on; 0.0.0.0 for all of this machine.")
 @network(
-    "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="TCP port to listen on; 0 takes a free one."
+    "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="TCP port to listen on; 0 for a free one."
 )
 @network(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="API keys, one a line; requests without one of them get status 401.  [default: QEMBED_API_KEY, commas between keys]",
+    help="API keys, one per line; requests without one get status 401.  [default: QEMBED_API_KEY, separated by commas]",
 )
 @network("--ssl-certfile", type=click.Path(exists=True, dir_okay=False), help="Certificate, for HTTPS.")
-@network("--ssl-keyfile", type=click.Path(exists=True, dir_okay=False), help="Its key.")
-@life(
+@network("--ssl-keyfile", type=click.Path(exists=True, dir_okay=False), help="Key of the certificate.")
+@operation(
     "--startup-timeout",
     type=click.FloatRange(1),
     default=STARTUP_TIMEOUT,
     show_default=True,
-    help="Seconds that the engine may take until it answers.",
+    help="Seconds that the engine may take to start.",
 )
-@life(
+@operation(
     "--shutdown-timeout",
     type=click.FloatRange(0),
     default=SHUTDOWN_TIMEOUT,
     show_default=True,
-    help="Seconds that requests which are being computed have left at SIGTERM or Ctrl-C; new ones get status 503.",
+    help="Seconds to finish requests at SIGTERM or Ctrl-C; new ones get status 503.",
 )
-@life(
+@operation(
     "--hang-timeout",
     type=click.FloatRange(0),
     default=HANG_TIMEOUT,
     show_default=True,
-    help="Seconds that texts may wait while nothing is computed, or that the server may take to answer at all, until the "
-    "engine counts as hung and is started again; ten times as long while it keeps a core busy. 0: no limit.",
+    help="Restart the engine if texts wait for so many seconds while nothing is computed, or if it does not answer for as "
+    "long; ten times as long while it keeps a core busy. 0: no limit.",
 )
-@life(
+@operation(
     "--max-restarts",
     type=click.IntRange(0),
     default=MAX_RESTARTS,
     show_default=True,
-    help="How often in a row the engine is started again when it ends or hangs.",
+    help="Maximum restarts in a row of an engine that ends or hangs.",
 )
-@life("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What goes to stderr.")
-@life("--log-requests", is_flag=True, help="Write the texts of each request to stderr.  [default: no text is logged]")
-@life("--verbose", is_flag=True, help="Show the engine's log on stderr.  [default: shown only where it tells why it failed]")
-@life("--json", "as_json", is_flag=True, help="Print the plan, or the line that says it is ready, as JSON (memory in bytes).")
+@operation(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Format of the log on stderr."
+)
+@operation("--log-requests", is_flag=True, help="Log the texts of each request to stderr.  [default: texts are not logged]")
+@operation("--verbose", is_flag=True, help="Show the engine's log on stderr.  [default: only the cause of a failure]")
+@operation(
+    "--json", "as_json", is_flag=True, help="Print the plan, or the line when the server is ready, as JSON (memory in bytes)."
+)
 @engine_options(
     "--engine",
     type=click.Choice(["vllm", "sglang"]),
     default="vllm",
     show_default=True,
-    help="sglang: the same checkpoint and limits where SGLang is installed; texts are then not cleaned or checked.",
+    help="sglang: serve the same checkpoint and limits with SGLang; texts are then not cleaned or checked.",
 )
-@engine_options("--tensor-parallel-size", type=click.IntRange(1), default=1, help="Devices that share one model.")
-@engine_options("--data-parallel-size", type=click.IntRange(1), default=1, help="Devices that have a whole model each.")
+@engine_options("--tensor-parallel-size", type=click.IntRange(1), default=1, help="Devices that share one copy of the model.")
+@engine_options("--data-parallel-size", type=click.IntRange(1), default=1, help="Devices with a full copy of the model each.")
 @engine_options(
-    "--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE", help="Any other setting of the engine, by its own name."
+    "--engine-arg",
+    "engine_args",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any other setting of the engine, by the engine's name for it.",
 )
-@engine_options("--print-command", is_flag=True, help="Print the command that would be run, ready to paste, and start nothing.")
+@engine_options("--print-command", is_flag=True, help="Print the engine's command, ready to paste, without starting it.")
 def command(
     int4: bool,
     model: str | None,
@@ -203,18 +220,17 @@ def command(
     engine_args: tuple[str, ...],
     print_command: bool,
     as_json: bool,
-    **asked: Any,
+    **options: Any,
 ) -> None:
     """Serve a checkpoint through vLLM behind the OpenAI embeddings API.
 
-    Prints where the memory goes and one line when it answers, then runs until Ctrl-C or SIGTERM, which end everything it
-    started.
+    Prints the memory plan, and one line when the server answers. Runs until Ctrl-C or SIGTERM, which stop all its processes.
 
     \b
     qembed serve --int4                         what `qembed quantize` wrote here
     qembed serve --int4 --model ./FOLDER        an INT4 checkpoint elsewhere
     qembed serve --fp16 --model sample          the embedded sample, not quantized
-    qembed serve --plan --device-memory T4      where every byte would go
+    qembed serve --plan --device-memory T4      the memory plan for a T4
     qembed serve --memory 3GiB                  the longest context that fits
 
     Exit codes: 0 stopped by Ctrl-C or SIGTERM while serving, 130 or 143 stopped by them while starting, 1 the port is
@@ -224,7 +240,7 @@ def command(
         checkpoint=find_served(int4, model),
         keys=api_keys.find(api_key_file, os.environ),
         engine_args=tuple(map(parse_engine_arg, engine_args)),
-        **asked,
+        **options,
     )
     if device_memory is not None and not only_plan:
         raise BadInput("--device-memory goes with --plan")
@@ -233,20 +249,20 @@ def command(
         port = settings.port if only_plan or settings.port else ports.free(settings.host)
         launch = resolve(settings, target, kernels.this_cpu(), port)
         sys.exit(_show_plan(launch, as_json) if only_plan else _show_command(launch))
-    voice = Reporter(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
+    reporter = Reporter(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
     for warning in _warnings(settings, api_key_file):
-        voice.warn(warning)
+        reporter.warn(warning)
     interrupts = Interrupts()
     serving = False
     try:
-        with interrupts.raised(), voice, supervisor.running(settings, voice.stage, voice.show_plan) as server:
-            voice.end()
+        with interrupts.raised(), reporter, supervisor.running(settings, reporter.stage, reporter.show_plan) as server:
+            reporter.end()
             measured = server.measured()
             click.echo(_ready(server, measured, as_json))
             if measured:
-                voice.measured(server.launch, measured)
+                reporter.measured(server.launch, measured)
             serving = True
-            server.watch(voice.stage, voice.warn)
+            server.watch(reporter.stage, reporter.warn)
     except KeyboardInterrupt:
         sys.exit(0 if serving else 128 + interrupts.signal)
     except QembedError as error:
@@ -257,7 +273,7 @@ def command(
 
 
 def _show_plan(launch: Launch, as_json: bool) -> int:
-    """Print the plan; the exit code."""
+    """Print the plan. Returns the exit code: 0 if it fits, else 1."""
     target = launch.target
     fits = target.free is None or launch.needed <= target.free
     if as_json:
@@ -268,18 +284,19 @@ def _show_plan(launch: Launch, as_json: bool) -> int:
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(plan_table.render(launch.plan, target, notes(launch)))
-    console.print(how(launch))
+    console.print(computing_line(launch))
     console.print(verdict(launch))
     return 0 if fits else 1
 
 
 def _show_command(launch: Launch) -> int:
+    """Print the command that starts the engine. Returns the exit code 0."""
     if launch.settings.engine == "sglang":
         sglang.check_settings(launch.settings)
         variables: dict[str, str] = {}
     else:
-        given = environment(launch, os.environ, machine.cores())
-        variables = {name: value for name, value in given.items() if os.environ.get(name) != value}
+        variables = environment(launch, os.environ, machine.cores())
+        variables = {name: value for name, value in variables.items() if os.environ.get(name) != value}
         variables[VARIABLE] = rules(launch, secrets.token_urlsafe(), 0).dump().decode().strip()
     words = [f"{name}={value}" for name, value in variables.items()]
     click.echo(shlex.join([*(["env", *words] if words else []), *supervisor.command(launch)]))
@@ -287,18 +304,20 @@ def _show_command(launch: Launch) -> int:
 
 
 def _warnings(settings: ServerSettings, key_file: Path | None) -> Iterator[str]:
+    """Warnings about missing keys, missing encryption, a readable key file, and the limits of SGLang."""
     if settings.host not in LOCAL and not settings.keys:
-        yield f"everybody who reaches {settings.host or 'this machine'} can use this server: no key is set (--api-key-file)"
+        yield f"anyone who can reach {settings.host or 'this machine'} can use this server: no key is set (--api-key-file)"
     if settings.keys and settings.host not in LOCAL and settings.ssl_certfile is None:
-        yield "keys and texts go over the network unencrypted: no --ssl-certfile; put a proxy with TLS before it, or give one"
+        yield "keys and texts cross the network unencrypted: give --ssl-certfile, or put a proxy with TLS in front"
     if key_file is not None and api_keys.is_exposed(key_file):
-        yield f"{key_file}: every user of this machine may read the keys in it; chmod 600 {key_file}"
+        yield f"{key_file}: every user of this machine can read the keys in it; chmod 600 {key_file}"
     if settings.engine == "sglang":
-        yield f"with SGLang {sglang.ABSENT}"
+        yield f"with SGLang {sglang.LIMITATIONS}"
 
 
 def _ready(server: supervisor.Server, measured: Mapping[str, int], as_json: bool) -> str:
-    launch, used = server.launch, measured.get("total", server.launch.plan.total)
+    """The line on stdout when the server answers."""
+    launch, memory_bytes = server.launch, measured.get("total", server.launch.plan.total)
     if as_json:
         return json.dumps(
             {
@@ -309,7 +328,7 @@ def _ready(server: supervisor.Server, measured: Mapping[str, int], as_json: bool
                 "device": launch.device,
                 **computing(launch),
                 "token_table": launch.token_table,
-                "memory_bytes": used,
+                "memory_bytes": memory_bytes,
                 "planned_bytes": launch.plan.total,
                 "plan": plan_table.lines(launch.plan, launch.device),
                 "weights_bytes": launch.plan.weights,
@@ -322,6 +341,6 @@ def _ready(server: supervisor.Server, measured: Mapping[str, int], as_json: bool
     kind += ", INT8 token table" if launch.token_table == INT8 else ""
     return (
         f"{server.url}  model {server.model} ({kind})  device {launch.device} ({launch.choice.title})  "
-        f"memory {gib(used)} (planned {gib(launch.plan.total)}: weights {gib(launch.plan.weights)}, "
+        f"memory {gib(memory_bytes)} (planned {gib(launch.plan.total)}: weights {gib(launch.plan.weights)}, "
         f"cache {gib(launch.plan.kv_cache)})"
     )

@@ -1,4 +1,4 @@
-"""What `qembed serve` says on stderr while it starts and runs: for people, or a JSON object a line."""
+"""Progress, warnings and the memory plan of `qembed serve` on stderr: for people, or one JSON object per line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """Stages of the start as a spinner (plain lines where stderr is no terminal), warnings, and the plan."""
+    """Reports stages of the start as a spinner (as lines if stderr is no terminal), warnings, and the memory plan.
+
+    `quiet` hides the stages. Leaving its `with` block stops the spinner.
+    """
 
     def __init__(self, style: str, quiet: bool = False) -> None:
         from rich.console import Console
@@ -33,49 +36,49 @@ class Reporter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.end()
 
-    def stage(self, doing: str) -> None:
-        """Say what is being done."""
+    def stage(self, name: str) -> None:
+        """Report a stage of the start."""
         if self._json:
-            log.event(doing, event="stage", seconds=round(time.monotonic() - self._start, 1))
+            log.event(name, event="stage", seconds=round(time.monotonic() - self._start, 1))
         elif self._status is not None:
-            self._status.update(f"{doing} …")
+            self._status.update(f"{name} …")
             self._status.start()
         elif not self._quiet:
-            self._console.print(f"{time.monotonic() - self._start:5.0f} s  {doing}")
+            self._console.print(f"{time.monotonic() - self._start:5.0f} s  {name}")
 
     def end(self) -> None:
-        """End the spinner."""
+        """Stop the spinner."""
         if self._status is not None:
             self._status.stop()
 
-    def warn(self, what: str) -> None:
-        """Say what the user should know."""
+    def warn(self, message: str) -> None:
+        """Report a warning."""
         self.end()
         if self._json:
-            log.event(what, "warning")
+            log.event(message, "warning")
         else:
-            self._console.print(f"qembed: {what}", markup=False, soft_wrap=True)
+            self._console.print(f"qembed: {message}", markup=False, soft_wrap=True)
 
     def show_plan(self, launch: Launch) -> None:
-        """Print the plan."""
+        """Report the plan, and the dtype and kernel."""
         if self._json:
             log.event(
                 "memory plan", event="plan", bytes=plan_table.lines(launch.plan, launch.device), total_bytes=launch.plan.total
             )
-            log.event(how(launch), "info", event="computing", computing=computing(launch))
+            log.event(computing_line(launch), "info", event="computing", computing=computing(launch))
         else:
             self._console.print(plan_table.render(launch.plan, launch.target, notes(launch)), soft_wrap=True)
-            self._console.print(how(launch), markup=False, soft_wrap=True)
+            self._console.print(computing_line(launch), markup=False, soft_wrap=True)
             self._console.print(verdict(launch), soft_wrap=True)
 
     def measured(self, launch: Launch, measured: Mapping[str, int]) -> None:
-        """Print what was measured beside what was planned, and warn where they differ."""
+        """Report measured beside planned memory, and warn if they differ."""
         if self._json:
             log.event("memory measured", event="measured", bytes=dict(measured), planned_bytes=launch.plan.total)
         else:
-            off = measured["total"] / launch.plan.total - 1
+            deviation = measured["total"] / launch.plan.total - 1
             self._console.print(
-                f"memory   planned {gib(launch.plan.total)}, measured {gib(measured['total'])} ({off:+.1%})",
+                f"memory   planned {gib(launch.plan.total)}, measured {gib(measured['total'])} ({deviation:+.1%})",
                 markup=False,
             )
         if (warning := plan_table.deviation(launch.plan, measured, idle=launch.device == "cpu")) is not None:
@@ -83,17 +86,17 @@ class Reporter:
 
 
 def notes(launch: Launch) -> dict[str, str]:
-    """What each line of the plan was made from."""
+    """Explanations of the plan's lines, by name."""
     sizes, cache = launch.sizes, launch.settings.kv_cache_dtype
-    each = launch.plan.kv_cache // launch.plan.kv_tokens
+    per_token = _kib(launch.plan.kv_cache // launch.plan.kv_tokens)
+    cache_dtype = launch.dtype if cache == "auto" else cache
     parallel = launch.settings.tensor_parallel_size * launch.settings.data_parallel_size
-    whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
-    held = f"{sizes.max_num_batched_tokens} at once" if whole else f"one text of {sizes.max_model_len}"
+    reads_whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
+    extent = f"{sizes.max_num_batched_tokens} at once" if reads_whole else f"one text of {sizes.max_model_len}"
     return {
-        "token_table": launch.token_table + (", and packed for products by vLLM" if launch.packs_table else ""),
+        "token_table": launch.token_table + (", and packed for products by vLLM" if launch.has_packed_table else ""),
         "linear": "INT4 with scales and zero points" if launch.settings.checkpoint.is_int4 else launch.dtype,
-        "kv_cache": f"{launch.plan.kv_tokens} tokens × {_kib(each)} ({launch.dtype if cache == 'auto' else cache}): {held}, "
-        f"in {sizes.max_num_seqs} texts",
+        "kv_cache": f"{launch.plan.kv_tokens} tokens × {per_token} ({cache_dtype}): {extent}, in {sizes.max_num_seqs} texts",
         "activations": f"{sizes.max_num_batched_tokens} tokens at once",
         "graphs": "estimated",
         "runtime": "estimated",
@@ -102,11 +105,11 @@ def notes(launch: Launch) -> dict[str, str]:
 
 
 def computing(launch: Launch) -> dict[str, str | None]:
-    """For scripts: what is computed in, by which INT4 kernel (null where there is none of ours to choose), and why."""
+    """For scripts: the dtype, the INT4 kernel (None if not INT4, or on a GPU), and the reason for the choice."""
     return {"dtype": launch.dtype, "kernel": launch.choice.kernel, "kernel_reason": launch.choice.reason}
 
 
-def how(launch: Launch) -> str:
+def computing_line(launch: Launch) -> str:
     """The same for people, in one line."""
     return f"computes in {launch.choice.title}: {launch.choice.reason}"
 
@@ -116,11 +119,11 @@ def verdict(launch: Launch) -> str:
     target = launch.target
     if target.free is None or target.memory is None:
         return f"the memory of {target.name} is not known"
-    has = f"{target.name} has {gib(target.memory)}"
-    has += f", of which {gib(target.free)} are free" if target.free != target.memory else ""
+    memory = f"{target.name} has {gib(target.memory)}"
+    memory += f", of which {gib(target.free)} are free" if target.free != target.memory else ""
     if launch.needed <= target.free:
-        return f"fits: {has}; {gib(target.free - launch.needed)} are left"
-    return f"does not fit: {has}; {gib(launch.needed - target.free)} are missing"
+        return f"fits: {memory}; {gib(target.free - launch.needed)} are left"
+    return f"does not fit: {memory}; {gib(launch.needed - target.free)} are missing"
 
 
 def _kib(size: int) -> str:

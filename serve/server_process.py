@@ -1,9 +1,10 @@
 """The process that vLLM runs in: `python -m qembed.serve.server_process` with the arguments of vLLM's OpenAI server.
 
-vLLM's console script fails in its CPU build, and `vllm.entrypoints.openai.api_server` is deprecated. This process also ends
-when its parent dies: its standard input is a pipe whose other end then closes. Through that pipe come two lines: first the
-rules of the gate (`qembed.vllm.gate_rules`), which hold hashes of keys and so are no arguments; later DRAIN and a number of
-seconds, when the server is to stop. A command from `qembed serve --print-command` has the rules in its environment instead.
+vLLM's console script fails in its CPU build, and `vllm.entrypoints.openai.api_server` is deprecated.
+
+Standard input is a pipe from the parent, with two lines: first the rules of the gate (`qembed.vllm.gate_rules`), which are not
+arguments because they hold hashes of keys; later DRAIN and a number of seconds, to stop the server. When the parent dies the
+pipe closes, and this process ends. A command from `qembed serve --print-command` has the rules in its environment instead.
 """
 
 from __future__ import annotations
@@ -18,51 +19,51 @@ import threading
 import time
 from importlib.util import find_spec
 
-from qembed.serve import gate
+from qembed.serve.gate import gate
 from qembed.vllm import gate_rules, machine
 
-# transformers imports these where they are installed (for qembed eval they are), and an embedding server never needs them: in
-# each of vLLM's processes they are 90 MB and half of the time of its imports. To Python a module that is None is not there.
-# It stands here and not in main() because vLLM's processes begin by importing their parent's main module.
-UNUSED = ("pandas", "scipy", "sklearn")
-# With httptools uvicorn drops the body of a POST that asks for an upgrade (Java's HttpClient sends `Upgrade: h2c` by default);
-# with h11, which it takes otherwise, the request is answered as HTTP/1.1. Without a library for websockets it does not take a
-# POST with `Upgrade: websocket` for a handshake; no route is a websocket.
-UPGRADES = ("httptools", "websockets", "wsproto")
+# transformers imports these if they are installed (`qembed eval` needs them). An embedding server never uses them, and in each
+# of vLLM's processes they take 90 MB and half of the import time. A module that is None in sys.modules counts as missing.
+# This is not in main(), because vLLM's other processes start by importing their parent's main module.
+UNUSED_MODULES = ("pandas", "scipy", "sklearn")
+# With httptools uvicorn drops the body of a POST that asks for an upgrade (Java's HttpClient sends `Upgrade: h2c` by default).
+# Without it uvicorn uses h11, and the request is answered as HTTP/1.1. Without a websocket library it does not take a POST with
+# `Upgrade: websocket` for a handshake; no route is a websocket.
+UPGRADE_MODULES = ("httptools", "websockets", "wsproto")
 if __name__ in ("__main__", "__mp_main__"):
-    for module in (*UNUSED, *UPGRADES):
-        sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+    for name in (*UNUSED_MODULES, *UPGRADE_MODULES):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
-GRACE = 20.0
-BEFORE_0_32 = "vllm.entrypoints.openai.api_server"
-POLL = 0.05
-# Settings of ours that an older vLLM lacks, and can do without: the gate counts by itself.
+ENTRY = "vllm.entrypoints.launchers.api_server.entry"
+ENTRY_BEFORE_0_32 = "vllm.entrypoints.openai.api_server"
+GRACE = 20.0  # seconds
+POLL = 0.05  # seconds
+# Options that an older vLLM lacks. The server works without them, because the gate enforces the limits.
 OPTIONAL = ("--max-num-queued-reqs", "--shutdown-timeout")
 
 
 def main() -> None:
-    """Run vLLM's server until it ends, or until standard input does."""
-    given = os.environ.pop(gate_rules.VARIABLE, None)
-    piped = stat.S_ISFIFO(os.fstat(0).st_mode)
-    if given is not None:
-        gate.RULES = gate_rules.load(given.encode())
-    elif piped:
+    """Run vLLM's server until it ends or standard input closes."""
+    variable = os.environ.pop(gate_rules.VARIABLE, None)
+    if variable is not None:
+        gate.RULES = gate_rules.load(variable.encode())
+    elif stat.S_ISFIFO(os.fstat(0).st_mode):
         reader = os.fdopen(os.dup(0), "rb", buffering=0)
         gate.RULES = gate_rules.load(reader.readline())
-        threading.Thread(target=_obey, args=(reader,), name="parent", daemon=True).start()
+        threading.Thread(target=_follow_parent, args=(reader,), name="parent", daemon=True).start()
     else:
-        sys.exit(f"server_process: started by hand it needs {gate_rules.VARIABLE}; `qembed serve --print-command` prints it")
-    known = _options()
-    _check_names(gate.RULES.engine_args, known)
-    _leave_out(known)
+        sys.exit(f"server_process: {gate_rules.VARIABLE} is not set; see `qembed serve --print-command`")
+    options = _vllm_options()
+    if options is not None:
+        _check_names(gate.RULES.engine_args, options)
+        _drop_unsupported(options)
     if gate.RULES.listener is not None:
         _use_socket(gate.RULES.listener)
-    module = "vllm.entrypoints.launchers.api_server.entry"
-    runpy.run_module(module if _exists(module) else BEFORE_0_32, run_name="__main__")
+    runpy.run_module(ENTRY if _exists(ENTRY) else ENTRY_BEFORE_0_32, run_name="__main__")
 
 
-def _obey(reader: object) -> None:
-    """Do what the parent says, and end when it does."""
+def _follow_parent(reader: object) -> None:
+    """Drain when the parent says so, and end when it does."""
     while line := reader.readline():  # type: ignore[attr-defined]
         if line.startswith(gate_rules.DRAIN):
             _drain(float(line.split()[1]))
@@ -70,34 +71,34 @@ def _obey(reader: object) -> None:
     shared = machine.shared_memory(os.getpid())
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
-    if os.getpgid(0) == os.getpid():  # engine.py starts us as the leader of a group: this ends vLLM's other processes too
+    if os.getpgid(0) == os.getpid():  # supervisor.py made this process a group leader: vLLM's other processes end too
         for path in shared:
             path.unlink(missing_ok=True)
         os.killpg(0, signal.SIGKILL)
 
 
 def _drain(seconds: float) -> None:
-    """Let nothing more in, and wait until all that is in has been answered, but no longer than `seconds`.
+    """Admit no more requests, and wait up to `seconds` until all admitted ones are answered.
 
-    vLLM, told to end, answers 500 to what it is still computing.
+    Without this, vLLM would answer 500 to the requests that it is computing when it stops.
     """
     deadline = time.monotonic() + seconds
     for load in gate.LOAD:
         load.draining = True
         while load.requests and time.monotonic() < deadline:
             time.sleep(POLL)
-    time.sleep(2 * POLL)  # the last answer is on its way
+    time.sleep(2 * POLL)  # for the last answer to be sent
 
 
 def _use_socket(number: int) -> None:
-    """Let vLLM listen on the socket with this number, which the parent has bound and keeps."""
+    """Let vLLM listen on the socket with this file descriptor, which the parent has opened and keeps."""
     from vllm.entrypoints.launchers import launcher
 
     launcher.create_server_socket = lambda *_, **__: socket.socket(fileno=number)
 
 
-def _options() -> set[str] | None:
-    """Every option of the installed vLLM's server; None if it cannot be asked."""
+def _vllm_options() -> set[str] | None:
+    """All options of the installed vLLM's server; None if its parser is not at a known place."""
     import importlib
 
     for module in ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"):
@@ -109,19 +110,20 @@ def _options() -> set[str] | None:
     return None
 
 
-def _check_names(names: list[str], known: set[str] | None) -> None:
-    """See that vLLM has these settings by these names: its parser takes beginnings of names too."""
-    unknown = [name for name in names if known is not None and f"--{name.split('.')[0].rstrip('+')}" not in known]
+def _check_names(names: list[str], options: set[str]) -> None:
+    """Check that vLLM has these settings by their full names; its parser would also accept abbreviations."""
+    unknown = [name for name in names if f"--{name.split('.')[0].rstrip('+')}" not in options]
     if unknown:
         print(f"ValueError: --engine-arg: this vLLM has no setting {', '.join(unknown)}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 
-def _leave_out(known: set[str] | None) -> None:
+def _drop_unsupported(options: set[str]) -> None:
+    """Remove the options in OPTIONAL that this vLLM lacks, with their values, from sys.argv."""
     for option in OPTIONAL:
-        if known is not None and option not in known and option in sys.argv:
-            at = sys.argv.index(option)
-            del sys.argv[at : at + 2]
+        if option not in options and option in sys.argv:
+            index = sys.argv.index(option)
+            del sys.argv[index : index + 2]
 
 
 def _exists(module: str) -> bool:

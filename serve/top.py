@@ -1,4 +1,4 @@
-"""`qembed top`: a running server, live in the terminal."""
+"""`qembed top`: a live view of a running server in the terminal."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ from qembed.vllm import api_keys
 if TYPE_CHECKING:
     from rich.table import Table
 
-TIMEOUT = 10.0
+TIMEOUT = 10.0  # seconds
 ONCE_SECONDS = 1.0
-LARGEST = 16 * 2**20
+MAX_BYTES = 16 * 2**20
 
 
 @click.command("top")
 @click.argument("url", default="http://127.0.0.1:8000")
-@click.option("--once", is_flag=True, help="Look once, for a second, and end.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each look.")
-@click.option("--interval", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between looks.")
+@click.option("--once", is_flag=True, help="Measure for one second, print, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per measurement.")
+@click.option("--interval", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between measurements.")
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="A key for the server, where it asks for one.  [default: QEMBED_API_KEY]",
+    help="File with a key, if the server requires one.  [default: QEMBED_API_KEY]",
 )
 def command(url: str, once: bool, as_json: bool, interval: float, api_key_file: Path | None) -> None:
-    """Show memory, requests, tokens a second, latencies and cache of the server at URL, from its /metrics.
+    """Show memory, cache, requests, tokens per second and latencies of the server at URL, from its /metrics.
 
     \b
     qembed top                                  this machine's port 8000
     qembed top http://box:8000 --once --json    for scripts
 
-    Exit codes: 0 ended by --once or Ctrl-C, 1 no server answers there, 2 bad input.
+    Exit codes: 0 ended by --once or Ctrl-C, 1 no server answers at URL, 2 bad input.
     """  # noqa: D301 - click wants the real backspace character
-    given = api_keys.find(api_key_file, os.environ)
+    keys = api_keys.find(api_key_file, os.environ)
+    key = keys[0] if keys else None
     try:
         if once or as_json or not sys.stdout.isatty():
-            _lines(url, given[0] if given else None, ONCE_SECONDS if once else interval, once, as_json)
+            _lines(url, key, ONCE_SECONDS if once else interval, once, as_json)
         else:
-            _live(url, given[0] if given else None, interval)
+            _live(url, key, interval)
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:  # `qembed top | head`
@@ -58,11 +59,11 @@ def command(url: str, once: bool, as_json: bool, interval: float, api_key_file: 
 
 
 def fetch(url: str, key: str | None) -> metrics.Samples:
-    """The server's numbers now.
+    """The server's current /metrics.
 
     Raises:
-        BadInput: `url` is none, or the server wants a key.
-        QembedError: nothing answers there, or something else than a server with /metrics.
+        BadInput: `url` is not a URL, or the server requires a key.
+        QembedError: no server answers at `url`, or it is not vLLM.
     """
     try:
         parts = urlsplit(url if "//" in url else f"http://{url}")
@@ -74,7 +75,7 @@ def fetch(url: str, key: str | None) -> metrics.Samples:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         status, body = http.request(
-            f"{parts.scheme}://{parts.netloc}/metrics", headers=headers, timeout=TIMEOUT, largest=LARGEST
+            f"{parts.scheme}://{parts.netloc}/metrics", headers=headers, timeout=TIMEOUT, largest=MAX_BYTES
         )
     except ValueError as error:
         raise BadInput(f"{url}: not the URL of a server: {error}") from error
@@ -83,19 +84,20 @@ def fetch(url: str, key: str | None) -> metrics.Samples:
             f"{url}: no server answers there ({getattr(error, 'reason', None) or error or type(error).__name__})"
         ) from error
     if status == 401:
-        raise BadInput(f"{url}: the server asks for a key; give --api-key-file or QEMBED_API_KEY")
+        raise BadInput(f"{url}: the server requires a key; give --api-key-file or QEMBED_API_KEY")
     samples = metrics.parse(body.decode(errors="replace")) if status == 200 else {}
     if not any(name.startswith(("vllm:", "qembed_")) for name in samples):
-        raise QembedError(f"{url}: what answers there is no vLLM (status {status} for /metrics)")
+        raise QembedError(f"{url}: the server is not vLLM (status {status} for /metrics)")
     return samples
 
 
 def _lines(url: str, key: str | None, interval: float, once: bool, as_json: bool) -> None:
-    before, when = fetch(url, key), time.monotonic()
+    """Print a table or JSON after each interval; only once if `once`."""
+    before, start = fetch(url, key), time.monotonic()
     while True:
         time.sleep(interval)
         samples, now = fetch(url, key), time.monotonic()
-        reading = metrics.read(samples, before, now - when)
+        reading = metrics.read(samples, before, now - start)
         if as_json:
             click.echo(strict_json.dumps({"url": url, **reading.as_json()}))
         else:
@@ -104,51 +106,52 @@ def _lines(url: str, key: str | None, interval: float, once: bool, as_json: bool
             Console(highlight=False).print(table(url, reading))
         if once:
             return
-        before, when = samples, now
+        before, start = samples, now
 
 
 def _live(url: str, key: str | None, interval: float) -> None:
+    """Update a table on the whole terminal after each interval, until Ctrl-C."""
     from rich.live import Live
     from rich.text import Text
 
-    before, when = fetch(url, key), time.monotonic()
+    before, start = fetch(url, key), time.monotonic()
     with Live(table(url, metrics.read(before, None, 0)), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
             try:
                 samples, now = fetch(url, key), time.monotonic()
-            except QembedError as error:  # it may be starting again
-                live.update(Text(f"{error}\nlooking again every {interval:g} s; Ctrl-C ends"), refresh=True)
+            except QembedError as error:  # it may be restarting
+                live.update(Text(f"{error}\ntrying again every {interval:g} s; Ctrl-C ends"), refresh=True)
                 continue
-            live.update(table(url, metrics.read(samples, before, now - when)), refresh=True)
-            before, when = samples, now
+            live.update(table(url, metrics.read(samples, before, now - start)), refresh=True)
+            before, start = samples, now
 
 
 def table(url: str, reading: metrics.Reading) -> Table:
-    """The view of a moment."""
+    """A table of the reading."""
     from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(box=None, show_header=False, pad_edge=False, title=escape(url), title_justify="left")
-    shown.add_column(style="bold", min_width=12)
-    shown.add_column()
+    rows = Table(box=None, show_header=False, pad_edge=False, title=escape(url), title_justify="left")
+    rows.add_column(style="bold", min_width=12)
+    rows.add_column()
     if reading.memory_bytes is not None:
         planned = f" of {gib(reading.planned_bytes)} planned" if reading.planned_bytes else ""
-        part = reading.memory_bytes / reading.planned_bytes if reading.planned_bytes else 0
-        shown.add_row("memory", f"{gib(reading.memory_bytes)}{planned}  {_bar(part)}")
-    shown.add_row("cache", f"{reading.cache_used:.0%}  {_bar(reading.cache_used)}")
-    shown.add_row("texts", f"{reading.running} computed, {reading.waiting} waiting")
-    shown.add_row("speed", f"{_number(reading.tokens_per_second)} tokens/s, {_number(reading.texts_per_second)} texts/s")
-    shown.add_row("latency", ", ".join(f"{name} {_seconds(value)}" for name, value in reading.latency.items()))
+        share = reading.memory_bytes / reading.planned_bytes if reading.planned_bytes else 0
+        rows.add_row("memory", f"{gib(reading.memory_bytes)}{planned}  {_bar(share)}")
+    rows.add_row("cache", f"{reading.cache_used:.0%}  {_bar(reading.cache_used)}")
+    rows.add_row("texts", f"{reading.running} computed, {reading.waiting} waiting")
+    rows.add_row("speed", f"{_number(reading.tokens_per_second)} tokens/s, {_number(reading.texts_per_second)} texts/s")
+    rows.add_row("latency", ", ".join(f"{name} {_seconds(value)}" for name, value in reading.latency.items()))
     if reading.requests:
-        shown.add_row("answers", ", ".join(f"{count} × {status}" for status, count in sorted(reading.requests.items())))
+        rows.add_row("answers", ", ".join(f"{count} × {status}" for status, count in sorted(reading.requests.items())))
     if reading.restarts or reading.nonfinite:
-        shown.add_row("trouble", f"{reading.restarts} restarts, {reading.nonfinite} vectors with NaN", style="red")
-    return shown
+        rows.add_row("trouble", f"{reading.restarts} restarts, {reading.nonfinite} vectors with NaN", style="red")
+    return rows
 
 
-def _bar(part: float, width: int = 20) -> str:
-    full = round(min(max(part, 0.0), 1.0) * width)
+def _bar(share: float, width: int = 20) -> str:
+    full = round(min(max(share, 0.0), 1.0) * width)
     return "━" * full + "┄" * (width - full)
 
 

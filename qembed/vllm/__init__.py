@@ -1,1 +1,1 @@
-"""Running vLLM: the memory plan, settings and arguments, and the process under supervision."""
+"""Running vLLM: settings, memory plan (plan.py), arguments, and a supervised process (supervisor.py)."""

@@ -1,4 +1,4 @@
-"""API keys: where they come from, and whether a request has one. Only their hashes leave the process that read them."""
+"""API keys: reading them, and checking a request's. Only their hashes leave the process that reads them."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from pathlib import Path
 from qembed.errors import BadInput
 
 VARIABLE = "QEMBED_API_KEY"
-SHORTEST = 8
+MIN_LENGTH = 8
 
 
 def find(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys in `file`, one a line, or else in QEMBED_API_KEY, with commas between. Lines that begin with # are comments.
+    """The keys in `file`, one per line with # for comments, or else in QEMBED_API_KEY, separated by commas.
 
     Raises:
-        BadInput: the file cannot be read, or holds no key, or one that is too short or not ASCII.
+        BadInput: the file is unreadable or has no key, or a key is too short or not ASCII.
     """
     if file is None:
-        given = environment.get(VARIABLE)
-        if not given:
+        variable = environment.get(VARIABLE)
+        if not variable:
             return ()
-        where, lines = VARIABLE, given.split(",")
+        source, lines = VARIABLE, variable.split(",")
     else:
-        where = str(file)
+        source = str(file)
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{where}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+            raise BadInput(f"{source}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
     keys = tuple(key for line in lines if (key := line.strip()) and not key.startswith("#"))
     if not keys:
-        raise BadInput(f"{where}: no key in it")
+        raise BadInput(f"{source}: no key in it")
     for number, key in enumerate(keys, 1):
-        if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
-            raise BadInput(f"{where}: key {number} is not at least {SHORTEST} printable ASCII characters without spaces")
+        if len(key) < MIN_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
+            raise BadInput(f"{source}: key {number} is not at least {MIN_LENGTH} printable ASCII characters without spaces")
     return keys
 
 
 def is_exposed(file: Path) -> bool:
-    """Whether every user of this machine may read `file`."""
+    """Whether every user of this machine can read `file`."""
     return bool(file.stat().st_mode & stat.S_IROTH)
 
 
@@ -51,10 +51,10 @@ def hashed(key: str) -> str:
 
 
 def is_known(authorization: str | None, hashes: Iterable[str]) -> bool:
-    """Whether the header "Bearer KEY" holds one of the keys. Takes the same time whichever key it is, or none."""
+    """Whether the header "Bearer KEY" has one of the keys. The comparison takes constant time."""
     scheme, _, key = (authorization or "").partition(" ")
-    given = hashed(key.strip())
+    key_hash = hashed(key.strip())
     known = False
-    for one in hashes:
-        known |= secrets.compare_digest(given, one)
+    for known_hash in hashes:
+        known |= secrets.compare_digest(key_hash, known_hash)
     return known and scheme.lower() == "bearer"

@@ -1,4 +1,4 @@
-"""A launch in vLLM's own words: the arguments and the environment of its server, and the rules of the gate before it."""
+"""A launch as arguments and environment of vLLM's server, and as rules of the gate."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from qembed.vllm.gate_rules import Rules
 from qembed.vllm.settings import BLOCK_SIZE, Launch
 
 MMAP_THRESHOLD = 32 * 2**20
-"""From how many bytes on glibc gives an allocation pages of its own, on a CPU."""
+"""On a CPU, glibc allocates blocks from this many bytes on separately (mmap)."""
 GATE = "qembed.serve.gate.Gate"
-MARGIN = 1.1
-# Keys go to the server through a pipe; and vLLM's own would refuse requests that ours have let in.
+GPU_MARGIN = 1.1
+# The gate gets the keys through a pipe. With VLLM_API_KEY, vLLM itself would refuse requests that the gate has accepted.
 SECRETS = ("QEMBED_API_KEY", "VLLM_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
 
 
 def arguments(launch: Launch) -> list[str]:
     """The arguments of vLLM's OpenAI server."""
     settings = launch.settings
-    chosen = [
+    words = [
         *engine_arguments(launch),
         *("--served-model-name", settings.name),
         *("--host", settings.host),
         *("--port", str(launch.port)),
         *("--max-num-queued-reqs", str(settings.max_queue)),
-        *("--shutdown-timeout", "0"),  # the gate has let everything finish by then
+        *("--shutdown-timeout", "0"),  # the gate has drained by then
         *("--middleware", GATE),
-        # A page of another site must not use a server on this machine through its visitor's browser.
+        # No CORS: web pages must not use a server on their visitor's machine.
         *("--allowed-origins", "[]"),
         "--disable-uvicorn-access-log",
     ]
     for name in ("ssl_certfile", "ssl_keyfile"):
         if (file := getattr(settings, name)) is not None:
-            chosen += [f"--{name.replace('_', '-')}", file]
-    return chosen + user_arguments(launch)
+            words += [f"--{name.replace('_', '-')}", file]
+    return words + user_arguments(launch)
 
 
 def engine_arguments(launch: Launch) -> list[str]:
-    """The arguments of vLLM's engine itself, whether a server stands before it or not."""
+    """The arguments of vLLM's engine, with or without a server."""
     settings = launch.settings
     overrides: dict[str, object] = {
         "is_matryoshka": True,
         "matryoshka_dimensions": matryoshka.sizes(launch.hidden_size),
     }
     if plan.has_plain_positions(settings.checkpoint.config):
-        # vLLM holds a table of all positions; the 0.6B's 32,768 take 17 MB.
+        # vLLM keeps a table of all positions; the 32,768 of the 0.6B take 17 MB.
         overrides["max_position_embeddings"] = launch.max_model_len
-    if settings.makes_table:
+    if settings.converts_table:
         stored = settings.checkpoint.config["quantization_config"]
         overrides["quantization_config"] = {**stored, "quant_method": QUANT_METHOD, "token_table": INT8}
-    chosen = [
+    words = [
         *("--model", str(settings.checkpoint.folder.resolve())),
         *("--runner", "pooling"),
         *("--convert", "embed"),
@@ -65,35 +65,35 @@ def engine_arguments(launch: Launch) -> list[str]:
         *("--block-size", str(BLOCK_SIZE[launch.device])),
         *("--kv-cache-memory-bytes", str(launch.plan.kv_cache)),
         *("--hf-overrides", json.dumps(overrides)),
-        # Texts seldom share a first block, and a vector should not depend on which text came before.
+        # Texts seldom share a first block, and a vector should not depend on earlier texts.
         "--no-enable-prefix-caching",
     ]
     if plan.reads_whole(launch.max_model_len, launch.sizes.max_num_batched_tokens):
-        chosen.append("--no-enable-chunked-prefill")  # the cache is planned for it
+        words.append("--no-enable-chunked-prefill")  # as the cache is planned
     if launch.device == "cpu":
-        # Compiled code needs a C++ compiler on the machine, and half a minute more at every start (85 s instead of 33 to 60).
-        chosen.append("--enforce-eager")
+        # Compiling needs a C++ compiler, and takes half a minute at every start (85 s instead of 33 to 60).
+        words.append("--enforce-eager")
     elif launch.target.memory:
-        # At start vLLM wants this part of the card to be free: 90% unless told otherwise, even if the cache is given in bytes.
-        share = min(0.95, MARGIN * launch.plan.total / launch.target.memory)
-        chosen += ["--gpu-memory-utilization", f"{max(0.01, share):.3f}"]
+        # At start vLLM requires this share of the GPU to be free. Its default is 90%, even with a cache size in bytes.
+        share = min(0.95, GPU_MARGIN * launch.plan.total / launch.target.memory)
+        words += ["--gpu-memory-utilization", f"{max(0.01, share):.3f}"]
     if settings.kv_cache_dtype != "auto":
-        chosen += ["--kv-cache-dtype", settings.kv_cache_dtype]
+        words += ["--kv-cache-dtype", settings.kv_cache_dtype]
     for name in ("tensor_parallel_size", "data_parallel_size"):
         if (size := getattr(settings, name)) > 1:
-            chosen += [f"--{name.replace('_', '-')}", str(size)]
-    return chosen
+            words += [f"--{name.replace('_', '-')}", str(size)]
+    return words
 
 
 def user_arguments(launch: Launch) -> list[str]:
-    """The settings that the user gave in vLLM's own words. They come last, and so overrule."""
+    """The user's `--engine-arg` settings. They come last, so they take precedence."""
     return [word for name, value in launch.settings.engine_args for word in engine_options.option(name, value)]
 
 
 def rules(launch: Launch, token: str, restarts: int, listener: int | None = None) -> Rules:
-    """What the gate in front of vLLM lets in. `token` is a key for the one who starts the server, where keys are asked for.
+    """The rules of the gate. If keys are required, `token` is one more, for the process that starts the server.
 
-    `listener` is the number of a socket that listens already.
+    `listener` is the file descriptor of the listening socket, if vLLM is to use qembed's.
     """
     settings = launch.settings
     return Rules(
@@ -120,41 +120,41 @@ def rules(launch: Launch, token: str, restarts: int, listener: int | None = None
 
 
 def _about(launch: Launch) -> dict[str, str]:
-    """What /metrics tells of the server; `qembed eval --url` reads it."""
+    """The labels of qembed_serving in /metrics; `qembed eval --url` reads them."""
     int8 = ", int8 token table" if launch.token_table == INT8 else ""
     weights = f"awq-int4{int8}" if launch.settings.checkpoint.is_int4 else "not quantized"
     return {"dtype": launch.dtype, "device": launch.device, "weights": weights, "kernel": launch.choice.kernel or ""}
 
 
 def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[int]) -> dict[str, str]:
-    """The environment of the server: `inherited`, with what vLLM needs to know about this machine's `cores`."""
-    chosen = {
+    """The environment of the server: `inherited`, with variables for vLLM. `cores`: the CPUs that it may compute on."""
+    variables = {
         **inherited,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",  # the checkpoint is a local folder by now
+        "HF_HUB_OFFLINE": "1",  # the checkpoint is a local folder
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     for name in SECRETS:
-        chosen.pop(name, None)
+        variables.pop(name, None)
     if launch.device == "cpu":
-        # Left to itself vLLM keeps a core back for its scheduler, which on two cores is half of the machine.
+        # By default vLLM reserves a core for its scheduler: half of a machine with two cores.
         parts = launch.settings.tensor_parallel_size * launch.settings.data_parallel_size
-        chosen.setdefault("VLLM_CPU_OMP_THREADS_BIND", _shares(cores, parts))
-        # glibc gives each freed activation back to the system, and takes new, zeroed pages for the next one: half of the time
-        # of a step. So it keeps as much as a step takes.
-        chosen.setdefault("MALLOC_MMAP_THRESHOLD_", str(MMAP_THRESHOLD))
-        chosen.setdefault("MALLOC_TRIM_THRESHOLD_", str(max(2 * MMAP_THRESHOLD, launch.plan.activations)))
-        # It would overrule the planned cache.
-        chosen.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        variables.setdefault("VLLM_CPU_OMP_THREADS_BIND", _shares(cores, parts))
+        # By default glibc returns each freed activation to the system and gets new zeroed pages for the next, which takes
+        # half of a step's time. With these thresholds it keeps as much memory as a step needs.
+        variables.setdefault("MALLOC_MMAP_THRESHOLD_", str(MMAP_THRESHOLD))
+        variables.setdefault("MALLOC_TRIM_THRESHOLD_", str(max(2 * MMAP_THRESHOLD, launch.plan.activations)))
+        # It would override the planned cache.
+        variables.pop("VLLM_CPU_KVCACHE_SPACE", None)
         if launch.choice.kernel in ("qembed", "qembed-torch"):
-            disabled = [name for name in chosen.get(kernels.DISABLED, "").split(",") if name]
-            chosen[kernels.DISABLED] = ",".join(dict.fromkeys([*disabled, kernels.VLLMS]))
-    return chosen
+            disabled = [name for name in variables.get(kernels.DISABLED_KERNELS, "").split(",") if name]
+            variables[kernels.DISABLED_KERNELS] = ",".join(dict.fromkeys([*disabled, kernels.STOCK_KERNEL]))
+    return variables
 
 
 def _shares(cores: Sequence[int], parts: int) -> str:
-    """Cores for each of `parts` workers, as vLLM wants them; with fewer cores than workers some share one."""
+    """The cores of each of `parts` workers, in vLLM's format. With fewer cores than workers, workers share cores."""
     shares = [cores[part::parts] or [cores[part % len(cores)]] for part in range(parts)]
     return "|".join(",".join(map(str, share)) for share in shares)

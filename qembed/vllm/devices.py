@@ -1,4 +1,4 @@
-"""Devices to plan for: a CPU, a GPU of a given memory, and presets for common cards."""
+"""Devices to plan memory for: this machine's, a GPU or CPU of a given size, and presets for common GPUs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Target:
 
     Attributes:
         kind: "cpu" or "cuda".
-        name: what to call it.
-        memory: bytes it has in all; None if unknown.
-        free: bytes that nothing else uses; None if unknown.
+        name: its name for people.
+        memory: total bytes; None if unknown.
+        free: free bytes; None if unknown.
         capability: the CUDA compute capability (8.9 for an L4); None for a CPU, or if unknown.
     """
 
@@ -33,11 +33,11 @@ class Target:
 
     @property
     def has_fp8(self) -> bool:
-        """Whether it computes with 8-bit floats (Ada, Hopper and later), so that a cache in them costs no time."""
+        """Whether it computes with 8-bit floats (Ada, Hopper and later), so that an FP8 cache costs no time."""
         return self.kind == "cuda" and (self.capability is None or self.capability >= FP8_CAPABILITY)
 
 
-# `nvidia-smi --query-gpu=memory.total` of each: less than the round figure of the data sheet, for the driver keeps a part.
+# From `nvidia-smi --query-gpu=memory.total`. Less than in the data sheet, because the driver reserves a part.
 PRESETS = {
     "T4": Target("cuda", "T4", 15_360 * 2**20, 15_360 * 2**20, 7.5),
     "L4": Target("cuda", "L4", 23_034 * 2**20, 23_034 * 2**20, 8.9),
@@ -46,7 +46,7 @@ PRESETS = {
 
 
 def named(text: str) -> Target:
-    """The device that `text` names: a preset, the size of a GPU's memory ("4GiB"), or of a CPU machine's ("cpu:4GiB").
+    """The device named `text`: a preset, a GPU with so much memory ("4GiB"), or a CPU machine ("cpu:4GiB").
 
     Raises:
         BadInput: it is none of these.
@@ -56,5 +56,5 @@ def named(text: str) -> Target:
     kind, _, amount = text.rpartition(":")
     if kind not in ("", "cpu", "cuda"):
         raise BadInput(f"{text!r}: a device is {', '.join(PRESETS)}, a size such as 4GiB, or cpu:4GiB")
-    memory = sizes.parse(amount, f"is none of {', '.join(PRESETS)}, and no size such as 4GiB or cpu:4GiB")
+    memory = sizes.parse(amount, f"is none of {', '.join(PRESETS)}, and not a size such as 4GiB or cpu:4GiB")
     return Target("cpu" if kind == "cpu" else "cuda", text, memory, memory)

@@ -1,11 +1,10 @@
-"""`--engine-arg KEY=VALUE`: any other setting of vLLM, checked against what the installed one knows before it is started."""
+"""`--engine-arg KEY=VALUE`: any other setting of the engine, except those that qembed sets itself."""
 
 from __future__ import annotations
 
 from qembed.errors import BadInput
 
-# What qembed itself has an option for, or what would undo what it promises.
-OURS = {
+QEMBED_OPTIONS = {
     "model": "--model",
     "host": "--host",
     "port": "--port",
@@ -25,40 +24,42 @@ OURS = {
     "ssl-certfile": "--ssl-certfile",
     "ssl-keyfile": "--ssl-keyfile",
 }
-NEVER = {
+"""Settings of vLLM, and the option of qembed to use instead."""
+FORBIDDEN = {
     "trust-remote-code": "code from a checkpoint is never run",
     "load-format": "only safetensors are read",
     "runner": "this is an embedding server",
     "convert": "this is an embedding server",
-    "middleware": "qembed's own checks are there",
+    "middleware": "qembed's gate is the middleware",
     "uds": "use --host and --port",
     "api-server-count": "limits are counted in one process",
     "headless": "this is a server",
     "config": "give its settings one by one",
     "hf-overrides": "qembed sets it itself",
 }
+"""Settings of vLLM that may not be set, and why."""
 
 
 def parse(text: str) -> tuple[str, str]:
-    """The name, with dashes, and the value of "KEY=VALUE"; a bare KEY is a switch that is on.
+    """The name, with dashes, and the value of "KEY=VALUE". A bare KEY is a switch with the value "true".
 
     Raises:
-        BadInput: there is no KEY, or it is not to be set in this way.
+        BadInput: KEY is missing, or may not be set.
     """
     key, _, value = text.partition("=")
     name = key.strip().lstrip("-").replace("_", "-")
     if not name:
         raise BadInput(f"--engine-arg {text!r}: write KEY=VALUE")
-    bare = name.split(".")[0].rstrip("+").removeprefix("no-")
-    if (ours := OURS.get(bare)) is not None:
-        raise BadInput(f"--engine-arg {name}: use {ours}")
-    if (why := NEVER.get(bare)) is not None:
-        raise BadInput(f"--engine-arg {name}: not allowed: {why}")
+    setting = name.split(".")[0].rstrip("+").removeprefix("no-")
+    if (own_option := QEMBED_OPTIONS.get(setting)) is not None:
+        raise BadInput(f"--engine-arg {name}: use {own_option}")
+    if (reason := FORBIDDEN.get(setting)) is not None:
+        raise BadInput(f"--engine-arg {name}: not allowed: {reason}")
     return name, value if "=" in text else "true"
 
 
 def option(name: str, value: str) -> list[str]:
-    """The same as vLLM's command line has it. "true" and "false" are switches, and so is nothing."""
+    """The setting as words of vLLM's command line. The values "true" and "false" become switches."""
     if value.lower() in ("true", "false"):
         return [f"--{name}"] if value.lower() == "true" else [f"--no-{name}"]
     return [f"--{name}", value]

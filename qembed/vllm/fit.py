@@ -1,4 +1,4 @@
-"""The other way round: how long a context and how many sequences go into so many bytes."""
+"""Inverse of plan.py: the largest context and batch within a byte budget."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from qembed.errors import BadInput
 from qembed.sizes import gib
 from qembed.vllm.plan import Plan
 
-MOST_SEQS = 256
-FEWEST_TOKENS = 512
-SHORTEST = 64
+MAX_SEQS = 256
+MIN_BATCHED_TOKENS = 512
+MIN_MODEL_LEN = 64
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a plan is made for: a length and a number of tokens in tokens, and a number of sequences."""
+    """The sizes of a plan, named as vLLM's options: lengths in tokens, and a number of sequences."""
 
     max_model_len: int
     max_num_seqs: int
@@ -27,39 +27,39 @@ class Sizes:
 MakePlan = Callable[[Sizes], Plan]
 
 
-def fit(memory: int, asked: Sizes, fixed: set[str], limit: int, make: MakePlan) -> Sizes:
-    """The longest context, and then the most sequences, whose plan is at most `memory` bytes.
+def fit(memory: int, start: Sizes, fixed: set[str], limit: int, make: MakePlan) -> Sizes:
+    """The longest context, and then the most sequences, whose plan takes at most `memory` bytes.
 
-    What stands in `fixed` (names of `Sizes`) stays as `asked`; the context goes up to `limit`, the model's own. The context
-    comes first because a text that is too long is refused, whereas one that finds no place only waits: with too little memory
-    for `asked.max_num_seqs` at any length, fewer are taken, and with too little for that, fewer tokens at once.
+    Fields of `Sizes` named in `fixed` stay as in `start`. The context grows up to `limit`, the model's own. It comes first
+    because a text that is too long is refused, whereas one that finds no place only waits. If no context fits with
+    `start.max_num_seqs`, fewer sequences are tried, and then fewer batched tokens.
 
     Raises:
-        BadInput: not even the smallest fits; the message has the plan of that.
+        BadInput: not even the smallest sizes fit; the message has their plan.
     """
-    steps = sorted({asked.max_num_batched_tokens, FEWEST_TOKENS}, reverse=True)
-    few = sorted({asked.max_num_seqs, max(1, asked.max_num_seqs // 4), 1}, reverse=True)
+    token_choices = sorted({start.max_num_batched_tokens, MIN_BATCHED_TOKENS}, reverse=True)
+    seq_choices = sorted({start.max_num_seqs, max(1, start.max_num_seqs // 4), 1}, reverse=True)
     if "max_num_batched_tokens" in fixed:
-        steps = [asked.max_num_batched_tokens]
+        token_choices = [start.max_num_batched_tokens]
     if "max_num_seqs" in fixed:
-        few = [asked.max_num_seqs]
+        seq_choices = [start.max_num_seqs]
     smallest: Sizes | None = None
-    for tokens in steps:
-        for seqs in few:
+    for tokens in token_choices:
+        for seqs in seq_choices:
             smallest = Sizes(
-                asked.max_model_len if "max_model_len" in fixed else min(SHORTEST, limit), min(seqs, tokens), tokens
+                start.max_model_len if "max_model_len" in fixed else min(MIN_MODEL_LEN, limit), min(seqs, tokens), tokens
             )
             if make(smallest).total > memory:
                 continue
             length = smallest.max_model_len
             if "max_model_len" not in fixed:
-                length = _most(smallest.max_model_len, limit, memory, make, partial(_with_length, smallest))
-            found = _with_length(smallest, length)
+                length = _largest(smallest.max_model_len, limit, memory, make, partial(_with_length, smallest))
+            sizes = _with_length(smallest, length)
             if "max_num_seqs" in fixed:
-                return found
-            most = min(MOST_SEQS, tokens)
-            seqs = _most(found.max_num_seqs, max(found.max_num_seqs, most), memory, make, partial(_with_seqs, found))
-            return _with_seqs(found, seqs)
+                return sizes
+            max_seqs = max(sizes.max_num_seqs, min(MAX_SEQS, tokens))
+            seqs = _largest(sizes.max_num_seqs, max_seqs, memory, make, partial(_with_seqs, sizes))
+            return _with_seqs(sizes, seqs)
     assert smallest is not None
     raise BadInput(f"--memory {gib(memory)} is too little: {_needs(make(smallest), smallest)}")
 
@@ -80,8 +80,8 @@ def _with_seqs(sizes: Sizes, seqs: int) -> Sizes:
     return Sizes(sizes.max_model_len, seqs, sizes.max_num_batched_tokens)
 
 
-def _most(low: int, high: int, memory: int, make: MakePlan, at: Callable[[int], Sizes]) -> int:
-    """The greatest number from `low`, which fits, to `high` that fits."""
+def _largest(low: int, high: int, memory: int, make: MakePlan, at: Callable[[int], Sizes]) -> int:
+    """The largest number from `low` to `high` whose plan fits. That of `low` is known to fit."""
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if make(at(middle)).total <= memory else (low, middle - 1)

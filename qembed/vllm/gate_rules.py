@@ -1,4 +1,4 @@
-"""What the gate lets in: fixed before the server starts, and sent to its process through a pipe, because of the keys."""
+"""The rules of the gate (`qembed.serve.gate`). They go to the server process through a pipe, because of the keys."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 
 VARIABLE = "QEMBED_GATE"
 DRAIN = b"drain"
-"""First word of the line that tells the server process to let requests finish, followed by a number of seconds."""
+"""First word of the line that tells the server process to finish its requests. A number of seconds follows."""
 TEXTS = "qembed-texts "
-"""First word of a line of the server's log that holds a request's texts."""
+"""First word of a log line with a request's texts."""
 
 
 @dataclass(frozen=True)
@@ -18,24 +18,24 @@ class Rules:
 
     Attributes:
         folder: the checkpoint's folder, for its tokenizer.
-        max_model_len: tokens of a text, at most.
-        dimensions: the lengths that a request may ask for.
-        prompts: texts that go before a text, by name.
-        default_prompt: the name of the prompt where a request names none; None: none.
-        max_batch: texts of a request, at most.
-        max_body: bytes of a request, at most.
-        max_queue: texts in the server, at most.
+        max_model_len: maximum tokens of a text.
+        dimensions: the vector lengths that a request may ask for.
+        prompts: prompts by name; a prompt is prepended to a text.
+        default_prompt: the name of the prompt for requests without one; None: no prompt.
+        max_batch: maximum texts of a request.
+        max_body: maximum bytes of a request.
+        max_queue: maximum texts waiting or being computed.
         clean: whether texts are cleaned.
-        truncate: whether what is too long is cut where the request does not say.
-        allow_token_ids: whether token ids are taken.
-        keys: SHA-256 of each key, as hexadecimal digits; empty: no key is asked for.
+        truncate: whether texts that are too long are truncated, unless the request says otherwise.
+        allow_token_ids: whether token ids are accepted.
+        keys: SHA-256 of each API key in hexadecimal; empty: no key is required.
         plan: planned bytes by name, for /metrics.
-        parts: devices that share the work, for each of which the plan is.
-        restarts: how often the server has been started again.
-        about: what is served, for /metrics: "dtype" (computed in), "device", "weights".
-        listener: the number of a listening socket to be used in place of a new one; None: a new one.
-        log_texts: whether each request is written to standard output, with its texts.
-        engine_args: names of vLLM settings that the user gave, to be checked against what vLLM has.
+        parts: the number of devices; `plan` is for one of them.
+        restarts: the number of restarts so far, for /metrics.
+        about: labels of qembed_serving in /metrics: "dtype" (of the computation), "device", "weights", "kernel".
+        listener: the file descriptor of a listening socket to use; None: vLLM opens one.
+        log_texts: whether the texts of each request are written to standard output.
+        engine_args: names of vLLM settings from the user, to be checked against those vLLM has.
     """
 
     folder: str
@@ -59,11 +59,11 @@ class Rules:
     engine_args: list[str] = field(default_factory=list)
 
     def dump(self) -> bytes:
-        """One line of JSON."""
+        """The rules as one line of JSON."""
         return json.dumps(asdict(self)).encode() + b"\n"
 
 
 def load(line: bytes) -> Rules:
     """The rules that `Rules.dump` wrote."""
-    known = {one.name for one in fields(Rules)}
+    known = {field.name for field in fields(Rules)}
     return Rules(**{name: value for name, value in json.loads(line).items() if name in known})

@@ -1,13 +1,13 @@
-"""Which dtype and which INT4 kernel are fastest on a CPU, by its instruction sets and by what is installed.
+"""The fastest dtype and INT4 kernel for a CPU, by its instruction sets and by which kernels are installed.
 
-The rules are those of `make bench-serve` (bench/RESULTS.md) for the CPUs that were at hand; AMX was not.
+The rules follow `make bench-serve` (bench/RESULTS.md). No CPU with AMX was measured.
 
-- AMX: vLLM's INT4 kernel, in bfloat16. It multiplies in tiles, 8-bit activations by 4-bit weights. Never measured.
-- AVX2 or AVX-512 without AMX: our compiled kernel, in bfloat16 where the CPU has instructions for it (as fast as in float32,
+- AMX: vLLM's INT4 kernel, in bfloat16. It multiplies 8-bit activations by 4-bit weights in tiles. Never measured.
+- AVX2 or AVX-512 without AMX: qembed's compiled kernel, in bfloat16 if the CPU has bfloat16 instructions (as fast as float32,
   half the KV cache), otherwise in float32. vLLM's kernel unpacks weights to bfloat16 first, which costs more than it saves,
-  most of all on CPUs that have no bfloat16 instructions.
-- Our compiled kernel missing: vLLM's where the CPU has AVX-512 with bfloat16 instructions, otherwise ours in torch, in float32.
-- Not quantized: bfloat16 where the CPU has instructions for it, otherwise float32.
+  most of all on CPUs without bfloat16 instructions.
+- Without the compiled kernel: vLLM's if the CPU has AVX-512 with bfloat16 instructions, otherwise torch, in float32.
+- Not quantized: bfloat16 if the CPU has bfloat16 instructions, otherwise float32.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from typing import Literal
 
 BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 AMX = frozenset({"avx512f", "amx_tile", "amx_int8", "amx_bf16"})
-NEEDED_BY_COMPILED = frozenset({"avx2", "fma", "f16c"})
-SHOWN = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm", "sve", "bf16")
-"""The instruction sets that decide the speed of products, as /proc/cpuinfo calls them."""
-LIMIT = "ATEN_CPU_CAPABILITY"
-"""torch's variable for using less than the CPU has. vLLM's plugin follows it too."""
+COMPILED_NEEDS = frozenset({"avx2", "fma", "f16c"})
+REPORTED = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm", "sve", "bf16")
+"""The instruction sets that decide how fast products are, by their names in /proc/cpuinfo."""
+CAPABILITY_LIMIT = "ATEN_CPU_CAPABILITY"
+"""torch's environment variable that limits the instruction sets it uses. The plugin obeys it too."""
 LIBRARY = "qembed.serve.vllm_plugin._int4_kernel"
-DISABLED = "VLLM_DISABLED_KERNELS"
-OURS, VLLMS = "Int4LinearKernel", "CPUWNA16LinearKernel"
-"""What vLLM's variable DISABLED calls the two kernels."""
+"""The module name of the compiled kernel."""
+DISABLED_KERNELS = "VLLM_DISABLED_KERNELS"
+"""vLLM's environment variable with the names of kernels not to use, separated by commas."""
+PLUGIN_KERNEL, STOCK_KERNEL = "Int4LinearKernel", "CPUWNA16LinearKernel"
+"""vLLM's names of the two INT4 kernels for CPUs: the plugin's and its own."""
 
 Kernel = Literal["qembed", "qembed-torch", "vllm"]
 NAMES: Mapping[Kernel, str] = {
@@ -42,12 +44,12 @@ NAMES: Mapping[Kernel, str] = {
 
 @dataclass(frozen=True)
 class Cpu:
-    """What decides on a CPU.
+    """A CPU and the kernels for it.
 
     Attributes:
-        flags: its instruction sets, as /proc/cpuinfo calls them.
-        compiled: whether our compiled kernel is installed.
-        disabled: the kernels that the user's own VLLM_DISABLED_KERNELS names.
+        flags: its instruction sets, by their names in /proc/cpuinfo.
+        compiled: whether qembed's compiled kernel is installed.
+        disabled: the kernels in the user's VLLM_DISABLED_KERNELS.
     """
 
     flags: frozenset[str] = frozenset()
@@ -56,8 +58,8 @@ class Cpu:
 
     @property
     def shown(self) -> str:
-        """Its instruction sets, as far as they decide anything here."""
-        return ", ".join(name for name in SHOWN if name in self.flags) or "no vector instructions known"
+        """Its instruction sets among REPORTED, for people."""
+        return ", ".join(name for name in REPORTED if name in self.flags) or "no vector instructions known"
 
     @property
     def has_bfloat16(self) -> bool:
@@ -67,7 +69,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a model is computed in, the INT4 kernel (None: nothing is in 4 bits, or it is a GPU's), and the reason."""
+    """The dtype of the computation, the INT4 kernel (None: not INT4, or on a GPU), and the reason."""
 
     dtype: str
     kernel: Kernel | None
@@ -80,50 +82,50 @@ class Choice:
 
 
 def this_cpu(cpuinfo: Path = Path("/proc/cpuinfo"), environment: Mapping[str, str] = os.environ) -> Cpu:
-    """The CPU at hand; one without any instruction sets where `cpuinfo` cannot be read."""
+    """This machine's CPU; without any instruction sets if `cpuinfo` cannot be read."""
     try:
-        found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+        line = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        found = None
-    flags = frozenset(found[1].split() if found else ())
-    if environment.get(LIMIT, "").lower() in ("avx2", "default"):
+        line = None
+    flags = frozenset(line[1].split() if line else ())
+    if environment.get(CAPABILITY_LIMIT, "").lower() in ("avx2", "default"):
         flags = frozenset(flag for flag in flags if not flag.startswith(("avx512", "amx", "avx_vnni")))
-    return Cpu(flags, find_spec(LIBRARY) is not None, frozenset(environment.get(DISABLED, "").split(",")))
+    return Cpu(flags, find_spec(LIBRARY) is not None, frozenset(environment.get(DISABLED_KERNELS, "").split(",")))
 
 
 def choose(cpu: Cpu, *, int4: bool, dtype: str = "auto") -> Choice:
-    """Dtype and INT4 kernel on `cpu`; `int4`: whether the linear layers are in 4 bits.
+    """Dtype and INT4 kernel on `cpu`. `int4`: whether the linear layers are INT4.
 
-    A `dtype` other than "auto" is what the user asks for, which leaves only the kernel open.
+    A `dtype` other than "auto" is the user's choice; then only the kernel is chosen.
     """
     if not int4:
         best = "bfloat16" if cpu.has_bfloat16 else "float32"
-        which = "a CPU with bfloat16 instructions" if cpu.has_bfloat16 else "a CPU without bfloat16 instructions"
-        return Choice(best, None, which) if dtype == "auto" else Choice(dtype, None, "--dtype")
+        reason = "a CPU with bfloat16 instructions" if cpu.has_bfloat16 else "a CPU without bfloat16 instructions"
+        return Choice(best, None, reason) if dtype == "auto" else Choice(dtype, None, "--dtype")
     kernel, best, reason = _int4(cpu, dtype)
     return Choice(best if dtype == "auto" else dtype, kernel, reason)
 
 
 def _int4(cpu: Cpu, dtype: str) -> tuple[Kernel, str, str]:
-    """The kernel, the dtype that goes with it, and the reason."""
-    compiled = cpu.compiled and cpu.flags >= NEEDED_BY_COMPILED
-    ours: Kernel = "qembed" if compiled else "qembed-torch"
+    """The kernel, the fastest dtype with it, and the reason."""
+    compiled = cpu.compiled and cpu.flags >= COMPILED_NEEDS
+    plugin: Kernel = "qembed" if compiled else "qembed-torch"
     missing = "qembed's compiled INT4 kernel is missing"
     if "avx512f" not in cpu.flags:
         reason = "vLLM has no INT4 kernel for a CPU without AVX-512"
-        return ours, "float32", reason if compiled or "avx2" not in cpu.flags else f"{reason}, and {missing}"
+        return plugin, "float32", reason if compiled or "avx2" not in cpu.flags else f"{reason}, and {missing}"
     if dtype == "float32":
-        return ours, "float32", "vLLM's INT4 kernel has no float32"
-    if VLLMS in cpu.disabled:
-        return ours, "bfloat16" if compiled and cpu.has_bfloat16 else "float32", DISABLED
-    if OURS in cpu.disabled:
-        return "vllm", "bfloat16", DISABLED
+        return plugin, "float32", "vLLM's INT4 kernel has no float32"
+    if STOCK_KERNEL in cpu.disabled:
+        return plugin, "bfloat16" if compiled and cpu.has_bfloat16 else "float32", DISABLED_KERNELS
+    if PLUGIN_KERNEL in cpu.disabled:
+        return "vllm", "bfloat16", DISABLED_KERNELS
     if cpu.flags >= AMX:
         return "vllm", "bfloat16", "it multiplies in AMX tiles"
     if compiled and cpu.has_bfloat16:
-        return ours, "bfloat16", "faster than vLLM's kernel without AMX, and with bfloat16 instructions as fast as in float32"
+        return plugin, "bfloat16", "faster than vLLM's kernel without AMX, and with bfloat16 instructions as fast as in float32"
     if compiled:
-        return ours, "float32", "the fastest on a CPU without bfloat16 instructions"
+        return plugin, "float32", "the fastest on a CPU without bfloat16 instructions"
     if cpu.has_bfloat16:
         return "vllm", "bfloat16", missing
-    return ours, "float32", f"{missing}, and vLLM's is slow without bfloat16 instructions"
+    return plugin, "float32", f"{missing}, and vLLM's is slow without bfloat16 instructions"

@@ -1,4 +1,4 @@
-"""vLLM's log, read for people: what it is doing, and why it died."""
+"""vLLM's log: the stage of its start, why it died, and the memory it reports; and log events of qembed itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEVEL = re.compile(r"\b(INFO|WARNING|ERROR|CRITICAL|DEBUG)\b")
 WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
 GRAPHS = re.compile(r"Graph capturing finished in .*took (-?[\d.]+) GiB")
 REFUSED_OPTION = re.compile(r"^\S+: error: (.+)$")
-LONGEST = 16 * 2**20
+MAX_BYTES = 16 * 2**20
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -38,15 +38,15 @@ class Log:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[str] = path.open(encoding="utf-8", errors="replace")
-        self._rest = ""
+        self._incomplete = ""
 
     def new_lines(self) -> list[str]:
-        """The whole lines written since the last call.
+        """The complete lines written since the last call.
 
-        What has been read is cut off once it is long: a server runs for months.
+        A file beyond MAX_BYTES is truncated once it is read, because a server runs for months.
         """
-        *lines, self._rest = (self._rest + self._file.read()).split("\n")
-        if self._file.tell() > LONGEST:
+        *lines, self._incomplete = (self._incomplete + self._file.read()).split("\n")
+        if self._file.tell() > MAX_BYTES:
             os.truncate(self.path, 0)
             self._file.seek(0)
         return lines
@@ -57,40 +57,40 @@ class Log:
 
 
 def stage(line: str) -> str | None:
-    """What vLLM has begun to do when it writes `line`; None if the line does not say."""
-    return next((doing for marker, doing in STAGES if marker in line), None)
+    """The stage that begins when vLLM logs `line`; None if none does."""
+    return next((name for marker, name in STAGES if marker in line), None)
 
 
 def cause(lines: Iterable[str]) -> str | None:
-    """The exception that ended vLLM, in one line, out of its log; None if there is none.
+    """The exception in vLLM's log that ended it, in one line; None if there is none.
 
-    The parent processes report that a child failed, after the child has told why; those reports are passed over. Of an option
-    that vLLM refuses (pydantic's ValidationError) the reason stands in a line of its own; the list of what it knows is cut.
+    Parent processes report the failure of a child after the child has logged its cause; such reports are skipped. For an
+    option that vLLM refuses (pydantic's ValidationError) the cause is on a line of its own; its list of valid values is cut.
     """
-    found = None
+    failure = None
     for line in lines:
         text = plain(line)
-        if found and "ValidationError" in found and (refused := REFUSED.match(text)):
-            found = refused[1]
+        if failure and "ValidationError" in failure and (refused := REFUSED.match(text)):
+            failure = refused[1]
         elif option := REFUSED_OPTION.match(text):
-            found = option[1]
+            failure = option[1]
         elif FAILURE.match(text) and not any(consequence in text for consequence in CONSEQUENCES):
-            found = text
-    return found
+            failure = text
+    return failure
 
 
 def memory(lines: Iterable[str]) -> dict[str, int]:
-    """What vLLM tells of a GPU's memory when it starts: bytes of "weights" and "graphs"."""
-    found = {}
+    """The GPU memory that vLLM logs when it starts: bytes of "weights" and "graphs"."""
+    sizes = {}
     for line in lines:
         for name, pattern in (("weights", WEIGHTS), ("graphs", GRAPHS)):
-            if (told := pattern.search(line)) is not None:
-                found[name] = max(0, int(float(told[1]) * 2**30))
-    return found
+            if (match := pattern.search(line)) is not None:
+                sizes[name] = max(0, int(float(match[1]) * 2**30))
+    return sizes
 
 
 def show(line: str, style: str, **fields: object) -> None:
-    """Write a line of vLLM's log to stderr: as it is, or in style "json" as an object, as `event` does."""
+    """Write a line of vLLM's log to stderr: unchanged, or in style "json" as an `event`."""
     if style != "json":
         sys.stderr.write(line + "\n")
     elif text := plain(line):
@@ -99,7 +99,7 @@ def show(line: str, style: str, **fields: object) -> None:
 
 
 def event(message: str, level: str = "info", **fields: object) -> None:
-    """Write something that happened to stderr, as one JSON object: time (UTC), level, message, and `fields`."""
+    """Write an event to stderr as one JSON object: time (UTC), level, message, and `fields`."""
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
     sys.stderr.write(json.dumps({"time": stamp, "level": level, "message": message, **fields}, ensure_ascii=False) + "\n")
@@ -107,5 +107,5 @@ def event(message: str, level: str = "info", **fields: object) -> None:
 
 
 def plain(line: str) -> str:
-    """`line` without colours and without vLLM's process, level, time and place."""
+    """`line` without colours and without vLLM's prefix of process, level, time and source line."""
     return PREFIX.sub("", COLOUR.sub("", line)).strip()

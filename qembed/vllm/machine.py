@@ -1,4 +1,4 @@
-"""What this machine has: the device that vLLM will use, cores, 16-bit instructions, and what processes hold in memory."""
+"""This machine: vLLM's device, CPU cores, and the processes of a session with their memory and CPU time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qembed.vllm.devices import Device, Target
 
 
 def check_vllm() -> None:
-    """See that vLLM is installed.
+    """Check that vLLM is installed.
 
     Raises:
         MissingExtra: it is not.
@@ -30,18 +30,18 @@ def check_vllm() -> None:
         )
 
 
-def takes_a_socket() -> bool:
-    """Whether the installed vLLM makes its socket where `server_process` can hand it another (0.32 does)."""
-    found = find_spec("vllm")
-    places = found.submodule_search_locations or [] if found else []
-    return any(Path(place, "entrypoints", "launchers", "launcher.py").exists() for place in places)
+def accepts_listener() -> bool:
+    """Whether `server_process` can replace the socket of the installed vLLM. It can in vLLM 0.32."""
+    spec = find_spec("vllm")
+    folders = spec.submodule_search_locations or [] if spec else []
+    return any(Path(folder, "entrypoints", "launchers", "launcher.py").exists() for folder in folders)
 
 
 def check_device(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
-    """See that the installed vLLM has a device that it can compute on.
+    """Check that the installed vLLM can compute on this machine.
 
     Raises:
-        QembedError: it is built for GPUs and there is none, or for CPUs with instructions that this one lacks.
+        QembedError: it is built for GPUs and there is none, or for CPUs and this one has no AVX2.
     """
     if _is_cpu_build():
         with contextlib.suppress(OSError):
@@ -64,7 +64,7 @@ def metadata_of(name: str) -> str | None:
 
 
 def device() -> Device:
-    """What the installed vLLM computes on."""
+    """The kind of device that the installed vLLM computes on."""
     if _is_cpu_build():
         return "cpu"
     import torch
@@ -80,7 +80,7 @@ def _is_cpu_build() -> bool:
 
 
 def target() -> Target:
-    """The device at hand, with its memory; it is the one that vLLM uses, or would use if it were installed."""
+    """This machine's device, with its memory: the one that vLLM uses, or would use if it were installed."""
     card = first_gpu()
     if find_spec("vllm") is None:
         return card or host()
@@ -102,7 +102,7 @@ def driver() -> str | None:
 
 
 def host(meminfo: Path = Path("/proc/meminfo"), group: Path = cgroup.ROOT, own: Path = cgroup.OWN) -> Target:
-    """This machine as a CPU: a container's limit counts where it is lower than the machine's memory."""
+    """This machine's CPU and memory, or the container's memory limit if that is lower."""
     try:
         lines = dict(re.findall(r"^(\w+):\s+(\d+) kB$", meminfo.read_text(encoding="ascii"), re.MULTILINE))
         memory, free = int(lines["MemTotal"]) * 1024, int(lines["MemAvailable"]) * 1024
@@ -114,75 +114,75 @@ def host(meminfo: Path = Path("/proc/meminfo"), group: Path = cgroup.ROOT, own: 
 
 
 def cores(topology: Path = Path("/sys/devices/system/cpu"), quota: float | None = None) -> list[int]:
-    """One logical CPU for each physical core that this process may run on, no more than its CPU `quota` (None: its own).
+    """One logical CPU of each physical core that this process may run on, no more than its CPU `quota` (None: its own).
 
-    Two threads of one core share its arithmetic units; a second one makes matrix products slower. So do more threads than the
+    The threads of a core share its arithmetic units, so a second one makes matrix products slower. So do more threads than the
     quota has CPUs: each is stopped for a part of the time, and the others wait for it.
     """
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    chosen: dict[str, int] = {}
+    first_threads: dict[str, int] = {}
     for cpu in allowed:
         try:
             core = (topology / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
         except OSError:
             core = str(cpu)
-        chosen.setdefault(core, cpu)
+        first_threads.setdefault(core, cpu)
     limit = cgroup.cpus() if quota is None else quota
-    return sorted(chosen.values())[: None if limit is None else max(1, round(limit))]
+    return sorted(first_threads.values())[: None if limit is None else max(1, round(limit))]
 
 
 def resident(session: int) -> int | None:
-    """Bytes that the processes of a session hold, shared pages counted once; None where the system does not tell.
+    """Resident bytes of the processes of a session, shared pages counted once; None without /proc.
 
     `session` is the process id of the session's leader.
     """
     total = 0
     for process in processes(session):
         try:
-            proportional = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.MULTILINE)
+            pss = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.MULTILINE)
         except OSError:
             continue
-        total += int(proportional[1]) * 1024 if proportional else 0
+        total += int(pss[1]) * 1024 if pss else 0
     return total or None
 
 
 def processes(session: int) -> list[int]:
-    """The living processes of a session; empty where there is no /proc."""
-    found = []
+    """The ids of the living processes of a session; empty without /proc."""
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+            state, _, _, process_session = stat.read_text().rpartition(")")[2].split()[:4]
         except (OSError, ValueError):
             continue
-        if int(its_session) == session and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
+        if int(process_session) == session and state != "Z":
+            pids.append(int(stat.parent.name))
+    return pids
 
 
 def cpu_seconds(pids: Sequence[int]) -> float | None:
-    """CPU time that the processes have used, all their threads together; None where the system does not tell."""
+    """CPU seconds of the processes, all threads together; None if none of them is in /proc."""
     ticks = 0
-    told = False
+    known = False
     for pid in pids:
         with contextlib.suppress(OSError, ValueError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
-            told = True
-    return ticks / os.sysconf("SC_CLK_TCK") if told else None
+            known = True
+    return ticks / os.sysconf("SC_CLK_TCK") if known else None
 
 
 def shared_memory(session: int) -> set[Path]:
-    """The files in /dev/shm that the processes of a session use. Processes that are killed leave theirs behind."""
-    found: set[Path] = set()
+    """The files in /dev/shm that the processes of a session map. Killed processes do not remove them."""
+    paths: set[Path] = set()
     for process in processes(session):
         with contextlib.suppress(OSError):
             maps = Path(f"/proc/{process}/maps").read_text(encoding="utf-8", errors="replace")
-            found.update(map(Path, re.findall(r" (/dev/shm/\S+)$", maps, re.MULTILINE)))
-    return found
+            paths.update(map(Path, re.findall(r" (/dev/shm/\S+)$", maps, re.MULTILINE)))
+    return paths
 
 
 def cuda_used(pids: list[int]) -> int | None:
-    """Bytes that `pids` hold on NVIDIA GPUs, as the driver counts them; None where it does not tell."""
+    """Bytes of GPU memory that `pids` use, as counted by NVIDIA's driver; None if it lists none of them."""
     try:
         rows = [(int(pid), int(used)) for pid, used in _nvidia_smi("--query-compute-apps=pid,used_memory")]
     except ValueError:
@@ -191,7 +191,7 @@ def cuda_used(pids: list[int]) -> int | None:
 
 
 def cuda_total_used() -> int | None:
-    """Bytes that anything holds on the GPU that is used; a container, which does not see pids, sees this."""
+    """Bytes in use on the first visible GPU by any process. Works in a container, where `cuda_used` sees no processes."""
     try:
         return int(_first_card("memory.used")[0]) * 2**20
     except (IndexError, ValueError):
@@ -199,23 +199,24 @@ def cuda_total_used() -> int | None:
 
 
 def _first_card(fields: str) -> list[str]:
-    """What nvidia-smi says of the first GPU that CUDA_VISIBLE_DEVICES leaves visible; empty if there is none."""
+    """nvidia-smi's `fields` of the first GPU that CUDA_VISIBLE_DEVICES leaves visible; empty if there is none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return []
-    chosen = (visible or "").split(",")[0].strip()
+    first = (visible or "").split(",")[0].strip()
     rows = _nvidia_smi(f"--query-gpu=index,uuid,{fields}")
-    return next((row[2:] for row in rows if not chosen or chosen == row[0] or row[1].startswith(chosen)), [])
+    return next((row[2:] for row in rows if not first or first == row[0] or row[1].startswith(first)), [])
 
 
 def _nvidia_smi(query: str) -> list[list[str]]:
+    """The rows of nvidia-smi's answer to `query`; empty without nvidia-smi."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             [tool, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=10, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [[field.strip() for field in line.split(",")] for line in said.splitlines() if line.strip()]
+    return [[field.strip() for field in line.split(",")] for line in output.splitlines() if line.strip()]

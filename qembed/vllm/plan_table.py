@@ -1,4 +1,4 @@
-"""The plan for people and for scripts, and beside it what was measured."""
+"""The memory plan as a table and as JSON, and its deviation from measured memory."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ON_CPU = {**DESCRIPTIONS, "runtime": "Python, torch, vLLM, tokenizer"}
 
 
 def lines(plan: Plan, kind: str) -> dict[str, int]:
-    """The plan's lines in their order: bytes by the name of the field of `Plan`. A CPU has no graphs."""
+    """The plan's lines in order: bytes by field name of `Plan`. A CPU has no graphs."""
     return {name: getattr(plan, name) for name in DESCRIPTIONS if kind == "cuda" or name != "graphs"}
 
 
 def as_json(plan: Plan, target: Target, sizes: Mapping[str, Any], needed: int) -> dict[str, Any]:
-    """What `--plan --json` prints; all memory in bytes. `needed` is what the device has to hold."""
+    """The output of `--plan --json`, memory in bytes. `needed` is the memory that the device must have free."""
     return {
         "bytes": lines(plan, target.kind),
         "total_bytes": plan.total,
@@ -43,7 +43,7 @@ def as_json(plan: Plan, target: Target, sizes: Mapping[str, Any], needed: int) -
 
 
 def render(plan: Plan, target: Target, notes: Mapping[str, str]) -> Table:
-    """A table of the plan; `notes` say what a line was made from."""
+    """A table of the plan. `notes` explain lines, by name."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -58,24 +58,24 @@ def render(plan: Plan, target: Target, notes: Mapping[str, str]) -> Table:
 
 
 def deviation(plan: Plan, measured: Mapping[str, int], idle: bool = False) -> str | None:
-    """A warning where "total" of `measured` is off by more than 15%, which names the line that is furthest off; else None.
+    """A warning if "total" of `measured` deviates by more than 15%, with the line that deviates most; else None.
 
-    A CPU that is `idle` has not computed a full batch yet, so the activations may still be missing.
+    `idle`: no full batch has been computed yet, so memory for activations may not be in use.
 
-    Lines that were measured by themselves are compared by themselves. Whatever the total is off beyond them lies in what was
-    not: on a CPU the processes with their libraries, on a GPU the context and the workspaces.
+    Lines in `measured` are compared one by one. The rest of the deviation is attributed to "runtime", which cannot be
+    measured: processes and libraries on a CPU, context and workspaces on a GPU.
     """
     total = measured["total"]
-    least = plan.total - (plan.activations if idle else 0)
-    if (1 - TOLERANCE) * least <= total <= (1 + TOLERANCE) * plan.total:
+    minimum = plan.total - (plan.activations if idle else 0)
+    if (1 - TOLERANCE) * minimum <= total <= (1 + TOLERANCE) * plan.total:
         return None
-    apart = {"weights": plan.weights, **{name: getattr(plan, name) for name in DESCRIPTIONS}}
-    off = {name: measured[name] - apart[name] for name in measured if name != "total"}
-    off["runtime"] = off.get("runtime", 0) + total - plan.total - sum(off.values())
-    worst = max(off, key=lambda name: abs(off[name]))
+    planned = {"weights": plan.weights, **{name: getattr(plan, name) for name in DESCRIPTIONS}}
+    deviations = {name: measured[name] - planned[name] for name in measured if name != "total"}
+    deviations["runtime"] = deviations.get("runtime", 0) + total - plan.total - sum(deviations.values())
+    worst = max(deviations, key=lambda name: abs(deviations[name]))
     names = {**DESCRIPTIONS, "weights": "weights", "runtime": "context, processes and libraries"}
     return (
         f"memory is {gib(total)}, {abs(total / plan.total - 1):.0%} {'more' if total > plan.total else 'less'} than the "
         f"planned {gib(plan.total)}; most of it in: {names[worst]} "
-        f"(planned {gib(apart[worst])}, measured about {gib(max(0, apart[worst] + off[worst]))})"
+        f"(planned {gib(planned[worst])}, measured about {gib(max(0, planned[worst] + deviations[worst]))})"
     )

@@ -1,4 +1,4 @@
-"""The TCP port that a server listens on."""
+"""Opening the TCP port that a server listens on."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ BACKLOG = 2048
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on `port` of `host`; 0 takes a free one.
+    """A socket that listens on `port` of `host`; port 0 means a free one.
 
     Raises:
-        BadInput: `host` is no address of this machine, or we may not use that port.
-        QembedError: something else listens there.
+        BadInput: `host` is not an address of this machine, or the port needs privileges.
+        QembedError: another process listens there.
     """
     try:
         return _bound(host, port)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise QembedError(f"port {port} of {host} is taken; choose another with --port") from error
-        where = f"{host}:{port}" if port else host
-        raise BadInput(f"{where} cannot be listened on: {error.strerror or error}") from error
+        address = f"{host}:{port}" if port else host
+        raise BadInput(f"cannot listen on {address}: {error.strerror or error}") from error
 
 
 def free(host: str) -> int:
-    """A port of `host` that nothing listens on now.
+    """A port of `host` that is free now.
 
     Raises:
-        BadInput: `host` is no address of this machine.
+        BadInput: `host` is not an address of this machine.
     """
     with listen(host, 0) as listener:
         return int(listener.getsockname()[1])

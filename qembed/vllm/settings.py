@@ -1,4 +1,4 @@
-"""What is asked of a server, and what is decided for it: where it computes, in what, how long a text may be, and the plan."""
+"""The settings of a server, and `resolve`, which adds device, dtype, kernel, sizes and memory plan to make a `Launch`."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ STARTUP_TIMEOUT = 600.0
 SHUTDOWN_TIMEOUT = 10.0
 HANG_TIMEOUT = 120.0
 MAX_RESTARTS = 5
-# vLLM's blocks of 128 tokens on a CPU would leave 32 short sequences holding 4,096 tokens of mostly empty cache.
+# With vLLM's default of 128 tokens on a CPU, 32 short sequences would take 4,096 tokens of mostly empty cache.
 BLOCK_SIZE: dict[Device, int] = {"cpu": 32, "cuda": 16}
-OLDEST_CAPABILITY = 7.5
+MIN_CAPABILITY = 7.5
 BFLOAT16_CAPABILITY = 8.0
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What is asked for. Lengths in tokens, times in seconds; `port` 0 takes a free one, None leaves the choice to us.
+    """A user's settings. Lengths are in tokens, times in seconds; `port` 0 is a free one; None means: choose a value.
 
     Attributes:
-        token_table: "int8" turns a float table to INT8 while it is loaded; None leaves it as the checkpoint has it.
-        memory: bytes that all of it may take; lengths and numbers of sequences that are left open are then chosen to fit.
-        kv_cache_dtype: "auto" (what is computed in) or "fp8".
-        max_client_batch: texts in one request, at most.
-        max_queue: texts waiting and being computed, at most.
-        max_body: bytes of a request, at most.
-        clean: whether texts are cleaned (`gate.cleaning`).
-        truncate: whether a text that is too long is cut, where the request does not say.
-        default_prompt: the name of the prompt for requests that name none.
-        allow_token_ids: whether token ids are taken in place of texts.
-        keys: API keys, one of which a request must give; none: no key is asked for.
-        ssl_certfile, ssl_keyfile: both for HTTPS.
-        hang_timeout: how long texts may wait while nothing is computed (`watchdog`); 0: as long as it takes.
-        max_restarts: how often in a row a server that ended is started again.
-        log_format: "text", or "json" for a JSON object a line.
-        log_requests: whether texts go into the log.
+        token_table: "int8" converts a float table to INT8 while it loads; None leaves it as stored.
+        memory: a budget in bytes; sizes that are None are then chosen to fit.
+        kv_cache_dtype: "auto" (the dtype of the computation) or "fp8".
+        max_client_batch: maximum texts in one request.
+        max_queue: maximum texts waiting or being computed.
+        max_body: maximum bytes of a request.
+        clean: whether texts are cleaned (`qembed.text.cleaning`).
+        truncate: whether texts that are too long are truncated, unless the request says otherwise.
+        default_prompt: the name of the prompt for requests without one.
+        allow_token_ids: whether token ids are accepted instead of texts.
+        keys: API keys, one of which a request must have; empty: no key is required.
+        ssl_certfile, ssl_keyfile: both or neither; both for HTTPS.
+        hang_timeout: how long texts may wait while nothing is computed (`watchdog`); 0: no limit.
+        max_restarts: maximum restarts in a row of a server that ended.
+        log_format: "text", or "json" for one JSON object per line.
+        log_requests: whether texts are logged.
         engine: "vllm" or "sglang".
-        engine_args: further settings of the engine, as ("max-log-len", "5").
+        engine_args: further settings of the engine, such as ("max-log-len", "5").
     """
 
     checkpoint: Checkpoint
@@ -94,14 +94,14 @@ class ServerSettings:
         return self.served_model_name or short_name(self.checkpoint.name)
 
     @property
-    def makes_table(self) -> bool:
-        """Whether the token table has to be turned to INT8 at load."""
+    def converts_table(self) -> bool:
+        """Whether a float token table is converted to INT8 at load."""
         return self.token_table == INT8 and not self.checkpoint.has_int8_table
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What will be run: `settings` with nothing left open, on `target`, with `sizes` and within `plan`."""
+    """What will run: `settings` with all choices made."""
 
     settings: ServerSettings
     target: Target
@@ -112,12 +112,12 @@ class Launch:
 
     @property
     def device(self) -> Device:
-        """What it computes on: "cpu" or "cuda"."""
+        """The kind of device: "cpu" or "cuda"."""
         return self.target.kind
 
     @property
     def dtype(self) -> str:
-        """What it computes in: "float32", …"""
+        """The dtype of the computation, such as "float32"."""
         return self.choice.dtype
 
     @property
@@ -127,60 +127,58 @@ class Launch:
 
     @property
     def needed(self) -> int:
-        """Bytes that the device must have free. A CPU's memory is shared by all parallel parts."""
+        """Bytes that the device must have free. Parallel workers on a CPU share its memory."""
         parts = self.settings.tensor_parallel_size * self.settings.data_parallel_size
         return self.plan.total * (parts if self.device == "cpu" else 1)
 
     @property
     def token_table(self) -> str:
-        """What the token table is held in: "int8", or the checkpoint's 16 bits, or the dtype that is computed in."""
+        """The dtype of the token table in memory: "int8", the checkpoint's 16-bit dtype, or that of the computation."""
         checkpoint = self.settings.checkpoint
-        if self.settings.makes_table or checkpoint.has_int8_table:
+        if self.settings.converts_table or checkpoint.has_int8_table:
             return INT8
-        if _keeps_table(checkpoint, self.device, self.dtype):
-            held = (stored for name, (_, stored) in checkpoint.shapes().items() if name.endswith("embed_tokens.weight"))
-            return plan.HALVES.get(next(held, ""), self.dtype)
+        if _has_half_table(checkpoint, self.device, self.dtype):
+            tables = (stored for name, (_, stored) in checkpoint.shapes().items() if name.endswith("embed_tokens.weight"))
+            return plan.HALVES.get(next(tables, ""), self.dtype)
         return self.dtype
 
     @property
-    def packs_table(self) -> bool:
-        """Whether there is a second copy of the token table, packed for products."""
-        return _packs_table(self.settings.checkpoint, self.device)
+    def has_packed_table(self) -> bool:
+        """Whether vLLM holds a second copy of the token table, packed for products."""
+        return _has_packed_table(self.settings.checkpoint, self.device)
 
     @property
     def hidden_size(self) -> int:
-        """The length of a whole vector."""
+        """The length of an untruncated vector."""
         return plan.size_of(self.settings.checkpoint.config, "hidden_size")
 
     @property
     def url(self) -> str:
-        """Where an openai client on this machine reaches the server."""
+        """The base URL for an openai client on this machine."""
         host = {"0.0.0.0": HOST, "": HOST, "::": "::1"}.get(self.settings.host, self.settings.host)  # noqa: S104
         scheme = "https" if self.settings.ssl_certfile else "http"
         return f"{scheme}://[{host}]:{self.port}/v1" if ":" in host else f"{scheme}://{host}:{self.port}/v1"
 
 
 def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: int, *, served: bool = True) -> Launch:
-    """Fill in what `settings` leaves open, from the checkpoint, the device and `settings.memory`.
+    """Choose what `settings` leave open, by the checkpoint, the device and `settings.memory`.
 
-    `cpu` decides about dtype and kernel where `target` is a CPU.
-
-    `served`: by vLLM's own processes, behind HTTP; otherwise vLLM runs in the process that asks.
+    If `target` is a CPU, dtype and kernel depend on `cpu`. `served`: by vLLM's own processes behind HTTP; otherwise vLLM runs
+    in the caller's process.
 
     Raises:
-        BadInput: the checkpoint lacks something that is needed, more is asked than model or device can do, or limits that
-            contradict each other.
+        BadInput: config.json lacks a size, the settings exceed the model or the device, or limits contradict each other.
     """
     checkpoint = settings.checkpoint
     _check(settings, target)
     choice = chosen(settings, target.kind, cpu)
     dtype = choice.dtype
     stored = checkpoint.shapes()
-    if settings.makes_table:
+    if settings.converts_table:
         shapes = plan.with_int8_table(stored)
-    elif _keeps_table(checkpoint, target.kind, dtype):
-        shapes = plan.with_kept_table(stored)
-    elif _packs_table(checkpoint, target.kind):
+    elif _has_half_table(checkpoint, target.kind, dtype):
+        shapes = plan.with_half_table(stored)
+    elif _has_packed_table(checkpoint, target.kind):
         shapes = plan.with_packed_table(stored)
     else:
         shapes = stored
@@ -213,7 +211,7 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
 
 
 def chosen(settings: ServerSettings, device: Device, cpu: kernels.Cpu) -> kernels.Choice:
-    """Dtype and kernel: float16 on a GPU, on a CPU what `kernels.choose` says, unless `settings` ask for another dtype."""
+    """Dtype and kernel: float16 on a GPU, `kernels.choose` on a CPU; or the dtype that `settings` give."""
     if device == "cuda":
         return (
             kernels.Choice("float16", None, "a GPU")
@@ -223,17 +221,18 @@ def chosen(settings: ServerSettings, device: Device, cpu: kernels.Cpu) -> kernel
     return kernels.choose(cpu, int4=settings.checkpoint.is_int4 and settings.engine == "vllm", dtype=settings.dtype)
 
 
-def _keeps_table(checkpoint: Checkpoint, device: Device, dtype: str) -> bool:
-    """Whether the plugin leaves a 16-bit token table as it is."""
+def _has_half_table(checkpoint: Checkpoint, device: Device, dtype: str) -> bool:
+    """Whether the plugin keeps a 16-bit token table in 16 bits (`vllm_plugin.half_table`)."""
     return checkpoint.is_int4 and device == "cpu" and dtype == "float32"
 
 
-def _packs_table(checkpoint: Checkpoint, device: Device) -> bool:
-    """Whether vLLM holds the token table twice, which the plugin keeps it from where something is quantized."""
+def _has_packed_table(checkpoint: Checkpoint, device: Device) -> bool:
+    """Whether vLLM holds the token table twice. The plugin prevents that for quantized checkpoints."""
     return device == "cpu" and not checkpoint.is_int4
 
 
 def _check(settings: ServerSettings, target: Target) -> None:
+    """Refuse settings that contradict each other, or that checkpoint or device do not support."""
     checkpoint = settings.checkpoint
     tokens, seqs = settings.max_num_batched_tokens, settings.max_num_seqs
     if tokens is not None and seqs is not None and tokens < seqs:
@@ -241,15 +240,15 @@ def _check(settings: ServerSettings, target: Target) -> None:
     if settings.max_queue < settings.max_client_batch:
         raise BadInput(
             f"--max-queue {settings.max_queue} is less than --max-client-batch {settings.max_client_batch}: a request of "
-            f"{settings.max_client_batch} texts would be allowed, and refused for ever; raise the one or lower the other"
+            f"{settings.max_client_batch} texts would be allowed but never admitted; raise the one or lower the other"
         )
-    if settings.makes_table and not checkpoint.is_int4:
+    if settings.converts_table and not checkpoint.is_int4:
         raise BadInput(f"{checkpoint.folder}: --token-table {INT8} goes with an INT4 checkpoint; this one is not quantized")
     if settings.default_prompt is not None and settings.default_prompt not in checkpoint.prompts:
         raise BadInput(f"--default-prompt {settings.default_prompt!r}: the model has {', '.join(sorted(checkpoint.prompts))}")
-    if target.capability is not None and target.capability < OLDEST_CAPABILITY:
+    if target.capability is not None and target.capability < MIN_CAPABILITY:
         raise BadInput(
-            f"{target.name} has compute capability {target.capability:g}; INT4 needs {OLDEST_CAPABILITY:g} (T4) or later"
+            f"{target.name} has compute capability {target.capability:g}; INT4 needs {MIN_CAPABILITY:g} (T4) or later"
         )
     if settings.dtype == "bfloat16" and target.capability is not None and target.capability < BFLOAT16_CAPABILITY:
         raise BadInput(f"--dtype bfloat16: {target.name} has no bfloat16; use float16")
@@ -260,18 +259,18 @@ def _check(settings: ServerSettings, target: Target) -> None:
 
 
 def check_fits(launch: Launch) -> None:
-    """See that the device has room for the plan.
+    """Check that the plan fits the device.
 
     Raises:
-        BadInput: it has not; the message has the plan.
+        BadInput: it does not; the message has the plan.
     """
     free = launch.target.free
     if free is None or launch.needed <= free:
         return
-    made = launch.plan
+    lines = launch.plan
     raise BadInput(
         f"{launch.target.name} has {gib(free)} free, and the plan needs {gib(launch.needed)}: weights "
-        f"{gib(made.weights)}, cache {gib(made.kv_cache)} for {launch.max_model_len} tokens, activations "
-        f"{gib(made.activations)}, the rest {gib(made.runtime + made.graphs)}; lower --max-model-len, or let "
+        f"{gib(lines.weights)}, cache {gib(lines.kv_cache)} for {launch.max_model_len} tokens, activations "
+        f"{gib(lines.activations)}, the rest {gib(lines.runtime + lines.graphs)}; lower --max-model-len, or let "
         f"--memory choose"
     )

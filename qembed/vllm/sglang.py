@@ -1,7 +1,7 @@
-"""SGLang in vLLM's place: the same checkpoint and limits in its words.
+"""SGLang instead of vLLM: the same checkpoint and limits as arguments of SGLang's server.
 
-The gate of `qembed.serve.gate` is part of vLLM's process: with SGLang texts are not cleaned, and prompts, batch limit, body
-limit and keys are not there.
+The gate (`qembed.serve.gate`) runs in vLLM's process. With SGLang there is no text cleaning, and no prompts, batch limit, body
+limit or keys.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from qembed.vllm import engine_options, plan
 if TYPE_CHECKING:
     from qembed.vllm.settings import Launch, ServerSettings
 
-ABSENT = "texts are not cleaned, and --max-client-batch, --max-body, --truncate, --default-prompt have no effect"
+LIMITATIONS = "texts are not cleaned, and --max-client-batch, --max-body, --truncate, --default-prompt have no effect"
 
 
 def check(settings: ServerSettings) -> None:
-    """See that SGLang is installed and can serve this.
+    """Check that SGLang is installed and supports these settings.
 
     Raises:
-        BadInput: it cannot.
+        BadInput: it does not support them.
         MissingExtra: it is not installed.
     """
     if find_spec("sglang") is None:
@@ -33,28 +33,28 @@ def check(settings: ServerSettings) -> None:
 
 
 def check_settings(settings: ServerSettings) -> None:
-    """See that nothing is asked for that SGLang lacks.
+    """Check that the settings need no feature that SGLang lacks.
 
     Raises:
-        BadInput: something is.
+        BadInput: they do.
     """
-    if settings.checkpoint.has_int8_table or settings.makes_table:
+    if settings.checkpoint.has_int8_table or settings.converts_table:
         raise BadInput(
             "an INT8 token table needs qembed's vLLM plugin; quantize with --token-table float16, or serve with vLLM"
         )
     if settings.keys:
-        raise BadInput("SGLang takes keys on its command line alone, where `ps` shows them; serve with vLLM")
+        raise BadInput("SGLang takes keys only on its command line, where `ps` shows them; serve with vLLM")
 
 
 def arguments(launch: Launch) -> list[str]:
     """The arguments of `python -m sglang.launch_server`.
 
-    `--max-total-tokens` gives the cache in tokens, so that SGLang does not take what is left of the card.
+    `--max-total-tokens` fixes the size of the cache; otherwise SGLang would take all free GPU memory.
     """
     settings, sizes = launch.settings, launch.sizes
-    whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
+    reads_whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
     overrides = {"is_matryoshka": True, "matryoshka_dimensions": matryoshka.sizes(launch.hidden_size)}
-    chosen = [
+    words = [
         *("--model-path", str(settings.checkpoint.folder.resolve())),
         *("--served-model-name", settings.name),
         *("--host", settings.host),
@@ -64,7 +64,7 @@ def arguments(launch: Launch) -> list[str]:
         *("--dtype", launch.dtype),
         *("--context-length", str(sizes.max_model_len)),
         *("--max-running-requests", str(sizes.max_num_seqs)),
-        *("--chunked-prefill-size", "-1" if whole else str(sizes.max_num_batched_tokens)),
+        *("--chunked-prefill-size", "-1" if reads_whole else str(sizes.max_num_batched_tokens)),
         *("--max-prefill-tokens", str(sizes.max_num_batched_tokens)),
         *("--max-total-tokens", str(launch.plan.kv_tokens)),
         *("--max-queued-requests", str(settings.max_queue)),
@@ -73,17 +73,17 @@ def arguments(launch: Launch) -> list[str]:
         "--enable-metrics",
     ]
     if launch.device == "cpu":
-        chosen += ["--device", "cpu"]
+        words += ["--device", "cpu"]
     if settings.kv_cache_dtype == "fp8":
-        chosen += ["--kv-cache-dtype", "fp8_e4m3"]
+        words += ["--kv-cache-dtype", "fp8_e4m3"]
     if settings.tensor_parallel_size > 1:
-        chosen += ["--tp-size", str(settings.tensor_parallel_size)]
+        words += ["--tp-size", str(settings.tensor_parallel_size)]
     if settings.data_parallel_size > 1:
-        chosen += ["--dp-size", str(settings.data_parallel_size)]
+        words += ["--dp-size", str(settings.data_parallel_size)]
     if settings.ssl_certfile and settings.ssl_keyfile:
-        chosen += ["--ssl-certfile", settings.ssl_certfile, "--ssl-keyfile", settings.ssl_keyfile]
+        words += ["--ssl-certfile", settings.ssl_certfile, "--ssl-keyfile", settings.ssl_keyfile]
     if settings.log_requests:
-        chosen.append("--log-requests")
+        words.append("--log-requests")
     for name, value in settings.engine_args:
-        chosen += engine_options.option(name, value)
-    return chosen
+        words += engine_options.option(name, value)
+    return words

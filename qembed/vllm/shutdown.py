@@ -1,4 +1,4 @@
-"""Ending vLLM, with every process that it has started: all are in the session whose leader it is."""
+"""Ending vLLM with all processes that it started: they are in the session that it leads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ ANSWER_GRACE = 20.0
 
 
 def stop(process: subprocess.Popen[bytes], drained: bool, grace: float) -> None:
-    """End the session: by itself if it is `drained`, else SIGTERM to its leader; after `grace`, SIGKILL to what is left.
+    """End the session of `process`: after `grace` seconds SIGKILL ends all processes that are left.
 
-    A second Ctrl-C skips the first part.
+    Its leader gets SIGTERM first, unless it was told to drain (`drained`) and so ends by itself. A second Ctrl-C skips the
+    wait.
     """
     shared = machine.shared_memory(process.pid)
     try:
@@ -39,7 +40,10 @@ def stop(process: subprocess.Popen[bytes], drained: bool, grace: float) -> None:
 
 
 def end_hung(process: subprocess.Popen[bytes], *, answers: bool) -> None:
-    """Kill a server that hangs; if its leader still `answers`, the others first: it then tells those who wait, and ends."""
+    """Kill a server that hangs.
+
+    If its leader still `answers`, the other processes are killed first: the leader then fails the waiting requests and ends.
+    """
     shared = machine.shared_memory(process.pid)
     others = [pid for pid in machine.processes(process.pid) if pid != process.pid]
     for pid in others:

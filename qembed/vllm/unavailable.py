@@ -1,7 +1,7 @@
-"""Answers on the server's port while vLLM is being started, for the first time or again: 503, with Retry-After.
+"""Answers 503 with Retry-After on the server's port while vLLM starts or restarts.
 
-The listening socket is ours from beginning to end, and vLLM is handed a copy of it: nobody else can take the port in between,
-and a client that comes too early is told so instead of being refused.
+qembed owns the listening socket and gives vLLM a copy. So no other process can take the port during a restart, and early
+clients get an answer instead of a refused connection.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import time
 from types import TracebackType
 
 POLL = 0.1
-PATIENCE = 2.0
-AT_ONCE = 64
-LARGEST = 2**20
+CLIENT_TIMEOUT = 2.0  # seconds
+MAX_CONNECTIONS = 64
+MAX_REQUEST = 2**20  # bytes
 BODY = json.dumps(
     {
         "error": {
@@ -37,7 +37,10 @@ ANSWER = (
 
 
 class Unavailable:
-    """Answers on `listener` within its `with` block. `tls` are the certificate's and the key's file, for HTTPS."""
+    """Answers 503 on `listener` within its `with` block.
+
+    `tls` has the files of certificate and key, for HTTPS; `seconds` is the Retry-After.
+    """
 
     def __init__(self, listener: socket.socket, tls: tuple[str, str] | None, seconds: int) -> None:
         self._listener = listener
@@ -47,8 +50,8 @@ class Unavailable:
             self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             self._tls.load_cert_chain(*tls)
         self._ended = threading.Event()
-        self._room = threading.Semaphore(AT_ONCE)
-        self._thread = threading.Thread(target=self._accept, name="stand-in", daemon=True)
+        self._slots = threading.Semaphore(MAX_CONNECTIONS)
+        self._thread = threading.Thread(target=self._accept, name="unavailable", daemon=True)
 
     def __enter__(self) -> Unavailable:
         self._thread.start()
@@ -59,39 +62,39 @@ class Unavailable:
         self._thread.join()
 
     def _accept(self) -> None:
-        self._listener.setblocking(False)  # vLLM's copy is the same socket, and may be quicker
+        self._listener.setblocking(False)  # vLLM accepts on the same socket, and may be quicker
         while not self._ended.is_set():
             if not select.select([self._listener], [], [], POLL)[0] or self._ended.is_set():
                 continue
             with contextlib.suppress(OSError):
                 connection, _ = self._listener.accept()
-                if self._room.acquire(blocking=False):
+                if self._slots.acquire(blocking=False):
                     threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
                 else:
                     connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            connection.settimeout(PATIENCE)
+            connection.settimeout(CLIENT_TIMEOUT)
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-                wire = stack.enter_context(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
-                _read(wire)
-                wire.sendall(self._answer)
+                stream = stack.enter_context(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
+                _read(stream)
+                stream.sendall(self._answer)
         finally:
-            self._room.release()
+            self._slots.release()
 
 
-def _read(wire: socket.socket) -> None:
-    """Take in the request: a client that is still sending when it is closed would see no answer."""
-    deadline = time.monotonic() + PATIENCE
-    got = b""
-    wanted: int | None = None
-    while time.monotonic() < deadline and len(got) < LARGEST and (wanted is None or len(got) < wanted):
-        part = wire.recv(2**16)
-        if not part:
+def _read(stream: socket.socket) -> None:
+    """Read the request to its end: a client that is still sending when the connection closes would not see the answer."""
+    deadline = time.monotonic() + CLIENT_TIMEOUT
+    received = b""
+    size: int | None = None
+    while time.monotonic() < deadline and len(received) < MAX_REQUEST and (size is None or len(received) < size):
+        chunk = stream.recv(2**16)
+        if not chunk:
             return
-        got += part
-        head, end, _ = got.partition(b"\r\n\r\n")
-        if end and wanted is None:
-            told = re.search(rb"\r\ncontent-length:\s*(\d{1,12})\s*(?:\r\n|$)", head.lower())
-            wanted = len(head) + len(end) + (int(told[1]) if told else 0)
+        received += chunk
+        head, separator, _ = received.partition(b"\r\n\r\n")
+        if separator and size is None:
+            length = re.search(rb"\r\ncontent-length:\s*(\d{1,12})\s*(?:\r\n|$)", head.lower())
+            size = len(head) + len(separator) + (int(length[1]) if length else 0)

@@ -1,4 +1,4 @@
-"""What is answered in place of vectors: a status, and a body in OpenAI's form."""
+"""Errors of the gate: an HTTP status and a body in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TYPES = {
 
 
 class Refused(Exception):
-    """A request that gets no vectors.
+    """The gate refuses a request.
 
     Attributes:
         status: the HTTP status.
-        message: what is wrong, and what to do.
-        reason: a word for it, a label in /metrics.
-        param: the field of the request that it is about.
+        message: what is wrong, and what to do about it.
+        reason: one word, the label `reason` in /metrics.
+        param: the field of the request that is wrong, if it is one.
         headers: further headers of the answer.
     """
 
@@ -37,7 +37,7 @@ class Refused(Exception):
         self.headers = headers or {}
 
     def body(self) -> bytes:
-        """The JSON body."""
+        """The JSON body of the answer."""
         error: dict[str, Any] = {
             "message": self.message,
             "type": TYPES.get(self.status, "Error"),
@@ -48,5 +48,5 @@ class Refused(Exception):
 
 
 def bad(message: str, reason: str, param: str | None = "input") -> Refused:
-    """A request that is wrong: status 400."""
+    """An invalid request: status 400."""
     return Refused(400, message, reason, param)

@@ -1,4 +1,4 @@
-"""Our own numbers in /metrics, beside vLLM's, which come from the same registry."""
+"""The gate's own metrics in /metrics. They share a registry with vLLM's."""
 
 from __future__ import annotations
 
@@ -18,29 +18,40 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Counters that the gate counts on, and gauges that are read when somebody asks."""
+    """Counters that the gate increments, and gauges that are computed at each scrape."""
 
     def __init__(self, rules: Rules, load: Load, registry: CollectorRegistry | None = None) -> None:
         from prometheus_client import REGISTRY, Counter, Histogram
         from prometheus_client.metrics_core import GaugeMetricFamily
 
-        where = registry or REGISTRY
-        self.requests = Counter("qembed_requests", "Requests for vectors, by HTTP status.", ["status"], registry=where)
-        self.refused = Counter("qembed_refused", "Requests refused by the gate, by reason.", ["reason"], registry=where)
-        self.texts = Counter("qembed_texts", "Texts that were answered with a vector.", registry=where)
-        self.tokens = Counter("qembed_tokens", "Tokens of those texts.", registry=where)
-        self.nonfinite = Counter("qembed_nonfinite_vectors", "Vectors that stayed so, and were not passed on.", registry=where)
-        self.recomputed = Counter("qembed_recomputed_vectors", "Vectors that were not finite at first.", registry=where)
-        self.seconds = Histogram("qembed_request_seconds", "From first byte to answer.", buckets=SECONDS, registry=where)
+        registry = registry or REGISTRY
+        self.requests = Counter("qembed_requests", "Embedding requests, by HTTP status.", ["status"], registry=registry)
+        self.refused = Counter("qembed_refused", "Requests refused by the gate, by reason.", ["reason"], registry=registry)
+        self.texts = Counter("qembed_texts", "Texts embedded.", registry=registry)
+        self.tokens = Counter("qembed_tokens", "Tokens of those texts.", registry=registry)
+        self.nonfinite = Counter(
+            "qembed_nonfinite_vectors",
+            "Vectors with NaN or infinity, even when recomputed.",
+            registry=registry,
+        )
+        self.recomputed = Counter(
+            "qembed_recomputed_vectors", "Vectors recomputed because they had NaN or infinity.", registry=registry
+        )
+        self.seconds = Histogram(
+            "qembed_request_seconds",
+            "From first byte to answer.",
+            buckets=SECONDS,
+            registry=registry,
+        )
         family = GaugeMetricFamily
 
-        class Read:
-            """What is read at each scrape."""
+        class Gauges:
+            """Values at the time of a scrape."""
 
             def collect(self) -> Iterable[Metric]:
                 yield family("qembed_texts_in_flight", "Texts waiting or being computed.", load.texts)
                 yield family("qembed_queue_limit", "Texts waiting or being computed, at most (--max-queue).", rules.max_queue)
-                yield family("qembed_restarts", "How often the server ended and was started again.", rules.restarts)
+                yield family("qembed_restarts", "Restarts of the engine.", rules.restarts)
                 serving = family("qembed_serving", "What is served (always 1).", labels=list(rules.about))
                 serving.add_metric(list(rules.about.values()), 1)
                 yield serving
@@ -49,16 +60,16 @@ class Metrics:
                     planned.add_metric([part], size)
                 yield planned
                 if (used := _memory(rules)) is not None:
-                    yield family("qembed_memory_bytes", "Memory in use of a device: on the GPU, or else resident.", used)
+                    yield family("qembed_memory_bytes", "Memory in use per device: GPU memory, or resident.", used)
 
-        where.register(Read())
+        registry.register(Gauges())
 
 
 def _memory(rules: Rules) -> int | None:
-    """Bytes, of several devices the mean, as the plan is for one."""
+    """Bytes in use. With several devices the mean, because the plan is for one of them."""
     leader = os.getsid(0)
     if "graphs" not in rules.plan:
         used = machine.resident(leader)
     elif (used := machine.cuda_used(machine.processes(leader))) is None:
-        return machine.cuda_total_used()  # the first card's
+        return machine.cuda_total_used()  # of the first GPU alone
     return None if used is None else used // rules.parts

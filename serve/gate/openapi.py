@@ -1,4 +1,4 @@
-"""What the server says of itself at /openapi.json: the routes that are open, and nothing of vLLM's others."""
+"""The document at /openapi.json: the routes that the gate lets through, and none of vLLM's others."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ ERROR = {
     },
 }
 ERRORS = {
-    "400": "The request is wrong: the message says what, and which of the texts.",
+    "400": "The request is invalid; the message says why, and which text.",
     "401": "No key, or a wrong one.",
     "404": "No such model.",
-    "405": "Another method than POST.",
-    "408": "The request did not come whole in time.",
+    "405": "The method is not POST.",
+    "408": "The request was not complete in time.",
     "413": "The request is too large.",
-    "415": "Not application/json.",
-    "500": "A vector was not finite.",
-    "503": "Busy, or being started or stopped; Retry-After says when to come again.",
+    "415": "The content type is not application/json.",
+    "500": "A vector has NaN or infinity.",
+    "503": "The server is busy, starting or stopping; Retry-After says when to retry.",
 }
 
 
@@ -41,42 +41,42 @@ def document(rules: Rules) -> bytes:
     """The OpenAPI 3.1 document, as JSON."""
     secured: dict[str, Any] = {"security": [{"key": []}]} if rules.keys else {}
     embeddings = {
-        "summary": "Vectors of texts, as OpenAI's API has it.",
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _asked(rules)}}},
+        "summary": "Embed texts, as in OpenAI's API.",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _request(rules)}}},
         "responses": {
-            "200": _json("A vector for each text.", _ANSWER),
-            **{code: _json(said, ERROR) for code, said in ERRORS.items()},
+            "200": _json("One vector per text.", _ANSWER),
+            **{code: _json(description, ERROR) for code, description in ERRORS.items()},
         },
         **secured,
     }
     unauthorized = {"401": _json(ERRORS["401"], ERROR)} if rules.keys else {}
 
-    def read(summary: str, content: dict[str, Any]) -> dict[str, Any]:
+    def get(summary: str, content: dict[str, Any]) -> dict[str, Any]:
         return {"get": {"summary": summary, "responses": {"200": content, **unauthorized}, **secured}}
 
     paths = {
         "/v1/embeddings": {"post": embeddings},
-        "/v1/models": read("The model that is served.", _json("Its name.", {"type": "object", "required": ["data"]})),
-        "/version": read("vLLM's version.", _json("Its version.", {"type": "object", "required": ["version"]})),
-        "/metrics": read("Numbers for Prometheus.", {"description": "Text.", "content": {"text/plain": {}}}),
-        "/openapi.json": read("This document.", _json("OpenAPI.", {"type": "object"})),
+        "/v1/models": get("The served model.", _json("Its name.", {"type": "object", "required": ["data"]})),
+        "/version": get("vLLM's version.", _json("Its version.", {"type": "object", "required": ["version"]})),
+        "/metrics": get("Metrics for Prometheus.", {"description": "Text.", "content": {"text/plain": {}}}),
+        "/openapi.json": get("This document.", _json("OpenAPI.", {"type": "object"})),
         "/health": {
             "get": {
-                "summary": "Whether it answers.",
-                "responses": {"200": {"description": "It does."}, "503": {"description": "It does not."}},
+                "summary": "Whether the server is healthy.",
+                "responses": {"200": {"description": "It is."}, "503": {"description": "It is not."}},
             }
         },
     }
-    whole = {
+    content = {
         "openapi": "3.1.0",
         "info": {"title": "qembed", "version": metadata.version("qembed")},
         "paths": paths,
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if rules.keys else {},
     }
-    return json.dumps(whole).encode()
+    return json.dumps(content).encode()
 
 
-def _asked(rules: Rules) -> dict[str, Any]:
+def _request(rules: Rules) -> dict[str, Any]:
     text: dict[str, Any] = {"type": "string", "minLength": 1}
     ids: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
     forms = [text, {"type": "array", "items": text, "minItems": 1, "maxItems": rules.max_batch}]
@@ -99,8 +99,8 @@ def _asked(rules: Rules) -> dict[str, Any]:
     }
 
 
-def _json(said: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": said, "content": {"application/json": {"schema": schema}}}
+def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 _ANSWER = {

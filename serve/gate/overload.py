@@ -1,4 +1,4 @@
-"""How many texts are in the server, how fast they leave it, and so when to come again."""
+"""Overload: how many texts the server has admitted, when it answers 503, and what Retry-After then says."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 from qembed.serve.gate.errors import Refused
 
-WINDOW = 10.0
-LONGEST_WAIT = 60  # an openai client waits no longer than this for what Retry-After says
-UNKNOWN = 10
+WINDOW = 10.0  # seconds
+MAX_WAIT = 60  # seconds; the openai client ignores a longer Retry-After
+DEFAULT_WAIT = 10
 BODIES = 4
 
 
 class Load:
-    """The texts that were let in and are not answered yet, at most `limit`; and the bytes of requests being read."""
+    """Admitted texts that are not answered yet, at most `limit`, and the bytes of the requests being read."""
 
     def __init__(self, limit: int, max_body: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
@@ -27,35 +27,35 @@ class Load:
         self.draining = False
         self._max_bytes = BODIES * max_body
         self._clock = clock
-        self._left: deque[tuple[float, float, int]] = deque()
+        self._completed: deque[tuple[float, float, int]] = deque()  # start, end, texts
 
     @contextmanager
     def body(self) -> Iterator[Callable[[int], None]]:
-        """Room for a request while it is in memory; call what is given with the bytes of each part that comes.
+        """Reserves memory for a body; call the yielded function with each chunk's size.
 
         Raises:
-            Refused: 503, the requests in memory are larger together than four of the largest that is allowed.
+            Refused: 503, the bodies in memory together exceed four times --max-body.
         """
-        held = 0
+        reserved = 0
 
-        def add(size: int) -> None:
-            nonlocal held
+        def reserve(size: int) -> None:
+            nonlocal reserved
             if self.body_bytes + size > self._max_bytes:
                 raise self.busy("too many large requests at once")
             self.body_bytes += size
-            held += size
+            reserved += size
 
         try:
-            yield add
+            yield reserve
         finally:
-            self.body_bytes -= held
+            self.body_bytes -= reserved
 
     @contextmanager
     def admitted(self, texts: int) -> Iterator[None]:
-        """A place for `texts` texts until they are answered: for all of them, or for none.
+        """Admit `texts` texts until the block is left: all of them, or none.
 
         Raises:
-            Refused: 503, the server is full or is being stopped.
+            Refused: 503, the server is full or stopping.
         """
         if self.draining:
             raise self.stopping()
@@ -71,24 +71,24 @@ class Load:
         finally:
             self.texts -= texts
             self.requests -= 1
-            self._left.append((start, self._clock(), texts))
+            self._completed.append((start, self._clock(), texts))
 
     def seconds_until_room(self) -> int:
-        """Whole seconds until what is here now will have been computed, at the rate of what left in the last ten; 1 to 60."""
+        """Whole seconds, 1 to 60, until all admitted texts are computed at the rate of the last ten seconds."""
         now = self._clock()
-        while len(self._left) > 1 and self._left[0][1] < now - WINDOW:
-            self._left.popleft()
-        if not self._left:
-            return UNKNOWN if self.texts else 1
-        first = min(start for start, _, _ in self._left)
-        last = max(end for _, end, _ in self._left)
-        rate = sum(texts for _, _, texts in self._left) / max(0.1, last - first)
-        return min(LONGEST_WAIT, max(1, math.ceil(self.texts / rate)))
+        while len(self._completed) > 1 and self._completed[0][1] < now - WINDOW:
+            self._completed.popleft()
+        if not self._completed:
+            return DEFAULT_WAIT if self.texts else 1
+        first = min(start for start, _, _ in self._completed)
+        last = max(end for _, end, _ in self._completed)
+        rate = sum(texts for _, _, texts in self._completed) / max(0.1, last - first)
+        return min(MAX_WAIT, max(1, math.ceil(self.texts / rate)))
 
-    def busy(self, why: str) -> Refused:
-        """The answer of a full server."""
-        return Refused(503, f"busy: {why}", "busy", None, {"retry-after": str(self.seconds_until_room())})
+    def busy(self, cause: str) -> Refused:
+        """503 of a full server; `cause` says what is full."""
+        return Refused(503, f"busy: {cause}", "busy", None, {"retry-after": str(self.seconds_until_room())})
 
     def stopping(self) -> Refused:
-        """The answer of a server that is being stopped, to requests that came after the signal."""
+        """503 of a server that is stopping."""
         return Refused(503, "this server is being stopped", "stopping", None, {"retry-after": "5", "connection": "close"})

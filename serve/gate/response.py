@@ -1,4 +1,4 @@
-"""vLLM's answer → the client's: every vector looked at, none with NaN or infinity passed on. Functions of data."""
+"""vLLM's answer → the client's: vectors checked for NaN and infinity, and in the requested encoding. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,36 +11,39 @@ from qembed.serve.gate.errors import Refused
 
 
 def read(raw: bytes) -> tuple[dict[str, Any], list[int]]:
-    """vLLM's answer `raw`, with float32 vectors in base64, and the places in its "data" of those that are not finite."""
+    """vLLM's answer `raw`, with float32 vectors in base64, and the indices in its "data" of vectors that are not finite."""
     import numpy as np
 
-    said = json.loads(raw)
-    bad = []
-    for place, item in enumerate(said["data"]):
+    answer = json.loads(raw)
+    nonfinite = []
+    for index, item in enumerate(answer["data"]):
         vector = np.frombuffer(base64.b64decode(item["embedding"]), dtype=np.float32)
         if not vector.size or not np.isfinite(vector).all():
-            bad.append(place)
-    return said, bad
+            nonfinite.append(index)
+    return answer, nonfinite
 
 
-def mend(said: dict[str, Any], places: Sequence[int], again: dict[str, Any], still: Sequence[int]) -> list[int]:
-    """Put the vectors of `again` in the `places` of `said`, but for those that are `still` not finite; the places of these."""
-    for at, place in enumerate(places):
-        if at not in still:
-            said["data"][place]["embedding"] = again["data"][at]["embedding"]
-    return [places[at] for at in still]
+def replace(answer: dict[str, Any], indices: Sequence[int], recomputed: dict[str, Any], nonfinite: Sequence[int]) -> list[int]:
+    """Put the vectors of `recomputed` at `indices` of `answer`.
+
+    Those at the positions `nonfinite` of `recomputed` are left out; returns their indices in `answer`.
+    """
+    for position, index in enumerate(indices):
+        if position not in nonfinite:
+            answer["data"][index]["embedding"] = recomputed["data"][position]["embedding"]
+    return [indices[position] for position in nonfinite]
 
 
-def write(said: dict[str, Any], encoding: str) -> bytes:
-    """The client's answer, with vectors in `encoding`: "base64", as they are, or "float"."""
+def write(answer: dict[str, Any], encoding: str) -> bytes:
+    """The client's answer as JSON, with vectors in `encoding`: "base64", as in `answer`, or "float"."""
     import numpy as np
 
     if encoding == "float":
-        for item in said["data"]:
+        for item in answer["data"]:
             item["embedding"] = np.frombuffer(base64.b64decode(item["embedding"]), dtype=np.float32).tolist()
-    return json.dumps(said, separators=(",", ":")).encode()
+    return json.dumps(answer, separators=(",", ":")).encode()
 
 
-def refused(place: int) -> Refused:
-    """What is answered in place of a vector that stays infinite or NaN."""
-    return Refused(500, f"the vector of input[{place}] holds NaN or infinity; it is not passed on", "nonfinite", "input")
+def refused(index: int) -> Refused:
+    """Status 500 for the text at `index`, whose vector has NaN or infinity even when recomputed."""
+    return Refused(500, f"the vector of input[{index}] holds NaN or infinity; it is not passed on", "nonfinite", "input")

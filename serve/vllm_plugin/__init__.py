@@ -1,7 +1,10 @@
-"""What vLLM lacks: AWQ INT4 on CPUs for which its own kernel does not exist, and in float32; and an INT8 token table.
+"""vLLM's plugin: INT4 layers on any CPU and in any float dtype, and an INT8 token table.
 
-vLLM calls `register` in each of its processes. It costs nothing until a checkpoint is loaded that needs one of the two: the
-rest is imported by the quantization config that such a checkpoint asks for.
+int4_layer.py is the layer as vLLM calls it. int4_native.py (with int4_kernel.cpp) and int4_torch.py unpack and multiply its
+weights. int8_table.py and half_table.py hold the token table.
+
+vLLM calls `register` in each of its processes. That is cheap: the rest is imported only for a checkpoint whose quantization
+config needs it (lazy.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""vLLM's AWQ config on a CPU, with the plugin's kernel among those to choose from.
+"""vLLM's AWQ config on a CPU, with the plugin's INT4 kernel registered.
 
-vLLM's own kernel says of itself that it can do any CPU, and it stands first in the list. Where it cannot, because this build
-has no such operator (AVX2), it is switched off by vLLM's own variable VLLM_DISABLED_KERNELS. That happens in the first
-process, before the engine and the workers are started, so all of them choose alike.
+vLLM's own kernel comes first in its list and claims to support every CPU, but its AVX2 build lacks the operator. There the
+plugin disables it through vLLM's variable VLLM_DISABLED_KERNELS. That happens in the first process, before the engine and the
+workers start, so all processes choose the same kernel.
 """
 
 from __future__ import annotations
@@ -18,40 +18,39 @@ from vllm.platforms import PlatformEnum, current_platform
 from qembed.serve.vllm_plugin.half_table import HalfTable
 from qembed.serve.vllm_plugin.int4_layer import Int4LinearKernel
 from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
-
-STOCK_KERNEL = "CPUWNA16LinearKernel"
+from qembed.vllm.kernels import DISABLED_KERNELS, STOCK_KERNEL
 
 register_linear_kernel(Int4LinearKernel, PlatformEnum.CPU)
 
 
 class CpuConfig(AutoAWQConfig):
-    """AWQ's linear layers on a CPU. Beside 16-bit activations it allows float32 where the kernel that runs is the plugin's."""
+    """AWQ's linear layers on a CPU: 16-bit activations, and float32 where vLLM's own kernel is disabled."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> AutoAWQConfig:
-        """The config; switches vLLM's own kernel off where it is missing."""
-        replace_missing_kernel()
+        """vLLM's config. Disables vLLM's own kernel where its operator is missing."""
+        disable_missing_kernel()
         return super().from_config(config)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
-        """As vLLM has it, but that our kernel takes AWQ's tensors as they are."""
+        """vLLM's method, replaced by `CpuAWQLinear` for AWQ linear layers."""
         method = super().get_quant_method(layer, prefix)
         return CpuAWQLinear(self) if type(method) is AutoAWQMarlinLinearMethod else method
 
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
-        """What the layers' inputs may be: vLLM's own kernel has no float32."""
+        """Dtypes of the activations: vLLM's own kernel has no float32."""
         return [torch.float16, torch.bfloat16, *([torch.float32] if STOCK_KERNEL in _disabled() else [])]
 
 
 class CpuAWQLinear(AutoAWQMarlinLinearMethod):
-    """A linear layer whose tensors go to our kernel as the checkpoint has them.
+    """A linear layer that gives the plugin's kernel the tensors in the checkpoint's layout.
 
-    vLLM would turn them to another layout first, with several int32 for each weight at a time.
+    vLLM would convert the layout first, which takes several int32 per weight.
     """
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Let the kernel take over the loaded tensors."""
+        """Convert the loaded tensors: in the plugin's kernel, or as vLLM does for its own."""
         if isinstance(self.kernel, Int4LinearKernel):
             self.kernel.process_weights_after_loading(layer)
         else:
@@ -59,21 +58,21 @@ class CpuAWQLinear(AutoAWQMarlinLinearMethod):
 
 
 class CpuAWQConfig(HalfTable, CpuConfig):
-    """AWQ on a CPU, with the token table in 16 bits."""
+    """AWQ on a CPU, with a 16-bit token table."""
 
 
 class CpuInt8TableConfig(Int8TableConfig, CpuConfig):
-    """AWQ on a CPU, with the token table in INT8."""
+    """AWQ on a CPU, with an INT8 token table."""
 
 
-def replace_missing_kernel() -> None:
-    """Switch vLLM's own kernel off where its build for this CPU has none, so that ours is chosen."""
+def disable_missing_kernel() -> None:
+    """Disable vLLM's own kernel where its build for this CPU lacks the operator, so that vLLM chooses the plugin's."""
     if not _stock_kernel_exists() and STOCK_KERNEL not in _disabled():
-        os.environ["VLLM_DISABLED_KERNELS"] = ",".join([*_disabled(), STOCK_KERNEL])
+        os.environ[DISABLED_KERNELS] = ",".join([*_disabled(), STOCK_KERNEL])
 
 
 def _disabled() -> list[str]:
-    return [name for name in os.environ.get("VLLM_DISABLED_KERNELS", "").split(",") if name]
+    return [name for name in os.environ.get(DISABLED_KERNELS, "").split(",") if name]
 
 
 def _stock_kernel_exists() -> bool:

@@ -1,4 +1,4 @@
-"""vLLM's config of compressed-tensors checkpoints on a CPU, with the plugin's kernel among those to choose from."""
+"""vLLM's config of compressed-tensors checkpoints on a CPU, with the plugin's INT4 kernel registered."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
 
-from qembed.serve.vllm_plugin.awq import replace_missing_kernel
+from qembed.serve.vllm_plugin.awq import disable_missing_kernel
 from qembed.serve.vllm_plugin.half_table import HalfTable
 
 
 class CpuCompressedTensorsConfig(HalfTable, CompressedTensorsConfig):
-    """As vLLM has it, with the token table in 16 bits.
+    """vLLM's config, with a 16-bit token table.
 
-    A class of its own, because a worker imports this module, and with it the kernel, to unpickle one.
+    A worker that unpickles it imports this module, and with it awq.py, which registers the kernel. Hence a class of its own.
     """
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> CompressedTensorsConfig:
-        """The config; switches vLLM's own kernel off where it is missing."""
-        replace_missing_kernel()
+        """vLLM's config. Disables vLLM's own kernel where its operator is missing."""
+        disable_missing_kernel()
         return super().from_config(config)

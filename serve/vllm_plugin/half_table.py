@@ -1,7 +1,7 @@
-"""The token table on a CPU as the checkpoint has it, in 16 bits, and once: rows are widened when looked up.
+"""The token table on a CPU in the checkpoint's 16-bit dtype; looked-up rows are converted to the model's dtype.
 
-In float32 the table of the 0.6B would take 621 MB, more than all its INT4 layers, and not a bit more would be known. And
-vLLM packs every table for products, in a second copy, which a model that only pools never makes.
+In float32 the table of the 0.6B would take 621 MB, more than all its INT4 layers, with no gain in precision. vLLM would also
+pack a second copy for matrix products, which a pooling model never computes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 class HalfEmbedding(UnquantizedEmbeddingMethod):
-    """A `VocabParallelEmbedding` whose table keeps the checkpoint's dtype if that is a 16-bit one."""
+    """Method of a `VocabParallelEmbedding` whose table keeps the checkpoint's dtype if it has 16 bits."""
 
     def create_weights(
         self,
@@ -34,7 +34,7 @@ class HalfEmbedding(UnquantizedEmbeddingMethod):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        """As vLLM has it; in float32 the table has no memory until it is loaded."""
+        """As in vLLM. For a float32 model the table is allocated only when it is loaded."""
         layer.output_dtype = params_dtype
         rows = sum(output_partition_sizes)
         if params_dtype == torch.float32:
@@ -52,12 +52,12 @@ class HalfEmbedding(UnquantizedEmbeddingMethod):
             layer.weight.data = torch.empty(0, input_size_per_partition)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """See that a table has been loaded. It is not packed for products before there is one."""
+        """Check that a table was loaded. Packing for products is left to the first product (`apply`)."""
         if not layer.weight.is_meta and not len(layer.weight):
             raise ValueError("the checkpoint has no token table: no embed_tokens.weight")
 
     def embedding(self, layer: Any, input_: torch.Tensor) -> torch.Tensor:
-        """The rows [..., width] of the ids `input_` [...], in the dtype that the model computes in."""
+        """The rows [..., width] of the ids `input_` [...], in the model's dtype."""
         return embedding(input_, layer.weight).to(layer.output_dtype)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -71,19 +71,19 @@ class HalfEmbedding(UnquantizedEmbeddingMethod):
 
 
 class HalfHead(UnquantizedEmbeddingMethod):
-    """The output head beside such a table: as vLLM has it where it has weights of its own, else the table itself."""
+    """The output head beside such a table: vLLM's with its own weights, or tied to the table."""
 
     def tie_weights(self, layer: Any, embed_tokens: Any) -> Any:
-        """Let the head `layer` use the table of `embed_tokens` in place of its own weights."""
+        """Let the head `layer` use the table of `embed_tokens` as its weights."""
         layer.output_dtype, layer.quant_method = embed_tokens.output_dtype, embed_tokens.quant_method
         return super().tie_weights(layer, embed_tokens)
 
 
 class HalfTable:
-    """What to put before a quantization config: a token table that the config leaves alone stays in 16 bits."""
+    """Mixin for quantization configs: a token table that the config does not quantize stays in 16 bits."""
 
     def get_quant_method(self, layer: Any, prefix: str) -> Any:
-        """The config's own, or else `HalfEmbedding` and `HalfHead` for a table and its head."""
+        """The config's own method, or else `HalfEmbedding` for a token table and `HalfHead` for an output head."""
         method = super().get_quant_method(layer, prefix)  # type: ignore[misc]
         if method is None and isinstance(layer, VocabParallelEmbedding):
             return HalfHead() if isinstance(layer, ParallelLMHead) else HalfEmbedding()
@@ -91,8 +91,11 @@ class HalfTable:
 
 
 def fill(layer: Any, table: torch.Tensor, rows: int) -> None:
-    """Give `layer` its part of the whole `table` [vocabulary, width], as `rows` rows of the table's dtype if it is 16-bit."""
+    """Load this rank's part of `table` [vocabulary, width] into `layer`, padded to `rows` rows.
+
+    The dtype is the table's if it has 16 bits, else the model's.
+    """
     start, end = layer.shard_indices.org_vocab_start_index, layer.shard_indices.org_vocab_end_index
-    kept = torch.zeros(rows, table.shape[1], dtype=table.dtype if table.dtype in HALVES else layer.output_dtype)
-    kept[: end - start] = table[start:end]
-    layer.weight.data = kept
+    weight = torch.zeros(rows, table.shape[1], dtype=table.dtype if table.dtype in HALVES else layer.output_dtype)
+    weight[: end - start] = table[start:end]
+    layer.weight.data = weight

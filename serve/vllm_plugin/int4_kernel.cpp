@@ -1,13 +1,15 @@
-// The INT4 linear layer on CPUs with AVX2, behind a C interface that int4_native.py loads with ctypes.
-// Activations become 16-bit integers with a scale for each row and chunk of inputs. A product is then a sum of exact integers
-// (vpmaddwd: 16 products per instruction, twice those of a float32 FMA), scaled once per chunk:
+// The INT4 linear layer for CPUs with AVX2, behind a plain C interface that int4_native.py loads with ctypes.
+//
+// Activations are quantized to 16-bit integers, with a step for each row and chunk of inputs. Products are then exact integer
+// sums (vpmaddwd: 16 products per instruction, twice as many as a float32 FMA), scaled once per chunk:
 //
 //   y[m, n] = sum over chunks of  step[m, c] * (scale[n, g] * sum(q * x16) - scale[n, g] * zero[n, g] * sum(x16))
 //
-// A step is 1/32767 of the chunk's largest value: the error is about 3e-5 of a row, against 8e-3 in bfloat16. The order of each
-// sum does not depend on the number of rows, so a row's result is the same to the last bit whatever is computed with it.
-// Weights come in panels of 16 outputs. 4 inputs of a panel are 32 bytes: the 16-bit word 2 o + j holds, from its low end, the
-// nibbles (output o, input j), (o + 8, j), (o, j + 2), (o + 8, j + 2), so that shifts and masks alone give vpmaddwd's operands.
+// A step is 1/32767 of the chunk's largest magnitude. The error is about 3e-5 of a row, against 8e-3 in bfloat16. Each output
+// is summed in the same order whatever the number of rows, so a row's result does not depend on the other rows, bit for bit.
+//
+// Weights are stored in panels of 16 outputs. 4 inputs of a panel are 32 bytes: 16-bit word 2 o + j holds, from its low end, the
+// nibbles (output o, input j), (o + 8, j), (o, j + 2), (o + 8, j + 2), so vpmaddwd's operands need only shifts and masks.
 
 #include <stddef.h>
 #include <stdint.h>
@@ -28,19 +30,19 @@
 namespace {
 
 constexpr int PANEL = 16;        // outputs
-constexpr int TILE = 6;          // rows that are multiplied at once: 12 sums, 2 weights and 2 products fill 16 registers
-constexpr int FUSED = 4;         // up to so many rows, weights are unpacked in registers; with more, once for all rows
+constexpr int TILE = 6;          // rows per tile: 12 sums, 2 weights and 2 products fill the 16 registers
+constexpr int FUSED = 4;         // up to so many rows weights are unpacked in registers, beyond once for all rows
 constexpr int MAX_CHUNK = 128;   // inputs
-constexpr int BLOCK_ROWS = 96;   // rows for which a panel's chunk is unpacked once
-constexpr int SLAB_ROWS = 768;   // rows whose 16-bit inputs are held at once
+constexpr int BLOCK_ROWS = 96;   // rows that share one unpacking of a panel's chunk
+constexpr int SLAB_ROWS = 768;   // rows whose 16-bit inputs are in memory at once
 constexpr float LEVELS = 32767.0f;
-constexpr float LEAST = 1e-34f;  // below it 32767 / x is not finite
+constexpr float TINY = 1e-34f;   // below it 32767 / x is not finite
 
 enum Dtype { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
 
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
-// What all threads of one slab of rows share.
+// Shared by all threads that compute one slab of rows.
 struct Slab {
     const char *x;
     char *out;
@@ -54,7 +56,7 @@ struct Slab {
     int16_t *x16;        // [blocks][chunks][block_rows][chunk]
     float *steps;        // [blocks][chunks][block_rows]
     float *sums;         // the same shape: step * sum(x16)
-    int panels_a_task, row_tasks, tasks;
+    int panels_per_task, row_tasks, tasks;
     int next_row, rows_done, next_task;
 };
 
@@ -88,10 +90,7 @@ AVX2 void store1(char *out, int dtype, size_t i, float value) {
 }
 
 AVX2 INLINE void store8(char *out, int dtype, size_t i, __m256 v) {
-    if (dtype == FLOAT32) {
-        _mm256_storeu_ps((float *)out + i, v);
-        return;
-    }
+    if (dtype == FLOAT32) return _mm256_storeu_ps((float *)out + i, v);
     __m128i halves;
     if (dtype == FLOAT16) {
         halves = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
@@ -111,35 +110,34 @@ AVX2 INLINE float horizontal_max(__m256 v) {
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 
-// One row's chunk as 16-bit integers. A value that is not finite makes the step NaN, and with it the row's outputs.
+// Quantizes one row's chunk to 16 bits. A non-finite value makes the step NaN, and so the row's outputs.
 AVX2 void quantize_chunk(const char *x, int dtype, size_t first, int chunk, int16_t *x16, float *step, float *sum) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256 greatest = _mm256_setzero_ps(), poison = _mm256_setzero_ps();
+    __m256 largest = _mm256_setzero_ps(), nans = _mm256_setzero_ps();
     int i = 0;
     for (; i + 8 <= chunk; i += 8) {
         __m256 v = load8(x, dtype, first + i);
-        greatest = _mm256_max_ps(_mm256_and_ps(v, magnitude), greatest);
-        poison = _mm256_add_ps(poison, _mm256_sub_ps(v, v));
+        largest = _mm256_max_ps(_mm256_and_ps(v, magnitude), largest);
+        nans = _mm256_add_ps(nans, _mm256_sub_ps(v, v));  // 0, or NaN if v is not finite
     }
-    float most = horizontal_max(greatest), bad = 0;
+    float maximum = horizontal_max(largest), nan = 0;
     for (int j = i; j < chunk; j++) {
         float v = load1(x, dtype, first + j), size = __builtin_fabsf(v);
-        if (size > most) most = size;
-        bad += v - v;
+        if (size > maximum) maximum = size;
+        nan += v - v;
     }
-    __m256 is_bad = _mm256_cmp_ps(poison, poison, _CMP_UNORD_Q);
-    if (_mm256_movemask_ps(is_bad) || bad != bad) {
+    if (_mm256_movemask_ps(_mm256_cmp_ps(nans, nans, _CMP_UNORD_Q)) || nan != nan) {
         for (int j = 0; j < chunk; j++) x16[j] = 0;
         *step = *sum = __builtin_nanf("");
         return;
     }
-    float inverse = most < LEAST ? 0.0f : LEVELS / most;
-    const __m256 by = _mm256_set1_ps(inverse);
+    float inverse = maximum < TINY ? 0.0f : LEVELS / maximum;
+    const __m256 factor = _mm256_set1_ps(inverse);
     __m256i total = _mm256_setzero_si256();
     int rest = 0;
     i = 0;
     for (; i + 8 <= chunk; i += 8) {
-        __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(load8(x, dtype, first + i), by));
+        __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(load8(x, dtype, first + i), factor));
         total = _mm256_add_epi32(total, v);
         __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
         _mm_storeu_si128((__m128i *)(x16 + i), narrow);
@@ -152,16 +150,16 @@ AVX2 void quantize_chunk(const char *x, int dtype, size_t first, int chunk, int1
     __m128i t = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
     t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
     t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1));
-    *step = most < LEAST ? 0.0f : most / LEVELS;
+    *step = maximum < TINY ? 0.0f : maximum / LEVELS;
     *sum = *step * (float)(_mm_cvtsi128_si32(t) + rest);
 }
 
-// Scales, and scales times zero points, of a panel's 16 outputs in one group.
+// Loads the scales, and scale * zero, of a panel's 16 outputs in one group.
 AVX2 INLINE void group_constants(const Slab *s, size_t index, float *scale, float *scaled_zero) {
     for (int half = 0; half < 2; half++) {
-        size_t at = index * PANEL + 8 * half;
-        __m256 v = load8((const char *)s->scales, s->scales_dtype, at);
-        __m256i z = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(s->zeros + at)));
+        size_t offset = index * PANEL + 8 * half;
+        __m256 v = load8((const char *)s->scales, s->scales_dtype, offset);
+        __m256i z = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(s->zeros + offset)));
         _mm256_store_ps(scale + 8 * half, v);
         _mm256_store_ps(scaled_zero + 8 * half, _mm256_mul_ps(v, _mm256_cvtepi32_ps(z)));
     }
@@ -184,7 +182,8 @@ AVX2 void unpack(const uint8_t *packed, int chunk, int16_t *out) {
     }
 }
 
-// Adds the products of two inputs with a panel's halves; in assembly, because compilers spill the rows of a tile.
+// Adds the products of two inputs with a panel's two halves. In assembly, because compilers interleave the rows of a tile and
+// run out of registers.
 template <bool VNNI>
 AVX2 INLINE void multiply_add(const int16_t *x, __m256i first, __m256i second, __m256i &sums, __m256i &other_sums) {
     __m256i product, other;
@@ -209,7 +208,7 @@ AVX2 INLINE void multiply_add(const int16_t *x, __m256i first, __m256i second, _
         : [x] "m"(*(const int *)x), [first] "x"(first), [second] "x"(second));
 }
 
-// Add the products of ROWS rows with one chunk of a panel to c [ROWS, 16]. The weights are packed if UNPACK, else unpacked.
+// Adds the products of ROWS rows with one chunk of a panel to c [ROWS, 16]. UNPACK: `weights` are packed, otherwise unpacked.
 template <int ROWS, bool UNPACK, bool VNNI>
 AVX2 void tile(const int16_t *x16, int chunk, const void *weights, const float *steps, const float *sums, const float *scale,
                const float *scaled_zero, float *c) {
@@ -267,19 +266,19 @@ void quantize_row(const Slab *s, int row) {
     }
 }
 
-// The product of one block of rows with one panel.
+// Multiplies one block of rows by one panel.
 template <bool VNNI>
 AVX2 void multiply(const Slab *s, int block, int panel) {
     alignas(32) float c[BLOCK_ROWS * PANEL];
     alignas(32) float scale[PANEL], scaled_zero[PANEL];
     alignas(32) int16_t unpacked[MAX_CHUNK * PANEL];
-    int chunks = s->inputs / s->chunk, groups = s->inputs / s->group, chunks_a_group = s->group / s->chunk;
+    int chunks = s->inputs / s->chunk, groups = s->inputs / s->group, chunks_per_group = s->group / s->chunk;
     int first = block * s->block_rows, rows = s->rows - first < s->block_rows ? s->rows - first : s->block_rows;
     int tiles = ceil_div(rows, TILE);
     for (int i = 0; i < rows * PANEL; i += 8) _mm256_store_ps(c + i, _mm256_setzero_ps());
     for (int k = 0; k < chunks; k++) {
         const uint8_t *packed = s->values + ((size_t)panel * s->inputs + (size_t)k * s->chunk) * (PANEL / 2);
-        if (k % chunks_a_group == 0) group_constants(s, (size_t)panel * groups + k / chunks_a_group, scale, scaled_zero);
+        if (k % chunks_per_group == 0) group_constants(s, (size_t)panel * groups + k / chunks_per_group, scale, scaled_zero);
         size_t at = ((size_t)block * chunks + k) * s->block_rows;
         if (rows <= FUSED) {
             tile_of<true, VNNI>(rows, s->x16 + at * s->chunk, s->chunk, packed, s->steps + at, s->sums + at, scale, scaled_zero, c);
@@ -309,10 +308,10 @@ AVX2 void multiply(const Slab *s, int block, int panel) {
     }
 }
 
-// What each thread does: rows to 16 bits until there are none left, wait for the other threads', then panels.
+// One thread: quantizes rows until none are left, waits for the other threads' rows, then multiplies panels.
 void work(void *argument) {
     Slab *s = (Slab *)argument;
-    int panels = ceil_div(s->outputs, PANEL), parts = ceil_div(panels, s->panels_a_task);
+    int panels = ceil_div(s->outputs, PANEL), parts = ceil_div(panels, s->panels_per_task);
     for (;;) {
         int task = __atomic_fetch_add(&s->next_row, 1, __ATOMIC_RELAXED);
         if (task >= s->row_tasks) break;
@@ -327,8 +326,8 @@ void work(void *argument) {
     for (;;) {
         int task = __atomic_fetch_add(&s->next_task, 1, __ATOMIC_RELAXED);
         if (task >= s->tasks) break;
-        int block = task / parts, from = task % parts * s->panels_a_task;
-        int to = from + s->panels_a_task < panels ? from + s->panels_a_task : panels;
+        int block = task / parts, from = task % parts * s->panels_per_task;
+        int to = from + s->panels_per_task < panels ? from + s->panels_per_task : panels;
         for (int panel = from; panel < to; panel++) {
             if (s->vnni) multiply<true>(s, block, panel);
             else multiply<false>(s, block, panel);
@@ -338,7 +337,7 @@ void work(void *argument) {
 
 }  // namespace
 
-// 0: this CPU cannot run the kernel; 1: with AVX2; 2: with AVX-VNNI too, whose vpdpwssd is vpmaddwd and vpaddd in one.
+// 0: this CPU cannot run the kernel; 1: it has AVX2; 2: also AVX-VNNI, whose vpdpwssd fuses vpmaddwd and vpaddd.
 extern "C" int qembed_int4_supported(void) {
     __builtin_cpu_init();
     // Every CPU with AVX2 has F16C.
@@ -350,16 +349,15 @@ extern "C" int qembed_int4_supported(void) {
     return 1;
 }
 
-// y [rows, outputs] = x [rows, inputs] * weight + bias, both of `dtype`; 0, or 1 if there is no memory for the inputs in 16 bits.
-// `values` [panels, inputs / 4, 32] bytes as above, `scales` [panels, inputs / group, 16] of `scales_dtype`, `zeros` the same
-// shape in bytes, `bias` [outputs] float32 or null. `chunk` divides `group`, is a multiple of 4 and at most 128. `parallel` is
-// torch's GOMP_parallel, or null for one thread. `vnni` chooses AVX-VNNI, which changes no bit of the result.
+// out [rows, outputs] = x [rows, inputs] * weight + bias, both of `dtype`. Returns 1 if the 16-bit inputs cannot be allocated,
+// else 0. `values` [panels, inputs / 4, 32] bytes in the layout above, `scales` [panels, inputs / group, 16] of `scales_dtype`,
+// `zeros` the same shape in bytes, `bias` [outputs] float32 or null. `chunk` divides `group`, is a multiple of 4 and at most
+// 128. `parallel` is the GOMP_parallel of torch's OpenMP, or null for one thread. `vnni`: use AVX-VNNI; the result is the same.
 extern "C" int qembed_int4_linear(const void *x, void *out, int dtype, int64_t rows, int inputs, int outputs, int group, int chunk,
                                   const uint8_t *values, const void *scales, int scales_dtype, const uint8_t *zeros,
                                   const float *bias, void *parallel, int threads, int vnni) {
     if (rows <= 0) return 0;
-    int most = rows < SLAB_ROWS ? (int)rows : SLAB_ROWS, chunks = inputs / chunk;
-    int padded = most + BLOCK_ROWS;
+    int chunks = inputs / chunk, padded = (rows < SLAB_ROWS ? (int)rows : SLAB_ROWS) + BLOCK_ROWS;
     size_t bytes = (size_t)padded * inputs * sizeof(int16_t), constants = (size_t)padded * chunks * sizeof(float);
     char *scratch = (char *)malloc(bytes + 2 * constants);
     if (!scratch) return 1;
@@ -376,9 +374,9 @@ extern "C" int qembed_int4_linear(const void *x, void *out, int dtype, int64_t r
         s.sums = (float *)(scratch + bytes + constants);
         int blocks = ceil_div(s.rows, BLOCK_ROWS), panels = ceil_div(outputs, PANEL);
         s.block_rows = ceil_div(s.rows, blocks);
-        int wanted = ceil_div(threads * 8, blocks);
-        s.panels_a_task = panels > wanted ? panels / wanted : 1;
-        s.tasks = blocks * ceil_div(panels, s.panels_a_task);
+        int parts = ceil_div(threads * 8, blocks);
+        s.panels_per_task = panels > parts ? panels / parts : 1;
+        s.tasks = blocks * ceil_div(panels, s.panels_per_task);
         s.row_tasks = s.rows < 4 * threads ? s.rows : 4 * threads;
         if (parallel && threads > 1) ((Parallel)parallel)(work, &s, (unsigned)threads, 0);
         else work(&s);

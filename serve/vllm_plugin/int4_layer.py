@@ -1,4 +1,7 @@
-"""The INT4 linear layer as vLLM's kernel list knows it: takes over the loaded tensors, then multiplies."""
+"""The INT4 linear layer as vLLM calls it: converts the loaded tensors, then multiplies.
+
+The arithmetic is in int4_native.py (compiled) and int4_torch.py (without a compiler).
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,19 @@ logger = init_logger(__name__)
 
 
 class Int4LinearKernel(MPLinearKernel):
-    """4-bit weights on any CPU that torch runs on, for AWQ (with zero points) and symmetric weights, in any float dtype.
+    """4-bit weights on any CPU and in any float dtype: AWQ's, which have zero points, and symmetric ones.
 
-    By the compiled kernel where there is one for this CPU and the group size, else in torch.
+    Uses the compiled kernel if it supports this CPU and the group size, else torch.
     """
 
     @classmethod
     def get_min_capability(cls) -> int:
-        """No CUDA capability is needed."""
+        """Any CUDA capability is enough."""
         return -1
 
     @classmethod
     def can_implement(cls, c: MPLinearLayerConfig) -> tuple[bool, str | None]:
-        """Whether a layer can be computed, and else why not."""
+        """Whether a layer is supported, and if not, why."""
         if not current_platform.is_cpu():
             return False, "it is for CPUs"
         if c.weight_type not in (scalar_types.uint4, scalar_types.uint4b8):
@@ -45,28 +48,30 @@ class Int4LinearKernel(MPLinearKernel):
         return True, None
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Replace the loaded tensors by the three of `int4_native.Weight`, or of `int4_torch.Weight`."""
+        """Replace the loaded tensors by those of `int4_native.Weight`, or of `int4_torch.Weight`."""
         words, scales = getattr(layer, self.w_q_name), getattr(layer, self.w_s_name)
-        # The parameters say which way round they lie: AWQ's is packed along the outputs, all others along the inputs.
+        # AWQ packs along the outputs, all other formats along the inputs.
         is_awq = words.packed_dim == words.output_dim
-        steps = scales.data.T if scales.output_dim == 1 else scales.data
+        group_scales = scales.data.T if scales.output_dim == 1 else scales.data
         if self.config.zero_points and self.w_zp_name is not None:
             zeros = getattr(layer, self.w_zp_name).data
-            offsets = int4_torch.unpack_awq(zeros) if is_awq else int4_torch.unpack(zeros.T).T
+            zero_points = int4_torch.unpack_awq(zeros) if is_awq else int4_torch.unpack(zeros.T).T
         else:
-            offsets = torch.full(steps.shape, SYMMETRIC_ZERO, dtype=torch.uint8)
-        values = _reader(words.data, is_awq, words.input_dim)
+            zero_points = torch.full(group_scales.shape, SYMMETRIC_ZERO, dtype=torch.uint8)
+        read_rows = _row_reader(words.data, is_awq, words.input_dim)
         inputs, self.outputs = self.config.partition_weight_shape
-        self.compiled = _has_native(inputs // steps.shape[1])
-        weight = (
-            int4_native.prepare(values, steps, offsets, inputs) if self.compiled else int4_torch.prepare(values, steps, offsets)
-        )
+        self.compiled = _has_native(inputs // group_scales.shape[1])
+        weight: int4_native.Weight | int4_torch.Weight
+        if self.compiled:
+            weight = int4_native.prepare(read_rows, group_scales, zero_points, inputs)
+        else:
+            weight = int4_torch.prepare(read_rows, group_scales, zero_points)
         if self.w_zp_name is not None:
             setattr(layer, self.w_zp_name, None)
         for name, tensor in ((self.w_q_name, weight.values), (self.w_s_name, weight.scales), (ZEROS, weight.zeros)):
             setattr(layer, name, torch.nn.Parameter(tensor, requires_grad=False))
-        del words, scales, values
-        _give_back_freed_memory()
+        del words, scales, read_rows
+        _trim_heap()
 
     def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x` [..., K] times the layer's weights: [..., N] in the dtype of `x`."""
@@ -79,13 +84,14 @@ class Int4LinearKernel(MPLinearKernel):
         return rows.view(*x.shape[:-1], rows.shape[-1])
 
 
-def _give_back_freed_memory() -> None:
-    """Let glibc return what the loaded tensors and their conversion took; elsewhere nothing happens."""
+def _trim_heap() -> None:
+    """Let glibc return freed memory to the system: the loaded tensors, and what the conversion took."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _reader(words: torch.Tensor, is_awq: bool, input_dim: int) -> int4_torch.ValuesOf:
+def _row_reader(words: torch.Tensor, is_awq: bool, input_dim: int) -> int4_torch.ReadRows:
+    """A function that unpacks a range of outputs from the checkpoint's packed `words`."""
     if is_awq:
         return lambda start, end: int4_torch.unpack_awq(words[:, start // PACK : end // PACK])
     by_output = words.T if input_dim == 0 else words
@@ -93,7 +99,8 @@ def _reader(words: torch.Tensor, is_awq: bool, input_dim: int) -> int4_torch.Val
 
 
 def _has_native(group: int) -> bool:
+    """Whether the compiled kernel supports this CPU and groups of `group` inputs."""
     if int4_native.library() is None:
-        logger.warning_once("qembed's compiled INT4 kernel is missing here (no AVX2, or not built): INT4 runs in torch, slower")
+        logger.warning_once("qembed's compiled INT4 kernel is missing (no AVX2, or not built): INT4 runs in torch, slower")
         return False
     return int4_native.chunk_of(group) is not None

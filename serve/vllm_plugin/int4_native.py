@@ -1,7 +1,7 @@
-"""The INT4 linear layer by the compiled kernel, for CPUs with AVX2 (int4_kernel.cpp, which says how it works).
+"""The INT4 linear layer by the compiled kernel, for CPUs with AVX2. int4_kernel.cpp describes the algorithm.
 
-The kernel is a shared library with a plain C interface that the install builds where it finds a C++ compiler. Where it is
-missing, or the CPU is another one, int4_torch.py does the same in torch.
+The kernel is a shared library with a plain C interface, which the install builds if it finds a C++ compiler. Without it, or
+on another CPU, int4_torch.py computes the same in torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from qembed.serve.vllm_plugin.int4_torch import BLOCK_OUTPUTS, ValuesOf, narrow
+from qembed.serve.vllm_plugin.int4_torch import BLOCK_OUTPUTS, ReadRows, narrow
+from qembed.vllm.kernels import CAPABILITY_LIMIT, LIBRARY
 
-LIBRARY = "qembed.serve.vllm_plugin._int4_kernel"
 PANEL = 16
 MAX_CHUNK = 128
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -25,8 +25,8 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 class Weight(NamedTuple):
     """A linear layer of K inputs and N outputs in groups of g inputs, as P = ⌈N / 16⌉ panels of 16 outputs.
 
-    `values` [P, K/4, 32] uint8 in the kernel's order, `scales` [P, K/g, 16] float16 or float32, `zeros` the same in uint8.
-    Outputs that fill up the last panel have scales of zero.
+    `values` [P, K/4, 32] uint8 in the kernel's layout, `scales` [P, K/g, 16] float16 or float32, `zeros` [P, K/g, 16] uint8.
+    Outputs that pad the last panel have scales of zero.
     """
 
     values: torch.Tensor
@@ -36,29 +36,29 @@ class Weight(NamedTuple):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernel; None where it was not built, or this CPU or this torch cannot run it."""
+    """The compiled kernel; None if it was not built, or if this CPU or this torch cannot run it."""
     spec = find_spec(LIBRARY)
     if spec is None or spec.origin is None:
         return None
     try:
-        found = ctypes.CDLL(spec.origin)
-        supported = bool(found.qembed_int4_supported())
+        kernel = ctypes.CDLL(spec.origin)
+        supported = bool(kernel.qembed_int4_supported())
     except (OSError, AttributeError):
         return None
-    return found if supported and _gomp_parallel() else None
+    return kernel if supported and _gomp_parallel() else None
 
 
 @functools.cache
 def has_vnni() -> bool:
-    """Whether to use AVX-VNNI, a third faster where the CPU has it; as for torch, ATEN_CPU_CAPABILITY=avx2 keeps to AVX2."""
-    found = library()
-    limited = os.environ.get("ATEN_CPU_CAPABILITY", "") in ("default", "avx2")
-    return found is not None and not limited and found.qembed_int4_supported() > 1
+    """Whether to use AVX-VNNI, which is a third faster. ATEN_CPU_CAPABILITY=avx2 disables it, as it limits torch."""
+    kernel = library()
+    limited = os.environ.get(CAPABILITY_LIMIT, "") in ("default", "avx2")
+    return kernel is not None and not limited and kernel.qembed_int4_supported() > 1
 
 
 @functools.cache
 def _gomp_parallel() -> int | None:
-    """The address of `GOMP_parallel` in the OpenMP that torch computes with, whose threads vLLM has bound to cores."""
+    """The address of `GOMP_parallel` in torch's OpenMP, whose threads vLLM has bound to cores."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
     except (OSError, AttributeError):
@@ -67,30 +67,30 @@ def _gomp_parallel() -> int | None:
 
 @functools.cache
 def _multiply() -> ctypes._NamedFuncPointer:
-    found = library()
-    assert found is not None
-    pointer, whole = ctypes.c_void_p, ctypes.c_int
-    multiply = found.qembed_int4_linear
-    multiply.restype = whole
+    kernel = library()
+    assert kernel is not None
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    multiply = kernel.qembed_int4_linear
+    multiply.restype = integer
     multiply.argtypes = [
-        *(pointer, pointer, whole, ctypes.c_int64, whole, whole, whole, whole),
-        *(pointer, pointer, whole, pointer, pointer, pointer, whole, whole),
+        *(pointer, pointer, integer, ctypes.c_int64, integer, integer, integer, integer),
+        *(pointer, pointer, integer, pointer, pointer, pointer, integer, integer),
     ]
     return multiply
 
 
 def chunk_of(group: int) -> int | None:
-    """Inputs that share a step of the 16-bit activations: what divides `group`, at most 128; None if `group` does not suit."""
+    """Inputs that share a step of the 16-bit activations: the largest multiple of 4 up to 128 that divides `group`, or None."""
     return next((size for size in range(MAX_CHUNK, 0, -4) if group % size == 0), None)
 
 
-def prepare(values_of: ValuesOf, scales: torch.Tensor, zeros: torch.Tensor, inputs: int) -> Weight:
-    """The layer of K = `inputs` from its integers, which `values_of` gives, and `scales` and `zeros` [N, K/g]."""
+def prepare(read_rows: ReadRows, scales: torch.Tensor, zeros: torch.Tensor, inputs: int) -> Weight:
+    """Pack a layer of K = `inputs` from its integers (`read_rows`) and its `scales` and `zeros` [N, K/g]."""
     outputs = scales.shape[0]
     values = torch.empty(-(-outputs // PANEL), inputs // 4, 2 * PANEL, dtype=torch.uint8)
     for start in range(0, outputs, BLOCK_OUTPUTS):
-        block = _panels(values_of(start, min(start + BLOCK_OUTPUTS, outputs)))
-        # [panel, half of the panel, output, four inputs, half of the four, input]; both halves of a panel share a byte.
+        block = _panels(read_rows(start, min(start + BLOCK_OUTPUTS, outputs)))
+        # [panel, half of the panel, output, four inputs, half of the four, input]. The halves of a panel share a byte.
         split = block.unflatten(2, (-1, 2, 2)).unflatten(1, (2, -1))
         pairs = split[:, 0] | split[:, 1] << 4
         values[start // PANEL :][: len(block)] = pairs.permute(0, 2, 1, 4, 3).flatten(2)
@@ -98,28 +98,29 @@ def prepare(values_of: ValuesOf, scales: torch.Tensor, zeros: torch.Tensor, inpu
 
 
 def _panels(rows: torch.Tensor) -> torch.Tensor:
-    """`rows` [N, columns] as [⌈N / 16⌉, 16, columns], filled up with zeros."""
+    """`rows` [N, columns] as [⌈N / 16⌉, 16, columns], padded with zeros."""
     return torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % PANEL)).unflatten(0, (-1, PANEL))
 
 
 def _by_group(rows: torch.Tensor) -> torch.Tensor:
+    """`rows` [N, K/g] as [⌈N / 16⌉, K/g, 16]."""
     return _panels(rows).transpose(1, 2).contiguous()
 
 
 def linear(x: torch.Tensor, weight: Weight, outputs: int, bias: torch.Tensor | None) -> torch.Tensor:
-    """`x` [M, K] times the weight, plus `bias` [N]: [M, N] in the dtype of `x`. Added up in float32.
+    """`x` [M, K] times the transposed weight, plus `bias` [N]: [M, N] in the dtype of `x`, accumulated in float32.
 
     Raises:
-        MemoryError: there is none for the activations in 16 bits.
+        MemoryError: the 16-bit activations cannot be allocated.
     """
     inputs = x.contiguous()
     result = torch.empty(x.shape[0], outputs, dtype=x.dtype)
     group = x.shape[1] // weight.scales.shape[1]
-    added = None if bias is None else bias.float().contiguous()
+    float_bias = None if bias is None else bias.float().contiguous()
     failed = _multiply()(
         *(inputs.data_ptr(), result.data_ptr(), DTYPES[x.dtype], *x.shape, outputs, group, chunk_of(group)),
         *(weight.values.data_ptr(), weight.scales.data_ptr(), DTYPES[weight.scales.dtype], weight.zeros.data_ptr()),
-        *(None if added is None else added.data_ptr(), _gomp_parallel(), torch.get_num_threads(), has_vnni()),
+        *(None if float_bias is None else float_bias.data_ptr(), _gomp_parallel(), torch.get_num_threads(), has_vnni()),
     )
     if failed:
         raise MemoryError("no memory for the activations of an INT4 layer")

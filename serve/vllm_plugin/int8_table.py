@@ -1,4 +1,4 @@
-"""The token table in INT8 as vLLM's embedding layer: loaded from a checkpoint that has one, or made while a float one loads."""
+"""The INT8 token table as vLLM's embedding layer: loaded as stored, or quantized while a float table loads."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from vllm.model_executor.utils import set_weight_attrs
 from qembed.checkpoint import int8_table
 from qembed.checkpoint.int8_table import BLOCK_ROWS, TENSORS
 
-MADE_FROM = "weight"
+FLOAT_TABLE = "weight"
 
 
 class Int8TableConfig(AutoAWQConfig):
-    """AWQ linear layers beside a token table in INT8."""
+    """AWQ linear layers beside an INT8 token table."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> AutoAWQConfig:
-        """The config.
+        """vLLM's config.
 
         Raises:
-            ValueError: the token table is in a form that this version does not know.
+            ValueError: this version does not know the format of the token table.
         """
-        if (form := config.get("token_table")) != int8_table.INT8:
+        if (table_format := config.get("token_table")) != int8_table.INT8:
             raise ValueError(
-                f"token_table {form!r} in config.json: this version of qembed's vLLM plugin knows {int8_table.INT8!r}"
+                f"token_table {table_format!r} in config.json: this version of qembed's vLLM plugin knows {int8_table.INT8!r}"
             )
         return super().from_config(config)
 
     @classmethod
     def get_name(cls) -> Any:
-        """The name in config.json."""
+        """The quant_method in config.json."""
         return int8_table.QUANT_METHOD
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
-        """INT8 for the token table; for all else what vLLM's AWQ has."""
+        """INT8 for the token table, vLLM's AWQ for all other layers."""
         if isinstance(layer, ParallelLMHead):
-            return super().get_quant_method(layer, prefix) or Head()
+            return super().get_quant_method(layer, prefix) or Int8Head()
         if isinstance(layer, VocabParallelEmbedding):
             return Int8Embedding()
         return super().get_quant_method(layer, prefix)
 
 
 class Int8Embedding(QuantizeMethodBase):
-    """A `VocabParallelEmbedding` whose rows are `token_table`'s; with tensor parallelism each rank has its own rows.
+    """Method of a `VocabParallelEmbedding` with an INT8 table; with tensor parallelism each rank holds its own rows.
 
-    Beside the three tensors the layer has, until loading ends, an empty one under the name of a float table. If the
-    checkpoint has such a table it is turned to INT8 block by block as it comes, so that no float copy is ever made of it.
+    Until loading ends, the layer also has an empty parameter with the name of a float table. Its loader quantizes a float
+    table of the checkpoint block by block, so no float copy of it is made.
     """
 
     def create_weights(
@@ -69,38 +69,38 @@ class Int8Embedding(QuantizeMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        """The tensors, for vLLM's loaders to fill. Scales are NaN until they are loaded."""
+        """Create the parameters for vLLM's loaders. Scales are NaN until they are loaded."""
         del input_size, output_size
         rows, width = sum(output_partition_sizes), input_size_per_partition
-        unknown = float("nan")
-        empty = {
+        nan = float("nan")
+        tensors = {
             "qweight": torch.empty(rows, width, dtype=torch.int8),
-            "scales": torch.full((rows, 1), unknown, dtype=torch.float32),
-            "column_scales": torch.full((width,), unknown, dtype=torch.float32),
+            "scales": torch.full((rows, 1), nan, dtype=torch.float32),
+            "column_scales": torch.full((width,), nan, dtype=torch.float32),
         }
         for name in TENSORS:
-            parameter = Parameter(empty[name], requires_grad=False)
+            parameter = Parameter(tensors[name], requires_grad=False)
             layer.register_parameter(name, parameter)
-            # vLLM's loader takes a rank's part of what has an output_dim, and the whole of what has none.
-            by_row = {} if name == "column_scales" else {"output_dim": 0}
-            set_weight_attrs(parameter, {**by_row, **extra_weight_attrs})
-        made_from = Parameter(torch.empty(0, dtype=params_dtype), requires_grad=False)
-        layer.register_parameter(MADE_FROM, made_from)
-        set_weight_attrs(made_from, {"weight_loader": lambda _, table: fill(layer, table)})
+            # vLLM's loader takes a rank's part of a parameter with output_dim, and all of one without.
+            rows_per_rank = {} if name == "column_scales" else {"output_dim": 0}
+            set_weight_attrs(parameter, {**rows_per_rank, **extra_weight_attrs})
+        float_table = Parameter(torch.empty(0, dtype=params_dtype), requires_grad=False)
+        layer.register_parameter(FLOAT_TABLE, float_table)
+        set_weight_attrs(float_table, {"weight_loader": lambda _, table: fill(layer, table)})
         layer.output_dtype = params_dtype
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Drop the empty tensor, and see that a table has been loaded."""
-        if layer.scales.is_meta:  # the head of a model that only pools: vLLM frees it, and calls this all the same
+        """Remove the empty parameter, and check that a table was loaded."""
+        if layer.scales.is_meta:  # the head of a pooling model: vLLM frees it, but still calls this
             return
-        if hasattr(layer, MADE_FROM):
-            delattr(layer, MADE_FROM)
+        if hasattr(layer, FLOAT_TABLE):
+            delattr(layer, FLOAT_TABLE)
         if layer.scales.isnan().any() or layer.column_scales.isnan().any():
-            wanted = ", ".join(f"embed_tokens.{name}" for name in TENSORS)
-            raise ValueError(f"the checkpoint has no token table: neither embed_tokens.{MADE_FROM} nor {wanted}")
+            names = ", ".join(f"embed_tokens.{name}" for name in TENSORS)
+            raise ValueError(f"the checkpoint has no token table: neither embed_tokens.{FLOAT_TABLE} nor {names}")
 
     def embedding(self, layer: Any, input_: torch.Tensor) -> torch.Tensor:
-        """The rows [..., width] of the ids `input_` [...], in the dtype that the model computes in."""
+        """The rows [..., width] of the ids `input_` [...], in the model's dtype."""
         rows = embedding(input_, layer.qweight), embedding(input_, layer.scales)
         return int8_table.dequantize(*rows, layer.column_scales).to(layer.output_dtype)
 
@@ -112,11 +112,11 @@ class Int8Embedding(QuantizeMethodBase):
         return logits if bias is None else logits + bias
 
 
-class Head(UnquantizedEmbeddingMethod):
-    """The output head beside an INT8 table: as vLLM has it where it has weights of its own, else the table itself."""
+class Int8Head(UnquantizedEmbeddingMethod):
+    """The output head beside an INT8 table: vLLM's with its own weights, or tied to the table."""
 
     def tie_weights(self, layer: Any, embed_tokens: Any) -> Any:
-        """Let the head `layer` use the table of `embed_tokens` in place of its own weights."""
+        """Let the head `layer` use the table of `embed_tokens` as its weights."""
         del layer.weight
         for name in TENSORS:
             layer.register_parameter(name, getattr(embed_tokens, name))
@@ -125,9 +125,9 @@ class Head(UnquantizedEmbeddingMethod):
 
 
 def fill(layer: Any, table: torch.Tensor) -> None:
-    """Turn the whole float `table` [vocabulary, width] to INT8 and put the layer's part of its rows into it.
+    """Quantize the float `table` [vocabulary, width] to INT8 and load this rank's rows into `layer`.
 
-    An empty `table` is what our own checkpoints have in its place (`qembed.quantize.table`): nothing is done.
+    Does nothing for an empty `table`: qembed's own checkpoints have one in its place (`qembed.quantize.table`).
     """
     if not table.numel():
         return

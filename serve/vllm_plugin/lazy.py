@@ -1,6 +1,6 @@
-"""Stand-ins for the quantization configs that import the real ones when a checkpoint needs them.
+"""Quantization configs that import the real ones when a checkpoint needs them.
 
-vLLM's own module takes two seconds to import, which a server of a float16 checkpoint should not spend.
+The real ones need a module of vLLM's that takes two seconds to import. A server of a float16 checkpoint need not wait for it.
 """
 
 from __future__ import annotations
@@ -15,64 +15,64 @@ COMPRESSED_TENSORS = "compressed-tensors"
 
 
 class LazyAWQConfig(QuantizationConfig):
-    """What `awq` in a checkpoint's config.json stands for on a CPU. `from_config` returns the real thing."""
+    """The config of `quant_method: awq` on a CPU. `from_config` returns the real config."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QuantizationConfig:
-        """vLLM's config of an AWQ checkpoint, with our kernel behind it."""
+        """vLLM's config of an AWQ checkpoint, with the plugin's kernel."""
         from qembed.serve.vllm_plugin.awq import CpuAWQConfig
 
         return CpuAWQConfig.from_config(config)
 
     @classmethod
     def get_config_filenames(cls) -> list[str]:
-        """Where vLLM looks if config.json has no quantization_config."""
+        """Files that vLLM reads if config.json has no quantization_config."""
         return ["quantize_config.json", "quant_config.json"]
 
     @classmethod
     def get_min_capability(cls) -> int:
-        """No CUDA capability is needed."""
+        """Any CUDA capability is enough."""
         return -1
 
     def get_name(self) -> Any:
-        """The name in config.json."""
+        """The quant_method in config.json."""
         return "awq"
 
     def get_supported_act_dtypes(self) -> list[Any]:
-        """Never asked: `from_config` returns another class."""
+        """Never called: `from_config` returns another class."""
         raise NotImplementedError
 
     def get_quant_method(self, layer: Any, prefix: str) -> Any:
-        """Never asked: `from_config` returns another class."""
+        """Never called: `from_config` returns another class."""
         raise NotImplementedError
 
 
 class LazyCompressedTensorsConfig(LazyAWQConfig):
-    """The same for `compressed-tensors` (llm-compressor's checkpoints): vLLM's own config, with our kernel to choose from."""
+    """The same for `compressed-tensors`, the format of llm-compressor's checkpoints."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QuantizationConfig:
-        """vLLM's config of such a checkpoint, with our kernel behind it where vLLM has none."""
+        """vLLM's config of such a checkpoint, with the plugin's kernel where vLLM has none."""
         from qembed.serve.vllm_plugin.compressed_tensors import CpuCompressedTensorsConfig
 
         return CpuCompressedTensorsConfig.from_config(config)
 
     @classmethod
     def get_config_filenames(cls) -> list[str]:
-        """None: such a checkpoint says it in config.json."""
+        """None: these checkpoints always have the config in config.json."""
         return []
 
     def get_name(self) -> Any:
-        """The name in config.json."""
+        """The quant_method in config.json."""
         return COMPRESSED_TENSORS
 
 
 class LazyInt8TableConfig(LazyAWQConfig):
-    """The same for `qembed_awq`: AWQ with the token table in INT8, on any device."""
+    """The same for `qembed_awq`: AWQ with an INT8 token table, on any device."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QuantizationConfig:
-        """vLLM's config of an AWQ checkpoint, with an INT8 token table, and with our kernel behind it on a CPU."""
+        """vLLM's config of an AWQ checkpoint with an INT8 token table, on a CPU with the plugin's kernel."""
         from vllm.platforms import current_platform
 
         if current_platform.is_cpu():
@@ -84,5 +84,5 @@ class LazyInt8TableConfig(LazyAWQConfig):
         return Int8TableConfig.from_config(config)
 
     def get_name(self) -> Any:
-        """The name in config.json."""
+        """The quant_method in config.json."""
         return QUANT_METHOD

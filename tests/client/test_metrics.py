@@ -1,4 +1,4 @@
-"""Numbers out of /metrics."""
+"""Readings of a server's /metrics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ qembed_broken{x="} y
 """
 
 
-def test_a_reading_has_rates_between_two_looks() -> None:
+def test_a_reading_has_rates_since_the_previous_one() -> None:
     reading = metrics.read(metrics.parse(NOW), metrics.parse(BEFORE), 2.0)
     assert (reading.tokens_per_second, reading.texts_per_second) == (600, 10)
     assert (reading.running, reading.waiting, reading.cache_used) == (3, 4, 0.25)
@@ -45,25 +45,25 @@ def test_a_reading_has_rates_between_two_looks() -> None:
     assert reading.latency["p99"] == 1.0
 
 
-def test_the_first_look_has_no_rates_and_the_latency_of_all_so_far() -> None:
+def test_the_first_reading_has_total_latency_and_no_rates() -> None:
     reading = metrics.read(metrics.parse(BEFORE), None, 0)
     assert reading.tokens_per_second is None
     assert reading.latency["p50"] == pytest.approx(0.05)
 
 
-def test_a_server_that_was_started_again_counts_from_nothing() -> None:
+def test_counters_of_a_restarted_server_start_at_zero() -> None:
     reading = metrics.read(metrics.parse(BEFORE), metrics.parse(NOW), 2.0)
     assert reading.tokens_per_second == 0
     assert reading.latency["p50"] == pytest.approx(0.05)
 
 
-def test_a_server_without_our_numbers_has_vllms() -> None:
+def test_a_server_without_qembeds_metrics_has_vllms() -> None:
     text = 'vllm:e2e_request_latency_seconds_bucket{le="0.5"} 4\nvllm:e2e_request_latency_seconds_bucket{le="+Inf"} 4\n'
     reading = metrics.read(metrics.parse(text), None, 0)
     assert reading.latency["p50"] == 0.25
     assert reading.memory_bytes is None
 
 
-def test_nothing_measured_is_no_quantile() -> None:
+def test_without_measurements_there_is_no_quantile() -> None:
     assert metrics.quantile({}, 0.5) is None
     assert metrics.quantile({1.0: 0, float("inf"): 0}, 0.5) is None

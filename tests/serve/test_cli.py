@@ -1,4 +1,4 @@
-"""What `qembed serve` says without starting anything."""
+"""`qembed serve` without starting a server: --plan, errors and warnings."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def serve(*arguments: object) -> Result:
     return CliRunner().invoke(group, ["serve", "--int4", *map(str, arguments)])
 
 
-def test_the_plan_adds_up_and_nothing_is_started(int4: Checkpoint) -> None:
+def test_plan_lines_add_up_to_the_total(int4: Checkpoint) -> None:
     done = serve("--model", int4.folder, "--plan", "--json", "--device-memory", "T4", "--max-model-len", 128)
     assert done.exit_code == 0, done.output
-    said = json.loads(done.output)
-    assert sum(said["bytes"].values()) == said["total_bytes"]
-    assert (said["max_model_len"], said["max_num_seqs"], said["fits"]) == (128, 32, True)
-    assert said["device"] == {"kind": "cuda", "name": "T4", "memory_bytes": 15360 * 2**20, "free_bytes": 15360 * 2**20}
+    plan = json.loads(done.output)
+    assert sum(plan["bytes"].values()) == plan["total_bytes"]
+    assert (plan["max_model_len"], plan["max_num_seqs"], plan["fits"]) == (128, 32, True)
+    assert plan["device"] == {"kind": "cuda", "name": "T4", "memory_bytes": 15360 * 2**20, "free_bytes": 15360 * 2**20}
 
 
-def test_a_plan_that_does_not_fit_is_exit_code_1_and_says_what_is_missing(int4: Checkpoint) -> None:
+def test_a_plan_that_does_not_fit_exits_with_1(int4: Checkpoint) -> None:
     done = serve("--model", int4.folder, "--plan", "--device-memory", "512MiB")
     assert done.exit_code == 1
     assert "does not fit: 512MiB has 512 MiB; " in done.output
@@ -35,7 +35,7 @@ def test_a_plan_that_does_not_fit_is_exit_code_1_and_says_what_is_missing(int4: 
         assert line in done.output
 
 
-def test_memory_is_a_clear_no_or_a_plan_within_it(int4: Checkpoint) -> None:
+def test_the_plan_is_within_memory_or_refused(int4: Checkpoint) -> None:
     done = serve("--model", int4.folder, "--plan", "--device-memory", "L4", "--memory", "2GiB", "--json")
     assert json.loads(done.output)["total_bytes"] <= 2 * 2**30
     done = serve("--model", int4.folder, "--plan", "--device-memory", "L4", "--memory", "100MiB")
@@ -45,7 +45,7 @@ def test_memory_is_a_clear_no_or_a_plan_within_it(int4: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--device-memory", "T4"], "--device-memory goes with --plan"),
         (["--plan", "--device-memory", "H9000"], "is none of T4, L4, A10G"),
@@ -56,24 +56,24 @@ def test_memory_is_a_clear_no_or_a_plan_within_it(int4: Checkpoint) -> None:
         (["--plan", "--max-model-len", "999999"], "256 positions"),
     ],
 )
-def test_what_cannot_be_is_one_line(int4: Checkpoint, arguments: list[str], told: str) -> None:
+def test_bad_input_is_reported_in_one_line(int4: Checkpoint, arguments: list[str], message: str) -> None:
     done = serve("--model", int4.folder, *arguments)
     assert done.exit_code == 2
     assert done.output.count("\n") == 1
-    assert told in done.output
+    assert message in done.output
 
 
-def test_other_machines_without_a_key_or_without_tls_are_warned_of(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    def said(key_file: Path | None = None, **settings: object) -> str:
+def test_serving_other_machines_without_key_or_tls_is_warned_about(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def warnings(key_file: Path | None = None, **settings: object) -> str:
         return "\n".join(_warnings(ServerSettings(checkpoint, **settings), key_file))  # type: ignore[arg-type]
 
-    assert said() == said(host="localhost") == said(host="::1") == ""
+    assert warnings() == warnings(host="localhost") == warnings(host="::1") == ""
     for host in ("0.0.0.0", "192.0.2.7", "::", ""):
-        assert "no key is set (--api-key-file)" in said(host=host)
-    assert "unencrypted" in said(host="0.0.0.0", keys=("a-long-key",))
-    assert said(host="0.0.0.0", keys=("a-long-key",), ssl_certfile="c", ssl_keyfile="k") == ""
+        assert "no key is set (--api-key-file)" in warnings(host=host)
+    assert "unencrypted" in warnings(host="0.0.0.0", keys=("a-long-key",))
+    assert warnings(host="0.0.0.0", keys=("a-long-key",), ssl_certfile="c", ssl_keyfile="k") == ""
     keys = tmp_path / "keys"
     keys.write_text("a-long-key")
     keys.chmod(0o644)
-    assert "chmod 600" in said(keys, keys=("a-long-key",))
-    assert "texts are not cleaned" in said(engine="sglang")
+    assert "chmod 600" in warnings(keys, keys=("a-long-key",))
+    assert "texts are not cleaned" in warnings(engine="sglang")

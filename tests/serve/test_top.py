@@ -1,4 +1,4 @@
-"""`qembed top` where there is nothing, or something else, to look at; a real server is looked at in tests/e2e."""
+"""Errors of `qembed top`. tests/e2e runs it on a real server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from tests.answering import answering
 
 
 @pytest.fixture
-def something() -> Iterator[str]:
-    with answering(lambda asked: (200, b"hello 1\n") if asked.headers["Authorization"] else (401, b"")) as url:
+def other_server() -> Iterator[str]:
+    """A server with /metrics that is not vLLM, and that requires a key."""
+    with answering(lambda request: (200, b"hello 1\n") if request.headers["Authorization"] else (401, b"")) as url:
         yield url
 
 
@@ -22,26 +23,26 @@ def top(*arguments: str, **environment: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_no_server_is_told_in_one_line() -> None:
-    code, said = top("http://127.0.0.1:9")
-    assert (code, said.count("\n")) == (1, 1)
-    assert "no server answers there" in said
+def test_no_server_is_reported_in_one_line() -> None:
+    code, output = top("http://127.0.0.1:9")
+    assert (code, output.count("\n")) == (1, 1)
+    assert "no server answers there" in output
 
 
-def test_a_key_is_asked_for(something: str) -> None:
-    code, said = top(something)
+def test_a_missing_key_is_reported(other_server: str) -> None:
+    code, output = top(other_server)
     assert code == 2
-    assert "--api-key-file or QEMBED_API_KEY" in said
+    assert "--api-key-file or QEMBED_API_KEY" in output
 
 
-def test_another_server_is_told(something: str) -> None:
-    code, said = top(something, QEMBED_API_KEY="long-enough-key")
+def test_a_server_that_is_not_vllm_is_reported(other_server: str) -> None:
+    code, output = top(other_server, QEMBED_API_KEY="long-enough-key")
     assert code == 1
-    assert "is no vLLM" in said
+    assert "not vLLM" in output
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:port", "http://[::1"])
-def test_what_is_no_url_is_told(url: str) -> None:
-    code, said = top(url)
+def test_an_invalid_url_is_reported(url: str) -> None:
+    code, output = top(url)
     assert code == 2
-    assert "not the URL of a server" in said
+    assert "not the URL of a server" in output

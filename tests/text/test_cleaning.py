@@ -1,4 +1,4 @@
-"""Characters that nobody sees go; what carries meaning stays."""
+"""Text cleaning removes invisible characters and keeps those that carry meaning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from qembed.text.cleaning import clean, has_surrogate
 
 
 @pytest.mark.parametrize(
-    ("given", "cleaned"),
+    ("text", "cleaned"),
     [
         ("e\u0301", "é"),
         ("\u1100\u1161", "가"),
@@ -22,8 +22,8 @@ from qembed.text.cleaning import clean, has_surrogate
         ("e\u200b\u0301", "é"),
     ],
 )
-def test_what_nobody_sees_is_taken_out(given: str, cleaned: str) -> None:
-    assert clean(given) == cleaned
+def test_invisible_characters_are_removed(text: str, cleaned: str) -> None:
+    assert clean(text) == cleaned
     assert clean(cleaned) == cleaned
 
 
@@ -42,18 +42,18 @@ def test_what_nobody_sees_is_taken_out(given: str, cleaned: str) -> None:
         "ﬁ Å² ½",
     ],
 )
-def test_what_carries_meaning_stays(text: str) -> None:
+def test_characters_with_meaning_stay(text: str) -> None:
     assert clean(text) == text
 
 
-def test_a_heap_of_marks_takes_no_time_and_stays_in_its_order() -> None:
-    """Sorted by Python itself this would take most of an hour."""
-    heap = "\u0301\u0316" * 1_000_000
-    assert clean(f"e\u0301 a{heap} e\u0301") == f"é a{heap} é"
+def test_a_million_combining_marks_are_fast_and_keep_their_order() -> None:
+    """Python's own normalization would take most of an hour."""
+    marks = "\u0301\u0316" * 1_000_000
+    assert clean(f"e\u0301 a{marks} e\u0301") == f"é a{marks} é"
     assert clean("a" + "\u0316\u0301" * 15) == clean("a" + "\u0301\u0316" * 15)
 
 
-def test_half_of_a_pair_is_seen() -> None:
+def test_lone_surrogates_are_detected() -> None:
     assert has_surrogate("a\ud800")
     assert has_surrogate("\udfff")
     assert not has_surrogate("😀")

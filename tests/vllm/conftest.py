@@ -1,4 +1,4 @@
-"""A checkpoint of headers only, and a stand-in for vLLM whose failures can be chosen."""
+"""Tiny checkpoints, and a fake vLLM whose behaviour a test chooses."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make(folder: Path, config: dict[str, object]) -> Checkpoint:
 
 @pytest.fixture
 def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module `vllm` whose server runs the file that is returned; for what our launcher does when vLLM misbehaves."""
+    """A fake module `vllm`. Its server runs the returned file, which a test writes."""
     package = tmp_path / "fake" / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)
     for folder in (package, package.parent, package.parent.parent):

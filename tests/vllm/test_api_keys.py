@@ -9,44 +9,54 @@ import pytest
 from qembed.errors import BadInput
 from qembed.vllm import api_keys
 
-ONE, TWO = "key-number-one", "key-number-two"
+FIRST, SECOND = "key-number-one", "key-number-two"
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"# mine\n{ONE}\n\n  {TWO}  \n")
-    assert api_keys.find(file, {"QEMBED_API_KEY": "ignored-key"}) == (ONE, TWO)
-    file.write_bytes(f"\ufeff{ONE}\r\n{TWO}\r\n".encode())  # as Windows writes it
-    assert api_keys.find(file, {}) == (ONE, TWO)
-    assert api_keys.find(None, {"QEMBED_API_KEY": f"{ONE}, {TWO}"}) == (ONE, TWO)
+    file.write_text(f"# mine\n{FIRST}\n\n  {SECOND}  \n")
+    assert api_keys.find(file, {"QEMBED_API_KEY": "ignored-key"}) == (FIRST, SECOND)
+    file.write_bytes(f"\ufeff{FIRST}\r\n{SECOND}\r\n".encode())  # as Windows writes it
+    assert api_keys.find(file, {}) == (FIRST, SECOND)
+    assert api_keys.find(None, {"QEMBED_API_KEY": f"{FIRST}, {SECOND}"}) == (FIRST, SECOND)
     assert api_keys.find(None, {}) == api_keys.find(None, {"QEMBED_API_KEY": ""}) == ()
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("", "no key"), ("# only\n", "no key"), ("short", "key 1"), (f"{ONE}\na b c d e f", "key 2")]
+    ("text", "message"), [("", "no key"), ("# only\n", "no key"), ("short", "key 1"), (f"{FIRST}\na b c d e f", "key 2")]
 )
-def test_a_file_without_good_keys_is_refused_without_showing_one(tmp_path: Path, text: str, told: str) -> None:
+def test_a_file_with_invalid_keys_is_refused_without_showing_them(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "keys"
     file.write_text(text)
-    with pytest.raises(BadInput, match=told) as caught:
+    with pytest.raises(BadInput, match=message) as caught:
         api_keys.find(file, {})
     assert "a b c" not in str(caught.value)
     with pytest.raises(BadInput, match="cannot be read"):
         api_keys.find(tmp_path / "nothing", {})
 
 
-def test_one_of_the_keys_opens() -> None:
-    hashes = [api_keys.hashed(ONE), api_keys.hashed(TWO)]
-    assert api_keys.is_known(f"Bearer {ONE}", hashes)
-    assert api_keys.is_known(f"bearer {TWO}", hashes)
-    for wrong in (None, "", "Bearer", "Bearer ", ONE, f"Basic {ONE}", f"Bearer {ONE}x", f"Bearer {hashes[0]}", "Bearer ü"):
+def test_any_of_the_keys_is_accepted() -> None:
+    hashes = [api_keys.hashed(FIRST), api_keys.hashed(SECOND)]
+    assert api_keys.is_known(f"Bearer {FIRST}", hashes)
+    assert api_keys.is_known(f"bearer {SECOND}", hashes)
+    for wrong in (
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        FIRST,
+        f"Basic {FIRST}",
+        f"Bearer {FIRST}x",
+        f"Bearer {hashes[0]}",
+        "Bearer ü",
+    ):
         assert not api_keys.is_known(wrong, hashes)
-    assert ONE not in str(hashes)
+    assert FIRST not in str(hashes)
 
 
-def test_a_file_that_everybody_may_read_is_seen(tmp_path: Path) -> None:
+def test_a_world_readable_file_is_detected(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(ONE)
+    file.write_text(FIRST)
     file.chmod(0o600)
     assert not api_keys.is_exposed(file)
     file.chmod(0o644)

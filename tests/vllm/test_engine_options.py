@@ -8,7 +8,7 @@ from qembed.errors import BadInput
 from qembed.vllm.engine_options import option, parse
 
 
-def test_settings_by_vllms_names() -> None:
+def test_settings_have_vllms_names() -> None:
     assert parse("max_log_len=5") == ("max-log-len", "5")
     assert parse("--max-log-len=a=b") == ("max-log-len", "a=b")
     assert parse("enable-request-id-headers") == ("enable-request-id-headers", "true")
@@ -18,7 +18,7 @@ def test_settings_by_vllms_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("port=1", "use --port"),
         ("max_model_len=1", "use --max-model-len"),
@@ -32,6 +32,6 @@ def test_settings_by_vllms_names() -> None:
         ("", "KEY=VALUE"),
     ],
 )
-def test_what_qembed_sets_itself_or_promises_never_to_do_is_refused(text: str, told: str) -> None:
-    with pytest.raises(BadInput, match=told):
+def test_settings_with_an_own_option_and_forbidden_ones_are_refused(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         parse(text)

@@ -1,4 +1,4 @@
-"""Which dtype and INT4 kernel are chosen on which CPU."""
+"""The choice of dtype and INT4 kernel by CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cpu(flags: str, *, compiled: bool = True, disabled: str = "") -> Cpu:
     return Cpu(frozenset(flags.split()), compiled, frozenset(disabled.split(",")))
 
 
-def computed_in(choice: Choice) -> tuple[str, str | None]:
+def dtype_and_kernel(choice: Choice) -> tuple[str, str | None]:
     return choice.dtype, choice.kernel
 
 
@@ -47,8 +47,8 @@ def computed_in(choice: Choice) -> tuple[str, str | None]:
         ("", True, ("float32", "qembed-torch")),
     ],
 )
-def test_int4_is_computed_in_what_is_fastest_on_the_cpu(flags: str, compiled: bool, expected: tuple[str, str]) -> None:
-    assert computed_in(choose(cpu(flags, compiled=compiled), int4=True)) == expected
+def test_int4_uses_the_fastest_dtype_and_kernel_of_the_cpu(flags: str, compiled: bool, expected: tuple[str, str]) -> None:
+    assert dtype_and_kernel(choose(cpu(flags, compiled=compiled), int4=True)) == expected
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_int4_is_computed_in_what_is_fastest_on_the_cpu(flags: str, compiled: bo
         ("", "float32"),
     ],
 )
-def test_without_int4_bfloat16_is_used_only_where_the_cpu_has_it(flags: str, dtype: str) -> None:
-    assert computed_in(choose(cpu(flags), int4=False)) == (dtype, None)
+def test_without_int4_bfloat16_needs_cpu_instructions(flags: str, dtype: str) -> None:
+    assert dtype_and_kernel(choose(cpu(flags), int4=False)) == (dtype, None)
 
 
 @pytest.mark.parametrize(
@@ -77,25 +77,26 @@ def test_without_int4_bfloat16_is_used_only_where_the_cpu_has_it(flags: str, dty
         (AVX2, "bfloat16", "qembed"),
     ],
 )
-def test_a_dtype_that_is_asked_for_leaves_the_kernel_open(flags: str, dtype: str, kernel: str) -> None:
-    assert computed_in(choose(cpu(flags), int4=True, dtype=dtype)) == (dtype, kernel)
-    assert computed_in(choose(cpu(flags), int4=False, dtype=dtype)) == (dtype, None)
+def test_with_a_given_dtype_only_the_kernel_is_chosen(flags: str, dtype: str, kernel: str) -> None:
+    assert dtype_and_kernel(choose(cpu(flags), int4=True, dtype=dtype)) == (dtype, kernel)
+    assert dtype_and_kernel(choose(cpu(flags), int4=False, dtype=dtype)) == (dtype, None)
 
 
-def test_a_kernel_that_the_user_has_disabled_is_not_chosen() -> None:
-    without_ours, without_vllms = (cpu(AMX, disabled=f"Other,{name}") for name in (kernels.OURS, kernels.VLLMS))
-    assert computed_in(choose(without_vllms, int4=True)) == ("bfloat16", "qembed")
-    assert computed_in(choose(cpu(AVX512, disabled=kernels.VLLMS), int4=True)) == ("float32", "qembed")
-    assert computed_in(choose(without_ours, int4=True)) == ("bfloat16", "vllm")
-    assert computed_in(choose(cpu(ZEN5, disabled=kernels.OURS), int4=True)) == ("bfloat16", "vllm")
+def test_a_disabled_kernel_is_not_chosen() -> None:
+    without_plugin = cpu(AMX, disabled=f"Other,{kernels.PLUGIN_KERNEL}")
+    without_stock = cpu(AMX, disabled=f"Other,{kernels.STOCK_KERNEL}")
+    assert dtype_and_kernel(choose(without_stock, int4=True)) == ("bfloat16", "qembed")
+    assert dtype_and_kernel(choose(cpu(AVX512, disabled=kernels.STOCK_KERNEL), int4=True)) == ("float32", "qembed")
+    assert dtype_and_kernel(choose(without_plugin, int4=True)) == ("bfloat16", "vllm")
+    assert dtype_and_kernel(choose(cpu(ZEN5, disabled=kernels.PLUGIN_KERNEL), int4=True)) == ("bfloat16", "vllm")
 
 
-def test_the_reason_names_what_decided() -> None:
+def test_the_reason_names_the_deciding_fact() -> None:
     assert "AMX" in choose(cpu(AMX), int4=True).reason
     assert "AVX-512" in choose(cpu(AVX2), int4=True).reason
     assert "missing" in choose(cpu(ZEN5, compiled=False), int4=True).reason
     assert "missing" in choose(cpu(AVX2, compiled=False), int4=True).reason
-    assert kernels.DISABLED in choose(cpu(AMX, disabled=kernels.VLLMS), int4=True).reason
+    assert kernels.DISABLED_KERNELS in choose(cpu(AMX, disabled=kernels.STOCK_KERNEL), int4=True).reason
 
 
 @pytest.mark.parametrize(
@@ -113,24 +114,24 @@ def test_instruction_sets_are_read_from_cpuinfo(tmp_path: Path, text: str, flags
     assert this_cpu(path, {}).flags == flags
 
 
-def test_torchs_own_limit_holds_for_the_choice_too(tmp_path: Path) -> None:
+def test_torchs_capability_limit_is_obeyed(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text(f"flags: {AMX}\n")
-    assert this_cpu(path, {kernels.LIMIT: "avx2"}).flags == set(AVX2.split())
-    assert this_cpu(path, {kernels.LIMIT: "avx512"}).flags == set(AMX.split())
+    assert this_cpu(path, {kernels.CAPABILITY_LIMIT: "avx2"}).flags == set(AVX2.split())
+    assert this_cpu(path, {kernels.CAPABILITY_LIMIT: "avx512"}).flags == set(AMX.split())
 
 
-def test_a_cpu_that_cannot_be_read_has_nothing_special(tmp_path: Path) -> None:
+def test_without_cpuinfo_there_are_no_instruction_sets(tmp_path: Path) -> None:
     assert this_cpu(tmp_path / "nothing", {}).flags == set()
     assert "no vector instructions" in this_cpu(tmp_path / "nothing", {}).shown
 
 
-def test_users_disabled_kernels_are_read_from_the_environment(tmp_path: Path) -> None:
-    assert {"A", "B"} <= this_cpu(tmp_path / "nothing", {kernels.DISABLED: "A,B"}).disabled
+def test_disabled_kernels_are_read_from_the_environment(tmp_path: Path) -> None:
+    assert {"A", "B"} <= this_cpu(tmp_path / "nothing", {kernels.DISABLED_KERNELS: "A,B"}).disabled
 
 
 @pytest.mark.parametrize(("flags", "expected"), [(AMX, ("bfloat16", "vllm")), (AVX512, ("float32", "qembed"))])
-def test_serve_embed_and_eval_choose_alike_and_say_so(
+def test_serve_embed_and_eval_make_and_report_the_same_choice(
     int4: Checkpoint, monkeypatch: pytest.MonkeyPatch, flags: str, expected: tuple[str, str]
 ) -> None:
     monkeypatch.setattr(kernels, "this_cpu", lambda: cpu(flags))
@@ -138,12 +139,12 @@ def test_serve_embed_and_eval_choose_alike_and_say_so(
     monkeypatch.setattr(machine, "device", lambda: "cpu")
     monkeypatch.setattr(machine, "check_vllm", lambda: None)
     monkeypatch.setattr(sources, "has_vllm", lambda: True)
-    chosen = choose(cpu(flags), int4=True)
+    choice = choose(cpu(flags), int4=True)
     for_scripts, for_people = (
-        CliRunner().invoke(group, ["serve", "--plan", "--model", str(int4.folder), *more]) for more in (["--json"], [])
+        CliRunner().invoke(group, ["serve", "--plan", "--model", str(int4.folder), *options]) for options in (["--json"], [])
     )
     plan = json.loads(for_scripts.output)
-    assert (plan["dtype"], plan["kernel"], plan["kernel_reason"]) == (*expected, chosen.reason)
-    assert f"{chosen.title}: {chosen.reason}" in for_people.output
-    assert engine.planned(ServerSettings(int4)).choice == chosen
-    assert sources.vllm(int4).identity["dtype"] == chosen.title
+    assert (plan["dtype"], plan["kernel"], plan["kernel_reason"]) == (*expected, choice.reason)
+    assert f"{choice.title}: {choice.reason}" in for_people.output
+    assert engine.planned(ServerSettings(int4)).choice == choice
+    assert sources.vllm(int4).identity["dtype"] == choice.title

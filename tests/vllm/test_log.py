@@ -1,4 +1,4 @@
-"""Why vLLM died, out of logs as it writes them."""
+"""Causes of failures and stages, read from vLLM's log."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FAILED = """\
 """
 
 
-def test_the_cause_is_what_the_failed_process_said_not_what_its_parents_made_of_it() -> None:
+def test_the_cause_is_the_failed_processs_exception_not_its_parents() -> None:
     assert log.cause(FAILED.splitlines()) == "ValueError: no such weight: layers.0"
 
 
-def test_of_a_refused_option_the_reason_is_told() -> None:
+def test_a_refused_options_cause_is_the_reason() -> None:
     lines = [
         "(APIServer pid=5) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
         "(APIServer pid=5)   Value error, Unknown quantization method: qembed_awq. Must be one of ['awq']. [type=value_error]",
@@ -31,7 +31,7 @@ def test_of_a_refused_option_the_reason_is_told() -> None:
     assert log.cause([lines[0], "  Value error, too long"]) == "too long"
 
 
-def test_exceptions_with_a_module_and_in_colour_are_found() -> None:
+def test_exceptions_with_a_module_and_in_colour_are_recognized() -> None:
     assert log.cause(["\x1b[31mtorch.cuda.OutOfMemoryError: 2 GiB\x1b[0m"]) == "torch.cuda.OutOfMemoryError: 2 GiB"
 
 
@@ -39,7 +39,7 @@ def test_a_log_without_an_exception_has_no_cause() -> None:
     assert log.cause(["INFO 11-23 01:46:13 [a.py:1] Error: handled", "bye"]) is None
 
 
-def test_stages_are_told_by_the_lines_that_begin_them() -> None:
+def test_stages_are_recognized_by_their_first_line() -> None:
     assert (
         log.stage("(EngineCore pid=1) INFO 1-1 1:1:1 [core.py:1] Initializing a V1 LLM engine (v1) with")
         == "starting the engine"
@@ -47,7 +47,7 @@ def test_stages_are_told_by_the_lines_that_begin_them() -> None:
     assert log.stage("anything else") is None
 
 
-def test_lines_come_whole_and_once(tmp_path: Path) -> None:
+def test_new_lines_are_complete_and_returned_once(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("w") as writer:
         reader = log.Log(path)

@@ -1,4 +1,4 @@
-"""What is read of the machine."""
+"""Facts about the machine: cores, processes, GPUs, memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qembed.errors import MissingExtra, QembedError
 from qembed.vllm import machine
 
 
-def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for cpu, siblings in ((0, "0,2"), (1, "1,3"), (2, "0,2"), (3, "1,3")):
         folder = tmp_path / f"cpu{cpu}" / "topology"
         folder.mkdir(parents=True)
@@ -22,14 +22,14 @@ def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert [len(machine.cores(tmp_path / "unknown", quota)) for quota in (0.5, 1.0, 2.0, 2.4)] == [1, 1, 2, 2]
 
 
-def test_missing_vllm_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_vllm_is_reported_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "find_spec", lambda _: None)
     with pytest.raises(MissingExtra, match=r"qembed\[gpu\].*deploy/requirements/cpu.txt"):
         machine.check_vllm()
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no /proc here")
-def test_this_process_is_found_in_its_session_and_holds_memory() -> None:
+def test_a_session_has_this_process_and_resident_memory() -> None:
     session = os.getsid(0)
     assert os.getpid() in machine.processes(session)
     assert (machine.resident(session) or 0) > 2**20
@@ -46,8 +46,8 @@ esac
 
 
 @pytest.fixture
-def _two_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for nvidia-smi with the output of a machine that has a T4 and an L4."""
+def _two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake nvidia-smi with the output of a machine with a T4 and an L4."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text(SMI)
     tool.chmod(0o755)
@@ -55,20 +55,20 @@ def _two_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "find_spec", lambda _: None)
 
 
-@pytest.mark.usefixtures("_two_cards")
+@pytest.mark.usefixtures("_two_gpus")
 @pytest.mark.parametrize(
     ("visible", "name"),
     [(None, "Tesla T4"), ("1", "NVIDIA L4"), ("GPU-bb", "NVIDIA L4"), ("1,0", "NVIDIA L4"), ("", "CPU"), ("-1", "CPU")],
 )
-def test_the_card_that_cuda_shows_is_planned_for(visible: str | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_target_is_the_first_visible_gpu(visible: str | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine.target().name == name
 
 
-@pytest.mark.usefixtures("_two_cards")
-def test_what_processes_hold_on_a_gpu_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_two_gpus")
+def test_gpu_memory_of_processes_is_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert machine.cuda_used([77, 78, 79]) == 450 * 2**20
     assert machine.cuda_used([79]) is None
@@ -77,7 +77,7 @@ def test_what_processes_hold_on_a_gpu_is_added_up(monkeypatch: pytest.MonkeyPatc
     assert (target.memory, target.free, target.capability) == (15360 * 2**20, 15000 * 2**20, 7.5)
 
 
-def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
+def test_a_containers_lower_memory_limit_counts(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       16000000 kB\nMemFree: 1 kB\nMemAvailable:   12000000 kB\n")
     own = tmp_path / "own"
@@ -91,7 +91,7 @@ def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
     assert machine.host(meminfo, tmp_path, own).memory == 16_000_000 * 1024
 
 
-def test_a_device_that_vllm_cannot_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_vllm_cannot_use_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = tmp_path / "cpuinfo"
     old.write_text("flags\t\t: fpu sse4_2 avx\n")
     monkeypatch.setattr(machine, "_is_cpu_build", lambda: True)

@@ -1,4 +1,4 @@
-"""Where the bytes go: arithmetic that a reader can redo by hand."""
+"""The memory plan, with arithmetic that a reader can check by hand."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ SMALL = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16
 CONFIG = {**SMALL, "max_position_embeddings": 32768}
 
 
-def test_the_0_6b_keeps_112_kib_of_cache_a_token_in_16_bit() -> None:
+def test_the_cache_of_the_0_6b_is_112_kib_per_token_in_16_bit() -> None:
     assert plan.kv_bytes_per_token(CONFIG, "float16") == 112 * 1024
     assert plan.kv_bytes_per_token(CONFIG, "float32") == 224 * 1024
 
 
-def test_without_head_dim_and_kv_heads_the_heads_share_the_hidden_size() -> None:
+def test_head_dim_and_kv_heads_default_to_hidden_size_over_heads() -> None:
     config = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3}
     assert plan.kv_bytes_per_token(config, "float16") == 2 * 2 * 3 * 32 * 2
 
 
-def test_the_cache_holds_one_long_text_a_step_of_others_and_a_part_of_a_block_each() -> None:
+def test_the_cache_holds_a_long_text_a_step_and_a_partial_block_per_sequence() -> None:
     assert plan.kv_tokens(max_model_len=8192, max_num_seqs=32, max_num_batched_tokens=2048, block_size=32) == (
         8192 + 2048 + 31 * 32 + 32
     )
     assert plan.kv_tokens(max_model_len=33, max_num_seqs=1, max_num_batched_tokens=1, block_size=32) == (2 + 1 + 1) * 32
 
 
-def test_texts_that_go_into_one_step_are_read_whole_and_leave_nothing_for_the_next() -> None:
+def test_texts_that_fit_into_a_step_need_no_cache_beyond_it() -> None:
     assert plan.reads_whole(2048, 2048)
     assert not plan.reads_whole(2049, 2048)
     assert (
@@ -50,11 +50,11 @@ def test_texts_that_go_into_one_step_are_read_whole_and_leave_nothing_for_the_ne
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, False),
     ],
 )
-def test_positions_are_plain_unless_something_stretches_them(config: dict[str, object], plain: bool) -> None:
+def test_positions_are_plain_unless_rope_is_scaled(config: dict[str, object], plain: bool) -> None:
     assert plan.has_plain_positions(config) is plain
 
 
-def test_floats_are_counted_as_served_and_packed_integers_as_stored() -> None:
+def test_floats_are_counted_in_the_served_dtype_and_integers_as_stored() -> None:
     shapes = {
         "embed_tokens.weight": ([100, 64], "F16"),
         "layers.0.mlp.up_proj.qweight": ([64, 16], "I32"),
@@ -76,31 +76,31 @@ def test_an_int8_table_is_counted_as_stored_with_its_scales() -> None:
     }
     for dtype, size in (("float16", 2), ("float32", 4)):
         assert plan.weight_bytes(stored, dtype) == (100 * 64 + 100 * 4 + 64 * 4, 100 * 64 * size, 0)
-    made = plan.with_int8_table({"model.embed_tokens.weight": ([100, 64], "BF16"), "lm_head.weight": ([100, 64], "F16")})
-    assert plan.weight_bytes(made, "float16") == plan.weight_bytes(stored, "float16")
+    converted = plan.with_int8_table({"model.embed_tokens.weight": ([100, 64], "BF16"), "lm_head.weight": ([100, 64], "F16")})
+    assert plan.weight_bytes(converted, "float16") == plan.weight_bytes(stored, "float16")
 
 
-def test_a_plan_adds_up() -> None:
+def test_the_total_is_the_sum_of_the_lines() -> None:
     shapes = {"embed_tokens.weight": ([10, 1024], "F16"), "norm.weight": ([1024], "F16")}
-    made = plan.make(
+    memory = plan.make(
         shapes, CONFIG, dtype="float16", max_model_len=64, max_num_seqs=1, max_num_batched_tokens=64, block_size=16
     )  # fmt: skip
-    assert made.weights == 11 * 1024 * 2
-    assert made.kv_tokens == 64 + 16
-    assert made.kv_cache == 80 * 112 * 1024
-    assert made.total == made.weights + made.kv_cache + made.activations + made.graphs + made.runtime
+    assert memory.weights == 11 * 1024 * 2
+    assert memory.kv_tokens == 64 + 16
+    assert memory.kv_cache == 80 * 112 * 1024
+    assert memory.total == memory.weights + memory.kv_cache + memory.activations + memory.graphs + memory.runtime
 
 
-def test_an_engine_without_a_server_holds_the_libraries_once() -> None:
+def test_an_engine_without_a_server_loads_the_libraries_once() -> None:
     sizes: dict[str, Any] = {"max_model_len": 64, "max_num_seqs": 1, "max_num_batched_tokens": 64, "block_size": 16}
     shapes = {"embed_tokens.weight": ([10, 1024], "F16")}
-    served, alone = (plan.make(shapes, CONFIG, dtype="float32", served=served, **sizes) for served in (True, False))
-    assert served.total - alone.total == plan.RUNTIME["cpu"] - plan.RUNTIME_IN_PROCESS["cpu"] > 0
-    on_a_card = [plan.make(shapes, CONFIG, dtype="float16", device="cuda", served=served, **sizes) for served in (True, False)]
-    assert on_a_card[0] == on_a_card[1]
+    served, in_process = (plan.make(shapes, CONFIG, dtype="float32", served=served, **sizes) for served in (True, False))
+    assert served.total - in_process.total == plan.RUNTIME["cpu"] - plan.RUNTIME_IN_PROCESS["cpu"] > 0
+    on_gpu = [plan.make(shapes, CONFIG, dtype="float16", device="cuda", served=served, **sizes) for served in (True, False)]
+    assert on_gpu[0] == on_gpu[1]
 
 
-def test_a_token_of_the_0_6b_takes_24_kib_of_activations_in_16_bit() -> None:
+def test_activations_of_the_0_6b_are_24_kib_per_token_in_16_bit() -> None:
     config = {**CONFIG, "intermediate_size": 3072}
     assert plan.activation_bytes(config, "float16") == (2 * 1024 + 3 * 2048 + 4 * 1024) * 2 == 24 * 1024
     assert plan.activation_bytes(config, "float32") == 2 * plan.activation_bytes(config, "float16")
@@ -109,7 +109,7 @@ def test_a_token_of_the_0_6b_takes_24_kib_of_activations_in_16_bit() -> None:
 
 
 def test_int4_of_the_0_6b_with_2048_tokens_and_32_sequences_is_planned_below_1_6_gib() -> None:
-    """The target of `make bench-gpu`, in arithmetic: the CUDA context and the graphs are in it as estimates."""
+    """The target of `make bench-gpu`; CUDA context and graphs are estimates."""
     config = {**CONFIG, "intermediate_size": 3072, "vocab_size": 151_669}
     shapes: dict[str, tuple[list[int], str]] = {"embed_tokens.weight": ([151_669, 1024], "F16")}
     for name, rows, columns in (("q", 1024, 2048), ("kv", 1024, 2048), ("o", 2048, 1024), ("mlp", 1024, 9216)):
@@ -117,7 +117,7 @@ def test_int4_of_the_0_6b_with_2048_tokens_and_32_sequences_is_planned_below_1_6
             shapes[f"layers.{layer}.{name}.qweight"] = ([rows, columns // 8], "I32")
             shapes[f"layers.{layer}.{name}.qzeros"] = ([rows // 128, columns // 8], "I32")
             shapes[f"layers.{layer}.{name}.scales"] = ([rows // 128, columns], "F16")
-    made = plan.make(
+    memory = plan.make(
         shapes,
         config,
         dtype="float16",
@@ -127,11 +127,11 @@ def test_int4_of_the_0_6b_with_2048_tokens_and_32_sequences_is_planned_below_1_6
         block_size=16,
         device="cuda",
     )
-    assert made.weights == pytest.approx(540e6, rel=0.01)
-    assert made.total <= 1.6 * 2**30
+    assert memory.weights == pytest.approx(540e6, rel=0.01)
+    assert memory.total <= 1.6 * 2**30
 
 
-def test_the_longest_text_is_8192_tokens_unless_the_model_or_the_user_says_otherwise() -> None:
+def test_the_longest_text_defaults_to_8192_tokens_or_the_models_limit() -> None:
     assert plan.max_length(CONFIG, None) == 8192
     assert plan.max_length({"max_position_embeddings": 512}, None) == 512
     assert plan.max_length(CONFIG, 32768) == 32768
@@ -140,12 +140,12 @@ def test_the_longest_text_is_8192_tokens_unless_the_model_or_the_user_says_other
 
 
 @pytest.mark.parametrize("value", [None, 0, -1, "many", 1.5, True])
-def test_a_size_that_is_no_size_is_named(value: object) -> None:
+def test_an_invalid_size_in_config_json_is_named(value: object) -> None:
     with pytest.raises(BadInput, match="hidden_size"):
         plan.size_of({"hidden_size": value}, "hidden_size")
 
 
-def test_dimensions_end_with_the_whole_vector() -> None:
+def test_dimensions_end_with_the_full_length() -> None:
     assert matryoshka.sizes(1024) == [32, 64, 128, 256, 512, 768, 1024]
     assert matryoshka.sizes(384) == [32, 64, 128, 256, 384]
     assert matryoshka.sizes(16) == [16]

@@ -1,4 +1,4 @@
-"""What is decided, and what vLLM is told."""
+"""Resolved settings, and vLLM's arguments, environment and rules for them."""
 
 from __future__ import annotations
 
@@ -19,50 +19,54 @@ CPU, L4, T4 = Target("cpu", "CPU"), PRESETS["L4"], PRESETS["T4"]
 WITH_BFLOAT16 = Cpu(frozenset({"avx512f", "avx512_bf16"}))
 
 
-def told(launch: Launch, option: str) -> str:
+def value_of(launch: Launch, option: str) -> str:
     argv = arguments(launch)
     return argv[argv.index(option) + 1]
 
 
-def test_vllm_gets_the_limits_that_were_asked_for(checkpoint: Checkpoint) -> None:
-    asked = ServerSettings(checkpoint, max_num_seqs=7, max_num_batched_tokens=99, max_model_len=128, served_model_name="mine")
-    launch = resolve(asked, CPU, Cpu(), 1234)
-    assert told(launch, "--max-num-seqs") == "7"
-    assert told(launch, "--max-num-batched-tokens") == "99"
-    assert told(launch, "--max-model-len") == "128"
-    assert told(launch, "--served-model-name") == "mine"
-    assert told(launch, "--port") == "1234"
-    assert told(launch, "--kv-cache-memory-bytes") == str(launch.plan.kv_cache)
+def test_limits_become_vllms_arguments(checkpoint: Checkpoint) -> None:
+    settings = ServerSettings(
+        checkpoint, max_num_seqs=7, max_num_batched_tokens=99, max_model_len=128, served_model_name="mine"
+    )
+    launch = resolve(settings, CPU, Cpu(), 1234)
+    assert value_of(launch, "--max-num-seqs") == "7"
+    assert value_of(launch, "--max-num-batched-tokens") == "99"
+    assert value_of(launch, "--max-model-len") == "128"
+    assert value_of(launch, "--served-model-name") == "mine"
+    assert value_of(launch, "--port") == "1234"
+    assert value_of(launch, "--kv-cache-memory-bytes") == str(launch.plan.kv_cache)
 
 
-@pytest.mark.parametrize(("length", "whole"), [(99, True), (100, False)])
-def test_texts_are_read_whole_where_the_longest_goes_into_a_step(checkpoint: Checkpoint, length: int, whole: bool) -> None:
-    asked = ServerSettings(checkpoint, max_num_seqs=7, max_num_batched_tokens=99, max_model_len=length)
-    assert ("--no-enable-chunked-prefill" in arguments(resolve(asked, CPU, Cpu(), 1))) is whole
+@pytest.mark.parametrize(("length", "reads_whole"), [(99, True), (100, False)])
+def test_chunked_prefill_is_off_if_the_longest_text_fits_into_a_step(
+    checkpoint: Checkpoint, length: int, reads_whole: bool
+) -> None:
+    settings = ServerSettings(checkpoint, max_num_seqs=7, max_num_batched_tokens=99, max_model_len=length)
+    assert ("--no-enable-chunked-prefill" in arguments(resolve(settings, CPU, Cpu(), 1))) is reads_whole
 
 
-def test_defaults_come_from_the_checkpoint_and_the_machine(checkpoint: Checkpoint) -> None:
+def test_defaults_come_from_checkpoint_and_machine(checkpoint: Checkpoint) -> None:
     launch = resolve(ServerSettings(checkpoint), L4, Cpu(), 8000)
-    assert told(launch, "--max-model-len") == "256"
-    assert told(launch, "--max-num-seqs") == "32"
-    assert told(launch, "--max-num-batched-tokens") == "2048"
-    assert told(launch, "--dtype") == "float16"
-    assert told(launch, "--served-model-name") == "tiny"
+    assert value_of(launch, "--max-model-len") == "256"
+    assert value_of(launch, "--max-num-seqs") == "32"
+    assert value_of(launch, "--max-num-batched-tokens") == "2048"
+    assert value_of(launch, "--dtype") == "float16"
+    assert value_of(launch, "--served-model-name") == "tiny"
     assert launch.url == "http://127.0.0.1:8000/v1"
-    assert json.loads(told(launch, "--hf-overrides")) == {
+    assert json.loads(value_of(launch, "--hf-overrides")) == {
         "is_matryoshka": True,
         "matryoshka_dimensions": [32, 64],
         "max_position_embeddings": 256,
     }
 
 
-def test_no_code_of_the_checkpoint_is_run_and_only_safetensors_are_read(checkpoint: Checkpoint) -> None:
+def test_remote_code_is_never_trusted_and_only_safetensors_are_read(checkpoint: Checkpoint) -> None:
     launch = resolve(ServerSettings(checkpoint), CPU, Cpu(), 1)
     assert "--trust-remote-code" not in arguments(launch)
-    assert told(launch, "--load-format") == "safetensors"
+    assert value_of(launch, "--load-format") == "safetensors"
 
 
-def test_more_than_the_model_can_do_is_refused(checkpoint: Checkpoint) -> None:
+def test_sizes_beyond_the_model_are_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="256 positions"):
         resolve(ServerSettings(checkpoint, max_model_len=257), CPU, Cpu(), 1)
     with pytest.raises(BadInput, match="--max-num-batched-tokens 31"):
@@ -70,7 +74,7 @@ def test_more_than_the_model_can_do_is_refused(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(("host", "url"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("box", "box")])
-def test_the_url_is_one_that_a_client_can_use(checkpoint: Checkpoint, host: str, url: str) -> None:
+def test_the_url_works_for_a_client_on_this_machine(checkpoint: Checkpoint, host: str, url: str) -> None:
     assert resolve(ServerSettings(checkpoint, host=host), CPU, Cpu(), 80).url == f"http://{url}:80/v1"
 
 
@@ -84,14 +88,14 @@ def test_a_cpu_gets_its_cores_and_the_planned_cache(checkpoint: Checkpoint) -> N
     assert environment(launch, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}, [0])["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
-@pytest.mark.parametrize(("cores", "told"), [([0, 1, 2, 3], "0,2|1,3"), ([4], "4|4"), ([0, 1, 2], "0,2|1")])
-def test_parallel_workers_of_a_cpu_have_cores_of_their_own(checkpoint: Checkpoint, cores: list[int], told: str) -> None:
+@pytest.mark.parametrize(("cores", "binding"), [([0, 1, 2, 3], "0,2|1,3"), ([4], "4|4"), ([0, 1, 2], "0,2|1")])
+def test_parallel_cpu_workers_have_their_own_cores(checkpoint: Checkpoint, cores: list[int], binding: str) -> None:
     for size in ({"tensor_parallel_size": 2}, {"data_parallel_size": 2}):
         launch = resolve(ServerSettings(checkpoint, **size), CPU, Cpu(), 1)
-        assert environment(launch, {}, cores)["VLLM_CPU_OMP_THREADS_BIND"] == told
+        assert environment(launch, {}, cores)["VLLM_CPU_OMP_THREADS_BIND"] == binding
 
 
-def test_where_the_plugins_kernel_is_chosen_vllms_own_is_switched_off(checkpoint: Checkpoint, int4: Checkpoint) -> None:
+def test_choosing_the_plugins_kernel_disables_vllms(checkpoint: Checkpoint, int4: Checkpoint) -> None:
     launch = resolve(ServerSettings(int4), CPU, Cpu(), 1)
     assert launch.choice.kernel == "qembed-torch"
     assert environment(launch, {"VLLM_DISABLED_KERNELS": "Other"}, [0])["VLLM_DISABLED_KERNELS"] == "Other,CPUWNA16LinearKernel"
@@ -103,9 +107,9 @@ def test_where_the_plugins_kernel_is_chosen_vllms_own_is_switched_off(checkpoint
         assert "VLLM_DISABLED_KERNELS" not in environment(other, {}, [0])
 
 
-def test_an_int8_table_is_asked_of_the_plugin_only_where_there_is_none_yet(int4: Checkpoint, int8_table: Checkpoint) -> None:
-    made = resolve(ServerSettings(int4, token_table="int8"), CPU, Cpu(), 1)
-    overrides = json.loads(told(made, "--hf-overrides"))
+def test_the_plugin_converts_a_table_to_int8_only_if_it_is_not_yet(int4: Checkpoint, int8_table: Checkpoint) -> None:
+    converted = resolve(ServerSettings(int4, token_table="int8"), CPU, Cpu(), 1)
+    overrides = json.loads(value_of(converted, "--hf-overrides"))
     assert overrides["quantization_config"] == {
         "quant_method": "qembed_awq",
         "bits": 4,
@@ -115,18 +119,18 @@ def test_an_int8_table_is_asked_of_the_plugin_only_where_there_is_none_yet(int4:
     stored = resolve(ServerSettings(int8_table, token_table="int8"), CPU, Cpu(), 1)
     untouched = resolve(ServerSettings(int4), CPU, Cpu(), 1)
     for launch in (stored, untouched):
-        assert "quantization_config" not in json.loads(told(launch, "--hf-overrides"))
-    assert [launch.token_table for launch in (made, stored, untouched)] == ["int8", "int8", "float16"]
+        assert "quantization_config" not in json.loads(value_of(launch, "--hf-overrides"))
+    assert [launch.token_table for launch in (converted, stored, untouched)] == ["int8", "int8", "float16"]
     assert environment(stored, {}, [0])["VLLM_DISABLED_KERNELS"] == "CPUWNA16LinearKernel"
 
 
-def test_an_int8_table_is_planned_at_its_size(int4: Checkpoint) -> None:
+def test_an_int8_table_is_planned_in_int8(int4: Checkpoint) -> None:
     assert resolve(ServerSettings(int4, token_table="int8"), CPU, Cpu(), 1).plan.token_table == 10 * 64 + 10 * 4 + 64 * 4
 
 
-def test_beside_int4_on_a_cpu_a_float16_table_stays_one(int4: Checkpoint) -> None:
-    kept = resolve(ServerSettings(int4), CPU, Cpu(), 1)
-    assert (kept.token_table, kept.plan.token_table) == ("float16", 10 * 64 * 2)
+def test_with_int4_on_a_cpu_a_float16_table_stays_float16(int4: Checkpoint) -> None:
+    on_cpu = resolve(ServerSettings(int4), CPU, Cpu(), 1)
+    assert (on_cpu.token_table, on_cpu.plan.token_table) == ("float16", 10 * 64 * 2)
     on_gpu = resolve(ServerSettings(int4), L4, Cpu(), 1)
     assert (on_gpu.token_table, on_gpu.plan.token_table) == ("float16", 10 * 64 * 2)
     wide = resolve(ServerSettings(int4, dtype="float32"), L4, Cpu(), 1)
@@ -134,39 +138,39 @@ def test_beside_int4_on_a_cpu_a_float16_table_stays_one(int4: Checkpoint) -> Non
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
-def test_vllm_holds_the_table_of_a_float_checkpoint_twice_on_a_cpu(checkpoint: Checkpoint, dtype: str, size: int) -> None:
-    asked = ServerSettings(checkpoint, dtype=dtype)
-    launch = resolve(asked, CPU, Cpu(), 1)
+def test_on_a_cpu_vllm_holds_a_float_checkpoints_table_twice(checkpoint: Checkpoint, dtype: str, size: int) -> None:
+    settings = ServerSettings(checkpoint, dtype=dtype)
+    launch = resolve(settings, CPU, Cpu(), 1)
     assert (launch.token_table, launch.plan.token_table) == (dtype, 2 * 10 * 64 * size)
-    assert resolve(asked, L4, Cpu(), 1).plan.token_table == 10 * 64 * size
+    assert resolve(settings, L4, Cpu(), 1).plan.token_table == 10 * 64 * size
 
 
-def test_glibc_keeps_freed_activations_on_a_cpu_unless_the_user_has_chosen(checkpoint: Checkpoint) -> None:
+def test_malloc_thresholds_on_a_cpu_yield_to_the_users(checkpoint: Checkpoint) -> None:
     launch = resolve(ServerSettings(checkpoint), CPU, Cpu(), 1)
-    chosen = environment(launch, {"MALLOC_TRIM_THRESHOLD_": "1"}, [0])
-    assert int(chosen["MALLOC_MMAP_THRESHOLD_"]) == 32 * 2**20
-    assert chosen["MALLOC_TRIM_THRESHOLD_"] == "1"
+    variables = environment(launch, {"MALLOC_TRIM_THRESHOLD_": "1"}, [0])
+    assert int(variables["MALLOC_MMAP_THRESHOLD_"]) == 32 * 2**20
+    assert variables["MALLOC_TRIM_THRESHOLD_"] == "1"
 
 
-def test_an_int8_table_in_a_checkpoint_that_is_not_quantized_is_refused(checkpoint: Checkpoint) -> None:
+def test_an_int8_table_needs_a_quantized_checkpoint(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="--token-table int8 goes with an INT4 checkpoint"):
         resolve(ServerSettings(checkpoint, token_table="int8"), CPU, Cpu(), 1)
 
 
-def test_vllms_share_of_the_card_is_the_plans(checkpoint: Checkpoint) -> None:
+def test_gpu_memory_utilization_follows_the_plan(checkpoint: Checkpoint) -> None:
     launch = resolve(ServerSettings(checkpoint), L4, Cpu(), 1)
-    share = float(told(launch, "--gpu-memory-utilization"))
+    share = float(value_of(launch, "--gpu-memory-utilization"))
     assert launch.plan.total < share * L4.memory < 1.2 * launch.plan.total  # type: ignore[operator]
 
 
-def test_a_queue_that_would_refuse_a_lawful_batch_for_ever_is_refused(checkpoint: Checkpoint) -> None:
+def test_a_queue_smaller_than_a_batch_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="--max-queue 99 is less than --max-client-batch 100"):
         resolve(ServerSettings(checkpoint, max_queue=99, max_client_batch=100), CPU, Cpu(), 1)
     launch = resolve(ServerSettings(checkpoint, max_queue=100, max_client_batch=100), CPU, Cpu(), 1)
-    assert told(launch, "--max-num-queued-reqs") == "100"
+    assert value_of(launch, "--max-num-queued-reqs") == "100"
 
 
-def test_what_the_device_lacks_is_refused(checkpoint: Checkpoint) -> None:
+def test_features_that_the_device_lacks_are_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="T4 has no 8-bit floats"):
         resolve(ServerSettings(checkpoint, kv_cache_dtype="fp8"), T4, Cpu(), 1)
     with pytest.raises(BadInput, match="T4 has no bfloat16"):
@@ -175,15 +179,15 @@ def test_what_the_device_lacks_is_refused(checkpoint: Checkpoint) -> None:
         resolve(ServerSettings(checkpoint), Target("cuda", "GTX 1080", 2**33, 2**33, 6.1), Cpu(), 1)
 
 
-def test_an_fp8_cache_takes_half(checkpoint: Checkpoint) -> None:
+def test_an_fp8_cache_takes_half_the_memory(checkpoint: Checkpoint) -> None:
     half = resolve(ServerSettings(checkpoint, kv_cache_dtype="fp8"), L4, Cpu(), 1)
-    whole = resolve(ServerSettings(checkpoint), L4, Cpu(), 1)
-    assert 2 * half.plan.kv_cache == whole.plan.kv_cache
-    assert told(half, "--kv-cache-dtype") == "fp8"
-    assert "--kv-cache-dtype" not in arguments(whole)
+    full = resolve(ServerSettings(checkpoint), L4, Cpu(), 1)
+    assert 2 * half.plan.kv_cache == full.plan.kv_cache
+    assert value_of(half, "--kv-cache-dtype") == "fp8"
+    assert "--kv-cache-dtype" not in arguments(full)
 
 
-def test_a_device_that_is_too_small_is_told_with_the_plan(checkpoint: Checkpoint) -> None:
+def test_a_device_that_is_too_small_is_refused_with_the_plan(checkpoint: Checkpoint) -> None:
     launch = resolve(ServerSettings(checkpoint), Target("cuda", "tiny card", 2**20, 2**20, 8.9), Cpu(), 1)
     with pytest.raises(
         BadInput, match=r"tiny card has 1 MiB free, and the plan needs 60\d MiB: weights .*, cache .*256 tokens"
@@ -192,34 +196,34 @@ def test_a_device_that_is_too_small_is_told_with_the_plan(checkpoint: Checkpoint
     check_fits(resolve(ServerSettings(checkpoint), L4, Cpu(), 1))
 
 
-def test_memory_chooses_lengths_and_what_is_given_stays(checkpoint: Checkpoint) -> None:
+def test_memory_chooses_sizes_and_given_ones_stay(checkpoint: Checkpoint) -> None:
     roomy = resolve(ServerSettings(checkpoint, memory=2**30), L4, Cpu(), 1)
     assert (roomy.max_model_len, roomy.sizes.max_num_seqs) == (256, 256)
     assert roomy.plan.total <= 2**30
-    kept = resolve(ServerSettings(checkpoint, memory=2**30, max_num_seqs=3, max_model_len=128), L4, Cpu(), 1)
-    assert (kept.max_model_len, kept.sizes.max_num_seqs) == (128, 3)
+    fixed = resolve(ServerSettings(checkpoint, memory=2**30, max_num_seqs=3, max_model_len=128), L4, Cpu(), 1)
+    assert (fixed.max_model_len, fixed.sizes.max_num_seqs) == (128, 3)
     with pytest.raises(BadInput, match="--memory 1 MiB is too little: 1 sequence of 64 tokens need"):
         resolve(ServerSettings(checkpoint, memory=2**20), L4, Cpu(), 1)
 
 
-def test_keys_are_neither_arguments_nor_environment_and_leave_as_hashes(checkpoint: Checkpoint) -> None:
+def test_keys_are_passed_only_as_hashes(checkpoint: Checkpoint) -> None:
     settings = ServerSettings(checkpoint, keys=("secret-one",))
     launch = resolve(settings, CPU, Cpu(), 1)
     env = environment(launch, {"QEMBED_API_KEY": "secret-one", "OPENAI_API_KEY": "secret-two"}, [0])
-    for place in (str(arguments(launch)), str(env), repr(settings), repr(launch), rules(launch, "token", 0).dump().decode()):
-        assert "secret" not in place
+    for text in (str(arguments(launch)), str(env), repr(settings), repr(launch), rules(launch, "token", 0).dump().decode()):
+        assert "secret" not in text
     assert len(rules(launch, "token", 0).keys) == 2
     assert rules(resolve(ServerSettings(checkpoint), CPU, Cpu(), 1), "token", 0).keys == []
 
 
-def test_parallel_sizes_and_other_settings_are_passed_on(checkpoint: Checkpoint) -> None:
-    asked = ServerSettings(
+def test_parallel_sizes_and_engine_args_become_arguments(checkpoint: Checkpoint) -> None:
+    settings = ServerSettings(
         checkpoint,
         tensor_parallel_size=2,
         data_parallel_size=3,
         engine_args=(("max-log-len", "5"), ("enable-request-id-headers", "true"), ("async-scheduling", "false")),
     )
-    argv = arguments(resolve(asked, L4, Cpu(), 1))
+    argv = arguments(resolve(settings, L4, Cpu(), 1))
     for words in (
         ["--tensor-parallel-size", "2"],
         ["--data-parallel-size", "3"],
@@ -231,9 +235,9 @@ def test_parallel_sizes_and_other_settings_are_passed_on(checkpoint: Checkpoint)
 
 
 def test_two_devices_share_the_matrices_and_the_cache(checkpoint: Checkpoint) -> None:
-    one, two = (resolve(ServerSettings(checkpoint, tensor_parallel_size=size), L4, Cpu(), 1).plan for size in (1, 2))
-    assert 2 * two.kv_cache == one.kv_cache
-    assert 2 * two.token_table == one.token_table
+    single, parallel = (resolve(ServerSettings(checkpoint, tensor_parallel_size=size), L4, Cpu(), 1).plan for size in (1, 2))
+    assert 2 * parallel.kv_cache == single.kv_cache
+    assert 2 * parallel.token_table == single.token_table
 
 
 def test_a_default_prompt_must_exist(checkpoint: Checkpoint) -> None:

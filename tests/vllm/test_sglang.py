@@ -1,4 +1,4 @@
-"""SGLang's words for the same limits. It is not installed here: what is run is looked at, not run."""
+"""SGLang's arguments. SGLang is not installed for the tests, so the command is checked but not run."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from qembed.vllm.kernels import Cpu
 from qembed.vllm.settings import ServerSettings, resolve
 
 
-def test_the_same_limits_in_sglangs_words(int4: Checkpoint) -> None:
-    asked = ServerSettings(int4, engine="sglang", max_model_len=128, max_num_seqs=7, max_num_batched_tokens=99, max_queue=3000)
-    launch = resolve(asked, PRESETS["L4"], Cpu(), 1234)
+def test_limits_become_sglangs_arguments(int4: Checkpoint) -> None:
+    settings = ServerSettings(
+        int4, engine="sglang", max_model_len=128, max_num_seqs=7, max_num_batched_tokens=99, max_queue=3000
+    )
+    launch = resolve(settings, PRESETS["L4"], Cpu(), 1234)
     argv = sglang.arguments(launch)
-    told = dict(zip(argv, [*argv[1:], ""], strict=True))
-    assert told["--model-path"] == str(int4.folder.resolve())
-    assert (told["--context-length"], told["--max-running-requests"], told["--port"]) == ("128", "7", "1234")
-    assert (told["--max-prefill-tokens"], told["--max-queued-requests"]) == ("99", "3000")
-    assert told["--max-total-tokens"] == str(launch.plan.kv_tokens)
-    assert json.loads(told["--json-model-override-args"])["is_matryoshka"] is True
+    options = dict(zip(argv, [*argv[1:], ""], strict=True))
+    assert options["--model-path"] == str(int4.folder.resolve())
+    assert (options["--context-length"], options["--max-running-requests"], options["--port"]) == ("128", "7", "1234")
+    assert (options["--max-prefill-tokens"], options["--max-queued-requests"]) == ("99", "3000")
+    assert options["--max-total-tokens"] == str(launch.plan.kv_tokens)
+    assert json.loads(options["--json-model-override-args"])["is_matryoshka"] is True
     assert "--is-embedding" in argv
     assert "--trust-remote-code" not in argv
 
 
-def test_what_sglang_cannot_do_is_told(int4: Checkpoint, int8_table: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_sglang_lacks_are_refused(
+    int4: Checkpoint, int8_table: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(MissingExtra, match="SGLang is not installed"):
         sglang.check(ServerSettings(int4))
     monkeypatch.setattr(sglang, "find_spec", lambda _: True)
@@ -43,7 +47,7 @@ def test_what_sglang_cannot_do_is_told(int4: Checkpoint, int8_table: Checkpoint,
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_the_command_is_printed_ready_to_paste_and_nothing_is_started(int4: Checkpoint, engine: str, tmp_path: Path) -> None:
+def test_print_command_is_ready_to_paste(int4: Checkpoint, engine: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("a-secret-key\n")
     arguments = ["serve", "--int4", "--model", str(int4.folder), "--engine", engine, "--print-command", "--dtype", "float32"]

@@ -1,4 +1,4 @@
-"""What answers while vLLM is being started."""
+"""The 503 that the port answers while vLLM starts."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[i
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request(method, path, body)
     answer = connection.getresponse()
-    said = answer.status, answer.read(), answer.headers["retry-after"]
+    result = answer.status, answer.read(), answer.headers["retry-after"]
     connection.close()
-    return said
+    return result
 
 
-def test_every_request_gets_503_and_when_to_come_again() -> None:
+def test_every_request_gets_503_with_retry_after() -> None:
     with ports.listen("127.0.0.1", 0) as listener, Unavailable(listener, None, 25):
         port = listener.getsockname()[1]
         for method, path, body in (("GET", "/health", None), ("POST", "/v1/embeddings", b"x" * 300_000)):
-            status, said, wait = ask(port, method, path, body)
+            status, answer, wait = ask(port, method, path, body)
             assert (status, wait) == (503, "25")
-            assert json.loads(said)["error"]["message"] == "the engine is being started"
+            assert json.loads(answer)["error"]["message"] == "the engine is being started"
 
 
-def test_a_silent_client_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unavailable, "PATIENCE", 60.0)  # longer than the client below waits
+def test_a_silent_client_does_not_block_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unavailable, "CLIENT_TIMEOUT", 60.0)  # longer than the client below waits
     with ports.listen("127.0.0.1", 0) as listener, Unavailable(listener, None, 25):
         port = listener.getsockname()[1]
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
         assert ask(port, "GET", "/health")[0] == 503
-        for one in silent:
-            one.close()
+        for connection in silent:
+            connection.close()
 
 
-def test_when_it_ends_another_takes_over_on_the_same_socket() -> None:
+def test_afterwards_another_process_can_accept_on_the_same_socket() -> None:
     with ports.listen("127.0.0.1", 0) as listener:
         with Unavailable(listener, None, 25):
             assert ask(listener.getsockname()[1], "GET", "/")[0] == 503

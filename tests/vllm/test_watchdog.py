@@ -1,72 +1,72 @@
-"""When an engine that lives counts as hung."""
+"""When an engine counts as hung."""
 
 from __future__ import annotations
 
 import os
 
 from qembed.vllm import machine
-from qembed.vllm.watchdog import BUSY_FACTOR, SIGNS, Look, Watchdog, look
+from qembed.vllm.watchdog import BUSY_FACTOR, PROGRESS, Observation, Watchdog, observe
 
 TIMEOUT = 100.0
 STEP = 10.0
 
 
-def seconds_until_hung(moments: object, most: int = 2000) -> float | None:
-    """After how many seconds of a look every ten, `moments` of which say how it is at each second, the dog barks."""
+def seconds_until_hung(observation_at: object, steps: int = 2000) -> float | None:
+    """When the watchdog reports a hang, checked every ten seconds; `observation_at` maps seconds to observations."""
     now = [0.0]
     dog = Watchdog(TIMEOUT, lambda: now[0])
-    for _ in range(most):
-        if dog.hung(moments(now[0])) is not None:  # type: ignore[operator]
+    for _ in range(steps):
+        if dog.check(observation_at(now[0])) is not None:  # type: ignore[operator]
             return now[0]
         now[0] += STEP
     return None
 
 
-def test_texts_that_wait_while_nothing_is_computed() -> None:
-    assert seconds_until_hung(lambda _: Look(3, (1, 2), 7.0)) == TIMEOUT
+def test_waiting_texts_without_progress_are_a_hang() -> None:
+    assert seconds_until_hung(lambda _: Observation(3, (1, 2), 7.0)) == TIMEOUT
 
 
-def test_nobody_waits() -> None:
-    assert seconds_until_hung(lambda _: Look(0, (1, 2), 7.0)) is None
+def test_an_idle_engine_does_not_hang() -> None:
+    assert seconds_until_hung(lambda _: Observation(0, (1, 2), 7.0)) is None
 
 
-def test_an_engine_that_goes_on_is_well_however_slow() -> None:
-    assert seconds_until_hung(lambda now: Look(3, (now // (TIMEOUT - STEP), 2), 7.0)) is None
+def test_a_slow_engine_with_progress_does_not_hang() -> None:
+    assert seconds_until_hung(lambda now: Observation(3, (now // (TIMEOUT - STEP), 2), 7.0)) is None
 
 
-def test_a_busy_engine_has_longer() -> None:
-    assert seconds_until_hung(lambda now: Look(3, (1, 2), now)) == BUSY_FACTOR * TIMEOUT
-    assert seconds_until_hung(lambda _: Look(3, (1, 2), None)) == BUSY_FACTOR * TIMEOUT
+def test_a_busy_engine_gets_more_time() -> None:
+    assert seconds_until_hung(lambda now: Observation(3, (1, 2), now)) == BUSY_FACTOR * TIMEOUT
+    assert seconds_until_hung(lambda _: Observation(3, (1, 2), None)) == BUSY_FACTOR * TIMEOUT
 
 
-def test_texts_that_come_and_go_do_not_hide_it() -> None:
-    assert seconds_until_hung(lambda now: Look(1 + int(now) % 7, (1, 2), 7.0)) == TIMEOUT
+def test_new_and_cancelled_texts_do_not_hide_a_hang() -> None:
+    assert seconds_until_hung(lambda now: Observation(1 + int(now) % 7, (1, 2), 7.0)) == TIMEOUT
 
 
-def test_a_server_that_does_not_answer() -> None:
-    assert seconds_until_hung(lambda _: Look(None, (), 7.0)) == TIMEOUT
-    assert seconds_until_hung(lambda now: Look(None if now % 90 else 0, (), 7.0)) is None
+def test_a_server_that_does_not_answer_hangs() -> None:
+    assert seconds_until_hung(lambda _: Observation(None, (), 7.0)) == TIMEOUT
+    assert seconds_until_hung(lambda now: Observation(None if now % 90 else 0, (), 7.0)) is None
 
 
-def test_a_machine_that_slept_is_not_an_engine_that_hangs() -> None:
+def test_a_suspended_machine_is_not_a_hang() -> None:
     now = [0.0]
     dog = Watchdog(TIMEOUT, lambda: now[0])
-    assert dog.hung(Look(3, (1,), 7.0)) is None
+    assert dog.check(Observation(3, (1,), 7.0)) is None
     now[0] += 100 * TIMEOUT
-    assert dog.hung(Look(3, (1,), 7.0)) is None
+    assert dog.check(Observation(3, (1,), 7.0)) is None
     now[0] += STEP
-    assert dog.hung(Look(3, (2,), 7.0)) is None
+    assert dog.check(Observation(3, (2,), 7.0)) is None
 
 
-def test_what_the_metrics_say() -> None:
+def test_observations_are_read_from_metrics() -> None:
     text = 'qembed_texts_in_flight 5.0\nvllm:prompt_tokens_total{engine="0"} 3.0\nvllm:prompt_tokens_total{engine="1"} 4.0\n'
-    seen = look(text, 1.5)
-    assert (seen.texts, seen.cpu) == (5, 1.5)
-    assert dict(zip(SIGNS, seen.signs, strict=True))["vllm:prompt_tokens_total"] == 7
-    assert look("", None) == Look(0, (None,) * len(SIGNS), None)
+    observation = observe(text, 1.5)
+    assert (observation.texts, observation.cpu) == (5, 1.5)
+    assert dict(zip(PROGRESS, observation.progress, strict=True))["vllm:prompt_tokens_total"] == 7
+    assert observe("", None) == Observation(0, (None,) * len(PROGRESS), None)
 
 
-def test_the_cpu_time_of_processes() -> None:
+def test_cpu_time_of_processes() -> None:
     before = machine.cpu_seconds([os.getpid()])
     assert before is not None
     while (now := machine.cpu_seconds([os.getpid()])) is not None and now < before + 0.05:

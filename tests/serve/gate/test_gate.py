@@ -1,4 +1,4 @@
-"""The gate as an ASGI app, around a stand-in whose answers can be chosen."""
+"""The gate as an ASGI app, around a fake vLLM with given answers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qembed.serve import gate as gates
 from qembed.serve.gate import Gate, metrics
+from qembed.serve.gate import gate as gate_module
 from qembed.vllm import api_keys
 from qembed.vllm.gate_rules import Rules
 
@@ -22,19 +22,19 @@ JSON = ((b"content-type", b"application/json"),)
 
 
 class Engine:
-    """Answers each text with the next of `vectors`, or with an error."""
+    """Answers each request with the next of `rounds` as vectors (GOOD when none is left), or with an error."""
 
     def __init__(self, *rounds: list[list[float]], status: int = 200, seconds: float = 0) -> None:
         self.rounds = list(rounds)
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.status, self.seconds = status, seconds
 
     async def __call__(self, _scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
-        self.asked.append(json.loads(message["body"]))
+        self.requests.append(json.loads(message["body"]))
         await asyncio.sleep(self.seconds)
-        filler = "truncate_prompt_tokens" in self.asked[-1]
-        rows = self.rounds.pop(0) if self.rounds and not filler else [GOOD] * len(self.asked[-1]["input"])
+        filler = "truncate_prompt_tokens" in self.requests[-1]
+        rows = self.rounds.pop(0) if self.rounds and not filler else [GOOD] * len(self.requests[-1]["input"])
         data = [
             {"object": "embedding", "index": index, "embedding": base64.b64encode(np.asarray(row, "f4").tobytes()).decode()}
             for index, row in enumerate(rows)
@@ -50,8 +50,8 @@ class Engine:
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     from prometheus_client import CollectorRegistry
 
-    made = metrics.Metrics
-    monkeypatch.setattr(gates, "Metrics", lambda rules, load: made(rules, load, CollectorRegistry()))
+    original = metrics.Metrics
+    monkeypatch.setattr(gate_module, "Metrics", lambda rules, load: original(rules, load, CollectorRegistry()))
 
 
 async def call(
@@ -72,49 +72,49 @@ async def call(
         sent.append(message)
 
     await gate({"type": "http", "path": path, "method": method, "headers": list(headers)}, receive, send)
-    told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    assert int(told["content-length"]) == len(sent[1]["body"])
-    return sent[0]["status"], json.loads(sent[1]["body"]), told
+    fields = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    assert int(fields["content-length"]) == len(sent[1]["body"])
+    return sent[0]["status"], json.loads(sent[1]["body"]), fields
 
 
 def ask(gate: Gate, **body: Any) -> tuple[int, Any, dict[str, str]]:
     return asyncio.run(call(gate, json.dumps(body).encode()))
 
 
-def test_vectors_come_in_the_encoding_that_was_asked_for() -> None:
+def test_vectors_have_the_requested_encoding() -> None:
     engine = Engine()
     gate = Gate(engine, RULES)
     assert ask(gate, input="x")[1]["data"][0]["embedding"] == GOOD
     encoded = ask(gate, input="x", encoding_format="base64")[1]["data"][0]["embedding"]
     assert np.frombuffer(base64.b64decode(encoded), "f4").tolist() == GOOD
-    assert [asked["encoding_format"] for asked in engine.asked] == ["base64", "base64"]
+    assert [request["encoding_format"] for request in engine.requests] == ["base64", "base64"]
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-def test_a_vector_that_is_not_finite_is_computed_again(wrong: float, encoding: str) -> None:
+def test_a_non_finite_vector_is_recomputed(wrong: float, encoding: str) -> None:
     other = [0.25] * 4
     engine = Engine([GOOD, [wrong, 0, 0, 0], GOOD, [0, wrong, 0, 0]], [[0, 0, wrong, 0], other], [other])
-    status, said, _ = ask(Gate(engine, RULES), input=list("abcd"), encoding_format=encoding)
-    rows = [item["embedding"] for item in said["data"]]
+    status, answer, _ = ask(Gate(engine, RULES), input=list("abcd"), encoding_format=encoding)
+    rows = [item["embedding"] for item in answer["data"]]
     if encoding == "base64":
         rows = [np.frombuffer(base64.b64decode(row), "f4").tolist() for row in rows]
     assert (status, rows) == (200, [GOOD, other, GOOD, other])
-    fillers, asked = engine.asked[1::2], engine.asked[::2]
-    assert [one["input"] for one in asked] == [list("abcd"), ["b", "d"], ["b"]]
-    for filler in fillers:  # whole blocks, at least as many as four texts of seven tokens have left
-        assert filler["truncate_prompt_tokens"] % gates.BLOCK == 0
-        assert filler["truncate_prompt_tokens"] * len(filler["input"]) >= 7 + 4 * gates.BLOCK
+    fillers, requests = engine.requests[1::2], engine.requests[::2]
+    assert [request["input"] for request in requests] == [list("abcd"), ["b", "d"], ["b"]]
+    for filler in fillers:  # whole blocks, at least as many as four texts of seven tokens have freed
+        assert filler["truncate_prompt_tokens"] % gate_module.BLOCK == 0
+        assert filler["truncate_prompt_tokens"] * len(filler["input"]) >= 7 + 4 * gate_module.BLOCK
 
 
-def test_one_that_stays_so_is_a_500_that_names_it() -> None:
+def test_a_vector_that_stays_non_finite_is_a_500_with_its_index() -> None:
     bad = [float("nan")] * 4
-    status, said, _ = ask(Gate(Engine([GOOD, GOOD, bad], [bad], [bad], [GOOD]), RULES), input=list("abc"))
+    status, answer, _ = ask(Gate(Engine([GOOD, GOOD, bad], [bad], [bad], [GOOD]), RULES), input=list("abc"))
     assert status == 500
-    assert said["error"]["message"].startswith("the vector of input[2] holds NaN")
+    assert answer["error"]["message"].startswith("the vector of input[2] holds NaN")
 
 
-def test_a_body_is_counted_as_it_comes_whatever_its_length_says() -> None:
+def test_a_body_is_measured_whatever_its_content_length() -> None:
     gate = Gate(Engine(), RULES)
     whole = json.dumps({"input": "x"}).encode()
     assert asyncio.run(call(gate, whole[:5], whole[5:]))[0] == 200
@@ -124,24 +124,24 @@ def test_a_body_is_counted_as_it_comes_whatever_its_length_says() -> None:
     assert gate.load.body_bytes == 0
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "BODY_SECONDS", 0.05)
+def test_a_body_that_does_not_arrive_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "BODY_SECONDS", 0.05)
     assert asyncio.run(call(Gate(Engine(), RULES), b"{}", hang=1))[0] == 408
 
 
-def test_past_the_queue_there_is_503_with_retry_after() -> None:
+def test_a_full_queue_is_a_503_with_retry_after() -> None:
     async def both() -> list[Any]:
         gate = Gate(Engine(seconds=0.2), RULES)
         body = json.dumps({"input": list("abcde")}).encode()
         return await asyncio.gather(call(gate, body), call(gate, body))
 
-    (first, _, _), (second, said, headers) = asyncio.run(both())
+    (first, _, _), (second, answer, headers) = asyncio.run(both())
     assert (first, second) == (200, 503)
     assert 1 <= int(headers["retry-after"]) <= 60
-    assert "--max-queue 8" in said["error"]["message"]
+    assert "--max-queue 8" in answer["error"]["message"]
 
 
-def test_vllms_own_503_gets_retry_after_and_its_other_errors_pass() -> None:
+def test_vllms_503_gets_retry_after_and_its_other_errors_are_passed_on() -> None:
     status, _, headers = ask(Gate(Engine(status=503), RULES), input="x")
     assert (status, headers["retry-after"].isdigit()) == (503, True)
     assert ask(Gate(Engine(status=404), RULES), input="x")[:2] == (
@@ -150,20 +150,20 @@ def test_vllms_own_503_gets_retry_after_and_its_other_errors_pass() -> None:
     )
 
 
-def test_while_it_is_being_stopped_errors_of_the_engine_are_503() -> None:
+def test_engine_errors_while_stopping_are_503() -> None:
     gate = Gate(Engine(status=500, seconds=0.05), RULES)
 
-    async def stop_meanwhile() -> int:
+    async def stop_during_request() -> int:
         task = asyncio.create_task(call(gate, b'{"input": "x"}'))
         await asyncio.sleep(0.01)
         gate.load.draining = True
         return (await task)[0]
 
-    assert asyncio.run(stop_meanwhile()) == 503
+    assert asyncio.run(stop_during_request()) == 503
     assert ask(gate, input="x")[0] == 503
 
 
-def test_keys_open_all_but_health() -> None:
+def test_a_key_is_required_on_all_routes_but_health() -> None:
     gate = Gate(Engine(), replace(RULES, keys=[api_keys.hashed("right-key")]))
     right, wrong = ((*JSON, (b"authorization", b"Bearer " + key)) for key in (b"right-key", b"wrong-key"))
     assert asyncio.run(call(gate, b'{"input": "x"}', headers=right))[0] == 200
@@ -187,7 +187,7 @@ def test_a_websocket_is_closed() -> None:
     assert sent[0]["type"] == "websocket.close"
 
 
-def test_texts_are_written_out_only_if_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_are_logged_only_with_log_texts(capsys: pytest.CaptureFixture[str]) -> None:
     ask(Gate(Engine(), RULES), input="a private text")
     assert "private" not in capsys.readouterr().out
     ask(Gate(Engine(), replace(RULES, log_texts=True)), input="a private\ntext")

@@ -1,4 +1,4 @@
-"""The numbers of the gate, as Prometheus reads them."""
+"""The gate's metrics, as Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def memory(plan: dict[str, int], parts: int = 1) -> float | None:
     return registry.get_sample_value("qembed_memory_bytes")
 
 
-def test_memory_is_that_of_one_device_as_the_plan_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_per_device_as_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "resident", lambda _: 40)
     monkeypatch.setattr(machine, "cuda_used", lambda _: 100)
     assert memory(CPU) == 40
     assert memory(CPU, parts=2) == 20
     assert memory(GPU, parts=4) == 25
     monkeypatch.setattr(machine, "cuda_used", lambda _: None)
-    monkeypatch.setattr(machine, "cuda_total_used", lambda: 30)  # a container, which sees the card and not who uses it
+    monkeypatch.setattr(machine, "cuda_total_used", lambda: 30)  # a container sees the GPU, not its processes
     assert memory(GPU, parts=4) == 30

@@ -1,4 +1,4 @@
-"""Who is let in, and who is told to come again, and when."""
+"""Admission and 503: which requests are admitted, and what Retry-After says to the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Clock:
         return self.now
 
 
-def test_a_batch_is_let_in_whole_or_not_at_all() -> None:
+def test_a_batch_is_admitted_completely_or_not_at_all() -> None:
     load = Load(10, 100)
     with load.admitted(7):
         with pytest.raises(Refused) as caught, load.admitted(4):
@@ -29,14 +29,14 @@ def test_a_batch_is_let_in_whole_or_not_at_all() -> None:
         pass
 
 
-def test_places_are_given_back_when_a_request_fails() -> None:
+def test_a_failed_request_frees_its_places() -> None:
     load = Load(10, 100)
     with pytest.raises(ValueError, match="broken"), load.admitted(5):
         raise ValueError("broken")
     assert load.texts == 0
 
 
-def test_the_wait_is_what_is_here_at_the_rate_of_what_left() -> None:
+def test_retry_after_is_the_admitted_texts_at_the_recent_rate() -> None:
     clock = Clock()
     load = Load(1000, 100, clock)
     assert load.seconds_until_room() == 1
@@ -50,7 +50,7 @@ def test_the_wait_is_what_is_here_at_the_rate_of_what_left() -> None:
         assert load.seconds_until_room() == 60
 
 
-def test_large_requests_have_room_together_or_wait() -> None:
+def test_bodies_in_memory_are_limited() -> None:
     load = Load(10, 100)
     with load.body() as first, load.body() as second:
         first(100)
@@ -60,7 +60,7 @@ def test_large_requests_have_room_together_or_wait() -> None:
     assert load.body_bytes == 0
 
 
-def test_a_server_that_is_being_stopped_lets_nothing_in() -> None:
+def test_a_stopping_server_admits_nothing() -> None:
     load = Load(10, 100)
     load.draining = True
     with pytest.raises(Refused, match="being stopped") as caught, load.admitted(1):

@@ -1,4 +1,4 @@
-"""What a request may say, and what it is answered when it may not."""
+"""Valid requests, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refused(raw: bytes | None = None, rules: Rules = RULES, **body: Any) -> str:
     return str(error["message"])
 
 
-def test_rules_come_through_a_pipe_as_they_are() -> None:
+def test_rules_survive_serialization_in_one_line() -> None:
     line = RULES.dump()
     assert line.count(b"\n") == 1
     assert load(line) == RULES
@@ -46,20 +46,20 @@ def test_a_text_and_a_list_of_texts() -> None:
     assert ask(input=["one", "two"]).inputs == ["one", "two"]
 
 
-def test_vllm_is_asked_for_base64_whatever_the_client_wants() -> None:
-    for encoding, wanted in ((None, "float"), ("float", "float"), ("base64", "base64")):
+def test_vllm_is_always_asked_for_base64() -> None:
+    for encoding, expected in ((None, "float"), ("float", "float"), ("base64", "base64")):
         batch = ask(input="x", encoding_format=encoding, model="m", dimensions=32, unknown=1)
-        assert batch.encoding == wanted
+        assert batch.encoding == expected
         assert batch.body == {"input": ["x"], "encoding_format": "base64", "model": "m", "dimensions": 32}
 
 
-def test_texts_are_cleaned_unless_told_otherwise() -> None:
+def test_texts_are_cleaned_unless_switched_off() -> None:
     assert ask(input="a\u200bb").inputs == ["ab"]
     assert ask(replace(RULES, clean=False), input="a\u200bb").inputs == ["a\u200bb"]
 
 
 @pytest.mark.parametrize("empty", ["", " \n\t", "\u200b", "\x00\x01", "\u2003"])
-def test_what_is_empty_is_named_by_its_index(empty: str) -> None:
+def test_an_empty_text_is_refused_with_its_index(empty: str) -> None:
     assert refused(input=["full", empty]).startswith("input[1] is empty")
 
 
@@ -69,30 +69,30 @@ def test_without_cleaning_white_space_is_empty_and_invisible_characters_are_not(
     assert ask(rules, input="\u200b").inputs == ["\u200b"]
 
 
-def test_too_long_is_told_with_both_numbers() -> None:
-    said = refused(input=["short", "w " * 12])
-    assert said.startswith("input[1] has 12 tokens; the limit is 10.")
-    assert "truncate_prompt_tokens" in said
+def test_a_text_that_is_too_long_is_refused_with_both_numbers() -> None:
+    message = refused(input=["short", "w " * 12])
+    assert message.startswith("input[1] has 12 tokens; the limit is 10.")
+    assert "truncate_prompt_tokens" in message
     assert ask(input="w " * 10).inputs == ["w " * 10]
 
 
-def test_a_prompt_counts_too() -> None:
+def test_a_prompts_tokens_count() -> None:
     assert "input[0] has 12 tokens" in refused(input="w " * 10, prompt_name="query")
 
 
-def test_of_a_text_that_is_far_too_long_only_the_beginning_is_looked_at() -> None:
-    looked: list[int] = []
+def test_of_a_very_long_text_only_the_beginning_is_tokenized() -> None:
+    lengths: list[int] = []
 
     def count(text: str) -> int:
-        looked.append(len(text))
+        lengths.append(len(text))
         return words(text)
 
     with pytest.raises(Refused, match="more than 160 tokens; the limit is 10"):
         read(json.dumps({"input": "w " * 100_000}).encode(), RULES, count)
-    assert looked == [320]
+    assert lengths == [320]
 
 
-def test_truncation_is_the_requests_or_else_the_servers() -> None:
+def test_truncation_is_set_by_the_request_or_else_by_the_server() -> None:
     long = "w " * 50
     assert ask(input=long, truncate_prompt_tokens=-1).body["truncate_prompt_tokens"] == 10
     assert ask(input=long, truncate_prompt_tokens=4).body["truncate_prompt_tokens"] == 4
@@ -103,12 +103,12 @@ def test_truncation_is_the_requests_or_else_the_servers() -> None:
     assert "only the end" in refused(input=long, truncation_side="left")
 
 
-def test_what_is_cut_anyway_is_not_handed_on_whole() -> None:
-    given = ask(input="w" * 9000, truncate_prompt_tokens=2).inputs[0]
-    assert 512 <= len(given) < 1000
+def test_a_text_to_truncate_is_shortened_before_vllm_tokenizes_it() -> None:
+    text = ask(input="w" * 9000, truncate_prompt_tokens=2).inputs[0]
+    assert 512 <= len(text) < 1000
 
 
-def test_prompts_go_before_texts() -> None:
+def test_prompts_are_prepended() -> None:
     assert ask(input=["a", "b"], prompt_name="query").inputs == [QUERY + "a", QUERY + "b"]
     assert ask(input="a", prompt_name="document").inputs == ["a"]
     assert ask(input="a", instruction="find\u200b it").inputs == ["Instruct: find it\nQuery:a"]
@@ -120,11 +120,11 @@ def test_prompts_go_before_texts() -> None:
     assert "instruction is empty" in refused(input="a", instruction=" ")
 
 
-def test_token_ids_are_refused_with_what_to_set_or_taken() -> None:
+def test_token_ids_are_refused_unless_allowed() -> None:
     for ids in ([1, 2], [[1, 2], [3]]):
-        said = refused(input=ids)
-        assert "check_embedding_ctx_length=False" in said
-        assert "--allow-token-ids" in said
+        message = refused(input=ids)
+        assert "check_embedding_ctx_length=False" in message
+        assert "--allow-token-ids" in message
         rules = replace(RULES, allow_token_ids=True)
         assert ask(rules, input=ids).inputs == (ids if isinstance(ids[0], list) else [ids])
     assert "input[0] has 11 tokens" in refused(rules=rules, input=[list(range(11))])
@@ -133,14 +133,14 @@ def test_token_ids_are_refused_with_what_to_set_or_taken() -> None:
 
 
 @pytest.mark.parametrize("value", [33, 0, -1, 32.0, "32", True, [32], 10**400, None])
-def test_dimensions_are_the_models(value: object) -> None:
+def test_dimensions_must_be_among_the_models(value: object) -> None:
     if value is None:
         assert "dimensions" not in ask(input="a", dimensions=None).body
         return
     assert "this model gives 32, 64" in refused(input="a", dimensions=value)
 
 
-def test_a_batch_has_a_limit() -> None:
+def test_the_batch_size_is_limited() -> None:
     assert refused(input=list("abcd")) == "input has 4 texts; a request may have 3 (--max-client-batch)"
 
 
@@ -177,5 +177,5 @@ def test_a_batch_has_a_limit() -> None:
         b'{"input": "x", "messages": []}',
     ],
 )
-def test_what_is_no_request_is_a_400(raw: bytes) -> None:
+def test_an_invalid_body_is_a_400(raw: bytes) -> None:
     assert refused(raw)

@@ -1,4 +1,4 @@
-"""vLLM's own embedding layer beside float32: the table stays in 16 bits, in one copy, and a rank has its rows."""
+"""The 16-bit token table in vLLM's embedding layer: dtype, copies, ranks, and tied heads."""
 
 from __future__ import annotations
 
@@ -28,29 +28,30 @@ def layer(kind: str = "VocabParallelEmbedding", dtype: torch.dtype = torch.float
 
     group = {} if kind == "ParallelLMHead" else {"parallel_group": SimpleNamespace(rank_in_group=rank, world_size=ranks)}
     options: dict[str, Any] = group or {"disable_tp": True}
-    built = getattr(vocab_parallel_embedding, kind)
-    return built(VOCABULARY, WIDTH, params_dtype=dtype, quant_config=CpuAWQConfig.from_config(CONFIG), prefix="x", **options)
+    config = CpuAWQConfig.from_config(CONFIG)
+    layer_class = getattr(vocab_parallel_embedding, kind)
+    return layer_class(VOCABULARY, WIDTH, params_dtype=dtype, quant_config=config, prefix="x", **options)
 
 
-def test_ids_give_the_rows_in_float32_and_the_table_stays_in_16_bits(table: torch.Tensor) -> None:
+def test_looked_up_rows_are_float32_and_the_table_stays_16_bit(table: torch.Tensor) -> None:
     loaded = load(layer(), weight=table)
     ids = torch.tensor([[0, 299, 7], [7, 64, 128]])
-    found = loaded.forward(ids)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, table[ids].float())
+    rows = loaded.forward(ids)
+    assert rows.dtype == torch.float32
+    assert torch.equal(rows, table[ids].float())
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in loaded.named_parameters()} == {
         "weight": ((320, WIDTH), table.dtype)
     }
 
 
-def test_a_float32_table_stays_one() -> None:
+def test_a_float32_table_stays_float32() -> None:
     table = torch.randn(VOCABULARY, WIDTH)
     loaded = load(layer(), weight=table)
     assert loaded.weight.dtype == torch.float32
     assert torch.equal(loaded.forward(torch.arange(9)), table[:9])
 
 
-def test_beside_16_bit_activations_the_table_is_packed_only_once_it_is_multiplied(table: torch.Tensor) -> None:
+def test_with_16_bit_activations_the_table_is_packed_at_the_first_product(table: torch.Tensor) -> None:
     tied = layer("ParallelLMHead", torch.bfloat16).tie_weights(embedding := layer(dtype=torch.bfloat16))
     load(embedding, weight=table)
     assert embedding.weight.dtype == torch.bfloat16
@@ -63,17 +64,17 @@ def test_beside_16_bit_activations_the_table_is_packed_only_once_it_is_multiplie
     assert hasattr(tied, "cpu_linear")
 
 
-def test_beside_compressed_tensors_layers_the_table_stays_in_16_bits_too(table: torch.Tensor) -> None:
+def test_compressed_tensors_checkpoints_keep_a_16_bit_table_too(table: torch.Tensor) -> None:
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     from qembed.serve.vllm_plugin.compressed_tensors import CpuCompressedTensorsConfig
     from tests.e2e.test_int4_kernel import compressed_tensors_config
 
     config = CpuCompressedTensorsConfig.from_config(compressed_tensors_config(128, symmetric=True))
-    built = VocabParallelEmbedding(
+    module = VocabParallelEmbedding(
         VOCABULARY, WIDTH, params_dtype=torch.float32, quant_config=config, prefix="x", disable_tp=True
     )
-    loaded = load(built, weight=table)
+    loaded = load(module, weight=table)
     assert loaded.weight.dtype == table.dtype
     assert torch.equal(loaded.forward(torch.arange(9)), table[:9].float())
 
@@ -94,7 +95,7 @@ def test_a_checkpoint_without_a_table_is_refused() -> None:
         load(layer())
 
 
-def test_a_tied_head_shares_the_table_and_one_of_its_own_keeps_its_weights(table: torch.Tensor) -> None:
+def test_a_tied_head_shares_the_table_and_an_untied_one_has_its_own(table: torch.Tensor) -> None:
     hidden = torch.randn(5, WIDTH)
     own = load(layer("ParallelLMHead"), weight=table.float())
     tied = layer("ParallelLMHead").tie_weights(embedding := layer())
@@ -105,7 +106,7 @@ def test_a_tied_head_shares_the_table_and_one_of_its_own_keeps_its_weights(table
         torch.testing.assert_close(head.quant_method.apply(head, hidden)[:, :VOCABULARY], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_vllm_frees_the_tied_head_of_a_model_that_only_pools(table: torch.Tensor) -> None:
+def test_vllm_frees_the_tied_head_of_a_pooling_model(table: torch.Tensor) -> None:
     from vllm.model_executor.models.utils import StageMissingLayer
 
     embedding = layer()

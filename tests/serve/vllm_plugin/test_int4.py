@@ -1,4 +1,4 @@
-"""The INT4 linear layer, compiled and in torch, against the weights that its integers stand for."""
+"""The INT4 linear layer, compiled and in torch, against a product with the dequantized weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Multiply = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 needs_compiled = pytest.mark.skipif(int4_native.library() is None, reason="no compiled kernel here (no compiler, or no AVX2)")
 
 
-def off(result: torch.Tensor, exact: torch.Tensor) -> float:
-    """How far `result` is from `exact`, of the norm of the latter."""
+def relative_error(result: torch.Tensor, exact: torch.Tensor) -> float:
+    """The norm of `result − exact`, relative to that of `exact`."""
     return float((result.double() - exact.double()).norm() / exact.double().norm())
 
 
 class Layer:
-    """Random 4-bit values [K, N], zero points and scales [K/g, N], and the float32 weight [N, K] that they stand for."""
+    """Random 4-bit values [K, N], zero points and scales [K/g, N], and the dequantized float32 weight [N, K]."""
 
     def __init__(self, outputs: int, inputs: int, group: int, symmetric: bool = False) -> None:
         torch.manual_seed(outputs + inputs + group)
@@ -33,8 +33,8 @@ class Layer:
         self.values = torch.randint(0, 16, (inputs, outputs))
         self.zeros = torch.full((groups, outputs), 8) if symmetric else torch.randint(0, 16, (groups, outputs))
         self.scales = (torch.rand(groups, outputs) / 100).half()
-        steps = self.values - self.zeros.repeat_interleave(group, 0)
-        self.weight = (steps * self.scales.float().repeat_interleave(group, 0)).T.contiguous()
+        levels = self.values - self.zeros.repeat_interleave(group, 0)
+        self.weight = (levels * self.scales.float().repeat_interleave(group, 0)).T.contiguous()
         self.bias = torch.randn(outputs)
 
 
@@ -44,18 +44,18 @@ def words(values: torch.Tensor) -> torch.Tensor:
     return nibbles.sum(-1).to(torch.uint32).view(torch.int32)
 
 
-def values_of(layer: Layer) -> int4_torch.ValuesOf:
+def rows_of(layer: Layer) -> int4_torch.ReadRows:
     return lambda start, end: layer.values.T[start:end].to(torch.uint8)
 
 
 def in_torch(layer: Layer) -> Multiply:
-    weight = int4_torch.prepare(values_of(layer), layer.scales.T, layer.zeros.T)
+    weight = int4_torch.prepare(rows_of(layer), layer.scales.T, layer.zeros.T)
     return lambda x, bias: int4_torch.linear(x, weight, bias)
 
 
 def compiled(layer: Layer) -> Multiply:
     inputs, outputs = layer.values.shape
-    weight = int4_native.prepare(values_of(layer), layer.scales.T, layer.zeros.T, inputs)
+    weight = int4_native.prepare(rows_of(layer), layer.scales.T, layer.zeros.T, inputs)
     return lambda x, bias: int4_native.linear(x, weight, outputs, bias)
 
 
@@ -69,7 +69,7 @@ SHAPES = [(256, 512, 128), (40, 256, 32), (1032, 1024, 64), (24, 384, 384), (13,
 
 @pytest.mark.parametrize(("outputs", "inputs", "group"), SHAPES)
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_a_product_is_that_of_the_dequantized_weights(
+def test_products_match_those_of_the_dequantized_weights(
     prepare: Callable[[Layer], Multiply], outputs: int, inputs: int, group: int, symmetric: bool
 ) -> None:
     layer = Layer(outputs, inputs, group, symmetric)
@@ -77,26 +77,26 @@ def test_a_product_is_that_of_the_dequantized_weights(
     for rows in ROWS:
         x = torch.randn(rows, inputs)
         exact = linear(x.double(), layer.weight.double())
-        assert off(multiply(x, None), exact) < 5e-5
-        assert off(multiply(x, layer.bias), exact + layer.bias) < 5e-5
+        assert relative_error(multiply(x, None), exact) < 5e-5
+        assert relative_error(multiply(x, layer.bias), exact + layer.bias) < 5e-5
 
 
-def test_a_row_is_the_same_whatever_else_is_in_the_batch(prepare: Callable[[Layer], Multiply]) -> None:
-    """The compiled kernel's to the last bit; torch's GEMM adds up in another order for another number of rows."""
+def test_a_row_does_not_depend_on_the_rest_of_the_batch(prepare: Callable[[Layer], Multiply]) -> None:
+    """With the compiled kernel to the last bit. The order of torch's sums depends on the number of rows."""
     layer, x = Layer(104, 512, 64), torch.randn(2048, 512)
     multiply = prepare(layer)
-    whole = multiply(x, None)
+    full = multiply(x, None)
     for rows in ROWS:
         part = multiply(x[-rows:].contiguous(), None)
         if prepare is compiled:
-            assert torch.equal(part, whole[-rows:])
-        assert off(part, whole[-rows:]) < 1e-6
+            assert torch.equal(part, full[-rows:])
+        assert relative_error(part, full[-rows:]) < 1e-6
 
 
-def test_a_channel_that_is_a_hundred_times_the_others_costs_them_less_than_bfloat16(
+def test_an_outlier_channel_costs_less_precision_than_bfloat16(
     prepare: Callable[[Layer], Multiply],
 ) -> None:
-    """Trained models have such channels. Its own weights are zero here, so that nothing hides what the others lose."""
+    """Trained models have channels a hundred times the others. Its weights are zero here, so only the others count."""
     layer = Layer(64, 1024, 128)
     x = torch.randn(9, 1024)
     x[:, 300] *= 100
@@ -104,28 +104,28 @@ def test_a_channel_that_is_a_hundred_times_the_others_costs_them_less_than_bfloa
     layer.values[300] = layer.zeros[300 // 128]
     exact = linear(x.double(), layer.weight.double())
     in_bfloat16 = linear(x.bfloat16().double(), layer.weight.double())
-    assert off(prepare(layer)(x, None), exact) < off(in_bfloat16, exact) / 2
+    assert relative_error(prepare(layer)(x, None), exact) < relative_error(in_bfloat16, exact) / 2
 
 
-def test_a_value_that_is_not_finite_spoils_its_own_row_alone(prepare: Callable[[Layer], Multiply]) -> None:
+def test_a_non_finite_input_affects_only_its_row(prepare: Callable[[Layer], Multiply]) -> None:
     layer, x = Layer(64, 256, 64), torch.randn(12, 256)
     x[3, 70], x[7, 200] = torch.nan, torch.inf
     result = prepare(layer)(x, None)
-    good = [row for row in range(12) if row not in (3, 7)]
+    finite = [row for row in range(12) if row not in (3, 7)]
     assert not result[[3, 7]].isfinite().any()
-    assert off(result[good], linear(x[good].double(), layer.weight.double())) < 1e-4
+    assert relative_error(result[finite], linear(x[finite].double(), layer.weight.double())) < 1e-4
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-45, 1e-36, 1e-20, 1e20])
-def test_rows_of_any_size_give_finite_rows(prepare: Callable[[Layer], Multiply], size: float) -> None:
+def test_rows_of_any_magnitude_give_finite_results(prepare: Callable[[Layer], Multiply], size: float) -> None:
     layer, x = Layer(64, 256, 64), torch.randn(3, 256)
     x[1] *= size
     result, exact = prepare(layer)(x, None), linear(x.double(), layer.weight.double())
-    assert off(result[[0, 2]], exact[[0, 2]]) < 1e-4
+    assert relative_error(result[[0, 2]], exact[[0, 2]]) < 1e-4
     assert (result[1] - exact[1]).norm() <= 1e-4 * exact[1].norm() + 1e-30
 
 
-def test_one_thread_and_several_give_the_same(prepare: Callable[[Layer], Multiply]) -> None:
+def test_the_number_of_threads_does_not_matter(prepare: Callable[[Layer], Multiply]) -> None:
     layer, x = Layer(1040, 256, 64), torch.randn(150, 256)
     multiply, threads = prepare(layer), torch.get_num_threads()
     try:
@@ -135,12 +135,12 @@ def test_one_thread_and_several_give_the_same(prepare: Callable[[Layer], Multipl
         together = multiply(x, None)
     finally:
         torch.set_num_threads(threads)
-    assert off(together, alone) < 1e-6
+    assert relative_error(together, alone) < 1e-6
 
 
 @needs_compiled
 @pytest.mark.skipif(not int4_native.has_vnni(), reason="no AVX-VNNI here, or it is switched off")
-def test_avx_vnni_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_avx_vnni_gives_identical_results(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer(72, 512, 64)
     multiply = compiled(layer)
     for rows in ROWS[:-1]:
@@ -152,7 +152,7 @@ def test_avx_vnni_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("capability", ["avx2", "default"])
-def test_what_limits_torch_to_avx2_limits_the_kernel(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_capability_limit_disables_avx_vnni(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
     assert not int4_native.has_vnni.__wrapped__()
 
@@ -162,32 +162,32 @@ def test_no_rows_give_no_rows() -> None:
     assert compiled(Layer(40, 64, 32))(torch.empty(0, 64), None).shape == (0, 40)
 
 
-def test_blocks_of_output_rows_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_in_several_blocks_of_outputs_match(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Layer(104, 256, 64), torch.randn(5, 256)
     monkeypatch.setattr(int4_torch, "SCRATCH_BYTES", 4 * 256 * 24)
     monkeypatch.setattr(int4_torch, "BLOCK_OUTPUTS", 40)
     torch.testing.assert_close(in_torch(layer)(x, None), linear(x, layer.weight), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("prepare_one", [int4_torch.prepare, lambda *tensors: int4_native.prepare(*tensors, inputs=512)])
-def test_weights_take_half_a_byte_each_and_scales_stay_float16(prepare_one: Callable[..., int4_torch.Weight]) -> None:
+@pytest.mark.parametrize("prepare_weight", [int4_torch.prepare, lambda *tensors: int4_native.prepare(*tensors, inputs=512)])
+def test_weights_take_half_a_byte_and_scales_stay_float16(prepare_weight: Callable[..., int4_torch.Weight]) -> None:
     layer = Layer(256, 512, 128)
-    weight = prepare_one(values_of(layer), layer.scales.T.float(), layer.zeros.T)
+    weight = prepare_weight(rows_of(layer), layer.scales.T.float(), layer.zeros.T)
     assert weight.values.numel() * weight.values.element_size() == 256 * 512 // 2
     assert weight.scales.numel() == weight.zeros.numel() == 256 * 4
     assert weight.scales.dtype == torch.float16
     assert weight.zeros.element_size() == 1
-    widened = prepare_one(values_of(layer), torch.full((256, 4), 1e-9), layer.zeros.T)
-    assert widened.scales.dtype == torch.float32
+    wide = prepare_weight(rows_of(layer), torch.full((256, 4), 1e-9), layer.zeros.T)
+    assert wide.scales.dtype == torch.float32
 
 
 @needs_compiled
-def test_scales_beyond_float16_are_used_as_they_are() -> None:
+def test_scales_that_float16_cannot_hold_stay_float32() -> None:
     layer = Layer(32, 128, 64)
     scales = layer.scales.T.float() * 1.0003
-    weight = int4_native.prepare(values_of(layer), scales, layer.zeros.T, 128)
+    weight = int4_native.prepare(rows_of(layer), scales, layer.zeros.T, 128)
     x = torch.randn(3, 128)
-    assert off(int4_native.linear(x, weight, 32, None), linear(x.double(), layer.weight.double() * 1.0003)) < 5e-5
+    assert relative_error(int4_native.linear(x, weight, 32, None), linear(x.double(), layer.weight.double() * 1.0003)) < 5e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -197,27 +197,27 @@ def test_a_16_bit_input_gives_a_16_bit_output(prepare: Callable[[Layer], Multipl
     result = prepare(layer)(x, layer.bias.to(dtype))
     assert result.dtype == dtype
     exact = linear(x.double(), layer.weight.double(), layer.bias.to(dtype).double())
-    assert off(result, exact) < 2 * off(exact.to(dtype), exact)
+    assert relative_error(result, exact) < 2 * relative_error(exact.to(dtype), exact)
 
 
 @pytest.mark.parametrize(("group", "chunk"), [(32, 32), (64, 64), (128, 128), (384, 128), (200, 100), (3072, 128), (6, None)])
-def test_a_chunk_divides_its_group(group: int, chunk: int | None) -> None:
+def test_the_chunk_divides_the_group(group: int, chunk: int | None) -> None:
     assert int4_native.chunk_of(group) == chunk
 
 
-def test_the_fake_operators_have_the_shape_of_the_real_ones() -> None:
-    """What torch.compile sees of them."""
+def test_the_fake_operators_match_the_real_ones() -> None:
+    """torch.compile uses the fake ones."""
     layer, x = Layer(40, 64, 32), torch.randn(3, 64)
-    torch_weight = int4_torch.prepare(values_of(layer), layer.scales.T, layer.zeros.T)
+    torch_weight = int4_torch.prepare(rows_of(layer), layer.scales.T, layer.zeros.T)
     checks = [(torch.ops.qembed.int4_linear.default, (x, *torch_weight, None))]
     if int4_native.library() is not None:
-        weight = int4_native.prepare(values_of(layer), layer.scales.T, layer.zeros.T, 64)
+        weight = int4_native.prepare(rows_of(layer), layer.scales.T, layer.zeros.T, 64)
         checks.append((torch.ops.qembed.int4_panels.default, (x, *weight, None, 40)))
     for operator, arguments in checks:
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-def test_without_the_compiled_kernel_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_was_not_built_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int4_native, "LIBRARY", "qembed.serve.vllm_plugin._not_built")
     assert int4_native.library.__wrapped__() is None
 
@@ -227,7 +227,7 @@ def test_without_the_compiled_kernel_torch_does_it(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("layout", ["awq", "gptq", "compressed-tensors"])
 @pytest.mark.parametrize("with_library", [True, False])
-def test_the_kernel_takes_weights_as_vllm_hands_them_over(
+def test_the_layer_loads_every_weight_layout_of_vllm(
     group: int, symmetric: bool, layout: str, with_library: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not with_library:
@@ -263,18 +263,19 @@ def test_the_kernel_takes_weights_as_vllm_hands_them_over(
     x = torch.randn(2, 3, inputs)
     result = kernel.apply_weights(module, x, layer.bias)
     assert result.shape == (2, 3, outputs)
-    assert off(result.flatten(0, 1), linear(x.double(), layer.weight.double(), layer.bias.double()).flatten(0, 1)) < 1e-4
+    exact = linear(x.double(), layer.weight.double(), layer.bias.double())
+    assert relative_error(result.flatten(0, 1), exact.flatten(0, 1)) < 1e-4
 
 
 def parameter(data: torch.Tensor, input_dim: int, output_dim: int, packed_dim: int | None = None) -> Any:
-    """As vLLM's parameters: a tensor that says which way round it lies."""
-    made: Any = torch.nn.Parameter(data.contiguous(), requires_grad=False)
-    made.input_dim, made.output_dim, made.packed_dim = input_dim, output_dim, packed_dim
-    return made
+    """A parameter with the attributes of vLLM's: which dimension is the inputs, the outputs, and packed."""
+    tensor: Any = torch.nn.Parameter(data.contiguous(), requires_grad=False)
+    tensor.input_dim, tensor.output_dim, tensor.packed_dim = input_dim, output_dim, packed_dim
+    return tensor
 
 
 @pytest.mark.vllm
-def test_on_a_gpu_the_plugin_brings_the_int8_table_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_the_plugin_registers_only_the_int8_table(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import platforms
     from vllm.model_executor.layers import quantization
 

@@ -1,4 +1,4 @@
-"""vLLM's own embedding layer with an INT8 token table: loaded, made while loading, and cut over several ranks."""
+"""The INT8 token table in vLLM's embedding layer: loaded, quantized while loading, and split over ranks."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ def parts(table: torch.Tensor) -> Parts:
 
 
 def layer(kind: str = "VocabParallelEmbedding", dtype: torch.dtype = torch.float32, rank: int = 0, ranks: int = 1) -> Any:
-    """vLLM's layer as rank `rank` of `ranks` builds it under our quantization config."""
+    """vLLM's layer as rank `rank` of `ranks` creates it with the plugin's quantization config."""
     from vllm.model_executor.layers import vocab_parallel_embedding
 
     from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
 
     group = {} if kind == "ParallelLMHead" else {"parallel_group": SimpleNamespace(rank_in_group=rank, world_size=ranks)}
     options: dict[str, Any] = group or {"disable_tp": True}
-    built = getattr(vocab_parallel_embedding, kind)
-    return built(VOCABULARY, WIDTH, params_dtype=dtype, quant_config=Int8TableConfig.from_config(CONFIG), prefix="x", **options)
+    config = Int8TableConfig.from_config(CONFIG)
+    layer_class = getattr(vocab_parallel_embedding, kind)
+    return layer_class(VOCABULARY, WIDTH, params_dtype=dtype, quant_config=config, prefix="x", **options)
 
 
-def load(built: Any, **tensors: torch.Tensor) -> Any:
-    """Give `tensors` to the layer as vLLM's loader does, and finish."""
+def load(module: Any, **tensors: torch.Tensor) -> Any:
+    """Load `tensors` into the layer as vLLM's loader does, and finish loading."""
     for name, tensor in tensors.items():
-        parameter = getattr(built, name)
+        parameter = getattr(module, name)
         parameter.weight_loader(parameter, tensor)
-    built.quant_method.process_weights_after_loading(built)
-    return built
+    module.quant_method.process_weights_after_loading(module)
+    return module
 
 
 def named(parts: Parts) -> dict[str, torch.Tensor]:
@@ -54,16 +55,16 @@ def named(parts: Parts) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_ids_give_the_dequantized_rows_in_the_dtype_of_the_model(parts: Parts, dtype: torch.dtype) -> None:
+def test_looked_up_rows_are_dequantized_to_the_models_dtype(parts: Parts, dtype: torch.dtype) -> None:
     loaded = load(layer(dtype=dtype), **named(parts), weight=torch.empty(0, dtype=torch.float16))
     ids = torch.tensor([[0, 299, 7], [7, 64, 128]])
-    found = loaded.forward(ids)
-    assert found.dtype == dtype
-    assert torch.equal(found, int8_table.dequantize(*parts)[ids].to(dtype))
+    rows = loaded.forward(ids)
+    assert rows.dtype == dtype
+    assert torch.equal(rows, int8_table.dequantize(*parts)[ids].to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_table_made_while_loading_is_the_one_that_quantize_stores(
+def test_a_table_quantized_while_loading_equals_the_stored_one(
     table: torch.Tensor, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qembed.serve.vllm_plugin import int8_table as plugin_table
@@ -72,14 +73,14 @@ def test_a_table_made_while_loading_is_the_one_that_quantize_stores(
     columns = int8_table.column_scales(table.split(32))
     expected = *int8_table.quantize(table, columns), columns
     monkeypatch.setattr(plugin_table, "BLOCK_ROWS", 32)
-    made = load(layer(), weight=table)
+    loaded = load(layer(), weight=table)
     for name, tensor in named(expected).items():
-        assert torch.equal(getattr(made, name)[: len(tensor)], tensor)
+        assert torch.equal(getattr(loaded, name)[: len(tensor)], tensor)
 
 
-def test_after_loading_the_layer_holds_int8_and_scales_alone(table: torch.Tensor) -> None:
-    made = load(layer(), weight=table)
-    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in made.named_parameters()} == {
+def test_after_loading_the_layer_has_only_int8_and_scales(table: torch.Tensor) -> None:
+    loaded = load(layer(), weight=table)
+    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in loaded.named_parameters()} == {
         "qweight": ((320, WIDTH), torch.int8),
         "scales": ((320, 1), torch.float32),
         "column_scales": ((WIDTH,), torch.float32),
@@ -109,14 +110,14 @@ def test_a_checkpoint_without_a_table_is_refused(parts: Parts) -> None:
         load(layer(), qweight=parts[0], scales=parts[1])
 
 
-def test_a_table_of_another_form_is_refused() -> None:
+def test_an_unknown_table_format_is_refused() -> None:
     from qembed.serve.vllm_plugin.int8_table import Int8TableConfig
 
     with pytest.raises(ValueError, match="'int3'"):
         Int8TableConfig.from_config({**CONFIG, "token_table": "int3"})
 
 
-def test_a_tied_head_shares_the_table_and_one_of_its_own_keeps_its_weights(table: torch.Tensor, parts: Parts) -> None:
+def test_a_tied_head_shares_the_table_and_an_untied_one_has_its_own(table: torch.Tensor, parts: Parts) -> None:
     loaded, hidden = load(layer(), **named(parts)), torch.randn(5, WIDTH)
     head = load(layer("ParallelLMHead"), weight=table.float())
     expected = hidden @ table.float().T
@@ -129,7 +130,7 @@ def test_a_tied_head_shares_the_table_and_one_of_its_own_keeps_its_weights(table
     torch.testing.assert_close(tied.quant_method.apply(tied, hidden)[:, :VOCABULARY], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_vllm_frees_the_tied_head_of_a_model_that_only_pools(parts: Parts) -> None:
+def test_vllm_frees_the_tied_head_of_a_pooling_model(parts: Parts) -> None:
     from vllm.model_executor.models.utils import StageMissingLayer
 
     loaded = load(layer(), **named(parts))
@@ -138,7 +139,7 @@ def test_vllm_frees_the_tied_head_of_a_model_that_only_pools(parts: Parts) -> No
     assert torch.equal(loaded.forward(torch.arange(9)), int8_table.dequantize(*parts)[:9])
 
 
-def test_all_else_is_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_layers_are_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig
 
     from qembed.serve.vllm_plugin.int8_table import Int8TableConfig

@@ -1,4 +1,4 @@
-"""What the plugin costs a vLLM that does not need it, and what loading a layer takes beside the layer."""
+"""The plugin's cost: imports for a vLLM that does not need it, and peak memory while a layer loads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.vllm
 
-STARTED = """
+REGISTER = """
 import json, sys
 import vllm.platforms
 import vllm.model_executor.layers.quantization
@@ -21,16 +21,16 @@ register()
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
-LOADED = """
+LOAD_LAYER = """
 import json, re
 import torch
 from types import SimpleNamespace
 from vllm.model_executor.kernels.linear import MPLinearLayerConfig
 from vllm.scalar_type import scalar_types
-from qembed.serve.vllm_plugin import native
+from qembed.serve.vllm_plugin import int4_native
 from qembed.serve.vllm_plugin.int4_layer import Int4LinearKernel
 
-def held(key):
+def status(key):
     return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
 def layer(inputs, outputs, group=128):
@@ -50,11 +50,11 @@ small = layer(256, 256)
 small[0].process_weights_after_loading(small[1])
 inputs, outputs = 4096, 24576  # gate_proj and up_proj of the 8B in one
 kernel, module = layer(inputs, outputs)
-before = held("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # VmHWM begins anew
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # resets VmHWM
 kernel.process_weights_after_loading(module)
-print(json.dumps({"extra": held("VmHWM") - before, "after": held("VmRSS") - before, "float32": 4 * inputs * outputs,
-    "int4": inputs * outputs // 2, "compiled": kernel.compiled, "native": native.library() is not None}))
+print(json.dumps({"extra": status("VmHWM") - before, "after": status("VmRSS") - before, "float32": 4 * inputs * outputs,
+    "int4": inputs * outputs // 2, "compiled": kernel.compiled, "native": int4_native.library() is not None}))
 """
 
 
@@ -63,9 +63,9 @@ def run(code: str) -> object:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_registering_imports_nothing_but_its_own_few_lines() -> None:
-    """vLLM has imported by then what this test imports before: torch, its platform, its list of quantization configs."""
-    assert run(STARTED) == [
+def test_registering_imports_only_a_few_small_modules() -> None:
+    """Apart from what vLLM has imported by then: torch, its platform, its list of quantization configs."""
+    assert run(REGISTER) == [
         "qembed",
         "qembed.checkpoint",
         "qembed.checkpoint.int8_table",
@@ -75,10 +75,10 @@ def test_registering_imports_nothing_but_its_own_few_lines() -> None:
     ]
 
 
-def test_a_layer_is_taken_over_within_its_float32_size_and_stays_4_bit() -> None:
-    """The layer that is loaded and the one made of it are both there for a moment, and never a float copy."""
-    found = run(LOADED)
-    assert isinstance(found, dict)
-    assert found["compiled"] == found["native"]
-    assert found["extra"] < found["float32"]
-    assert found["after"] < found["int4"] / 4
+def test_converting_a_layer_takes_less_than_its_float32_size() -> None:
+    """For a moment the loaded and the converted tensors are both in memory, but never a float copy. The result is 4-bit."""
+    sizes = run(LOAD_LAYER)
+    assert isinstance(sizes, dict)
+    assert sizes["compiled"] == sizes["native"]
+    assert sizes["extra"] < sizes["float32"]
+    assert sizes["after"] < sizes["int4"] / 4

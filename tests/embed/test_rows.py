@@ -95,10 +95,19 @@ def test_bad_csv_rows(embed: Embed, tmp_path: Path) -> None:
         ("2", "2 cells, the header has 3"),
         ("c", "not UTF-8"),
     ]
-    tabs = content.replace(b",", b"\t").replace(b"first\t", b"first,")
-    (tmp_path / "in.tsv").write_bytes(tabs)
-    assert embed(tmp_path / "in.tsv", "-o", tmp_path / "tabs.npy", *arguments).exit_code == 4
-    assert (tmp_path / "tabs.npy").read_bytes() == (tmp_path / "out.npy").read_bytes()
+
+
+def test_bad_tsv_rows(embed: Embed, tmp_path: Path) -> None:
+    content = b'id\ttitle\tbody\na\tOne\t"first, with\nb\tTwo\nc\tThree\t\xff\nd\tFour\tlast"\n\tFive\tnumbered\n'
+    (tmp_path / "in.tsv").write_bytes(content)
+    done = embed(tmp_path / "in.tsv", "-o", tmp_path / "out.npy", "--text-column", "body")
+    assert done.exit_code == 4
+    assert ids(tmp_path / "out.npy") == ["a", "d", "5"]
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:2], [expected('"first, with'), expected('last"')])
+    assert [(one["id"], one["reason"]) for one in rejects(tmp_path / "out.rejects.jsonl")] == [
+        ("2", "2 cells, the header has 3"),
+        ("c", "not UTF-8"),
+    ]
 
 
 def test_parquet_with_nulls_and_strings_that_are_not_utf8(embed: Embed, tmp_path: Path) -> None:

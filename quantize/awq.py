@@ -1,8 +1,8 @@
 """Activation-aware weight quantization (Lin et al. 2023, https://arxiv.org/abs/2306.00978) over Gram matrices.
 
-For a linear layer y = W x the squared output error of a changed weight, summed over the calibration tokens, is
-tr(ΔW · G · ΔWᵀ) with the Gram matrix G = Σ x xᵀ. Each point of a search is therefore one matrix product, whatever the number of
-tokens. All functions are pure: tensors in, tensors out. Shapes: weight [N, K], gram [K, K], group_size g divides K.
+For a linear layer y = W x the squared output error of a changed weight, summed over the calibration tokens, is tr(ΔW · G ·
+ΔWᵀ) with the Gram matrix G = Σ x xᵀ. So each point of a search is one matrix product, whatever the number of tokens. All
+functions are pure: tensors in, tensors out. Shapes: weight [N, K], gram [K, K]; the group size g divides K.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ WIDEST = 32.0
 CLIP_COARSE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 CLIP_FINE = 0.05
 SEARCHED = 512
-"""Outputs of a linear, evenly spaced, by which scales are judged; of several that share them, of the largest."""
+"""Evenly spaced outputs that candidate scales are evaluated on (of the largest linear, if several share the scales)."""
 CACHED = 2**17
-"""Weights that are worked on at a time, so that what is computed in between stays in a core's cache."""
+"""Weights processed at a time, so that intermediate results stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Grid:
     """The 16 levels of each group: value = (q − zero_point) · scale.
 
     Attributes:
-        scale: [N, K/g] float32, each one exactly a float16 value, because that is what is stored.
+        scale: [N, K/g] float32, exactly representable in float16, which is what is stored.
         zero_point: [N, K/g] float32, integers 0…15.
-        group_size: g, inputs that share a scale and a zero point.
+        group_size: g, number of inputs that share a scale and a zero point.
     """
 
     scale: torch.Tensor
@@ -44,13 +44,13 @@ class Grid:
     group_size: int
 
     def quantize(self, weight: torch.Tensor) -> torch.Tensor:
-        """The nearest level of each value of `weight` [N, K]: float32 integers 0…15 of the same shape."""
+        """Nearest level of each value of `weight` [N, K]: float32 integers 0…15 of the same shape."""
         grouped = weight.unflatten(1, (-1, self.group_size))
         levels = (grouped / self.scale[..., None]).round_() + self.zero_point[..., None]
         return levels.clamp_(0, LEVELS).flatten(1)
 
     def dequantize(self, levels: torch.Tensor) -> torch.Tensor:
-        """The values [N, K] float32 that integer `levels` [N, K] stand for."""
+        """The values [N, K] float32 of integer `levels` [N, K]."""
         grouped = levels.unflatten(1, (-1, self.group_size))
         return ((grouped - self.zero_point[..., None]) * self.scale[..., None]).flatten(1)
 
@@ -79,16 +79,16 @@ class Grid:
 
 
 def range_grid(weight: torch.Tensor, group_size: int, shrink: torch.Tensor | float = 1.0) -> Grid:
-    """The grid from the least to the greatest value of each group, both times `shrink` (a number or [N, K/g]).
+    """The grid between the minimum and the maximum of each group, both multiplied by `shrink` (a number or [N, K/g]).
 
-    Zero is always representable, as in AutoAWQ, so that a pruned weight stays zero.
+    Zero is always a level, as in AutoAWQ, so that a pruned weight stays zero.
     """
     low, high = _ranges(weight, group_size)
     return _between(low * shrink, high * shrink, group_size)
 
 
 def _ranges(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least and the greatest value of each group, or 0 where that lies beyond: two of [N, K/g]."""
+    """Minimum and maximum of each group, extended to contain 0: two tensors [N, K/g]."""
     grouped = weight.unflatten(1, (-1, group_size))
     return grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
 
@@ -102,7 +102,7 @@ def _between(low: torch.Tensor, high: torch.Tensor, group_size: int) -> Grid:
 
 
 def output_error(difference: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-    """tr(ΔW · G · ΔWᵀ): a scalar, the squared output error of `difference` [N, K] over the calibration tokens."""
+    """tr(ΔW · G · ΔWᵀ), a scalar: squared output error of `difference` [N, K] over the calibration tokens."""
     return (matmul(difference, gram) * difference).sum()
 
 
@@ -113,21 +113,21 @@ def search_scales(
     fed_by: torch.Tensor | None = None,
     remaining: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The scale of each input channel [K] float32 that costs least when the `weights`, which share it, are rounded.
+    """The scale of each input channel [K] float32 with the least rounding error of the `weights` that share the input.
 
-    Candidates are those of the paper (section 3.2, s = x̄^ratio), the weight-aware form s = x̄^ratio / w̄^(1 − ratio), with x̄ the
-    root mean square of the channel's inputs and w̄ its mean weight relative to its group's largest, and s = 1. The ratios
-    of COARSE are tried first, then those around the best of each form, at the distances of FINE. SEARCHED outputs do for it.
+    Candidates are those of the paper (section 3.2, s = x̄^ratio), the weight-aware forms s = x̄^ratio / w̄^(1 − ratio) and s =
+    (x̄ / w̄)^ratio, with x̄ the root mean square of the channel's inputs and w̄ its mean weight relative to the largest of its
+    group, and s = 1. The ratios in COARSE come first, then those around the best of each form at the distances in FINE.
 
     Args:
         weights: matrices [N_i, K] that read the same input.
         gram: [K, K] of that input.
         group_size: inputs that share a grid.
-        fed_by: for each channel [K] int64 the output of the layer before that feeds it. Channels fed by the same output get
-            the same scale (the heads of one key-value head); None means that each channel has an output of its own.
-        remaining: [K], `rounding.Inverse.remaining_variance` where rounding will be compensated. The candidates are then judged
-            by what their errors cost after compensation, and x̄ is the root of it. Without it they are rounded to nearest and
-            judged by tr(ΔW · G · ΔWᵀ).
+        fed_by: for each channel [K] int64 the output of the previous linear that feeds it. Channels fed by the same output get
+            the same scale (heads that share a key-value head); None: each channel has an output of its own.
+        remaining: [K], `rounding.Inverse.remaining_variance`, if GPTQ rounds afterwards: candidates are then evaluated by the
+            expected error after compensation, and x̄ is the root of it. None: they are rounded to nearest and evaluated by
+            tr(ΔW · G · ΔWᵀ).
     """
     import torch
 
@@ -167,9 +167,9 @@ def search_scales(
 
 
 def search_clip(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> Grid:
-    """The grid whose range is shrunk, for each output channel and group, by what costs least on the block of G of the group.
+    """The grid with each group's range shrunk by the factor with the least error on the group's diagonal block of G.
 
-    The blocks between groups are left out (as in llm-awq's `auto_clip`), so that each group is chosen by itself.
+    Blocks between groups are ignored (as in llm-awq's `auto_clip`), so that each group can be chosen by itself.
     """
     import torch
 
@@ -182,9 +182,9 @@ def search_clip(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> Gr
 
 
 def _best_shrink(weight: torch.Tensor, low: torch.Tensor, high: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
-    """How much to shrink the range of each group [N, K/g]: the best of CLIP_COARSE or what lies CLIP_FINE beside it.
+    """Factor of each group's range [N, K/g]: the best in CLIP_COARSE, then CLIP_FINE more or less if that is better.
 
-    `low` and `high` are the ranges [N, K/g], `blocks` those of the Gram matrix [K/g, g, g].
+    `low` and `high` [N, K/g] are the ranges, `blocks` [K/g, g, g] the diagonal blocks of the Gram matrix.
     """
     import torch
 
@@ -205,7 +205,7 @@ def _best_shrink(weight: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bl
 
 
 def _relative_magnitude(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:
-    """For each channel [K] the sum of its weights' sizes, each relative to the largest of its group."""
+    """Sum over the outputs of |weight| relative to the largest of its group, for each channel [K]."""
     total = weights[0].new_zeros(weights[0].shape[1])
     for weight in weights:
         grouped = weight.abs().unflatten(1, (-1, group_size))
@@ -214,39 +214,39 @@ def _relative_magnitude(weights: Sequence[torch.Tensor], group_size: int) -> tor
 
 
 def _nearest_error(weight: torch.Tensor, scales: torch.Tensor, gram: torch.Tensor, group_size: int) -> float:
-    """What rounding `weight` · `scales` to nearest costs."""
+    """Output error of `weight` · `scales` rounded to nearest."""
     scaled = weight * scales
     rounded = range_grid(scaled, group_size).nearest(scaled).div_(scales)
     return output_error(rounded.sub_(weight), gram).item()
 
 
 def _compensated_error(weight: torch.Tensor, scales: torch.Tensor, remaining: torch.Tensor, group_size: int) -> float:
-    """What compensated rounding of `weight` · `scales` is expected to cost.
+    """Expected output error of `weight` · `scales` rounded by GPTQ.
 
-    Rounding errors are spread evenly over a step, so a squared one is step² / 12 on average. Scaling the inputs by 1/s scales
-    the rows of the Cholesky factor by s, hence the variance that remains by 1/s².
+    Rounding errors are uniform over a step, so their mean square is step² / 12. Scaling the inputs by 1/s scales the rows of
+    the Cholesky factor by s, hence the remaining variance by 1/s².
     """
     steps = range_grid(weight * scales, group_size).scale.square().sum(0).repeat_interleave(group_size)
     return (steps * remaining / scales.square()).sum().item() / 12
 
 
 def powers_of_two(scales: torch.Tensor) -> torch.Tensor:
-    """The nearest powers of two. Dividing by them rounds nothing, so what was computed before the division stays valid."""
+    """The nearest powers of two. Dividing by them is exact, so values computed before the division stay valid."""
     return scales.log2().round().exp2()
 
 
 def _centred(scales: torch.Tensor) -> torch.Tensor:
-    """`scales` centred on 1, none beyond WIDEST: float16 has to hold what they divide."""
+    """`scales` centred on 1 and clamped to WIDEST, so that float16 can hold the quotients."""
     return (scales / (scales.max() * scales.min()).sqrt()).clamp(1 / WIDEST, WIDEST)
 
 
 def _mean_by(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """Replace each of `values` [K] by the mean of those with the same number in `group` [K] int64."""
+    """Replace each of `values` [K] by the mean over its group, numbered by `group` [K] int64."""
     sums = values.new_zeros(int(group.max()) + 1).index_add(0, group, values)
     return (sums / group.bincount())[group]
 
 
 def _positive(values: torch.Tensor) -> torch.Tensor:
-    """`values` relative to their mean, with dead channels lifted to a ten-thousandth of it."""
+    """`values` relative to their mean; dead channels are raised to a ten-thousandth of it."""
     mean = values.mean()
     return (values / mean).clamp(min=1e-4) if mean > 0 else values.new_ones(values.shape)

@@ -1,9 +1,9 @@
-"""Token rows → batches: padding, and the prefixes of each text as vectors of their own.
+"""Batches of token rows: padding, and prefixes of each text as additional texts.
 
-A text's vector is the hidden state of its last token. Attention is causal, so the tokens of a prefix see what they see in the
-whole text: only the prefix's own last token is missing. Where the tokenizer appends one (`<|endoftext|>`), copies of it are put
-behind the text, each at the position after its prefix and blind to everything else. One pass then gives the vectors of many
-texts, short ones too, for the price of a few tokens.
+A text's vector is the hidden state of its last token. Attention is causal, so the tokens of a prefix have the same states as
+in the whole text; only the prefix's own last token is missing. If the tokenizer appends one (`<|endoftext|>`), copies of it are
+put after the text, each with the position that follows its prefix, and attending to that prefix alone. One forward pass then
+computes the vectors of many texts, short ones included, for the price of a few tokens.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Batch:
 
     Attributes:
         ids: [B, L] int64.
-        positions: [B, L] int64, where each token stands in its text.
-        visible: [B, 1, L, L] bool, what each position attends to; None is plain causal attention, which cannot see the padding.
-        ends: [B] int64, the position in the row of each text's own last token.
-        last: [B, L] bool, the last tokens of texts and prefixes: where hidden states become vectors.
-        weight: [B, L] float32, what each position counts in the calibration's sums: 0 for padding, 1 on average.
-        fold: the half of the calibration that all its texts belong to, for cross-validation.
+        positions: [B, L] int64, position of each token in its text.
+        visible: [B, 1, L, L] bool, attention mask; None is plain causal attention, which never reaches the padding.
+        ends: [B] int64, index in the row of each text's last token.
+        last: [B, L] bool, the last tokens of texts and prefixes, whose hidden states become vectors.
+        weight: [B, L] float32, weight of each position in the moments: 0 for padding, 1 on average.
+        fold: the cross-validation fold that all its texts belong to.
     """
 
     ids: torch.Tensor
@@ -52,7 +52,7 @@ class Batch:
 
 
 def plain(rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int) -> list[Batch]:
-    """Batches of the rows with these `numbers`, similar lengths together, at most `tokens` positions in each."""
+    """Batches of the rows in `numbers`, grouped by length, with at most `tokens` positions each."""
     return [_batch(rows, batch, None) for batch in _grouped(numbers, [len(row) for row in rows], tokens)]
 
 
@@ -66,18 +66,18 @@ def with_prefixes(
     seed: int,
     folds: Mapping[int, int] | None = None,
 ) -> list[Batch]:
-    """As `plain`, with up to `prefixes` prefixes of each text; `weight` gives all last tokens together the share `last_share`.
+    """As `plain`, with prefixes of each text, and a given share of the weight on last tokens.
 
-    A row longer than `tokens` makes a batch by itself.
+    A row longer than `tokens` gets a batch of its own.
 
     Args:
-        rows: the token ids of each text.
-        numbers: which rows to take.
-        tokens: positions in a batch.
-        prefixes: how many of each text, cut where `seed` says; 0 for none.
-        last_share: 0…1, what the last tokens count of the whole; 0 weighs every token alike.
-        seed: draws the cuts.
-        folds: of each number the fold, 0 or 1; no batch holds texts of both. None puts all into fold 0.
+        rows: token ids of each text.
+        numbers: indices of the rows to use.
+        tokens: positions per batch.
+        prefixes: prefixes per text, at random cuts; 0 for none.
+        last_share: 0…1, total weight of all last tokens; 0 weights every token equally.
+        seed: of the cuts.
+        folds: fold (0 or 1) by row index; no batch spans both. None: all in fold 0.
     """
     draw = random.Random(seed)
     cuts = {number: _cuts(len(rows[number]), prefixes, draw) for number in numbers}
@@ -94,7 +94,7 @@ def with_prefixes(
 
 
 def ends_alike(rows: Sequence[Sequence[int]], numbers: Iterable[int]) -> bool:
-    """Whether the rows with these `numbers` all end with the same token, as they do where the tokenizer appends one."""
+    """Whether all rows in `numbers` end with the same token, as they do if the tokenizer appends one."""
     return len({rows[number][-1] for number in numbers}) == 1
 
 
@@ -115,7 +115,7 @@ def _grouped(numbers: Sequence[int], lengths: Sequence[int], tokens: int) -> lis
 def _batch(
     rows: Sequence[Sequence[int]], numbers: Sequence[int], cuts: dict[int, list[int]] | None, *, appended: bool = True
 ) -> Batch:
-    """One batch, whose `weight` is 1 for every token."""
+    """One batch with weight 1 for every token."""
     import torch
 
     extra = cuts if cuts and appended else {}

@@ -1,11 +1,14 @@
-"""How far a linear is moved towards what the original model has: least squares, held back by cross-validation.
+"""Correction of a linear layer towards the original model: least squares, shrunk by cross-validation.
 
-Full least squares explains what is missing by every direction of the inputs, also by those in which a few thousand tokens show
-little but chance. The next layer is then fitted to the result, and what was learned by heart adds up: on texts and prompts
-unlike the calibration's the model ends further from the original than without any correction. So the calibration's texts are
-split into two halves. Each half's solution, for every damping of DAMPINGS, is judged by what it gains on the other half, and
-the largest damping that gains nearly as much as the best (TOLERANCE) is used on both together, with its strength. Where nothing
-is gained, nothing is moved.
+The inputs of a layer have drifted, because the layers before it are quantized. A change of its weight can undo the part of
+the drift that is a linear function of the inputs. Full least squares would fit every direction of the inputs, including those
+in which a few thousand tokens show mostly noise; as each layer is fitted to the output of the one before, the overfitting
+adds up, and on texts and prompts unlike the calibration texts the model ends further from the original than without
+correction.
+
+So the calibration texts are split into two halves. Each half's solution, for every damping in DAMPINGS, is evaluated on the
+other half. The largest damping that gains nearly as much as the best (TOLERANCE) is used for both halves together, multiplied
+by its optimal strength. If nothing is gained, the weight stays.
 
 One eigendecomposition G = V·diag(s)·Vᵀ of a half's Gram matrix serves all dampings: the solution is P·diag(1/(s + λ))·Vᵀ with
 P = R·V, and its gain on the other half is a linear and a quadratic form in 1/(s + λ).
@@ -25,21 +28,21 @@ if TYPE_CHECKING:
     import torch
 
 DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Shares of the Gram matrix' mean diagonal. Beyond the last one a solution is a gradient step, whose length is the strength."""
+"""Shares of the Gram matrix's mean diagonal. Beyond the last one a solution is a gradient step, and its strength the length."""
 TOLERANCE = 0.03
-"""The largest damping is taken whose gain is at most this share below the greatest one. Near the maximum gains differ by
-chance, and a smaller change is the safer one on texts unlike the calibration's (compare the one-standard-error rule, Breiman
-et al. 1984, Classification and Regression Trees, section 3.4.3)."""
+"""Choose the largest damping whose gain is at most this share below the maximum. Gains near the maximum differ by chance, and a
+smaller change is safer on texts unlike the calibration texts (compare the one-standard-error rule, Breiman et al. 1984,
+Classification and Regression Trees, section 3.4.3)."""
 SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
 class Shrinkage:
-    """How a solution is held back.
+    """How far a least-squares solution is shrunk.
 
     Attributes:
-        damping: λ of the least squares, as a share of the Gram matrix' mean diagonal.
-        strength: 0…1, what the solution is multiplied by.
+        damping: λ of the least squares, as a share of the Gram matrix's mean diagonal.
+        strength: 0…1, factor of the solution.
     """
 
     damping: float
@@ -47,13 +50,13 @@ class Shrinkage:
 
 
 def corrected(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -> torch.Tensor:
-    """`weight` [N, K] moved towards what the original model has where its inputs come from quantized layers.
+    """`weight` [N, K] changed so that its outputs on the drifted inputs come closer to the original model's.
 
     Args:
-        weight: of all linears that read the input, stacked.
-        folds: what the two halves of the calibration say, with `cross`: the drift of the inputs [K, K] where `behind_norm`,
-            otherwise the outputs that are wanted [N, K].
-        behind_norm: see there.
+        weight: weights of all linears that read the input, stacked.
+        folds: moments of the two halves of the calibration texts, with `cross`: the drift of the inputs [K, K] if
+            `behind_norm`, otherwise the target outputs [N, K].
+        behind_norm: whether the input comes from a norm, whose output in the original model is known.
     """
     moments = Moments.total(folds)
     chosen = shrinkage(weight, folds, behind_norm)
@@ -75,8 +78,8 @@ def shrinkage(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool)
     """
     import torch
 
-    unit = float(sum(fold.gram.diagonal().mean() for fold in folds))  # keeps squares within float32
-    if len(folds) != 2 or unit < SMALLEST:  # texts that are all the same, or channels that are all zero, say nothing
+    unit = float(sum(fold.gram.diagonal().mean() for fold in folds))  # keeps squares within the range of float32
+    if len(folds) != 2 or unit < SMALLEST:  # nothing to validate on: equal texts, or channels that are all zero
         return Shrinkage(DAMPINGS[-1], 0.0)
     measure = matmul(weight.T, weight) if behind_norm else None
     missing = [(_cross(fold) if behind_norm else _residual(weight, fold)) / unit for fold in folds]
@@ -98,14 +101,14 @@ def _gains(
     gram_there: torch.Tensor,
     measure: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the solutions of one half are worth on the other, by DAMPINGS [9] float64: the gain is 2·α·first − α²·second.
+    """Gain of one half's solutions on the other half: two vectors by DAMPINGS [9] float64, gain = 2·α·first − α²·second.
 
     Args:
-        missing: R [D, K] of the half that is solved on, R = Σ d xᵀ with d what is missing of an output.
+        missing: R [D, K] of the half that is solved on; R = Σ d xᵀ with d the residual.
         gram: G [K, K] of that half.
-        missing_there: R of the half that it is judged on.
+        missing_there: R of the half that it is evaluated on.
         gram_there: G of that half.
-        measure: [D, D], by which errors are weighed: WᵀW where d is an input of the linears W; None weighs them alike.
+        measure: [D, D], metric of the errors: WᵀW if d is an input of the linears W; None for the identity.
     """
     import torch
 
@@ -120,7 +123,7 @@ def _gains(
 
 
 def _residual(weight: torch.Tensor, fold: Moments) -> torch.Tensor:
-    """Σ d xᵀ [N, K] with d what is missing of the outputs that are wanted."""
+    """Σ d xᵀ [N, K] with the residual d = target output − output of `weight`."""
     return _cross(fold) - matmul(weight, fold.gram)
 
 

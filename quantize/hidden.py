@@ -1,4 +1,8 @@
-"""Hidden states on their way through the layers, and the sums that calibration takes of them."""
+"""Hidden states on their way through the layers, and their second moments, which quantization is fitted to.
+
+For a linear layer the squared output error of a weight change ΔW over the calibration tokens is tr(ΔW · G · ΔWᵀ) with the Gram
+matrix G = Σ x xᵀ of its inputs. GPTQ's Hessian is H = 2 G.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 
 
 PANEL = 512
-"""Columns of a Gram matrix that are summed at a time: what lies above the diagonal of a panel is not computed, but mirrored."""
+"""Columns of a Gram matrix summed at a time. Only panels on and below the diagonal are computed; the rest is mirrored."""
 
 
 @dataclass
@@ -30,15 +34,15 @@ class Stream:
 
     @classmethod
     def start(cls, rows: torch.Tensor | Rows, batches: list[Batch]) -> Stream:
-        """Look up the ids of `batches` in the token table [vocabulary, hidden], or in `rows` of it."""
+        """Hidden states before the first layer: the ids of `batches` in the token table `rows` [vocabulary, hidden]."""
         return cls(batches, [rows[batch.ids].float() for batch in batches])
 
     def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Pairs of a batch and its hidden states."""
+        """Pairs (batch, hidden states)."""
         return zip(self.batches, self.hidden, strict=True)
 
     def advance(self, block: DecoderLayer) -> list[torch.Tensor]:
-        """Send every batch through the layer that `block` holds; returns the hidden states in its middle, after attention."""
+        """Run every batch through the layer loaded in `block`; returns the hidden states between attention and MLP."""
         import torch
 
         middles = []
@@ -50,7 +54,7 @@ class Stream:
         return middles
 
     def vectors(self, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Unit vectors [texts, hidden]: each text's own last token after the final norm with `weight` [hidden]."""
+        """Unit vectors [texts, hidden]: the last token of each text after the final norm with `weight` [hidden]."""
         import torch
 
         rows = torch.cat([hidden[torch.arange(len(batch.ends)), batch.ends] for batch, hidden in self])
@@ -59,7 +63,7 @@ class Stream:
 
 @dataclass
 class OriginalStates:
-    """The original model's hidden states [B, L, hidden] of each batch: before a layer, after its attention, and after it."""
+    """Hidden states [B, L, hidden] of each batch in the original model: before a layer, after its attention, and after it."""
 
     before: list[torch.Tensor]
     middle: list[torch.Tensor]
@@ -71,9 +75,9 @@ class Moments:
     """Weighted sums over the tokens that a linear reads, float32.
 
     Attributes:
-        gram: Σ x xᵀ [K, K].
-        cross: Σ d xᵀ [D, K]. Behind a norm d is what x has drifted by, x of the original model less that of here; elsewhere it
-            is what the linear should put out.
+        gram: Gram matrix Σ x xᵀ [K, K].
+        cross: Σ d xᵀ [D, K]; None if nothing is corrected. q/k/v and gate/up: d = x_original − x. o_proj and down_proj:
+            d = target output.
     """
 
     gram: torch.Tensor
@@ -81,12 +85,12 @@ class Moments:
 
     @classmethod
     def by_fold(cls, found: Iterable[tuple[Batch, torch.Tensor, torch.Tensor | None]]) -> list[Moments]:
-        """As `of`, one for each fold; batches of a fold follow one another."""
+        """Moments of each fold; the batches of a fold must be consecutive."""
         return [cls.of(part) for _, part in groupby(found, key=lambda one: one[0].fold)]
 
     @classmethod
     def total(cls, folds: Sequence[Moments]) -> Moments:
-        """The sums over all of `folds`."""
+        """The sum of `folds`."""
         first, *others = folds
         gram, cross = first.gram, first.cross
         for other in others:

@@ -1,12 +1,12 @@
-"""One layer, its linears in the order in which data flows through them.
+"""Quantizes one layer, its linears in the order of the data flow.
 
-Each input's Gram matrix is taken when everything before it is quantized already, inside the layer too, so that each linear is
-fitted to the inputs that it will really get. Four times the same steps: what reads this input, its scales, the scales folded
-into what feeds it, the integers.
+Moments of an input are summed when everything before it is already quantized, including the linears of the same layer, so
+each linear is fitted to the inputs that it gets in the INT4 model. The steps are the same for the inputs of q/k/v, o_proj,
+gate/up and down_proj: correct the weights, search scales, fold them into what feeds the input, search clipping, round.
 
-What the linears aim at is the original model: those behind a norm at the outputs that they have there, o_proj and down_proj,
-which write to the residual stream, at its hidden states. So each takes back what was lost before it, as far as that depends
-linearly on its inputs (`correction.corrected`). Errors of o_proj and down_proj count relative to the size of the residual
+The target is the original model: q/k/v and gate/up aim at their outputs there; o_proj and down_proj, which write to the
+residual stream, aim at its hidden states there. So each linear undoes the part of the accumulated error that is a linear
+function of its inputs (`correction.corrected`). Errors of o_proj and down_proj count relative to the size of the residual
 stream that they are added to, because the norms that read it divide by that size.
 """
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 NORMS = {"self_attn.q_proj": "input_layernorm", "mlp.gate_proj": "post_attention_layernorm"}
 FEEDS = {"self_attn.o_proj": "self_attn.v_proj", "mlp.down_proj": "mlp.up_proj"}
-"""Where the scales of an input are folded in: the weight of the norm, or the outputs of the linear, that it comes from."""
+"""Where the scales of an input are folded into: the weight of a norm, or the outputs of a linear."""
 
 REPORTED = 128
-"""Outputs of a linear from which the report estimates its error."""
+"""Outputs of a linear that the reported error is estimated on."""
 
 
 class LayerQuantizer:
-    """Quantizes the layer of this number, whose `tensors` (float32, named without the layer's prefix) are given."""
+    """Quantizes layer `number` with the given `tensors` (float32, named without the layer's prefix)."""
 
     def __init__(
         self,
@@ -51,14 +51,15 @@ class LayerQuantizer:
         self.levels: dict[str, tuple[torch.Tensor, awq.Grid]] = {}
 
     def run(self, stream: Stream, goal: OriginalStates | None) -> dict[str, torch.Tensor]:
-        """Quantize; afterwards `stream` stands behind the layer and `self.tensors` are what the INT4 model computes with.
+        """Quantize the layer and advance `stream` through it; `self.tensors` become the weights of the INT4 model.
 
-        `goal` is what the original model has where `stream` passes; None leaves each linear its own outputs as the target. Its
-        hidden states before and in the middle of the layer are let go of as soon as they have served: most is held at the end,
-        when down_proj is rounded.
+        Args:
+            stream: hidden states before the layer; afterwards those behind it.
+            goal: the original model's states at the same places, to correct towards; None targets each linear's own outputs.
+                Its `before` and `middle` are cleared once used, because the memory peak comes at the end, at down_proj.
 
         Returns:
-            The layer as it is stored: `qweight`, `qzeros` and `scales` of each linear, everything else float16.
+            The stored layer: `qweight`, `qzeros` and `scales` of each linear, everything else in float16.
         """
         import torch
 
@@ -88,13 +89,13 @@ class LayerQuantizer:
     def _normed(
         self, norm: torch.nn.Module, stream: Stream, original: list[torch.Tensor] | None
     ) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor | None]]:
-        """What a norm gives, and how far it has drifted from what it gives in the original model."""
+        """Outputs of a norm, and their drift: its outputs in the original model less those here."""
         for number, (batch, hidden) in enumerate(stream):
             x = norm(hidden.to(self.block.device))
             yield batch, x, None if original is None else norm(original[number].to(x.device)) - x
 
     def _read(self, name: str, stream: Stream, original: list[torch.Tensor] | None) -> list[torch.Tensor]:
-        """Quantize o_proj or down_proj, and load the layer; what that linear then reads of each batch [B, L, K]."""
+        """Quantize o_proj or down_proj and load the layer; returns the inputs of that linear [B, L, K] by batch."""
         device = self.block.device
 
         def inputs() -> list[torch.Tensor]:
@@ -120,10 +121,11 @@ class LayerQuantizer:
         return read
 
     def _quantize(self, name: str, folds: list[Moments]) -> torch.Tensor | None:
-        """Quantize the linears that read the input `name` (one of INPUTS), whose moments are given for each fold.
+        """Quantize the linears that read the input `name` (one of INPUTS), given its moments by fold.
 
         Returns:
-            The scales [K] that the input is now divided by, if it is that to the last bit; None if it must be computed anew.
+            The scales [K] that the input is divided by from now on; None if rounding makes that inexact, so that the input must
+            be computed again.
         """
         import torch
 
@@ -166,7 +168,7 @@ class LayerQuantizer:
         return folded
 
     def _fold(self, name: str, scales: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """Fold `scales` in where the input comes from; returns those that were folded in, and whether nothing was rounded."""
+        """Fold `scales` into what feeds the input; returns the scales actually folded, and whether that was exact."""
         import torch
 
         feeding = FEEDS.get(name)
@@ -203,14 +205,14 @@ class LayerQuantizer:
 
 
 def _relative_error(rounded: torch.Tensor, weight: torch.Tensor, gram: torch.Tensor) -> float:
-    """The root mean square output error of `rounded` [N, K], of the output's: over REPORTED outputs, evenly spaced, at most."""
+    """Root mean square output error of `rounded` [N, K] relative to the output, on at most REPORTED evenly spaced outputs."""
     some = slice(None, None, -(-len(weight) // REPORTED))
     lost, whole = awq.output_error(rounded[some] - weight[some], gram), awq.output_error(weight[some], gram)
     return (lost / whole).clamp(min=0).sqrt().item()
 
 
 def fed_by(name: str, shape: Architecture, device: torch.device) -> torch.Tensor | None:
-    """For each channel of the input `name` [K] int64, the output of the linear that feeds it; None where a norm does."""
+    """For each channel [K] int64 of the input `name`, the output of the linear that feeds it; None if a norm feeds it."""
     import torch
 
     if name in NORMS:
@@ -222,7 +224,7 @@ def fed_by(name: str, shape: Architecture, device: torch.device) -> torch.Tensor
 
 
 def per_output(name: str, scales: torch.Tensor, shape: Architecture) -> torch.Tensor:
-    """The `scales` [K] of the input `name`, one for each output [N] of the linear that feeds it; grouped heads share theirs."""
+    """The `scales` [K] of the input `name` by output [N] of the linear that feeds it; grouped heads share scales."""
     import torch
 
     outputs = torch.ones(shape.linear(FEEDS[name])[0], device=scales.device)
@@ -231,13 +233,13 @@ def per_output(name: str, scales: torch.Tensor, shape: Architecture) -> torch.Te
 
 
 def fold(tensors: dict[str, torch.Tensor], name: str, scales: torch.Tensor, shape: Architecture) -> torch.Tensor:
-    """In `tensors`, multiply the linears that read the input `name` by `scales` [K], and divide what feeds them.
+    """In `tensors`, multiply the linears that read the input `name` by `scales` [K] and divide what feeds the input.
 
-    A norm's weight is stored as float16, so its scales are bent to what the rounded weight really divides by: folding then
-    moves the layer's output by nothing but float32 rounding.
+    A norm's weight is stored as float16, so its scales are adjusted to the exact quotient of the rounded weights: folding then
+    changes the layer's output by float32 rounding only.
 
     Returns:
-        The scales that were folded in.
+        The scales folded in.
     """
     import torch
 

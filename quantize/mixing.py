@@ -1,7 +1,7 @@
-"""Calibration texts once more, shuffled into each other: inputs that no text has, made of the tokens that texts have.
+"""Mixed copies of calibration texts: pieces in which half of the tokens are replaced by random tokens of all texts.
 
-A few hundred texts show a layer few of the combinations that it will meet, and what is fitted to them fits others less
-well. A mixed copy is a piece of a text half of whose tokens come from anywhere in the others.
+A few hundred texts contain few of the token combinations that a layer will meet. Mixed copies add combinations that no text
+has, so that what is fitted to the texts generalizes better.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ REPLACED = 0.5
 
 
 def mixed(rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int, seed: int) -> list[list[int]]:
-    """One mixed copy of each of the rows with these `numbers`, of at most `tokens` ids, its own last id kept.
+    """A mixed copy of each row in `numbers`, with at most `tokens` ids; the row's last id stays last.
 
     Args:
-        rows: the token ids of each text.
-        numbers: which rows to copy, and to draw ids from.
-        tokens: where a copy is cut: which piece of a longer text it is, `seed` decides; 0 for no copies.
-        seed: draws pieces and ids.
+        rows: token ids of each text.
+        numbers: indices of the rows to copy and to draw ids from.
+        tokens: length of a copy, a random piece of a longer text; 0 for no copies.
+        seed: of pieces and ids.
     """
     if not tokens:
         return []

@@ -1,8 +1,8 @@
-"""Error-compensated rounding (GPTQ, Frantar et al. 2022, https://arxiv.org/abs/2210.17323) onto a grid that AWQ chose.
+"""GPTQ rounding (Frantar et al. 2022, https://arxiv.org/abs/2210.17323) onto a grid that AWQ chose.
 
-Columns are rounded one after another, and the error of each is pushed into those not yet rounded so that the layer's output
-moves least. The grid is fixed beforehand, so columns may go in any order: greatest activation first ("activation order"), which
-the AWQ layout permits because a column's group stays what its position says.
+Columns are rounded one after another; the error of each is compensated by the columns not yet rounded, so that the layer's
+output changes least. The grid is fixed beforehand, so columns can go in any order: by falling mean square of the input (GPTQ's
+act_order). The AWQ layout permits that, because a column keeps the group of its position.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 BLOCK = 128
 DAMPING = 0.1
-"""Share of the Gram matrix' mean diagonal. GPTQ's customary 0.01 costs a little less on texts like the calibration's and more
-on others: on SmolLM2 0.1 had the lowest KL divergence of 0.01, 0.1 and 0.2."""
+"""Share of the Gram matrix's mean diagonal (GPTQ's percdamp). The usual 0.01 is slightly better on texts like the calibration
+texts and worse on others: on SmolLM2 0.1 had the lowest KL divergence of 0.01, 0.1 and 0.2."""
 SMALLEST_DIAGONAL = 1e-20
 SMALL_TRIANGLE = 256
 PASSES = 2
-"""Each later one gains half as much as the one before."""
+"""Rounds of GPTQ and refitted scales. Each gains about half as much as the one before."""
 REFITTED = 1024
-"""Outputs whose scales are solved for at a time."""
+"""Outputs per batch of linear systems."""
 REFIT_DAMPING = 1e-3
-"""Of the mean diagonal of a row's system, which is singular where a group's levels are all zero."""
+"""Share of the mean diagonal of a row's system, which is singular if all levels of a group are zero."""
 PANEL = 512
-"""Rows of a triangular matrix that are multiplied at a time."""
+"""Rows of a triangular matrix multiplied at a time."""
 
 
 @dataclass(frozen=True)
 class Inverse:
-    """The inverse of a damped Gram matrix, factored: all that rounding, refitting and the search for scales ask of it.
+    """Factored inverse of a damped Gram matrix.
 
     Attributes:
-        order: channels [K] int64 by falling mean square of their inputs, in which they are rounded.
-        upper: upper triangular U [K, K] float32 with UᵀU = (G + λI)⁻¹, its rows and columns in `order`.
+        order: channels [K] int64 in the order of rounding, by falling mean square of the input.
+        upper: upper triangular U [K, K] float32 with UᵀU = (G + λI)⁻¹, rows and columns in `order`.
     """
 
     order: torch.Tensor
@@ -46,35 +46,34 @@ class Inverse:
 
     @classmethod
     def of(cls, gram: torch.Tensor, damping: float = DAMPING) -> Inverse:
-        """Factor in float64. λ is the share `damping` of G's mean diagonal."""
+        """Factor in float64, with λ = `damping` · mean diagonal of G."""
         order = gram.diagonal().argsort(descending=True, stable=True)
         return cls(order, inverse_factor(gram, damping, order))
 
     def scaled(self, scales: torch.Tensor) -> Inverse:
-        """That of the inputs divided by `scales` [K]: G⁻¹ is multiplied by them from both sides."""
+        """The inverse for inputs divided by `scales` [K]: G⁻¹ is multiplied by them from both sides."""
         return Inverse(self.order, self.upper * scales[self.order])
 
     def least_squares(self, cross: torch.Tensor) -> torch.Tensor:
-        """`cross` · (G + λI)⁻¹ [N, K]: with `cross` = Σ d xᵀ, the matrix that explains d best by x, by damped least squares.
+        """`cross` · (G + λI)⁻¹ [N, K]: the matrix A that minimizes Σ ‖d − A x‖² + λ ‖A‖², given `cross` = Σ d xᵀ [N, K].
 
-        λ pulls it towards zero. Added to a weight W, where d is what is missing from W x, it gives the weight that maps the
-        layer's real inputs nearest to what they should become. Where the inputs come through quantized layers and d is what the
-        original model has more, this takes back what of the earlier layers' errors is a linear function of x (compare GPTAQ, Li
-        et al. 2025, https://arxiv.org/abs/2504.02692).
+        If x comes from quantized layers and d is the output missing relative to the original model, W + A undoes the part of
+        the earlier layers' errors that is a linear function of x (compare GPTAQ, Li et al. 2025,
+        https://arxiv.org/abs/2504.02692).
         """
         import torch
 
         found, half_way = torch.empty_like(cross), torch.empty_like(cross)
         ordered = cross[:, self.order]
         panels = [slice(start, start + PANEL) for start in range(0, cross.shape[1], PANEL)]
-        for panel in panels:  # what lies left of the diagonal is zero
+        for panel in panels:  # everything left of the diagonal is zero
             half_way[:, panel] = linear(ordered[:, panel.start :], self.upper[panel, panel.start :])
         for panel in panels:
             found[:, self.order[panel]] = matmul(half_way[:, : panel.stop], self.upper[: panel.stop, panel])
         return found
 
     def remaining_variance(self) -> torch.Tensor:
-        """What a squared rounding error of each channel costs [K] once those rounded after it have compensated for it.
+        """Cost [K] of a squared rounding error of each channel after compensation by the channels rounded later.
 
         It is 1/U_kk²: the variance of the channel's input that later channels do not explain.
         """
@@ -86,17 +85,17 @@ class Inverse:
 
 
 def rounded(weight: torch.Tensor, gram: torch.Tensor, inverse: Inverse, grid: Grid) -> tuple[torch.Tensor, Grid]:
-    """Levels 0…15 [N, K] float32 for `weight` [N, K], and `grid` with scales that suit them: PASSES times one after the other.
+    """Alternate GPTQ and optimal scales, PASSES times; returns levels 0…15 [N, K] float32 and their grid.
 
-    A grid is chosen before rounding, for errors that nothing compensates; with the levels known, other scales lose less, and
-    with those other levels (alternating minimisation, as in LNQ of GuidedQuant, Kim et al. 2025,
-    https://arxiv.org/abs/2505.07004, there with free codebooks).
+    The initial grid is chosen without compensation in mind. Given the levels, other scales lose less, and given those, other
+    levels (alternating minimization, as in LNQ of GuidedQuant, Kim et al. 2025, https://arxiv.org/abs/2505.07004,
+    there with free codebooks).
 
     Args:
-        weight: what to round.
-        gram: of its inputs [K, K].
+        weight: [N, K], to round.
+        gram: [K, K] of its inputs.
         inverse: of `gram`.
-        grid: to begin with.
+        grid: initial grid.
     """
     for _ in range(PASSES):
         levels = gptq(weight, inverse, grid)
@@ -105,12 +104,12 @@ def rounded(weight: torch.Tensor, gram: torch.Tensor, inverse: Inverse, grid: Gr
 
 
 def gptq(weight: torch.Tensor, inverse: Inverse, grid: Grid) -> torch.Tensor:
-    """Levels 0…15 [N, K] float32 for `weight` [N, K] on `grid`, chosen so that tr(ΔW · G · ΔWᵀ) is small."""
+    """GPTQ: levels 0…15 [N, K] float32 for `weight` [N, K] on `grid` that make tr(ΔW · G · ΔWᵀ) small."""
     import torch
 
     factor, diagonal = inverse.upper, inverse.upper.diagonal().tolist()
     groups = inverse.order // grid.group_size
-    # Rows here are what a step reads: one run of memory.
+    # Transposed, so that each step reads contiguous rows.
     scale, zero_point = grid.scale.T.contiguous(), grid.zero_point.T.contiguous()
     scales, least, most = scale.unbind(), (-zero_point).unbind(), (LEVELS - zero_point).unbind()
     rest = weight.T[inverse.order]
@@ -129,10 +128,10 @@ def gptq(weight: torch.Tensor, inverse: Inverse, grid: Grid) -> torch.Tensor:
 
 
 def refitted(weight: torch.Tensor, levels: torch.Tensor, grid: Grid, gram: torch.Tensor) -> Grid:
-    """`grid` with the scales that suit the chosen `levels` [N, K] best: least tr(ΔW · (G + λI) · ΔWᵀ), solved in closed form.
+    """`grid` with the scales that minimize tr(ΔW · (G + λI) · ΔWᵀ) for the given `levels` [N, K], in closed form.
 
-    The integers stay, so each row's weight is linear in its K/g scales. λ is the share DAMPING of G's mean diagonal. A row
-    whose scales would not all be positive, or not be better in float16, keeps those that it has.
+    The levels are fixed, so each row of the weight is linear in its K/g scales. λ = DAMPING · mean diagonal of G. A row keeps
+    its scales if the new ones are not all positive, or not better once rounded to float16.
     """
     import torch
 
@@ -150,7 +149,7 @@ def refitted(weight: torch.Tensor, levels: torch.Tensor, grid: Grid, gram: torch
             product = matmul(units[:, columns], damped[columns])
             square[:, group] = (product * units).unflatten(1, (groups, size)).sum(-1)
             along[:, group] = (product * wanted).sum(1)
-        # Relative to the scales that there are, the system is near the unit vector and well conditioned.
+        # In units of the present scales the solution is near the vector of ones and the system well conditioned.
         square, along = square * scale[:, :, None] * scale[:, None], along * scale
         ridge = REFIT_DAMPING * square.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=SMALLEST_DIAGONAL)
         step = torch.eye(groups, device=square.device) * ridge[:, None, None]
@@ -166,11 +165,9 @@ def refitted(weight: torch.Tensor, levels: torch.Tensor, grid: Grid, gram: torch
 def inverse_factor(gram: torch.Tensor, damping: float, order: torch.Tensor) -> torch.Tensor:
     """Upper triangular U [K, K] float32 with UᵀU = (G + λI)⁻¹, its channels in `order` [K] int64.
 
-    λ is the share `damping` of G's mean diagonal.
-
-    U is the inverse of the upper triangular R with RRᵀ = G + λI, which the Cholesky factor of the reversed matrix is, reversed.
-    That factor needs float64; its condition is but the root of the matrix's, which λ bounds, so float32 inverts it.
-    Channels that were always zero get a diagonal of their own. Where rounding errors leave the sum indefinite, λ grows tenfold.
+    λ = `damping` · mean diagonal of G. Factor the flipped matrix and flip back: gives upper triangular R with RRᵀ = G + λI,
+    whose inverse is U. The factorization needs float64. The condition number of R is the square root of the matrix's, which λ
+    bounds, so float32 suffices to invert it. If rounding errors make the sum indefinite, λ grows tenfold.
     """
     import torch
 
@@ -190,7 +187,7 @@ def inverse_factor(gram: torch.Tensor, damping: float, order: torch.Tensor) -> t
 
 
 def _inverse(lower: torch.Tensor) -> torch.Tensor:
-    """The inverse of a lower triangular matrix [K, K], by halves: a third of the work of solving for the unit matrix."""
+    """Inverse of a lower triangular matrix [K, K], by halves: a third of the work of solving for the unit matrix."""
     import torch
 
     size = len(lower)

@@ -1,9 +1,9 @@
-"""One decoder layer at a time: load, run, quantize, write, forget.
+"""Layer-wise quantization: load, run, quantize, write and forget one decoder layer at a time.
 
-Never more than one layer's weights are in memory. Beside them stand the hidden states of the calibration tokens, twice: as they
-come through the layers already quantized, which are the inputs that the next layer will really get, and as they are in the
-original model, which the next layer should come back to. A second, smaller stream of texts that quantization never sees runs
-through both as well; where it ends, the two vectors of each text are compared.
+At most one layer's weights are in memory, beside two versions of the calibration tokens' hidden states. "quantized" is the
+output of the layers quantized so far, which is what the next layer reads in the INT4 model; "original" is the output of the
+original layers, which the next layer should return to. A second, smaller set of texts, which quantization never sees, runs
+through both models too; at the end the two vectors of each text are compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qembed.quantize.calibration import Calibration
 from qembed.quantize.hidden import OriginalStates, Stream
 from qembed.quantize.layer import LayerQuantizer
 from qembed.quantize.mixing import mixed
-from qembed.quantize.parts import Parts
+from qembed.quantize.parts import Blocks, Parts
 from qembed.quantize.settings import QuantizationSettings, Report
 from qembed.quantize.table import half
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 1024
 LAST_SHARE = 0.5
-"""What last tokens count of all where the tokenizer appends one."""
+"""Share of all weight that last tokens get where the tokenizer appends one."""
 
 
 def quantize(
@@ -43,87 +43,119 @@ def quantize(
     on_layer: Callable[[int], None] = lambda _: None,
     on_refine: Callable[[int, int], None] = lambda *_: None,
 ) -> Report:
-    """Quantize every layer of `checkpoint`, one by one, into `parts`, or only to measure what is lost.
+    """Quantize every layer of `checkpoint` into `parts`; without `parts` only measure the loss.
 
-    Parts are "layer-000" … and, first, "rest" (token table, final norm, output head where it is its own). Layers that are
-    there already, from a run that was broken off, are run and not made again: what comes after gets the same inputs, bit for
-    bit. `on_layer(n)` is called when n layers are done, `on_refine(n, all)` when n steps of the last stage are; that stage
-    works on `parts` and is left out without them.
+    The parts are "rest" (token table, final norm, an untied output head) and "layer-000", "layer-001", … Layers that an
+    interrupted run left in `parts` are run but not quantized again: the layers after them get the same inputs, bit for bit.
+
+    Args:
+        checkpoint: the original.
+        shape: its sizes.
+        calibration: token rows to fit to, and the numbers of those that are held out.
+        settings: the method.
+        device: to compute on.
+        parts: where the tensors go.
+        on_layer: called with the number of finished layers.
+        on_refine: called with (finished steps, all steps) of the last stage, which needs `parts`.
 
     Raises:
-        BadInput: a tensor is missing, damaged, not finite, or greater than float16 holds.
+        BadInput: a tensor is missing, damaged, not finite, or exceeds the range of float16.
     """
     name = checkpoint.prefix + "embed_tokens.weight"
-    outside = [other for other in checkpoint.files if ".layers." not in f".{other}" and other != name]
-    shapes = checkpoint.shapes()
-    rest = {
-        other: half(other, checkpoint.tensor(other)) if len(shapes[other][0]) < 2 else table.in_blocks(checkpoint, other)
-        for other in outside
-    }
     ids = sorted({0, *(token for row in calibration.rows for token in row)})  # rows are padded with 0
     converted = table.convert(checkpoint, name, ids, settings.token_table)
     if parts is not None and "rest" not in parts:
-        parts.write("rest", {**rest, **converted.tensors}, {})
+        parts.write("rest", {**_outside_layers(checkpoint, name), **converted.tensors}, {})
     final_norm = half("norm.weight", checkpoint.tensor(checkpoint.prefix + "norm.weight")).float()
-    calibrated = _calibrated(calibration, settings)
-    apart = batches.plain(calibration.rows, sorted(calibration.check), BATCH_TOKENS)
-    tables = {"quantized": converted.served, "original": converted.original}
-    streams = {side: Stream.start(rows, calibrated) for side, rows in tables.items()}
-    checks = {side: Stream.start(rows, apart) for side, rows in tables.items()}
+    epsilon = checkpoint.config.get("rms_norm_eps", 1e-6)
+    calibration_batches = _calibration_batches(calibration, settings)
+    held_out_batches = batches.plain(calibration.rows, sorted(calibration.check), BATCH_TOKENS)
+    served_rows = converted.served
+    quantized, original = (Stream.start(rows, calibration_batches) for rows in (served_rows, converted.original))
+    held_out = {
+        "original": Stream.start(converted.original, held_out_batches),
+        "quantized": Stream.start(served_rows, held_out_batches),
+    }
     report = Report(table_error=converted.error)
-    first = tables["quantized"]
-    del rest, converted, tables
+    del converted
     block = DecoderLayer(checkpoint, device)
     for layer in range(shape.layers):
-        prefix = f"{checkpoint.prefix}layers.{layer}."
-        tensors = {
-            name.removeprefix(prefix): half(name, checkpoint.tensor(name)).to(device).float()
-            for name in checkpoint.files
-            if name.startswith(prefix) and not name.endswith(NOT_STORED)
-        }
+        tensors = _layer_tensors(checkpoint, layer, device)
         block.load(tensors, layer)
-        checks["original"].advance(block)
-        goal = None
-        before = list(streams["original"].hidden)
+        held_out["original"].advance(block)
+        before = list(original.hidden)
+        targets = None
         if settings.target == "original":
-            goal = OriginalStates(before, streams["original"].advance(block), streams["original"].hidden)
+            targets = OriginalStates(before, original.advance(block), original.hidden)
         elif settings.inputs == "original" or settings.refine:
-            streams["original"].advance(block)
-        part = f"layer-{layer:03d}"
-        finished = None if parts is None else parts.read(part)
-        if finished is None:
-            stored = LayerQuantizer(block, layer, tensors, shape, settings, report).run(
-                streams["quantized"] if settings.inputs == "quantized" else Stream(calibrated, before), goal
-            )
-            notes = {name: values[-1] for name, values in report.error.items()}
+            original.advance(block)
+        if not _rerun_finished(checkpoint, layer, parts, block, quantized, report):
+            inputs = quantized if settings.inputs == "quantized" else Stream(calibration_batches, before)
+            stored = LayerQuantizer(block, layer, tensors, shape, settings, report).run(inputs, targets)
             if parts is not None:
-                parts.write(part, {prefix + name: tensor.cpu() for name, tensor in stored.items()}, notes)
-        else:
-            found = {name.removeprefix(prefix): tensor.to(device) for name, tensor in finished[0].items()}
-            block.load(as_computed(found), layer)
-            streams["quantized"].advance(block)
-            for name, error in finished[1].items():
-                report.error[name].append(error)
-        checks["quantized"].advance(block)
+                prefix = f"{checkpoint.prefix}layers.{layer}."
+                errors = {linear: values[-1] for linear, values in report.error.items()}
+                parts.write(_part(layer), {prefix + key: tensor.cpu() for key, tensor in stored.items()}, errors)
+        held_out["quantized"].advance(block)
         on_layer(layer + 1)
-    epsilon = checkpoint.config.get("rms_norm_eps", 1e-6)
     if settings.refine and parts is not None:
-        wanted = [rms_norm(hidden[batch.last], final_norm, epsilon) for batch, hidden in streams["original"]]
-        del streams
+        targets_by_batch = [rms_norm(hidden[batch.last], final_norm, epsilon) for batch, hidden in original]
+        del quantized, original
         model = refine.Model(block, checkpoint.prefix, shape.layers, parts, final_norm, epsilon)
-        start = Stream.start(first, calibrated)
-        refine.refine(model, start, wanted, epochs=settings.refine, seed=calibration.seed, on_step=on_refine)
-        checks["quantized"] = Stream.start(first, apart)
+        start = Stream.start(served_rows, calibration_batches)
+        refine.refine(model, start, targets_by_batch, epochs=settings.refine, seed=calibration.seed, on_step=on_refine)
+        held_out["quantized"] = Stream.start(served_rows, held_out_batches)
         for layer in range(shape.layers):
             block.load(as_computed(model.read(layer)), layer)
-            checks["quantized"].advance(block)
-    vectors = [checks[name].vectors(final_norm, epsilon) for name in ("original", "quantized")]
+            held_out["quantized"].advance(block)
+    vectors = [held_out[side].vectors(final_norm, epsilon) for side in ("original", "quantized")]
     report.cosines = (vectors[0] * vectors[1]).sum(-1).tolist()
     return report
 
 
-def _calibrated(calibration: Calibration, settings: QuantizationSettings) -> list[Batch]:
-    """All that the layers are fitted to: texts, their mixed copies, prefixes of both."""
+def _part(layer: int) -> str:
+    return f"layer-{layer:03d}"
+
+
+def _outside_layers(checkpoint: Checkpoint, token_table: str) -> dict[str, torch.Tensor | Blocks]:
+    """The tensors that belong to no layer, except the one named `token_table`, as float16; matrices are read in blocks."""
+    shapes = checkpoint.shapes()
+    names = [name for name in checkpoint.files if ".layers." not in f".{name}" and name != token_table]
+    return {
+        name: half(name, checkpoint.tensor(name)) if len(shapes[name][0]) < 2 else table.in_blocks(checkpoint, name)
+        for name in names
+    }
+
+
+def _layer_tensors(checkpoint: Checkpoint, layer: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """The tensors of a layer, named without its prefix, rounded to float16 and held as float32."""
+    prefix = f"{checkpoint.prefix}layers.{layer}."
+    return {
+        name.removeprefix(prefix): half(name, checkpoint.tensor(name)).to(device).float()
+        for name in checkpoint.files
+        if name.startswith(prefix) and not name.endswith(NOT_STORED)
+    }
+
+
+def _rerun_finished(
+    checkpoint: Checkpoint, layer: int, parts: Parts | None, block: DecoderLayer, quantized: Stream, report: Report
+) -> bool:
+    """If an interrupted run has finished this layer: load it, advance `quantized`, and add its errors to `report`."""
+    finished = None if parts is None else parts.read(_part(layer))
+    if finished is None:
+        return False
+    tensors, errors = finished
+    prefix = f"{checkpoint.prefix}layers.{layer}."
+    stored = {name.removeprefix(prefix): tensor.to(block.device) for name, tensor in tensors.items()}
+    block.load(as_computed(stored), layer)
+    quantized.advance(block)
+    for linear, error in errors.items():
+        report.error[linear].append(error)
+    return True
+
+
+def _calibration_batches(calibration: Calibration, settings: QuantizationSettings) -> list[Batch]:
+    """Batches that the layers are fitted to: texts, their mixed copies, and prefixes of both; no batch spans two folds."""
     seen = [number for number in range(len(calibration.rows)) if number not in calibration.check]
     copies = mixed(calibration.rows, seen, settings.mixed, calibration.seed)
     rows = [*calibration.rows, *copies]
@@ -141,10 +173,10 @@ def _calibrated(calibration: Calibration, settings: QuantizationSettings) -> lis
 
 
 def last_share(settings: QuantizationSettings, calibration: Calibration) -> float:
-    """What last tokens count of all: `settings.last_share`, or by the tokenizer where that is None.
+    """Share of all weight that last tokens get: `settings.last_share`, or if that is None a share by the tokenizer.
 
-    Where the tokenizer appends a token, all vectors come from that one. Where it appends none, a last token is one like the
-    others, and to weigh some more is to see fewer.
+    If the tokenizer appends a token, all vectors come from it, so it gets LAST_SHARE. If not, a last token is like any other,
+    and extra weight on a few tokens would only reduce the effective sample: no extra weight.
     """
     if settings.last_share is not None:
         return settings.last_share
@@ -153,7 +185,7 @@ def last_share(settings: QuantizationSettings, calibration: Calibration) -> floa
 
 
 def _folds(rows: Sequence[Sequence[int]], numbers: Sequence[int], seed: int) -> dict[int, int]:
-    """Which half, 0 or 1, each of the rows with these `numbers` is in: equal rows in the same, similar lengths in either."""
+    """The cross-validation fold (0 or 1) of each row in `numbers`: equal rows share one, and both get similar lengths."""
     draw = random.Random(seed)
     equal: dict[tuple[int, ...], list[int]] = {}
     for number in numbers:
@@ -167,12 +199,12 @@ def _folds(rows: Sequence[Sequence[int]], numbers: Sequence[int], seed: int) -> 
 
 
 def as_computed(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a layer as its code wants them, all float32, from those stored: packed linears become their `weight`."""
-    made: dict[str, torch.Tensor] = {}
+    """The tensors of a layer in float32, from those in the checkpoint's format: packed linears are dequantized to `weight`."""
+    tensors: dict[str, torch.Tensor] = {}
     for name, tensor in stored.items():
         linear, _, kind = name.rpartition(".")
         if kind == "qweight":
-            made[f"{linear}.weight"] = dequantize(tensor, stored[f"{linear}.qzeros"], stored[f"{linear}.scales"])
+            tensors[f"{linear}.weight"] = dequantize(tensor, stored[f"{linear}.qzeros"], stored[f"{linear}.scales"])
         elif f"{linear}.qweight" not in stored or kind == "bias":
-            made[name] = tensor.float()
-    return made
+            tensors[name] = tensor.float()
+    return tensors

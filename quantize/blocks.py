@@ -1,4 +1,4 @@
-"""Decoder blocks with the seven linears of Qwen3, Qwen2, Llama and Mistral: which they are, and how to run one by itself."""
+"""The decoder layers of Qwen3, Qwen2, Llama and Mistral: their seven linears, and a single layer that runs by itself."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ INPUTS = {
     "mlp.gate_proj": LINEARS[4:6],
     "mlp.down_proj": LINEARS[6:7],
 }
-"""The linears that read the same input, under the name of the first."""
+"""Linears that read the same input, by the name of the first."""
 NOT_STORED = ".rotary_emb.inv_freq"
-"""Ends the names of buffers that old Llama checkpoints carry; the model computes them from its config."""
+"""Suffix of buffers in old Llama checkpoints, which the model computes from its config."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a model whose blocks can be quantized."""
+    """Sizes of a model whose layers can be quantized."""
 
     layers: int
     hidden: int
@@ -67,8 +67,8 @@ class Architecture:
 def model_config(checkpoint: Checkpoint) -> Any:
     """transformers' config object for `checkpoint`, with PyTorch's fused attention.
 
-    transformers 4 (which AutoAWQ needs) takes rotary settings from `rope_theta` and `rope_scaling` at the top level and would
-    silently use its defaults for a checkpoint of transformers 5, which has them under `rope_parameters`.
+    transformers 4 (which AutoAWQ needs) reads rotary settings from `rope_theta` and `rope_scaling` at the top level. For a
+    checkpoint of transformers 5, which has them under `rope_parameters`, it would silently use its defaults.
     """
     import transformers
 
@@ -83,17 +83,17 @@ def model_config(checkpoint: Checkpoint) -> Any:
 
 
 class DecoderLayer:
-    """One decoder block at a time, with transformers' own code for it, in float32 on `device`.
+    """A single decoder layer, computed by transformers' own code, in float32 on `device`.
 
-    `load` puts a layer's tensors in; `attend` and `feed` send hidden states through its two halves, `run` through both. Nothing
-    else of the model is ever in memory.
+    `load` sets the layer's tensors; `attend` and `feed` compute its two halves, `run` both. Nothing else of the model is in
+    memory.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        """Make the block that config.json describes, without weights.
+        """Create the layer that config.json describes, without weights.
 
         Raises:
-            BadInput: transformers does not take config.json.
+            BadInput: transformers rejects config.json.
         """
         import torch
         from transformers import AutoModel
@@ -106,7 +106,7 @@ class DecoderLayer:
             with torch.device("meta"):
                 model = AutoModel.from_config(config, trust_remote_code=False)
             self.rotary: Any = type(model.rotary_emb)(config=config).to(device)
-        except Exception as error:  # a bad config raises anything there
+        except Exception as error:  # an invalid config can raise any exception
             reason = " ".join(str(error).split())
             raise BadInput(
                 f"{checkpoint.folder}: transformers does not take config.json: {type(error).__name__}: {reason}"
@@ -117,33 +117,33 @@ class DecoderLayer:
         self.window: int | None = None
 
     def load(self, tensors: Mapping[str, torch.Tensor], layer: int = 0) -> None:
-        """Use the `tensors` of `layer`, named as in the checkpoint without the layer's own prefix, as float32.
+        """Set the `tensors` of `layer`, named as in the checkpoint without the layer's prefix; they are converted to float32.
 
         Raises:
-            BadInput: they are not those that the architecture has.
+            BadInput: names or shapes differ from the architecture's.
         """
         import torch
 
-        placed = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.items()}
+        state = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.items()}
         try:
-            self.module.load_state_dict(placed, assign=True)
+            self.module.load_state_dict(state, assign=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise BadInput(f"the tensors of a layer are not those of its architecture: {reason}") from error
         self.window = self.windows[layer]
 
     def attend(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The hidden states [B, L, hidden] in the middle of the block, from those before it."""
+        """Hidden states [B, L, hidden] after attention, given those before the layer."""
         return hidden + self._attention(hidden, batch)
 
     def feed(self, middle: torch.Tensor) -> torch.Tensor:
-        """The hidden states after the block, from those in its middle."""
+        """Hidden states after the layer, given those after attention."""
         return middle + self.module.mlp(self.module.post_attention_layernorm(middle))
 
     def read_by(self, name: str, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """What "self_attn.o_proj" reads [B, L, heads · head_dim], or "mlp.down_proj" [B, L, mlp], without computing it.
+        """Inputs of "self_attn.o_proj" [B, L, heads · head_dim] or "mlp.down_proj" [B, L, mlp].
 
-        `hidden` are the hidden states before the block, or in its middle.
+        `hidden` are the hidden states before the layer for o_proj, those after attention for down_proj.
         """
         from torch import nn
 
@@ -160,11 +160,11 @@ class DecoderLayer:
             setattr(part, last, linear)
 
     def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The hidden states [B, L, hidden] after the block, from those before it."""
+        """Hidden states [B, L, hidden] after the layer, given those before it."""
         return self.feed(self.attend(hidden, batch))
 
     def compute(self, tensors: Mapping[str, torch.Tensor], layer: int, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The hidden states after `layer` with these `tensors` (as for `load`), differentiable in them and in `hidden`."""
+        """Hidden states after `layer` with `tensors` (named as for `load`), differentiable in them and in `hidden`."""
         from torch.func import functional_call
 
         self.window = self.windows[layer]
@@ -177,7 +177,7 @@ class DecoderLayer:
         return result[0] if isinstance(result, tuple) else result
 
     def linear(self, name: str) -> nn.Linear:
-        """One of LINEARS of the layer that is loaded."""
+        """One of LINEARS of the loaded layer."""
         linear: nn.Linear = self.module.get_submodule(name)
         return linear
 
@@ -199,7 +199,7 @@ class DecoderLayer:
 
 
 def window_mask(positions: torch.Tensor, window: int) -> torch.Tensor:
-    """Where a token at each of `positions` [B, L] int64 looks in a layer with a sliding window: at the `window` up to itself.
+    """Attention mask of a sliding window: each of `positions` [B, L] int64 attends to the last `window`, itself included.
 
     Returns:
         Mask [B, 1, L, L] bool (query, key).
@@ -209,7 +209,7 @@ def window_mask(positions: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def _window(config: Any, layer: int) -> int | None:
-    """How far back `layer` attends by a config of transformers; None: to the beginning."""
+    """Sliding window of `layer` according to transformers' config; None: full attention."""
     if (types := getattr(config, "layer_types", None)) is not None:
         slides = types[layer] == "sliding_attention"
     else:

@@ -1,8 +1,8 @@
-"""Matrix products in float32, by the faster of the two libraries that PyTorch has for them on a CPU.
+"""Matrix products in float32, by the faster of PyTorch's two libraries for CPUs.
 
-PyTorch gives float32 products to MKL, which keeps to AVX2 on CPUs that are not Intel's. With AVX-512 oneDNN takes half the time
-there (and as long as MKL elsewhere); it is what compiled models use. Which one is taken depends on the CPU alone, so the same
-machine gives the same bits.
+PyTorch uses MKL for float32 products, which is limited to AVX2 on CPUs that are not Intel's. On such CPUs with AVX-512 oneDNN
+takes half the time; on Intel's both take the same. The choice depends on the CPU alone, so the same machine gives the same
+bits.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not _has_onednn():
         return torch.nn.functional.linear(x, weight, bias)
     rows = x.flatten(0, -2)
-    # What has gaps in memory would be multiplied by code that is there for reference.
+    # For a weight that is not contiguous oneDNN falls back to its slow reference code.
     weight = weight.contiguous()
-    found = rows.new_empty(len(rows), len(weight))
-    for part, into in zip(rows.split(ROWS), found.split(ROWS), strict=True):
-        # oneDNN keeps something for each shape, between pieces of memory that are then too small for the next: few shapes.
-        whole = part if len(part) in (ROWS, len(rows)) else torch.nn.functional.pad(part, (0, 0, 0, ROWS - len(part)))
-        into.copy_(torch.ops.mkldnn._linear_pointwise(whole.contiguous(), weight, bias, "none", [], "")[: len(part)])
-    return found.unflatten(0, x.shape[:-1])
+    result = rows.new_empty(len(rows), len(weight))
+    for part, out in zip(rows.split(ROWS), result.split(ROWS), strict=True):
+        # oneDNN caches a buffer per shape, fragmenting the heap: pad to few shapes.
+        padded = part if len(part) in (ROWS, len(rows)) else torch.nn.functional.pad(part, (0, 0, 0, ROWS - len(part)))
+        out.copy_(torch.ops.mkldnn._linear_pointwise(padded.contiguous(), weight, bias, "none", [], "")[: len(part)])
+    return result.unflatten(0, x.shape[:-1])
 
 
 def use_in(module: torch.nn.Module) -> None:
-    """Have the linears of `module` multiplied by `linear`."""
+    """Make the `nn.Linear`s of `module` compute with `linear` of this file."""
     from torch import nn
 
     class Linear(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return linear(x, self.weight, self.bias)
 
-    for one in module.modules():
-        if type(one) is nn.Linear:
-            one.__class__ = Linear
+    for child in module.modules():
+        if type(child) is nn.Linear:
+            child.__class__ = Linear
 
 
 @cache

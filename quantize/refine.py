@@ -1,12 +1,11 @@
-"""The last stage, asked for by `--refine`: scales and norm weights tuned by gradient to the original model's vectors.
+"""The optional last stage (`--refine`): scales and norm weights are tuned by gradient descent to the original's vectors.
 
-Layer-wise quantization keeps each layer near the original; what counts in the end is the angle between two vectors. The
-integers stay as they are, and so do the zero points, which are integers too: scales and norm weights are the only numbers of
-the format that can move by little.
+Layer-wise quantization keeps each layer close to the original, but what matters is the angle between the final vectors. Weights
+and zero points are integers and stay; scales and norm weights are the only parameters of the format that can change slightly.
 
-Memory stays near that of one layer: the forward pass keeps the hidden states between layers, and the backward pass computes
-each layer anew from them (gradient checkpointing, Chen et al. 2016, https://arxiv.org/abs/1604.06174). What grows with the
-model is four float32 numbers for each scale, 13% of the size of INT4 weights in groups of 128.
+Memory stays close to that of one layer: the forward pass keeps the hidden states between layers, and the backward pass
+recomputes each layer from them (gradient checkpointing, Chen et al. 2016, https://arxiv.org/abs/1604.06174). Four float32
+numbers per scale grow with the model: 13% of the size of INT4 weights in groups of 128.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ Tensors = Mapping[str, "torch.Tensor"]
 
 @dataclass(frozen=True)
 class Model:
-    """An INT4 model whose layers stand in `parts` under the tensor names of a checkpoint.
+    """An INT4 model whose layers are in `parts`, under the tensor names of a checkpoint.
 
     Attributes:
         block: computes a layer.
         prefix: of the checkpoint's tensor names.
-        layers: how many there are.
-        parts: where the layers stand.
-        final_norm: [hidden] float32. It is not tuned.
+        layers: number of layers.
+        parts: holds the layers.
+        final_norm: [hidden] float32, not tuned.
         epsilon: of the final norm.
     """
 
@@ -54,13 +53,13 @@ class Model:
     epsilon: float
 
     def read(self, layer: int) -> dict[str, torch.Tensor]:
-        """The tensors of a layer as they are stored, on the block's device, named without the layer's prefix."""
+        """The stored tensors of a layer, on the block's device, named without the layer's prefix."""
         tensors, _ = self._part(layer)
         start = f"{self.prefix}layers.{layer}."
         return {name.removeprefix(start): tensor.to(self.block.device) for name, tensor in tensors.items()}
 
     def replace(self, layer: int, changed: Tensors) -> None:
-        """Put the tensors `changed`, named as `read` names them, in the place of those stored."""
+        """Replace stored tensors by `changed`, named as `read` names them."""
         tensors, notes = self._part(layer)
         start = f"{self.prefix}layers.{layer}."
         self.parts.write(f"layer-{layer:03d}", {**tensors, **{start + name: value for name, value in changed.items()}}, notes)
@@ -82,19 +81,19 @@ def refine(
     learning_rate: float = LEARNING_RATE,
     on_step: Callable[[int, int], None] = lambda *_: None,
 ) -> None:
-    """Tune the scales and norms of `model`, in its parts, so that its vectors come nearer to `wanted`.
+    """Tune the scales and norm weights of `model` in its parts, so that its vectors approach `wanted`.
 
-    What is tuned stands in a part of its own before it goes into the layers, so that a run that is broken off there and
-    resumed ends with the same bytes.
+    The tuned tensors are written to a part of their own first and then into the layers, so that a run that is interrupted there
+    ends with the same bytes when resumed.
 
     Args:
         model: see there.
         start: the hidden states before the first layer.
-        wanted: for each batch, the original model's vectors [V, hidden], of any length, at the positions of `Batch.last`.
-        epochs: how often each batch is seen.
-        seed: decides their order.
+        wanted: the original model's vectors [V, hidden] of each batch, of any length, at the positions of `Batch.last`.
+        epochs: passes over the batches.
+        seed: of their order.
         learning_rate: of Adam (Kingma and Ba 2015); changes are relative to a tensor's own values.
-        on_step: called with (steps done, steps in all).
+        on_step: called with (finished steps, all steps).
     """
     if REFINED not in model.parts:
         tuned = _tune(model, start, wanted, epochs, seed, learning_rate, on_step)
@@ -117,7 +116,7 @@ def _tune(
     learning_rate: float,
     on_step: Callable[[int, int], None],
 ) -> dict[tuple[int, str], torch.Tensor]:
-    """The tensors that are tuned, float16 on the CPU, by layer and name."""
+    """The tuned tensors, float16 on the CPU, by layer and name."""
     import torch
 
     values = [tunable(model.read(layer)) for layer in range(model.layers)]
@@ -144,7 +143,7 @@ def _tune(
 
 
 def tunable(stored: Tensors) -> dict[str, torch.Tensor]:
-    """Of the tensors of a layer those that are tuned, as float32: group scales and norm weights."""
+    """The tensors of a layer to tune, as float32: group scales and norm weights."""
     return {name: tensor.float() for name, tensor in stored.items() if name.endswith((".scales", "norm.weight"))}
 
 
@@ -177,17 +176,17 @@ def _descend(
 
 
 def _weights(stored: Tensors, values: Tensors, moved: Tensors) -> dict[str, torch.Tensor]:
-    """The tensors of a layer as its code wants them, differentiable in `moved`."""
-    made: dict[str, torch.Tensor] = {}
+    """The tensors of a layer in float32, linears dequantized, differentiable in `moved`."""
+    tensors: dict[str, torch.Tensor] = {}
     for name, tensor in stored.items():
         linear, _, kind = name.rpartition(".")
         if kind == "qweight":
             scales = values[f"{linear}.scales"] * (1 + moved[f"{linear}.scales"])
             levels, zeros = unpack(tensor).float(), unpack(stored[f"{linear}.qzeros"]).float()
             grouped = levels.unflatten(0, (scales.shape[0], -1))
-            made[f"{linear}.weight"] = ((grouped - zeros[:, None]) * scales[:, None]).flatten(0, 1).T
+            tensors[f"{linear}.weight"] = ((grouped - zeros[:, None]) * scales[:, None]).flatten(0, 1).T
         elif name in moved and kind != "scales":
-            made[name] = values[name] * (1 + moved[name])
+            tensors[name] = values[name] * (1 + moved[name])
         elif f"{linear}.qweight" not in stored or kind == "bias":
-            made[name] = tensor.float()
-    return made
+            tensors[name] = tensor.float()
+    return tensors

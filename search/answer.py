@@ -1,4 +1,4 @@
-"""Answers: what an index has that is nearest to a question, put into a new order by a reranker if one is named."""
+"""Search results: the rows of an index nearest to a question, optionally reordered by a reranker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that was found: its cosine with the question, what the reranker gave it, and its columns."""
+    """A result: id, cosine with the question, score of the reranker, and kept columns."""
 
     id: str
     score: float
@@ -31,15 +31,15 @@ class Hit:
 
 
 def width(store: Store, nprobe: int | None, ef_search: int | None, *, exact: bool) -> int | None:
-    """How wide to look, None for every vector: what is asked for, or what `qembed index` found to be enough.
+    """The search width: the one given, or the one that `qembed index` measured as enough; None compares with every vector.
 
     Raises:
-        BadInput: it is asked for in the words of another kind of index, or twice.
+        BadInput: the option belongs to another kind of index, or contradicts `exact`.
     """
     asked = {"nprobe": nprobe, "ef_search": ef_search}
     given = [name for name, value in asked.items() if value is not None]
     if exact and given:
-        raise BadInput(f"--exact compares with every vector; leave --{given[0].replace('_', '-')} out")
+        raise BadInput(f"--exact compares with every vector; omit --{given[0].replace('_', '-')}")
     for name in given:
         if name != WIDTH.get(store.kind):
             raise BadInput(f"--{name.replace('_', '-')}: {store.path} is {store.kind}, which has no such setting")
@@ -49,7 +49,7 @@ def width(store: Store, nprobe: int | None, ef_search: int | None, *, exact: boo
 
 
 def hits(store: Store, questions: NDArray[np.float32], depth: int, look: int | None) -> list[list[Hit]]:
-    """The `depth` nearest of each of `questions` [q, d], best first; fewer where a narrow look finds no more."""
+    """The `depth` nearest rows of each of `questions` [q, d], best first; fewer if a narrow search finds no more."""
     scores, rows = nearest(store.index, store.kind, questions, depth, look)
     found = sorted({int(row) for row in rows.flat if row >= 0})
     entries = dict(zip(found, store.entries(found, [ID, *store.columns]), strict=True)) if found else {}
@@ -61,10 +61,10 @@ def hits(store: Store, questions: NDArray[np.float32], depth: int, look: int | N
 
 
 def text_column(store: Store, asked: str | None) -> str | None:
-    """The column that holds the texts: the one asked for, `text`, or the only column of strings; None if there is none.
+    """The column with the texts: the one given, `text`, or the only column of strings; None if there is none.
 
     Raises:
-        BadInput: there is no such column.
+        BadInput: the given column does not exist or holds no strings.
     """
     if asked is not None:
         if asked not in store.texts:
@@ -76,10 +76,10 @@ def text_column(store: Store, asked: str | None) -> str | None:
 
 
 def reranker(named: str) -> rerank.Reranker:
-    """A Qwen3-Reranker: hub id, folder, or the URL of a vLLM server that runs one.
+    """The Qwen3-Reranker `named` by hub id, folder, or URL of a vLLM server.
 
     Raises:
-        BadInput: it is none.
+        BadInput: it is not a Qwen3-Reranker.
     """
     return rerank.through_server(named) if "://" in named else rerank.through_transformers(find(named))
 
@@ -92,7 +92,7 @@ def reranked(
     instruction: str | None,
     progress: Console,
 ) -> list[list[Hit]]:
-    """Each question's hits in the order of what `model` gives to (question, hit's text); equal ones keep theirs.
+    """Each question's hits sorted by the score that `model` gives to (question, text of the hit); ties keep their order.
 
     Raises:
         BadInput: a hit has no text in `column`.

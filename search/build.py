@@ -1,7 +1,8 @@
-"""A FAISS index over unit vectors, so that an inner product is a cosine. Rows keep their order: FAISS's number is the row.
+"""Builds a FAISS index over unit vectors, so that an inner product is a cosine. FAISS's ids are the row numbers.
 
-Flat compares with every vector. IVF-Flat (Jégou et al. 2011) compares with those of the `nprobe` nearest of `nlist` clusters.
-HNSW (Malkov & Yashunin 2018) walks a graph of near neighbours, `ef_search` candidates wide. All three keep float32 vectors.
+Flat compares with every vector. IVF-Flat (Jégou et al. 2011) compares with the vectors of the `nprobe` nearest of `nlist`
+clusters. HNSW (Malkov & Yashunin 2018) searches a graph of near neighbours with `ef_search` candidates. All three store
+float32.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What is built: `nlist` clusters (None: 4·√rows), `m` links a node, and `ef_construction` candidates while linking."""
+    """The kind of index; `nlist` clusters (None: 4·√rows), `m` links per node, `ef_construction` candidates while linking."""
 
     kind: Kind = "flat"
     nlist: int | None = None
@@ -36,17 +37,17 @@ class IndexSettings:
     ef_construction: int = EF_CONSTRUCTION
 
     def noted(self, rows: int) -> dict[str, Any]:
-        """The settings that this kind has, for `rows` vectors."""
+        """The settings that apply to this kind, for `rows` vectors."""
         if self.kind == "ivf-flat":
             return {"nlist": clusters(rows, self.nlist)}
         return {"m": self.m, "ef_construction": self.ef_construction} if self.kind == "hnsw" else {}
 
 
 def clusters(rows: int, asked: int | None) -> int:
-    """How many clusters an IVF index of `rows` vectors has.
+    """Number of clusters of an IVF index of `rows` vectors: `asked`, or a default.
 
     Raises:
-        BadInput: more are asked for than there are vectors.
+        BadInput: `asked` exceeds the number of vectors.
     """
     if asked is None:
         return ivf.clusters(rows)
@@ -56,16 +57,16 @@ def clusters(rows: int, asked: int | None) -> int:
 
 
 def memory(rows: int, dimensions: int, settings: IndexSettings) -> int:
-    """Bytes that the index needs, in memory and on the disk: float32 vectors, and row numbers or links."""
+    """Bytes of the index, in memory and on disk: float32 vectors, and row numbers or links."""
     beside = {"flat": 0, "ivf-flat": 8, "hnsw": 4 * (2 * settings.m + 1) + 12}[settings.kind]
     return rows * (4 * dimensions + beside)
 
 
 def check_memory(corpus: Corpus, settings: IndexSettings) -> None:
-    """See that the index fits into what is free here.
+    """Check that the index fits into free memory.
 
     Raises:
-        QembedError: it does not; the message has both numbers.
+        QembedError: it does not; the message has both sizes.
     """
     from qembed.vllm import machine
 
@@ -81,12 +82,12 @@ def check_memory(corpus: Corpus, settings: IndexSettings) -> None:
 def build(
     corpus: Corpus, settings: IndexSettings, drawn: NDArray[np.intp], on_stage: Callable[[str, int], None]
 ) -> tuple[Any, Floats]:
-    """The index, and the vectors [len(drawn), dimensions] at the rows `drawn` (rising).
+    """Build the index; returns it with the vectors [len(drawn), dimensions] at the rows `drawn` (ascending).
 
-    `on_stage` hears what is being done, and how many rows are done.
+    `on_stage` is called with (what is being done, finished rows).
 
     Raises:
-        BadInput: a row cannot be used.
+        BadInput: a row is not a usable vector.
         MissingExtra: FAISS is not installed.
     """
     index = _empty(corpus, settings, on_stage)
@@ -124,7 +125,7 @@ def _empty(corpus: Corpus, settings: IndexSettings, on_stage: Callable[[str, int
 
 
 def _reserve(flat: Any, corpus: Corpus) -> None:
-    """Make room for all vectors at once: growing by doubling would hold up to three times as much for a moment."""
+    """Reserve memory for all vectors at once: growing by doubling would briefly take up to three times as much."""
     flat.codes.resize(corpus.rows * 4 * corpus.dimensions)
     flat.codes.resize(0)
 

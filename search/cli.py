@@ -16,41 +16,39 @@ from qembed.text import strict_json
 DEPTH = 10
 CANDIDATES = 50
 
-asking = section("Who embeds the question")
-looking = section("How to look")
-writing = section("What to write")
+embedding = section("Embedding the question")
+searching = section("Search")
+output = section("Output")
 
 
-@click.command("search", cls=SectionedCommand, short_help="Ask an index for what is nearest to a text.")
+@click.command("search", cls=SectionedCommand, short_help="Search an index for the texts nearest to a text.")
 @click.argument("texts", nargs=-1, metavar="TEXT…")
-@looking("--index", required=True, type=click.Path(path_type=Path), metavar="FILE.faiss", help="What `qembed index` wrote.")
-@looking("-k", "--top", "top", type=click.IntRange(1, 10_000), metavar="N", help="How many to find.  [default: 10]")
-@looking("--nprobe", type=click.IntRange(1), metavar="N",
-         help="Clusters of an ivf-flat index to look into.  [default: what `qembed index` found to be enough]")  # fmt: skip
-@looking("--ef-search", type=click.IntRange(1), metavar="N",
-         help="Candidates of a walk through an hnsw index.  [default: as for --nprobe]")  # fmt: skip
-@looking("--exact", is_flag=True, help="Compare with every vector, whatever the index is.")
-@looking("--rerank", metavar="MODEL",
-         help="Let a Qwen3-Reranker put the nearest into order: hub id, folder, or URL of a vLLM server that runs one. "
-              "It needs the texts: embed with them kept.")  # fmt: skip
-@looking("--candidates", type=click.IntRange(1, 10_000), metavar="N",
-         help="How many of the nearest the reranker reads.  [default: 50]")  # fmt: skip
-@looking("--text-column", metavar="NAME", help="The column with the texts.  [default: text, or the only one of strings]")
-@asking("--url", metavar="URL", help="Running server (OpenAI-compatible) of the index's model.")
-@asking("--model", metavar="MODEL", help="Hub id, folder, or 'sample'.  [default: the model that the index notes]")
-@asking("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True,
-        help="What runs the model where no --url is given. vLLM takes longer to start than a question is worth.")  # fmt: skip
-@asking("--prompt", metavar="NAME", help="Which of the model's prompts stands before the question.  [default: query]")
-@asking(
-    "--instruction", metavar="TEXT", help="What the question is for, in place of the model's prompt; the reranker gets it, too."
-)
-@asking("--any-model", is_flag=True, help="Do not compare the model's name with the one that the index notes.")
-@writing("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
+@searching("--index", required=True, type=click.Path(path_type=Path), metavar="FILE.faiss", help="Index of `qembed index`.")
+@searching("-k", "--top", "top", type=click.IntRange(1, 10_000), metavar="N", help="Number of results.  [default: 10]")
+@searching("--nprobe", type=click.IntRange(1), metavar="N",
+         help="Clusters of an ivf-flat index to search.  [default: what `qembed index` measured as enough]")  # fmt: skip
+@searching("--ef-search", type=click.IntRange(1), metavar="N",
+         help="Candidates of an hnsw search.  [default: as for --nprobe]")  # fmt: skip
+@searching("--exact", is_flag=True, help="Compare with every vector, whatever the kind of index.")
+@searching("--rerank", metavar="MODEL",
+         help="Reorder the nearest by a Qwen3-Reranker: hub id, folder, or URL of a server. "
+              "Needs the texts in the index: qembed embed --keep text.")  # fmt: skip
+@searching("--candidates", type=click.IntRange(1, 10_000), metavar="N",
+         help="Number of nearest texts that the reranker reads.  [default: 50]")  # fmt: skip
+@searching("--text-column", metavar="NAME", help="Column with the texts.  [default: text, or the only column of strings]")
+@embedding("--url", metavar="URL", help="Running server (OpenAI-compatible) with the index's model.")
+@embedding("--model", metavar="MODEL", help="Hub id, folder, or 'sample'.  [default: the model recorded in the index]")
+@embedding("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True,
+        help="What runs the model without --url. vLLM answers faster but takes longer to start.")  # fmt: skip
+@embedding("--prompt", metavar="NAME", help="Name of the model's prompt for the question.  [default: query]")
+@embedding("--instruction", metavar="TEXT", help="Task description in place of the model's prompt; the reranker gets it too.")
+@embedding("--any-model", is_flag=True, help="Do not check the model's name against the one recorded in the index.")
+@output("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")
 def command(**options: Any) -> None:
-    """Ask an index for the texts that are nearest to TEXT, by cosine.
+    """Search an index for the texts nearest to each TEXT, by cosine similarity.
 
-    TEXT may be several; a single - reads one a line from standard input. Each is embedded with the model's query prompt, by the
-    model that the index's vectors came from.
+    A single - reads one TEXT per line from standard input. Each is embedded with the query prompt of the model that the index's
+    vectors came from.
 
     \b
     qembed search "music player" --index index.faiss
@@ -60,26 +58,26 @@ def command(**options: Any) -> None:
     Exit codes: 0 done, 1 failed, 2 bad input, 3 a package is missing, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
     try:
-        found = _found(options)
+        result = _search(options)
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted") from error
     if options["as_json"]:
-        click.echo(strict_json.dumps(found, indent=2))
+        click.echo(strict_json.dumps(result, indent=2))
         return
     from rich.console import Console
 
-    _print(Console(), found)
+    _print(Console(), result)
 
 
-def _found(options: dict[str, Any]) -> dict[str, Any]:
-    """Open the index, embed the questions, look; what there is to tell of it."""
+def _search(options: dict[str, Any]) -> dict[str, Any]:
+    """Open the index, embed the questions and search; returns what --json prints."""
     from rich.console import Console
 
     from qembed.search import answer, query, store
 
     texts = _texts(options["texts"])
     if options["candidates"] and not options["rerank"]:
-        raise BadInput("--candidates is how many the reranker reads; name it with --rerank")
+        raise BadInput("--candidates needs --rerank: it is the number of texts that the reranker reads")
     if options["prompt"] and options["instruction"]:
         raise BadInput("--prompt and --instruction both say what stands before the question: leave one out")
     if options["url"] and options["engine"] != "transformers":
@@ -120,7 +118,7 @@ def _found(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _texts(given: tuple[str, ...]) -> list[str]:
-    """The questions, as arguments or from standard input; cleaned, as `qembed embed` does it with the texts."""
+    """The questions from the arguments or standard input, cleaned like the texts of `qembed embed`."""
     from qembed.text import cleaning
 
     texts = list(given)
@@ -140,7 +138,7 @@ def _texts(given: tuple[str, ...]) -> list[str]:
 
 
 def _depths(options: dict[str, Any], rows: int, path: Path) -> tuple[int, int]:
-    """How many are told, and how many are looked for."""
+    """(number of results to show, number of nearest to search for)."""
     for option, name in (("top", "-k"), ("candidates", "--candidates")):
         if options[option] and options[option] > rows:
             raise BadInput(f"{name} {options[option]}: {path} has only {rows:,} vectors")

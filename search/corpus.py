@@ -1,8 +1,8 @@
-"""Vectors in Parquet, as `qembed embed` writes them (columns `id`, `vector`, then what was kept); read a batch at a time.
+"""Vectors in Parquet files as `qembed embed` writes them (columns `id`, `vector`, kept columns), read in batches.
 
-int8 vectors need no factor, because only directions count; of binary ones each bit stands for 1 or −1, so that the order of
-cosines is that of the bits' agreement. Files of others do as well: a column of lists of floats, all of one length. Their rows
-are called by number if there is no `id`.
+int8 vectors need no scale, because only directions count. The bits of binary vectors stand for 1 and −1, so that cosines are in
+the order of the number of equal bits. Files from other tools work too: a column of lists of floats of one length; rows without
+`id` are numbered.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ABOUT = b"qembed"
 ABOUT_INDEX = b"qembed-index"
 ID = "id"
 IDS = ".ids.parquet"
-READ_BYTES = 2 * 2**20  # Arrow takes some ten times as much to put a batch of lists together
+READ_BYTES = 2 * 2**20  # Arrow takes about ten times as much to assemble a batch of lists
 BLOCK_BYTES = 16 * 2**20
 TEXT_ROWS = 4096
 BUFFER_BYTES = 2**20
@@ -34,9 +34,9 @@ NEEDS = "needs pyarrow and FAISS: pip install 'qembed[search]'"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Vectors [rows, dimensions] in the parts `paths`, in that order, under the column `vector`; `kept` are the other columns.
+    """Vectors [rows, dimensions] in the column `vector` of the files `paths`, in that order; `kept` are the other columns.
 
-    `about` is what `qembed embed` noted of them (model, dimensions, dtype, prompt or instruction); empty for files of others.
+    `about` is the metadata of `qembed embed` (model, dimensions, dtype, prompt or instruction); empty for other tools' files.
     """
 
     path: Path
@@ -49,21 +49,21 @@ class Corpus:
 
     @property
     def packed(self) -> bool:
-        """Whether a vector is stored as bits, eight a byte."""
+        """Whether vectors are stored as bits, eight per byte."""
         return self.about.get("dtype") == BINARY
 
     @property
     def model(self) -> str | None:
-        """The model that made the vectors, as far as the file says."""
+        """The model of the vectors; None if the file does not name it."""
         named = self.about.get("model")
         return named if isinstance(named, str) and named else None
 
 
 def read(path: Path) -> Corpus:
-    """What `path` holds: a Parquet file, or a folder of such parts, taken in the order of their names.
+    """Open `path`, a Parquet file or a folder of Parquet files in the order of their names.
 
     Raises:
-        BadInput: there is no such file, it is no Parquet, or holds no vectors of one length; parts do not belong together.
+        BadInput: no such file; not Parquet; no vectors of one length; or the files of a folder do not belong together.
         MissingExtra: pyarrow is not installed.
     """
     paths = _parts(path)
@@ -83,7 +83,7 @@ def read(path: Path) -> Corpus:
 
 
 def vectors(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
-    """The vectors in order, as unit vectors [block, dimensions] float32; no more than a block is in memory.
+    """All vectors in order, as blocks of unit vectors [block, dimensions] float32; only one block is in memory.
 
     Raises:
         BadInput: a file is damaged, or a row is empty, of another length, zero or not finite.
@@ -99,7 +99,7 @@ def vectors(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
 
 
 def at(corpus: Corpus, positions: NDArray[np.intp]) -> NDArray[np.float32]:
-    """The unit vectors at `positions` (rising), [len(positions), dimensions] float32; the file is read once."""
+    """The unit vectors [len(positions), dimensions] float32 at `positions` (ascending); reads the file once."""
     found = np.empty((len(positions), corpus.dimensions), np.float32)
     start = taken = 0
     for block in vectors(corpus):
@@ -112,7 +112,7 @@ def at(corpus: Corpus, positions: NDArray[np.intp]) -> NDArray[np.float32]:
 
 
 def others(corpus: Corpus) -> Iterator[Any]:
-    """All but the vectors, as Arrow tables of at most TEXT_ROWS rows: `id` as strings, then the columns that were kept.
+    """Everything but the vectors, as Arrow tables of at most TEXT_ROWS rows: `id` as strings, then the kept columns.
 
     Raises:
         BadInput: a file is damaged.
@@ -125,7 +125,7 @@ def others(corpus: Corpus) -> Iterator[Any]:
         with _opened(path) as file:
             has_id = ID in file.schema_arrow.names
             columns = [*([ID] if has_id else []), *corpus.kept]
-            # With no column at all Arrow still tells how many rows a batch has.
+            # Even without columns Arrow reports the number of rows of a batch.
             for batch in file.iter_batches(TEXT_ROWS, columns=columns):
                 ids = (
                     compute.cast(batch.column(ID), arrow.string())
@@ -137,7 +137,7 @@ def others(corpus: Corpus) -> Iterator[Any]:
 
 
 def _batches(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
-    """Unit vectors [batch, dimensions], in batches that are cheap to read."""
+    """Unit vectors [batch, dimensions] in batches of about READ_BYTES."""
     size = max(1, READ_BYTES // (4 * corpus.dimensions))
     for path in corpus.paths:
         with _opened(path) as file:
@@ -202,10 +202,10 @@ def _dimensions(file: Any, column: str, packed: bool, path: Path) -> int:
 
 
 def note(schema: Any, key: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object that a Parquet schema carries under `key`; empty if it has none.
+    """The JSON object in a Parquet schema's metadata under `key`; empty if there is none.
 
     Raises:
-        BadInput: what stands there is something else.
+        BadInput: the metadata is not a JSON object.
     """
     raw = (schema.metadata or {}).get(key)
     if raw is None:
@@ -223,7 +223,7 @@ def _rows(column: Any, dimensions: int, path: Path, before: int) -> NDArray[np.f
     """A batch of lists as an array [n, dimensions] float32."""
     from pyarrow import compute
 
-    # A list that is missing has no length, in Arrow even where lists are of a fixed size.
+    # A null list has no length, even in a column of fixed-size lists.
     lengths = compute.fill_null(compute.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     if (lengths != dimensions).any():
         row = int(np.argmax(lengths != dimensions))
@@ -237,7 +237,7 @@ def _rows(column: Any, dimensions: int, path: Path, before: int) -> NDArray[np.f
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An open Parquet file, read through a small buffer; what goes wrong with it comes out as BadInput."""
+    """An open Parquet file, read through a small buffer; errors are raised as BadInput."""
     try:
         import pyarrow as arrow
         from pyarrow import parquet
@@ -247,7 +247,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
             yield file
     except OSError as error:
-        if error.strerror is None:  # Arrow's own words for bytes that are no Parquet
+        if error.strerror is None:  # Arrow's error for bytes that are not Parquet
             raise BadInput(f"{path}: damaged: {_words(error)}") from error
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
     except arrow.ArrowException as error:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
 from qembed.text import strict_json
+
+if TYPE_CHECKING:
+    from qembed.search.recall import Recall
 
 building = section("What to build")
 measuring = section("Recall")
@@ -49,19 +53,19 @@ def command(**options: Any) -> None:
     Exit codes: 0 done, 1 failed, 2 bad input, 3 a package is missing, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
     try:
-        found = _made(options)
+        result = _build_index(options)
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; {options['output']} is as it was") from error
     if options["as_json"]:
-        click.echo(strict_json.dumps(found, indent=2))
+        click.echo(strict_json.dumps(result, indent=2))
         return
     from rich.console import Console
 
-    _print(Console(), found)
+    _print(Console(), result)
 
 
-def _made(options: dict[str, Any]) -> dict[str, Any]:
-    """Build, measure and write; what there is to tell of it."""
+def _build_index(options: dict[str, Any]) -> dict[str, Any]:
+    """Check, build, measure, write the index and its reports; returns what --json prints."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -74,50 +78,62 @@ def _made(options: dict[str, Any]) -> dict[str, Any]:
         report.check(path)
     settings = _settings(options)
     ivf.library()
-    read = corpus.read(options["vectors"])
-    noted = settings.noted(read.rows)
-    asked = _queries(options["queries"], read) if options["queries"] else None
-    build.check_memory(read, settings)
+    vectors = corpus.read(options["vectors"])
+    applied_settings = settings.noted(vectors.rows)
+    queries = _queries(options["queries"], vectors) if options["queries"] else None
+    build.check_memory(vectors, settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("reading", total=read.rows)
+        task = bar.add_task("reading", total=vectors.rows)
 
-        def staged(doing: str, done: int) -> None:
+        def on_stage(doing: str, done: int) -> None:
             bar.update(task, description=doing, completed=done)
 
-        drawn = ivf.draw(read.rows, recall.QUERIES)
-        index, sample = build.build(read, settings, drawn, staged)
+        drawn = ivf.draw(vectors.rows, recall.QUERIES)
+        index, sample = build.build(vectors, settings, drawn, on_stage)
         measured = None
-        if settings.kind != "flat" and (asked is not None or read.rows > 1):
-            queries, own, said = (
-                (sample, drawn, "drawn from the indexed vectors, not looking for themselves")
-                if asked is None
-                else (asked, None, str(options["queries"]))
+        if settings.kind != "flat" and (queries is not None or vectors.rows > 1):
+            measured = _recall(
+                index, settings.kind, queries, sample, drawn, options, lambda doing: on_stage(doing, vectors.rows)
             )
-            measured = recall.measure(
-                index, settings.kind, queries, own, options["recall"], said,
-                lambda width: staged(f"measuring recall at {width}", read.rows),
-            )  # fmt: skip
         about = {
             "kind": settings.kind,
-            "settings": noted,
+            "settings": applied_settings,
             "width": measured.chosen if measured else 1,
             "recall": measured.record() if measured else None,
         }
-        store.write(output, index, read, about, staged)
-    found = {
+        store.write(output, index, vectors, about, on_stage)
+    result = {
         "index": str(output),
-        "source": str(read.path),
-        "model": read.model,
-        "rows": read.rows,
-        "dimensions": read.dimensions,
-        "columns": list(read.kept),
+        "source": str(vectors.path),
+        "model": vectors.model,
+        "rows": vectors.rows,
+        "dimensions": vectors.dimensions,
+        "columns": list(vectors.kept),
         "bytes": output.stat().st_size,
         **about,
     }
     for path in options["report"]:
-        report.write(path, found)
-    return found
+        report.write(path, result)
+    return result
+
+
+def _recall(
+    index: Any, kind: Any, queries: Any, sample: Any, drawn: Any, options: dict[str, Any], on_stage: Callable[[str], None]
+) -> Recall:
+    """Recall of `index` for `queries` of the user's, or else for the `sample` of indexed vectors at the rows `drawn`."""
+    from qembed.search import recall
+
+    source = "drawn from the indexed vectors, not looking for themselves" if queries is None else str(options["queries"])
+    return recall.measure(
+        index,
+        kind,
+        sample if queries is None else queries,
+        drawn if queries is None else None,
+        options["recall"],
+        source,
+        lambda width: on_stage(f"measuring recall at {width}"),
+    )
 
 
 def _settings(options: dict[str, Any]) -> Any:
@@ -131,7 +147,7 @@ def _settings(options: dict[str, Any]) -> Any:
 
 
 def _queries(path: Path, corpus: Any) -> Any:
-    """The vectors of real queries, which must be of the same model and length."""
+    """The vectors in `path` of real queries, which must have the model and length of `corpus`."""
     from itertools import islice
 
     import numpy as np

@@ -1,4 +1,4 @@
-"""Asking an index: the nearest rows, through it or exactly, however wide it is to look."""
+"""Nearest rows of an index, at a given search width or exactly."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from qembed.search.build import Kind
 from qembed.vectors import ivf
 
-WIDTH = {"ivf-flat": "nprobe", "hnsw": "ef_search"}  # what says how wide an index is looked through
+WIDTH = {"ivf-flat": "nprobe", "hnsw": "ef_search"}  # FAISS's parameter for the search width
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 
 def nearest(index: Any, kind: Kind, queries: Floats, depth: int, width: int | None) -> tuple[Floats, Rows]:
-    """Cosines and rows [q, depth] nearest to `queries` [q, d] of unit vectors, best first; row −1 where fewer are found.
+    """Cosines and rows [q, depth] of the nearest to `queries` [q, d] (unit vectors), best first; row −1 if fewer are found.
 
-    `width` is `nprobe` of an IVF-Flat index and `ef_search` of an HNSW one. None compares with every vector.
+    `width` is `nprobe` for IVF-Flat and `ef_search` for HNSW; None compares with every vector.
     """
     faiss = ivf.library()
     queries = np.ascontiguousarray(queries, np.float32)
@@ -34,6 +34,6 @@ def nearest(index: Any, kind: Kind, queries: Floats, depth: int, width: int | No
 
 
 def widths(index: Any, kind: Kind, depth: int) -> list[int]:
-    """The widths worth trying on an index, rising: powers of two up to all clusters, or to 1,024 candidates."""
+    """Search widths to measure, ascending: powers of two up to all clusters, or up to 1,024 candidates."""
     least, most = (1, int(index.nlist)) if kind == "ivf-flat" else (depth, min(1024, max(depth, int(index.ntotal))))
     return sorted({least, most, *(2**power for power in range(31) if least < 2**power < most)})

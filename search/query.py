@@ -1,4 +1,4 @@
-"""Questions as vectors of the index's length: from a running server, or from the index's model in this process."""
+"""Embeds questions for an index: by a running server, or by the index's model in this process."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asking:
-    """Who embeds the questions, and what stands before them.
+    """What embeds the questions, and their prompt.
 
-    `url` is a running server; without it `model` (None: what the index notes) runs through `engine`. `prompt` is the name of
-    one of the model's prompts, `instruction` a task in words in its place; with neither, the instruction that the index's own
-    texts carry is taken, and else the prompt "query". `any_model` takes whatever model it is.
+    Attributes:
+        url: of a running server; None: `model` runs here.
+        model: hub id or folder; None: the model recorded in the index.
+        engine: "transformers" or "vllm", without `url`.
+        prompt: name of one of the model's prompts; None: the instruction recorded in the index, otherwise the prompt "query".
+        instruction: a task description in place of `prompt`.
+        any_model: skip the check that the model is the index's.
     """
 
     url: str | None = None
@@ -38,11 +42,11 @@ class Asking:
 
 
 def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Console) -> NDArray[np.float32]:
-    """The unit vectors [len(texts), store.dimensions] float32 of `texts` with their prompt.
+    """Unit vectors [len(texts), store.dimensions] float32 of `texts` with their prompt.
 
     Raises:
-        BadInput: the model is not the index's, has no such prompt, or gives vectors of another length.
-        QembedError: a server or an engine fails, or gives a vector that cannot be used.
+        BadInput: the model is not the index's, has no such prompt, or its vectors have another length.
+        QembedError: a server or an engine fails, or returns an unusable vector.
     """
     model = asking.model or (None if asking.url else store.model)
     if model is None and asking.url is None:
@@ -81,7 +85,7 @@ def _checkpoint(model: str, store: Store, asking: Asking) -> Checkpoint:
 
 
 def _prompt(prompts: Mapping[str, str], store: Store, asking: Asking) -> str:
-    """What stands before a question."""
+    """The prompt text of a question."""
     noted = store.source.get("instruction")
     instruction = asking.instruction or (noted if asking.prompt is None and isinstance(noted, str) else None)
     if instruction:
@@ -93,10 +97,10 @@ def _prompt(prompts: Mapping[str, str], store: Store, asking: Asking) -> str:
 
 
 def check_model(store: Store, named: str) -> None:
-    """See that the model `named` is the one that made the index's vectors; INT4 or FP16, folder or hub id, does not matter.
+    """Check that the model `named` is the one of the index's vectors; INT4 and FP16, folder and hub id count as the same.
 
     Raises:
-        BadInput: it is another.
+        BadInput: it is another model.
     """
     if store.model is not None and family(named) != family(store.model):
         raise BadInput(
@@ -106,18 +110,18 @@ def check_model(store: Store, named: str) -> None:
 
 
 def family(name: str) -> str:
-    """What a model's names have in common: "Qwen/X", "./X" and "X-AWQ-INT4" are all x."""
+    """The name that variants of a model share: "Qwen/X", "./X" and "X-AWQ-INT4" all give "x"."""
     return name.rstrip("/").rpartition("/")[2].removesuffix(INT4_SUFFIX).lower()
 
 
 def fitted(found: NDArray[np.float32], store: Store, named: str) -> NDArray[np.float32]:
-    """Vectors [n, D] scaled to unit length, and before that cut to the index's dimensions (Matryoshka).
+    """Vectors [n, D] cut to the index's dimensions (Matryoshka) and scaled to unit length.
 
-    They are cut only for an index whose vectors `qembed embed` made: of others it is not known whether theirs were cut.
+    They are cut only for an index of vectors from `qembed embed`: for others it is unknown whether theirs were cut.
 
     Raises:
-        BadInput: they are of another length.
-        QembedError: one is zero or not finite.
+        BadInput: they have another length.
+        QembedError: a vector is zero or not finite.
     """
     width = found.shape[1]
     if width != store.dimensions and not (width > store.dimensions and store.source.get("dimensions") == store.dimensions):

@@ -1,7 +1,7 @@
-"""What an approximate index misses: its ten nearest against the ten nearest of all, by how wide it looks.
+"""Recall of an approximate index: its ten nearest compared with the true ten nearest, by search width.
 
-Counted as in ann-benchmarks (Aumüller et al. 2020): what is as near as the last of the true nearest is right, so that equal
-texts do not count against an index that finds another one of them.
+Counted as in ann-benchmarks (Aumüller et al. 2020): a result as near as the last of the true nearest is correct, so that equal
+texts do not count against an index that returns another one of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMPLETE = 0.9995
 
 @dataclass(frozen=True)
 class Point:
-    """One width: the mean recall of the `depth` nearest and its 95% interval, of the nearest alone, and the time a query."""
+    """A search width: mean recall of the `depth` nearest with its 95% interval, recall of the nearest, ms per query."""
 
     width: int
     recall: float
@@ -40,9 +40,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Recall:
-    """An index against exact search: `queries` were asked for their `depth` nearest; times are of one alone.
+    """Recall of an index over `queries` queries for their `depth` nearest; times are of single queries.
 
-    `exact` is the milliseconds a query of exact search, `chosen` the least width that reaches `wanted`, or else the widest.
+    `exact` is milliseconds per query of exact search, `chosen` the smallest width that reaches the recall `wanted`, or the
+    largest width if none does.
     """
 
     queries: int
@@ -67,10 +68,10 @@ def measure(
     source: str,
     on_width: Callable[[int], None],
 ) -> Recall:
-    """Ask `index` (IVF-Flat or HNSW) for the nearest of `queries` [q, d], wider and wider until hardly anything is missed.
+    """Measure the recall of `index` (IVF-Flat or HNSW) for `queries` [q, d] at growing widths, until it is almost complete.
 
-    `own` [q] are rows that the queries themselves are, and are not looked for. `source` says where the queries come from.
-    `on_width` hears each width before it is tried.
+    `own` [q] are the rows of queries that are in the index themselves; they do not count as results. `source` describes the
+    queries. `on_width` is called with each width before it is measured.
     """
     beside = 0 if own is None else 1
     depth = max(1, min(DEPTH, int(index.ntotal) - beside))
@@ -93,7 +94,7 @@ def measure(
 def _asked(
     index: Any, kind: Kind, queries: Floats, own: NDArray[np.intp] | None, depth: int, width: int | None
 ) -> tuple[Floats, Rows, float]:
-    """Cosines and rows [q, depth] without the queries' own, and the median milliseconds of a query that is asked alone."""
+    """Cosines and rows [q, depth] without the queries' own rows, and median milliseconds of single queries."""
     found, where = nearest(index, kind, queries, depth + (own is not None), width)
     scores = np.full((len(queries), depth), -np.inf, np.float32)
     rows = np.full((len(queries), depth), -1, np.int64)
@@ -101,7 +102,7 @@ def _asked(
         others = np.flatnonzero(where[place] != own[place])[:depth] if own is not None else np.arange(depth)
         scores[place, : len(others)], rows[place, : len(others)] = found[place][others], where[place][others]
     seconds: list[float] = []
-    # A query of ten million vectors takes seconds when all are compared; the batch above shares the reading of memory.
+    # Exact search in ten million vectors takes seconds per query when run alone; the batch above reads memory once for all.
     for query in queries[:TIMED]:
         started = time.perf_counter()
         nearest(index, kind, query[None], depth + (own is not None), width)

@@ -1,4 +1,4 @@
-"""What `qembed index` found, as JSON or as one HTML page that needs nothing else, with recall plotted against time."""
+"""The report of `qembed index`: JSON, or a self-contained HTML page with a plot of recall against time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ KINDS = (".html", ".json")
 
 
 def check(path: Path) -> None:
-    """See that a report can be written to `path`.
+    """Check that a report can be written to `path`.
 
     Raises:
-        BadInput: its name tells no kind of report, or there is no such folder.
+        BadInput: unknown suffix, or the folder is missing.
     """
     if path.suffix.lower() not in KINDS:
         raise BadInput(f"--report {path}: name it {' or '.join(KINDS)}")
@@ -27,7 +27,7 @@ def check(path: Path) -> None:
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Write `found` as the name of `path` asks for, whole or not at all.
+    """Write `found` in the format of `path`'s suffix, atomically.
 
     Raises:
         QembedError: it cannot be written.
@@ -37,7 +37,7 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """The page. Names are escaped."""
+    """The HTML page; names are escaped."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     from qembed import __version__
@@ -70,13 +70,13 @@ COLUMNS = ("recall@10", "95% interval", "recall@1", "ms a query")
 
 
 def cells(point: Mapping[str, Any]) -> list[str]:
-    """A point's numbers, as COLUMNS names them."""
+    """The cells of a point, in the order of COLUMNS."""
     interval = "–".join(f"{value:.3f}" for value in point["interval"]) if point["interval"] else ""
     return [f"{point['recall']:.4f}", interval, f"{point['first']:.4f}", f"{point['milliseconds']:.3g}"]
 
 
 def words(found: Mapping[str, Any]) -> str:
-    """What the numbers mean."""
+    """An explanation of the numbers."""
     recall = found["recall"]
     if recall is None:
         return "A flat index compares with every vector: its answers are exact."

@@ -1,8 +1,8 @@
-"""An index on the disk: NAME as FAISS writes it, and beside it NAME.ids.parquet with ids and kept columns, row for row.
+"""An index on disk: NAME in FAISS's format, and NAME.ids.parquet with ids and kept columns, row for row.
 
-The second file notes the SHA-256 of the first, so that a damaged or exchanged one is told from a good one before FAISS, which
-believes whatever it reads, opens it. Both are written under other names and then renamed, the index first: a run that is ended
-between the two leaves the finished ids behind, and whoever opens the index next puts them into place.
+The second file records the SHA-256 of the first, so that damage or a mix-up is detected before FAISS, which does not validate
+its input, reads the index. Both are written under temporary names and then renamed, the index first. If a run ends between the
+two renames, the finished ids file is still there, and the next reader renames it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Store:
-    """An index in memory. `about` is what is noted of it; `source` what `qembed embed` noted of the vectors.
+    """An index in memory.
 
-    `columns` were kept beside the ids; those of strings are `texts`.
+    `about` is its own metadata, `source` that of `qembed embed` for the vectors. `columns` are kept beside the ids; `texts` are
+    those of strings.
     """
 
     path: Path
@@ -49,22 +50,22 @@ class Store:
 
     @property
     def rows(self) -> int:
-        """How many vectors there are."""
+        """Number of vectors."""
         return int(self.about["rows"])
 
     @property
     def dimensions(self) -> int:
-        """How long they are."""
+        """Length of the vectors."""
         return int(self.about["dimensions"])
 
     @property
     def model(self) -> str | None:
-        """The model that made them, as far as is known."""
+        """The model of the vectors; None if unknown."""
         named = self.source.get("model")
         return named if isinstance(named, str) and named else None
 
     def entries(self, rows: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The values of `columns` for each of `rows`, in their order; only the pieces of the file that hold them are read."""
+        """The values of `columns` for each of `rows`, in that order; reads only the row groups that hold them."""
         from pyarrow import parquet
 
         with parquet.ParquetFile(ids_path(self.path)) as file:
@@ -80,15 +81,15 @@ class Store:
 
 
 def ids_path(path: Path) -> Path:
-    """The file beside the index `path` that holds ids and kept columns."""
+    """The file with ids and kept columns of the index `path`."""
     return path.with_name(path.name + corpora.IDS)
 
 
 def check(path: Path) -> None:
-    """See that an index can be written to `path`, before anything takes long.
+    """Check that an index can be written to `path`, before long work begins.
 
     Raises:
-        BadInput: it is a folder, there is no such folder, or its name belongs to another kind of file.
+        BadInput: it is a folder, its folder is missing or read-only, or its suffix belongs to another kind of file.
     """
     if path.suffix.lower() in (".parquet", ".npy", ".csv", ".jsonl"):
         raise BadInput(f"-o {path}: an index; name it {path.stem}.faiss")
@@ -102,10 +103,10 @@ def check(path: Path) -> None:
 
 
 def write(path: Path, index: Any, corpus: Corpus, about: Mapping[str, Any], on_stage: Callable[[str, int], None]) -> None:
-    """Write both files; what was there before is replaced whole, or not at all.
+    """Write both files; existing ones are replaced atomically.
 
     Raises:
-        QembedError: they cannot be written; what was there is as it was.
+        QembedError: they cannot be written; existing files are unchanged.
         BadInput: the file of vectors is damaged.
     """
     partials = [_partial(path), _partial(ids_path(path))]
@@ -123,7 +124,7 @@ def write(path: Path, index: Any, corpus: Corpus, about: Mapping[str, Any], on_s
         _write_ids(partials[1], corpus, whole, on_stage)
         os.replace(partials[0], path)
         *_, ids = partials
-        partials.clear()  # from here on the ids belong to the index, and `read` finds them under either name
+        partials.clear()  # the ids now belong to the new index; `read` finds them under either name
         os.replace(ids, ids_path(path))
     except OSError as error:
         raise QembedError(f"{path}: cannot be written: {error.strerror or _words(error)}") from error
@@ -134,11 +135,11 @@ def write(path: Path, index: Any, corpus: Corpus, about: Mapping[str, Any], on_s
 
 
 def read(path: Path) -> Store:
-    """The index at `path`.
+    """Read the index at `path`.
 
     Raises:
-        BadInput: it is missing, damaged or not one of ours, or its ids are missing or another's.
-        QembedError: it does not fit into the memory that is free.
+        BadInput: it is missing, damaged or not written by qembed, or its ids are missing or belong to another index.
+        QembedError: it does not fit into free memory.
     """
     from pyarrow import ArrowException, parquet
 
@@ -192,7 +193,7 @@ def _write_index(index: Any, partial: Path) -> None:
     try:
         ivf.library().write_index(index, str(partial))
     except RuntimeError as error:
-        # FAISS tells what the system said only within its own sentence.
+        # FAISS wraps the system's error message in its own.
         raise OSError(_words(error).rpartition(": ")[2] or "FAISS could not write it") from error
     sync_path(partial)
 

@@ -105,6 +105,18 @@ def test_a_plan_that_a_page_shows_is_what_the_command_prints(page: Path, monkeyp
         assert [line.split() for line in result.stdout.splitlines()] == [line.split() for line in output.splitlines()]
 
 
+def test_messages_of_qembed_on_the_troubleshooting_page_are_in_the_code() -> None:
+    files = [file for folder in FOLDERS.split("|")[:6] for file in (ROOT / folder).rglob("*.py")]
+    code = "\n".join(text_of(file) for file in files)
+    page = text_of(ROOT / "docs" / "troubleshooting.md")
+    for heading in ("quantize", "serve", "embed and eval"):
+        rows = re.findall(r"^\| ([^|]+) \|", page.split(f"\n## {heading}\n")[1].split("\n## ")[0], re.MULTILINE)
+        messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+        assert messages
+        for part in (part.strip() for message in messages for part in message.split("…")):
+            assert part in code, part
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_command_reference_links_and_has_a_section_for(command: str) -> None:
     assert f"qembed-{command}" in anchors(ROOT / "docs" / "cli.md")

@@ -95,7 +95,7 @@ def test_exact_search_through_any_index_is_exact_and_wider_is_as_good(
         assert [hit["id"] for hit in said(*ask, *extra)["queries"][0]["hits"]] == expected
     assert said(*ask)["width"] == made["width"]
     assert said(*ask, "--exact")["width"] is None
-    assert f"leave {option} out" in refused(*ask, "--exact", option, 4)
+    assert f"omit {option}" in refused(*ask, "--exact", option, 4)
     other = {"--nprobe": "--ef-search", "--ef-search": "--nprobe"}[option]
     assert f"is {kind}, which has no such setting" in refused(*ask, other, 4)
 
@@ -216,7 +216,7 @@ def test_questions_that_cannot_be_asked_are_refused_in_a_line(index: tuple[Path,
     assert f"-k 81: {path} has only 80 vectors" in refused("search", "a", *ask, "-k", 81)
     assert "--candidates 81: " in refused("search", "a", *ask, "--rerank", "x", "--candidates", 81)
     assert "fewer than the 20" in refused("search", "a", *ask, "--rerank", "x", "--candidates", 5, "-k", 20)
-    assert "name it with --rerank" in refused("search", "a", *ask, "--candidates", 5)
+    assert "--candidates needs --rerank" in refused("search", "a", *ask, "--candidates", 5)
     assert "with --url a server does" in refused("search", "a", *ask, "--engine", "vllm")
     assert "nothing answers there" in refused("search", "a", "--index", path, "--url", "http://127.0.0.1:9")
     assert "no such folder" in refused("search", "a", *ask, "--rerank", "./none")

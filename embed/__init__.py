@@ -1,1 +1,1 @@
-"""Texts to vectors, from a file to a file."""
+"""`qembed embed`: texts to vectors, file to file."""

@@ -1,4 +1,4 @@
-"""From what the user asked for to a job: inputs, texts, and what computes. Nothing is loaded here but a tokenizer."""
+"""Turns the command's options into a job: inputs, texts, and the engine. Loads nothing but a tokenizer."""
 
 from __future__ import annotations
 
@@ -32,9 +32,15 @@ OWN = ("memory", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "tok
 
 @dataclass(frozen=True)
 class Computing:
-    """What computes, before it is opened. `identity` is what its vectors depend on, `limit` its longest text in tokens.
+    """What computes the vectors, before it is opened.
 
-    `dimensions` are those of its vectors, where that is known before.
+    Attributes:
+        model: its name.
+        checkpoint: None if only a server has it.
+        limit: longest text in tokens; None if unknown.
+        open: opens the engine.
+        identity: everything that the vectors depend on.
+        dimensions: length of the vectors; None if unknown until the engine is open.
     """
 
     model: str
@@ -46,12 +52,12 @@ class Computing:
 
 
 def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | None]:
-    """The job that the command's `options` ask for, and the length of its vectors, if that is known before anything is loaded.
+    """The job for the command's `options`, and the length of its vectors (None if unknown before the engine is open).
 
-    `on_stage` is told what is waited for.
+    `on_stage` is called with a description of each step that takes time.
 
     Raises:
-        BadInput: options that contradict each other, or that the model or the input cannot do.
+        BadInput: options contradict each other, or do not fit the model or the input.
         MissingExtra: a package is not installed.
     """
     check(source, options)
@@ -104,10 +110,10 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
 
 
 def check(source: str, options: Options) -> None:
-    """Refuse options that contradict each other.
+    """Refuse contradictory options.
 
     Raises:
-        BadInput: they do.
+        BadInput: options contradict each other.
     """
     if options["prompt"] is not None and options["instruction"] is not None:
         raise BadInput("--prompt and --instruction both say what stands before a text: leave one out")
@@ -145,7 +151,7 @@ def _check_ray(source: str, options: Options) -> None:
 
 
 def settings(options: Options) -> ServerSettings:
-    """What an engine of our own is asked for."""
+    """Settings of an engine started by this command."""
     chosen = ServerSettings(
         checkpoint=find_served(options["int4"], options["model"]),
         **{name: options[name] for name in OWN if name != "engine_args"},
@@ -163,7 +169,7 @@ def settings(options: Options) -> ServerSettings:
 
 
 def identity(launch: Launch) -> dict[str, Any]:
-    """What the vectors of an engine of our own depend on."""
+    """Everything that the vectors of an engine started by this command depend on."""
     return {
         **_files(launch.settings.checkpoint),
         "computed in": launch.choice.title,
@@ -175,7 +181,7 @@ def identity(launch: Launch) -> dict[str, Any]:
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint's files are known by size and time: hashing them takes as long as reading them."""
+    """The identity of a checkpoint's files by size and modification time; hashing them would take as long as reading them."""
     files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json")})
     return {
         "model": str(checkpoint.folder.resolve()),
@@ -192,7 +198,7 @@ def _own(options: Options, on_stage: OnStage) -> Computing:
 
 
 def _clustered(options: Options, _: OnStage) -> Computing:
-    """An engine in each actor, planned on its node: this machine needs no vLLM, and may be smaller."""
+    """An engine in each Ray actor, planned on its node: this machine needs no vLLM and may be smaller."""
     asked = settings(options)
     checkpoint = asked.checkpoint
     limit = plan.max_length(checkpoint.config, asked.max_model_len)
@@ -259,7 +265,7 @@ def _check_chunks(texts: Texts) -> None:
 
 
 def _written(output: Path, rejects: Path | None) -> set[Path]:
-    """What the run writes: none of it is an input, if a folder of inputs is where it goes."""
+    """The paths that the run writes. If they lie in the input folder, they are not inputs."""
     stem = output.with_suffix("")
     mine = [output, *(stem.with_name(stem.name + end) for end in inputs.BESIDE)]
     return {path.resolve() for path in (*mine, *([] if rejects is None else [rejects]))}

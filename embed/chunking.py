@@ -1,9 +1,9 @@
-"""Long texts → chunks on the borders of paragraphs and sentences, each with its place in the text. Functions of data.
+"""Splits long texts into chunks at paragraph and sentence boundaries, with their offsets. Pure functions.
 
-A chunk takes as many whole pieces as its tokens allow. Pieces are sentences; one that is too long by itself is cut between
-words, and a word that is too long anywhere. A chunk ends with its paragraph, if at least half of it is full by then; so short
-paragraphs come together, and long ones are cut as seldom as may be. The next chunk begins with the last pieces of the one
-before, as many as the overlap has room for.
+A chunk takes as many whole pieces as fit. Pieces are sentences; a sentence that is too long is split between words, and a word
+that is too long anywhere. A chunk ends with its paragraph if it is at least half full by then: short paragraphs are combined,
+and long ones are split as rarely as possible. The next chunk starts with the last pieces of the previous one, as many as fit
+into the overlap.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Count = Callable[[Sequence[str]], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters `start` to `end` of a text; `last` says that a paragraph ends there."""
+    """Characters `start` to `end` of a text; `last`: a paragraph ends there."""
 
     start: int
     end: int
@@ -38,11 +38,11 @@ Piece = tuple[Span, int]
 
 
 def chunks(text: str, size: int, overlap: int, count: Count) -> Iterator[Span]:
-    """The chunks of `text`, at most `size` tokens each as `count` counts them, in order, white space at the edges left out.
+    """The chunks of `text` in order, without surrounding white space, each at most `size` tokens as `count` counts them.
 
-    Adjacent chunks share up to `overlap` tokens: whole pieces, or words where no piece is that short. Every character of
-    `text` that is not white space is in a chunk. `count` tells the tokens of each of several texts, with those that the model
-    appends.
+    Adjacent chunks share up to `overlap` tokens: whole pieces, or words if no piece is that short. Every character of `text`
+    that is not white space is in a chunk. `count` returns the number of tokens of each of several texts, including those that
+    the model appends.
     """
     (appended,) = count([""])
     coming = ((piece, tokens - appended) for piece, tokens in _counted(text, size, count))
@@ -79,7 +79,7 @@ def _joined(held: Sequence[Piece]) -> Span:
 
 
 def _tail(text: str, held: list[Piece], allowed: int, count: Callable[[str], int]) -> list[Piece]:
-    """What the next chunk shares with this one: the last of `held` that fit into `allowed` tokens, or the end of the last."""
+    """The overlap with the next chunk: the last pieces of `held` that fit into `allowed` tokens, or the end of the last."""
     kept = len(held)
     room = allowed
     while kept > 1 and held[kept - 1][1] <= room:
@@ -97,7 +97,7 @@ def _tail(text: str, held: list[Piece], allowed: int, count: Callable[[str], int
 
 
 def _counted(text: str, size: int, count: Count) -> Iterator[Piece]:
-    """The pieces of `text` with their tokens, none of more than `size`."""
+    """The pieces of `text` with their token counts, each at most `size`."""
     waiting: list[Span] = []
     for piece in _pieces(text, size * CHARACTERS):
         waiting.append(piece)
@@ -118,7 +118,7 @@ def _sized(text: str, pieces: Sequence[Span], size: int, count: Count) -> Iterat
 
 
 def _halves(text: str, piece: Span) -> list[Span]:
-    """A piece cut in two near its middle, between words where there are any."""
+    """A piece split in two near its middle, between words if possible."""
     middle = (piece.start + piece.end) // 2
     reach = (piece.end - piece.start) // 4
     border = next(WORD.finditer(text, middle, middle + reach), None)
@@ -129,7 +129,7 @@ def _halves(text: str, piece: Span) -> list[Span]:
 
 
 def _pieces(text: str, longest: int) -> Iterator[Span]:
-    """Sentences, without the white space around them; none longer than `longest` characters."""
+    """Sentences without surrounding white space, each at most `longest` characters."""
     for start, end in _between(text, PARAGRAPH, 0, len(text)):
         sentences = list(_between(text, SENTENCE, start, end))
         for number, (begin, stop) in enumerate(sentences, 1):
@@ -147,7 +147,7 @@ def _spans(text: str, start: int, end: int, last: bool) -> Iterator[Span]:
 
 
 def _between(text: str, border: re.Pattern[str], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """What lies between the borders, white space at its edges left out; nothing that is only white space."""
+    """The spans between the borders, without surrounding white space; spans of white space only are left out."""
     begin = start
     for found in border.finditer(text, start, end):
         # What closes a sentence, such as a quotation mark, belongs to it: only the white space does not.

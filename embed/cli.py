@@ -150,7 +150,7 @@ def command(source: str, as_json: bool, **options: Any) -> None:
 
 @contextmanager
 def _console() -> Iterator[Console]:
-    """A console on a copy of stderr: what is printed there by others goes elsewhere while vLLM runs."""
+    """A console on a copy of stderr: while vLLM runs, stderr itself is redirected."""
     from rich.console import Console
 
     try:

@@ -1,14 +1,14 @@
-"""The same job on a Ray cluster, as a Ray Data pipeline: files → windows → actors that have an engine each → parts.
+"""The job on a Ray cluster, as a Ray Data pipeline: files → windows → actors with an engine each → parts.
 
-A window is a block of the pipeline, and a part of the output. Reading streams: no more windows are held than the actors have
-work for. An actor writes its part under another name first, then renames it, then writes a record that it is there; so an actor
-or a node that is killed costs the windows it was computing, which Ray gives to another, and nothing is there twice. A job that
-is started again leaves out what has a record. In the end there must be one for each window that was read.
+A window is a block of the pipeline and becomes a part of the output. Reading streams: only as many windows are held as the
+actors can work on. An actor writes its part under a temporary name, renames it, and then writes a record. If an actor or node
+is killed, only its current windows are lost; Ray gives them to another actor, and nothing is written twice. A restarted job
+skips windows with a record. At the end there must be a record for each window that was read.
 
-Ray repeats a task whose results are lost, and takes for granted that it yields the same again, as many and in the same order.
-So what is left out is settled before anything is read.
+Ray repeats a task whose results are lost, and assumes that it yields the same results in the same order. So the windows to
+skip are fixed before reading starts.
 
-The input, the model and the output must be reachable under the same paths from every node.
+Input, model and output must have the same paths on all nodes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SAME = "give the same, or --force to start anew"
 
 @dataclass(frozen=True)
 class Work:
-    """What an actor needs to know: the job, the shape of the parts, and the types of their columns."""
+    """What an actor needs: the job, the layout of the parts, and the types of their columns."""
 
     job: Job
     shape: VectorLayout
@@ -60,22 +60,22 @@ class Work:
 
     @property
     def records(self) -> Path:
-        """The folder with a record for each window that is done."""
+        """The folder with a record per finished window."""
         return self.job.partial / "records"
 
     def name(self, file: int, number: int) -> str:
-        """The part that a window of a file becomes; in the order of the input, if sorted."""
+        """The name of a window's part; sorting by name gives the input order."""
         return f"part-{file:05d}-{number:07d}.parquet"
 
 
 def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], None] = lambda _: None) -> dict[str, Any]:
-    """Do all of it, or what is left of it; the manifest.
+    """Run the job, or the rest of an interrupted one; returns the manifest.
 
-    `job.output` becomes a folder of parts, with the manifest, and the rejects if there are any.
+    `job.output` becomes a folder with the parts, the manifest, and the rejects if there are any.
 
     Raises:
         BadInput: the input or the options cannot be used, or the output exists.
-        QembedError: no cluster, or the job failed; what is finished is kept.
+        QembedError: no cluster, or the job failed; finished parts are kept.
     """
     files = [replace(file, path=file.path.resolve()) for file in job.inputs.files]
     job = replace(job, output=job.output.resolve(), inputs=replace(job.inputs, files=files))
@@ -118,10 +118,10 @@ def _check_free(job: Job) -> None:
 
 
 def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> None:
-    """Embed what has no record yet. What Ray cannot mend itself is begun again, as long as something gets done in between.
+    """Embed all windows without a record. Failures that Ray cannot repair restart the pipeline, as long as parts get finished.
 
     Raises:
-        QembedError: a part failed for a reason of its own, or Ray did, ATTEMPTS times without a part in between.
+        QembedError: a part failed for a reason of its own, or Ray failed ATTEMPTS times without a finished part in between.
     """
     done, fruitless = Done(), 0
     while True:
@@ -146,7 +146,7 @@ def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> 
 
 
 def _ending(work: Work, failure: QembedError | OSError) -> QembedError:
-    """What the job ends with where a part failed."""
+    """The error that ends the job after a part failed."""
     if isinstance(failure, OSError):
         return of_disk(failure, work.job)
     kind = BadInput if isinstance(failure, BadInput) else QembedError
@@ -154,15 +154,15 @@ def _ending(work: Work, failure: QembedError | OSError) -> QembedError:
 
 
 def _recorded(work: Work) -> frozenset[str]:
-    """The names of the windows that are done."""
+    """The names of finished windows."""
     return frozenset(path.stem for path in work.records.glob("part-*.json"))
 
 
 def _lost(work: Work) -> str:
-    """What was not read to its end, or read and not embedded; empty if all is there.
+    """What was not read completely, or read but not embedded; empty if everything is there.
 
     Raises:
-        BadInput: more is recorded than there is to read.
+        BadInput: there are more records than windows.
     """
     read = set()
     for number, file in enumerate(work.job.inputs.files):
@@ -177,7 +177,7 @@ def _lost(work: Work) -> str:
 
 
 def _parts(work: Work, share: Share, done: frozenset[str]) -> Iterator[Mapping[str, Any]]:
-    """What each part that is made says of itself; those that are `done` are left out."""
+    """The record of each new part; windows in `done` are skipped."""
     import ray
     import ray.data
 
@@ -201,7 +201,7 @@ def _reading(job: Job, file: Any) -> Reading:
 
 
 def _read(batch: Mapping[str, Any], work: Work, done: frozenset[str]) -> Iterator[dict[str, list[Any]]]:
-    """The windows of a file, but for those that are done. What is wrong with it comes as an error in their place."""
+    """The windows of a file, except finished ones. A reading error takes the place of the remaining windows."""
     for file in map(int, batch["file"]):
         count = 0
         try:
@@ -224,7 +224,7 @@ def _check_same(work: Work, file: int, name: str, window: Window) -> None:
 
 
 class Embedder:
-    """An actor: an engine, and what is done with a window."""
+    """A Ray actor that holds an engine and embeds windows."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -236,7 +236,7 @@ class Embedder:
             self._failure = error
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Embed a window, write its part and its record. An error is told, for the job to end with it."""
+        """Embed a window, write its part and its record. Errors are returned, and end the job."""
         (file,), (pickled,) = batch["file"], batch["window"]
         window = pickle.loads(pickled)  # `_read` made it
         try:
@@ -293,7 +293,7 @@ def _write(table: Any, path: Path) -> dict[str, Any]:
 
 
 def _place(content: bytes, path: Path) -> None:
-    """Write a file under a name of its own, and give it its name once it is whole."""
+    """Write a file under a name unique to this process, then rename it: several nodes may write the same part."""
     scratch = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
     with scratch.open("wb") as file:
         file.write(content)
@@ -306,12 +306,12 @@ def _record(work: Work, name: str) -> Path:
 
 
 def _end(work: Work, file: int) -> Path:
-    """Where it stands how many windows a file has."""
+    """The file that records how many windows a file has."""
     return work.records / f"end-{file:05d}.json"
 
 
 def _finish(work: Work) -> None:
-    """Make the folder whole: rejects and manifest, in the order of the input."""
+    """Complete the folder: rejects and manifest, in input order."""
     for path in work.parts.glob(".*"):
         path.unlink()  # of actors that were killed
     paths = sorted(work.records.glob("part-*.json"))

@@ -1,4 +1,4 @@
-"""In touch with a Ray cluster: where it is, and what of it a job takes."""
+"""Connects to a Ray cluster and decides which of its resources a job takes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CPUS = 4
 
 @dataclass(frozen=True)
 class Share:
-    """What the job takes: `workers` actors with `cpus` cores and `gpus` GPUs each; None: as the cluster has room.
+    """The job's resources: `workers` actors with `cpus` cores and `gpus` GPUs each; None: as many as the cluster has room for.
 
-    `address` is that of a running cluster, "auto" for the one of this machine, or "local" for one that ends with the job.
+    `address` is that of a running cluster, "auto" for the one on this machine, or "local" for one that ends with the job.
     """
 
     address: str = "auto"
@@ -34,7 +34,7 @@ class Share:
 
 
 def check() -> None:
-    """See that Ray is installed.
+    """Check that Ray is installed.
 
     Raises:
         MissingExtra: it is not.
@@ -48,7 +48,7 @@ def check() -> None:
 
 @contextmanager
 def connected(share: Share) -> Iterator[None]:
-    """In touch with the cluster until the block is left; a connection that is there already stays.
+    """A connection to the cluster for the duration of the block; an existing connection is reused and stays open.
 
     Raises:
         QembedError: no cluster.
@@ -76,9 +76,9 @@ def connected(share: Share) -> Iterator[None]:
 
 
 def _check_listens(address: str) -> None:
-    """See that a gRPC server listens at HOST:PORT: without one Ray tries for a quarter of an hour.
+    """Check that a gRPC server listens at HOST:PORT: without one Ray retries for a quarter of an hour.
 
-    Addresses of another form are Ray's affair.
+    Addresses in other forms are left to Ray.
     """
     where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     host, _, port = where.removeprefix("ray://").rpartition(":")
@@ -95,7 +95,7 @@ def _check_listens(address: str) -> None:
 
 
 def _speaks_http2(connection: socket.socket) -> bool:
-    """Whether a server begins as gRPC's do: with SETTINGS, in answer to the same (RFC 9113, 3.4)."""
+    """Whether a server answers SETTINGS with SETTINGS, as HTTP/2 and hence gRPC servers do (RFC 9113, section 3.4)."""
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
     head = b""
     while len(head) < len(SETTINGS) and (more := connection.recv(len(SETTINGS))):
@@ -104,7 +104,7 @@ def _speaks_http2(connection: socket.socket) -> bool:
 
 
 def resources(share: Share, cluster: Mapping[str, float]) -> tuple[int, dict[str, Any]]:
-    """The number of workers, and what each gets."""
+    """The number of workers, and the resources of each."""
     has = cluster.get("GPU", 0.0)
     gpus = share.gpus if share.gpus is not None else (1.0 if has else 0.0)
     if gpus:

@@ -1,4 +1,4 @@
-"""Whole documents → text, with the pages where there are any. The formats are read by libraries (extra `docs`)."""
+"""Extracts the text of whole documents, with page offsets if there are pages. Libraries parse the formats (extra `docs`)."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ BREAK = "\n\n"
 
 
 class NotReadable(Exception):
-    """A document that gives no text; the message is the reason, as it goes into the rejects file."""
+    """A document has no extractable text; the message is the reason in the rejects file."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """The text of a document; `pages` are the offsets at which its pages begin, if it has pages."""
+    """The text of a document; `pages` are the offsets of its pages, empty if it has none."""
 
     text: str
     pages: tuple[int, ...] = ()
 
     def page(self, offset: int) -> int | None:
-        """The number, from 1, of the page on which the character at `offset` stands."""
+        """The page number, from 1, of the character at `offset`."""
         return bisect_right(self.pages, offset) if self.pages else None
 
 
 def read(content: bytes, kind: str) -> Document:
-    """The text of a document of which `kind` is the suffix: ".pdf", ".docx", ".html", ".htm", ".md", ".txt".
+    """The text of a document; `kind` is its suffix: ".pdf", ".docx", ".html", ".htm", ".md" or ".txt".
 
     Raises:
         NotReadable: it is damaged, encrypted, or not UTF-8.
-        MissingExtra: the library that reads this kind is not installed.
+        MissingExtra: the library for this kind is not installed.
     """
     readers: dict[str, Callable[[bytes], Document]] = {
         ".pdf": _pdf,
@@ -100,7 +100,7 @@ def _docx(content: bytes) -> Document:
 
 
 def _docx_blocks(document: Any) -> Iterator[str]:
-    """Paragraphs and table rows, in their order."""
+    """Paragraphs and table rows in document order."""
     for block in document.iter_inner_content():
         if hasattr(block, "rows"):
             yield "\n".join("\t".join(cell.text for cell in row.cells) for row in block.rows)
@@ -122,7 +122,7 @@ def _html(content: bytes) -> Document:
 
 
 def _collect(element: Any, pieces: list[str], verbatim: bool) -> None:
-    """Append the text of `element`: white space as a browser shows it, an empty line at the borders of blocks."""
+    """Append the text of `element`: white space as in a browser, an empty line between blocks."""
     from bs4.element import NavigableString, Tag
 
     for child in element.children:
@@ -147,5 +147,5 @@ def _markdown(content: bytes) -> Document:
 
 
 def _whole(text: str) -> str:
-    """Without halves of surrogate pairs, which PDFs and others may hold."""
+    """`text` without unpaired surrogates, which PDFs and other formats can contain."""
     return text.encode("utf-8", "replace").decode()

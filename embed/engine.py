@@ -1,8 +1,8 @@
-"""vLLM in this process: no server, no HTTP. Planned as `qembed serve` plans, with the same kernels and the same settings.
+"""vLLM in this process, without a server or HTTP, planned like `qembed serve`, with the same kernels and settings.
 
-The engine's core runs in this process too (VLLM_ENABLE_V1_MULTIPROCESSING=0). It then starts to compute when a whole batch has
-been handed over, and not when the first text of it has come: so the same batch always runs through it in the same steps, and
-its vectors are the same to the last bit.
+The engine core runs in this process too (VLLM_ENABLE_V1_MULTIPROCESSING=0). It then starts computing when a whole batch has
+been submitted, not when its first text arrives: the same batch always runs in the same steps, and its vectors are the same to
+the last bit.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ STEPS = 4
 
 
 class Engine(Protocol):
-    """What turns texts into vectors; `dimensions` is their length."""
+    """Turns texts into vectors; `dimensions` is their length."""
 
     dimensions: int
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """The places of `items`, in the batches in which they are to be computed; always the same for the same items."""
+        """Indices of `items` by batch; always the same for the same items."""
 
     def embed(self, batches: Mapping[int, Sequence[Item]]) -> Iterator[tuple[int, Result]]:
-        """The number of each batch with its vectors, as they are done; those that have none with the reason."""
+        """Batch numbers with their vectors, as they are finished, and the reasons for texts that have none."""
 
 
 @dataclass
 class InProcess:
-    """A vLLM in this process. Vectors have `dimensions` numbers; None in `_cut` leaves them whole."""
+    """A vLLM in this process. Vectors have `dimensions` numbers; `_cut` None leaves them whole."""
 
     launch: Launch
     dimensions: int
@@ -59,7 +59,7 @@ class InProcess:
     _cut: int | None
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """Longest first, so that lengths in a batch are alike, and a memory that is too small shows at once."""
+        """Longest first: lengths within a batch are similar, and insufficient memory shows at once."""
         sizes = self.launch.sizes
         return sorted_batches(items, STEPS * sizes.max_num_seqs, STEPS * sizes.max_num_batched_tokens)
 
@@ -82,7 +82,7 @@ class InProcess:
             yield number, (vectors, reasons)
 
     def vectors(self, tokens: Sequence[list[int]]) -> NDArray[np.float32]:
-        """The vectors [n, dimensions] of texts, given as token ids, in one call of vLLM's own.
+        """The vectors [n, dimensions] of texts, given as token ids, in one vLLM call.
 
         Raises:
             QembedError: vLLM failed.
@@ -104,7 +104,7 @@ class InProcess:
 
 
 def sorted_batches(items: Sequence[Item], most_items: int, most_tokens: int) -> list[list[int]]:
-    """The places of `items`, longest first, in batches of at most `most_items` and `most_tokens`; one alone may be longer."""
+    """Indices of `items`, longest first, in batches of at most `most_items` and `most_tokens`; a single item may be longer."""
     batches: list[list[int]] = []
     tokens = 0
     for place in sorted(range(len(items)), key=lambda place: -items[place].length):
@@ -118,11 +118,11 @@ def sorted_batches(items: Sequence[Item], most_items: int, most_tokens: int) -> 
 
 
 def planned(settings: ServerSettings) -> Launch:
-    """Where every byte will go, before anything is loaded.
+    """The launch with its memory plan, before anything is loaded.
 
     Raises:
         MissingExtra: vLLM is not installed.
-        BadInput: the checkpoint cannot be run with these settings, or not in the memory that there is.
+        BadInput: the checkpoint cannot run with these settings, or not in the available memory.
     """
     machine.check_vllm()
     machine.check_device()
@@ -139,9 +139,9 @@ def planned(settings: ServerSettings) -> Launch:
 
 @contextmanager
 def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], None]) -> Iterator[Engine]:
-    """vLLM with the checkpoint loaded, until the block is left.
+    """vLLM with the checkpoint loaded, for the duration of the block.
 
-    What vLLM and the libraries below it print goes into a log, or with `verbose` to stderr.
+    Output of vLLM and the libraries below it goes into a log, or to stderr with `verbose`.
 
     Raises:
         QembedError: vLLM does not start.
@@ -164,7 +164,7 @@ def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], Non
 
 @contextmanager
 def opened_here(settings: ServerSettings, dimensions: int | None) -> Iterator[Engine]:
-    """The same, planned on the machine that it is called on."""
+    """As `opened`, planned on the machine that calls it."""
     with opened(planned(settings), dimensions, lambda _: None) as engine:
         yield engine
 
@@ -182,7 +182,9 @@ def _load(launch: Launch, on_stage: Callable[[str], None]) -> Any:
 
 
 def _set_environment(launch: Launch) -> None:
-    """What `qembed serve` gives to vLLM's process, for this one, which runs already."""
+    """Set vLLM's environment variables in this process: vLLM reads os.environ while it is imported and when it starts, so they
+    cannot be passed in any other way.
+    """
     cores = machine.cores()
     chosen = environment(launch, os.environ, cores)
     chosen["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -201,9 +203,9 @@ def _set_environment(launch: Launch) -> None:
 
 @contextmanager
 def logged(verbose: bool) -> Iterator[Callable[[], list[str]]]:
-    """Until the block is left, what anything in this process prints goes into a file; gives a function that reads it.
+    """Redirect stdout and stderr of this process into a file for the duration of the block; yields a function that reads it.
 
-    With `verbose` it goes to stderr. Whoever has something to say meanwhile holds a copy of stderr.
+    With `verbose` output goes to stderr instead. Code that must print meanwhile uses a copy of stderr.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -229,7 +231,7 @@ def logged(verbose: bool) -> Iterator[Callable[[], list[str]]]:
 
 
 def _cause(error: BaseException) -> str:
-    """The first error of a chain, which is the one that says why."""
+    """The first error of a chain, which names the reason."""
     while (before := error.__cause__ or error.__context__) is not None and not isinstance(before, BadInput):
         error = before
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""The output formats, by the suffix of OUT: what each writes of a window, and at the end."""
+"""The output formats by suffix of OUT: how each writes a window, and what it writes at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NPY_HEAD = 128
 
 
 class Npy(Output):
-    """An array [rows, width], to be opened with `numpy.load(OUT, mmap_mode="r")`, and a line for each row in the ids file."""
+    """An array [rows, width] for `numpy.load(OUT, mmap_mode="r")`, and a line per row in the ids file."""
 
     files = (VECTORS, IDS)
 
@@ -42,7 +42,7 @@ class Npy(Output):
 
 
 class Fvecs(Output):
-    """Each vector as its length (int32) and float32 numbers, little-endian, as FAISS's benches read it; ids as for Npy."""
+    """Each vector as its length (int32) and float32 numbers, little-endian, the format of FAISS benchmarks; ids as for Npy."""
 
     files = (VECTORS, IDS)
 
@@ -58,7 +58,7 @@ class Fvecs(Output):
 
 
 class Jsonl(Output):
-    """One JSON object a line: id, vector, then the other columns."""
+    """One JSON object per line: id, vector, then the other columns."""
 
     def write(self, block: VectorBlock) -> None:
         """Append a window."""
@@ -72,7 +72,7 @@ class Jsonl(Output):
 
 
 class Csv(Output):
-    """A header, then id, the vector as "[0.1,0.2]" (which pgvector's COPY takes), and the other columns."""
+    """A header, then id, the vector as "[0.1,0.2]" (which pgvector's COPY accepts), and the other columns."""
 
     def write(self, block: VectorBlock) -> None:
         """Append a window."""
@@ -90,7 +90,7 @@ class Csv(Output):
         self.open[VECTORS].write(out.getvalue().encode())
 
     def finish(self, rows: int) -> None:
-        """Without any row there is a header still."""
+        """Without rows, write at least the header."""
         if not rows:
             file = self.open[VECTORS]
             file.seek(0)
@@ -102,22 +102,22 @@ def _cell(value: Any) -> Any:
 
 
 def _shown(shape: VectorLayout) -> str:
-    """A format for all numbers of a vector, with as many digits as give each back exactly."""
+    """A format string for the numbers of a vector, with enough digits to restore each exactly."""
     one = "%d" if shape.element in ("int8", "uint8") else "%.9g" if shape.element == "float32" else "%.5g"
     return ",".join([one] * shape.width)
 
 
 def kinds() -> dict[str, type[Output]]:
-    """The formats by the suffix of OUT."""
+    """The formats by suffix of OUT."""
     return {".npy": Npy, ".parquet": Parquet, ".csv": Csv, ".jsonl": Jsonl, ".fvecs": Fvecs}
 
 
 def kind(path: Path, dtype: str) -> type[Output]:
-    """What writes `path`, by its name.
+    """The format of `path`, by its suffix.
 
     Raises:
-        BadInput: its name tells no format, or the format has no such numbers.
-        MissingExtra: Parquet, and pyarrow is not installed.
+        BadInput: unknown suffix, or the format cannot hold `dtype`.
+        MissingExtra: Parquet without pyarrow.
     """
     found = kinds().get(path.suffix.lower())
     if found is None:

@@ -1,4 +1,4 @@
-"""Which files are read, in which order, and what format each has."""
+"""Which files are read, in which order, and the format of each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOCUMENTS = (".pdf", ".docx", ".html", ".htm", ".md")
 
 @dataclass(frozen=True)
 class File:
-    """A file to be read, as `format` ("txt", "jsonl", …, or "document"); `name` is what it is called in ids and messages."""
+    """An input file with its `format` ("txt", "jsonl", …, or "document"); `name` identifies it in ids and messages."""
 
     path: Path
     name: str
@@ -40,7 +40,7 @@ class File:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All files in the order in which they are read; `folder` says that they are of one, so that ids name them."""
+    """All input files in reading order; `folder`: they come from a folder, so ids include file names."""
 
     files: list[File]
     folder: bool
@@ -48,13 +48,13 @@ class Inputs:
 
 
 def find(argument: str, format: str | None, text_is: str, not_these: set[Path]) -> Inputs:  # noqa: A002
-    """The files that `argument` means: a file, a folder with all that is below it, or "-" for standard input.
+    """The files named by `argument`: a file, a folder with everything below it, or "-" for standard input.
 
-    `format` is for names that tell none. `text_is` says what a `.txt` holds: "lines", each a text, or one "document".
-    `not_these` are left out of a folder: what this run writes.
+    `format` applies if the name does not tell it. `text_is` says what a `.txt` contains: "lines", each a text, or one
+    "document". `not_these` (the files that the run writes) are excluded from a folder.
 
     Raises:
-        BadInput: nothing is there, or nothing in a format that can be read.
+        BadInput: nothing is there, or nothing in a supported format.
     """
     if argument == STDIN:
         if format == "parquet":
@@ -79,7 +79,7 @@ def find(argument: str, format: str | None, text_is: str, not_these: set[Path]) 
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """The files below a folder by name, folders in their place; hidden ones, whose name begins with a dot, are left out."""
+    """The files below a folder, sorted by path; hidden ones (names that start with a dot) are left out."""
     for top, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(top, name) for name in sorted(names) if not name.startswith("."))

@@ -1,4 +1,4 @@
-"""What is asked for."""
+"""The description of a job."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ OpenEngine = Callable[[], AbstractContextManager[Engine]]
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for.
+    """A job.
 
     Attributes:
-        output: the file that is made; its suffix says what format.
-        rejects: where rows go that have no vector.
+        inputs: files to read.
+        output: file to write; its suffix selects the format.
         texts: how rows become texts.
-        dtype: what vectors are stored as, one of `vectors.DTYPES`.
-        engine: opens what computes.
-        about: what is said of the vectors in the output, where it has a place for it.
-        identity: all that the result depends on beside the rows.
+        engine: opens the engine.
+        text_column, id_column: columns of text and id; None for the defaults.
+        keep: columns to copy to the output.
+        dtype: of the stored vectors, one of `vectors.dtypes.DTYPES`.
+        about: metadata of the vectors, for formats that can store it.
+        identity: everything that the result depends on, except the rows.
+        rejects: file for rows without a vector.
         strict: whether a row that cannot be embedded ends the run.
-        force: whether files that exist are replaced.
+        force: whether existing files are replaced.
     """
 
     inputs: Inputs
@@ -49,17 +52,17 @@ class Job:
 
     @property
     def partial(self) -> Path:
-        """The folder of what is not finished."""
+        """The folder of unfinished work."""
         return self.output.parent / f".{self.output.name}.partial"
 
     @property
     def columns(self) -> list[str]:
-        """What stands beside id and vector."""
+        """The columns beside id and vector."""
         return [*(CHUNK_COLUMNS if self.texts.chunk_tokens else ()), *self.keep]
 
     @property
     def targets(self) -> dict[str, Path]:
-        """Where each file goes in the end: the output last, for it says that all are there."""
+        """The final path of each file; the output comes last, because it signals that all files are there."""
         stem = self.output.with_suffix("")
         sides = {IDS: stem.with_name(stem.name + ".ids.jsonl")} if IDS in formats.kind(self.output, self.dtype).files else {}
         rejects = self.rejects or stem.with_name(stem.name + ".rejects.jsonl")
@@ -67,7 +70,7 @@ class Job:
 
 
 def settings_of(job: Job) -> dict[str, Any]:
-    """All that the result depends on, but for the rows."""
+    """Everything that the result depends on, except the rows."""
     return {
         **job.identity,
         "format": job.output.suffix.lower(),

@@ -1,8 +1,8 @@
-"""What a run has finished, on disk, so that the next one goes on from there.
+"""The on-disk record of what a run has finished, so that the next run can resume.
 
-Beside OUT lies the folder `.OUT.partial`: the journal, the files that become the output, and the batches of the window that is
-being computed. A line of the journal says how long each file was when a window had been written whole; what lies behind that
-length is from a run that was killed, and is cut off. So nothing is lost, and nothing is there twice.
+The folder `.OUT.partial` beside OUT holds the journal, the growing output files, and the batches of the current window. Each
+journal line records the length of every file after a complete window. Bytes beyond that length come from a killed run and are
+cut off. So nothing is lost and nothing is written twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Done:
-    """What is on disk: whole windows, the input's mark behind them, each file's bytes, and counts since the very beginning."""
+    """Finished work: complete windows, the input mark after them, bytes of each file, and total counts."""
 
     windows: int = 0
     mark: Mark = field(default_factory=Mark)
@@ -40,19 +40,19 @@ class Done:
 
 
 class Journal:
-    """The journal of one run; nobody else can have it open."""
+    """The journal of a run, locked against other processes."""
 
     def __init__(self, folder: Path, file: IO[bytes], done: Done, notes: dict[str, Any]) -> None:
         self.folder, self.done, self.notes = folder, done, notes
         self._file = file
 
     def note(self, name: str, value: Any) -> None:
-        """Keep something that is known only once the run has begun."""
+        """Record something known only once the run has begun."""
         self.notes[name] = value
         self._append({"note": name, "value": value})
 
     def finished(self, done: Done) -> None:
-        """Everything up to `done` is on disk."""
+        """Record that everything up to `done` is on disk."""
         self._append({"done": asdict(done)})
         self.done = done
 
@@ -63,13 +63,13 @@ class Journal:
 
 @contextmanager
 def opened(folder: Path, settings: Mapping[str, Any], force: bool) -> Iterator[Journal]:
-    """The journal in `folder`, new or of a run that was broken off; `settings` are all that the result depends on.
+    """The journal in `folder`, new or of an interrupted run; `settings` are everything that the result depends on.
 
-    With `force` a run that had other settings is thrown away.
+    With `force` an interrupted run with other settings is discarded.
 
     Raises:
-        BadInput: the run that was broken off had other settings.
-        QembedError: another process has it open.
+        BadInput: the interrupted run had other settings.
+        QembedError: another process has the journal open.
     """
     folder.mkdir(exist_ok=True)
     path = folder / NAME
@@ -97,12 +97,12 @@ def opened(folder: Path, settings: Mapping[str, Any], force: bool) -> Iterator[J
 
 
 def remove(folder: Path) -> None:
-    """Throw the folder away: what was in it is in place, or not wanted."""
+    """Delete the folder: its content is in place or no longer needed."""
     shutil.rmtree(folder)
 
 
 def _records(file: IO[bytes]) -> tuple[list[dict[str, Any]], int]:
-    """The whole records, and where they end: the last line may have been written in part."""
+    """The complete records and their end: the last line may be incomplete."""
     file.seek(0)
     records, end = [], 0
     for line in file:

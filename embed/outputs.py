@@ -1,7 +1,7 @@
-"""The files of a run: what each format writes of a window, and how it is made whole at the end.
+"""The files of a run. Each format appends windows (`write`) and completes its files at the end (`finish`).
 
-Every file only grows while the run lasts, so a run that was killed is mended by cutting each at the length that the journal
-has. What a format wants to say about the whole (an array's shape, a Parquet file's index) is written last.
+Files only grow during a run, so a killed run is repaired by truncating each to the length in the journal. What a format stores
+about the whole (the shape of an array, the index of a Parquet file) is written last.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ CHUNK_COLUMNS = {"start": "int64", "end": "int64", "page": "int32"}
 
 @dataclass(frozen=True)
 class VectorLayout:
-    """What the vectors are: `width` numbers each, of numpy's type `element`; `columns` go with them, in this order.
+    """The layout of the vectors: `width` numbers of numpy's type `element`, with `columns` in this order.
 
-    `about` is said of them where the format has a place for it.
+    `about` is metadata, stored if the format has a place for it.
     """
 
     dtype: str
@@ -39,7 +39,7 @@ class VectorLayout:
 
 @dataclass(frozen=True)
 class VectorBlock:
-    """Vectors [n, width] as they are stored, with their ids, and the other columns by name."""
+    """Vectors [n, width] as stored, with their ids, and the other columns by name."""
 
     vectors: NDArray[Any]
     ids: Sequence[str]
@@ -55,7 +55,7 @@ class VectorBlock:
 
 
 class Output(ABC):
-    """The files of one format in `folder`, each cut at its length in `sizes` (none: not begun)."""
+    """The files of a format in `folder`, truncated to their lengths in `sizes` (missing: new)."""
 
     files: tuple[str, ...] = (VECTORS,)
 
@@ -68,17 +68,17 @@ class Output(ABC):
         """Append a window."""
 
     def unfit(self, block: VectorBlock) -> dict[int, str]:  # noqa: ARG002
-        """The places of rows that this format cannot hold, and why."""
+        """Rows that the format cannot store: index and reason."""
         return {}
 
     def sizes(self) -> dict[str, int]:
-        """Bring all to the disk; the files' lengths."""
+        """Sync all files to disk and return their lengths."""
         for file in self.open.values():
             sync(file)
         return {name: file.tell() for name, file in self.open.items()}
 
     def finish(self, rows: int) -> None:  # noqa: B027 - most formats say nothing
-        """Write what is said about all `rows`. May be done again."""
+        """Write what the format stores about all `rows`. Can be repeated."""
 
     def close(self) -> None:
         """Close all files."""
@@ -87,7 +87,7 @@ class Output(ABC):
 
 
 def grown(path: Path, size: int) -> IO[bytes]:
-    """The file, to be written on from `size` bytes on."""
+    """The file, truncated to `size` bytes and positioned at its end."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     file = os.fdopen(handle, "r+b")
     file.truncate(size)
@@ -96,5 +96,5 @@ def grown(path: Path, size: int) -> IO[bytes]:
 
 
 def lines(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """One JSON object a line."""
+    """One JSON object per line."""
     return b"".join(strict_json.dumps(record).encode() + b"\n" for record in records)

@@ -1,8 +1,8 @@
-"""Parquet that grows a row group at a time and survives a SIGKILL.
+"""Parquet that grows by row groups and survives SIGKILL.
 
-A Parquet file has its index at its end, so a file that is being written cannot be read, nor written on. Here each window is a
-row group that Arrow writes as a file of its own, at the place in that file where it will stand in the whole: so all offsets in
-its index are right. The row group is appended to the output, the index kept apart; at the end the indices are joined into one.
+A Parquet file has its index at the end, so an unfinished file can be neither read nor continued. Here each window is a row
+group that Arrow writes to a scratch file, at the offset that it will have in the output, so that all offsets in its index are
+correct. The row group is appended to the output and its index is kept separately; at the end the indices are merged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LENGTH = 4
 
 
 class Parquet(Output):
-    """Columns id (string), vector (fixed-size list), and the others; the schema's metadata has `qembed` with what they are."""
+    """Columns id (string), vector (fixed-size list), and the others; the schema's metadata has the key `qembed`."""
 
     files = (VECTORS, INDEX, TYPES)
 
@@ -35,7 +35,7 @@ class Parquet(Output):
         self._types: dict[str, str] | None = json.loads(written) if written else None
 
     def unfit(self, block: VectorBlock) -> dict[int, str]:
-        """The rows with a value that its column cannot hold: the type of a column is that of the first window's values."""
+        """Rows with a value that its column cannot hold; the first window decides a column's type."""
         found: dict[int, str] = {}
         for name, wanted in (self._types or {}).items():
             if name not in CHUNK_COLUMNS:
@@ -56,7 +56,7 @@ class Parquet(Output):
         self.open[INDEX].write(len(index).to_bytes(LENGTH, "little") + index)
 
     def finish(self, rows: int) -> None:
-        """Write the index of all row groups behind the last of them."""
+        """Write the merged index after the last row group."""
         import pyarrow.parquet as parquet
 
         out, index = self.open[VECTORS], self.open[INDEX]
@@ -93,10 +93,10 @@ def _as_file(footer: bytes) -> bytes:
 
 
 def row_group(made: Any, place: int, scratch: Path) -> tuple[bytes, bytes]:
-    """A table as a row group that will stand at byte `place` of its file, and the index of a file that has it alone.
+    """A table as a row group for byte `place` of a file, and the index of a file with this row group only.
 
     Raises:
-        QembedError: this Arrow places row groups otherwise.
+        QembedError: this version of Arrow lays out row groups differently.
     """
     import pyarrow
     import pyarrow.parquet as parquet
@@ -129,7 +129,7 @@ def row_group(made: Any, place: int, scratch: Path) -> tuple[bytes, bytes]:
 
 
 def schema(shape: VectorLayout, types: Mapping[str, str]) -> Any:
-    """The Arrow schema of the output, other columns of `types` as `type_of` names them."""
+    """The Arrow schema of the output; `types` of the other columns are named as by `type_of`."""
     import pyarrow as arrow
 
     vector = arrow.list_(arrow.from_numpy_dtype(shape.element), shape.width)
@@ -142,7 +142,7 @@ def schema(shape: VectorLayout, types: Mapping[str, str]) -> Any:
 
 
 def table(block: VectorBlock, made: Any, shape: VectorLayout) -> Any:
-    """A window as an Arrow table of the schema `made`."""
+    """A window as an Arrow table with the schema `made`."""
     import pyarrow as arrow
 
     vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(block.vectors.reshape(-1)), shape.width)
@@ -154,7 +154,7 @@ def table(block: VectorBlock, made: Any, shape: VectorLayout) -> Any:
 
 
 def type_of(values: Sequence[Any]) -> str:
-    """The type of a column, by Arrow's name: what all of `values` are, or else text."""
+    """The Arrow type of a column: the common type of `values`, otherwise string."""
     found = {type(value) for value in values if value is not None}
     if found == {bool}:
         return "bool_"
@@ -164,7 +164,7 @@ def type_of(values: Sequence[Any]) -> str:
 
 
 def unfit(values: Sequence[Any], wanted: str) -> dict[int, str]:
-    """The places of values that a column of this type cannot hold, and what is wrong with each."""
+    """Values that a column of this type cannot hold: index and reason."""
     fits: dict[str, tuple[type, ...]] = {"bool_": (bool,), "int64": (int,), "float64": (int, float)}
     if wanted not in fits:
         return {}
@@ -176,7 +176,7 @@ def unfit(values: Sequence[Any], wanted: str) -> dict[int, str]:
 
 
 def _as(value: Any, text: bool) -> Any:
-    """The value as a column takes it: in a column of text numbers, lists and objects stand as JSON, dates as ISO has them."""
+    """The value as the column stores it: in a string column numbers, lists and objects become JSON, dates ISO 8601."""
     if value is None or not text or isinstance(value, str):
         return value
     return strict_json.dumps(value) if isinstance(value, bool | int | float | list | dict) else str(value)

@@ -1,4 +1,4 @@
-"""Files → rows, one at a time, whatever their size. A row that is not as it should be is a row with a reason, not an error."""
+"""Reads rows one at a time from files of any size. An invalid row is returned with a reason; it is not an error."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SURROGATES = range(0xDC80, 0xDD00)
 
 @dataclass
 class Reading:
-    """How to read: the columns' names (None: "text", and "id" if there is one), and how far it has come.
+    """Options and progress of reading: column names (None: "text", and "id" if it exists).
 
     Attributes:
-        keep: the columns whose values are kept.
-        done: bytes that have been read, about.
+        keep: columns whose values are kept.
+        done: bytes read so far, approximately.
     """
 
     inputs: Inputs
@@ -45,20 +45,20 @@ class Reading:
 
     @property
     def text(self) -> str:
-        """The name of the column with the text."""
+        """The name of the text column."""
         return self.text_column or "text"
 
     @property
     def kept(self) -> list[str]:
-        """The columns that are read to be kept; `text` is always there, and need not be a column."""
+        """The columns to read and keep; `text` is always available and need not be a column."""
         return [name for name in self.keep if name != "text" or self.text == "text"]
 
     def rows(self) -> Iterator[Row]:
-        """All rows of all files, in their order.
+        """All rows of all files in order.
 
         Raises:
-            BadInput: a file cannot be read, or has no such column.
-            MissingExtra: Parquet, and pyarrow is not installed.
+            BadInput: a file cannot be read, or lacks a column.
+            MissingExtra: Parquet without pyarrow.
         """
         readers: dict[str, Callable[[File, Reading], Iterator[Row]]] = {
             "txt": _plain,
@@ -78,13 +78,13 @@ class Reading:
             self.done = before
 
     def id_of(self, file: File, number: int | None) -> str:
-        """What a row is called that has no id of its own."""
+        """The id of a row without one of its own."""
         if not self.inputs.folder:
             return file.name if number is None else str(number)
         return file.name if number is None else f"{file.name}:{number}"
 
     def known(self, file: File, columns: Sequence[str]) -> None:
-        """See that a table has the columns that are asked for."""
+        """Check that a table has the requested columns."""
         for option, name in (
             ("--text-column", self.text),
             ("--id-column", self.id_column),
@@ -130,7 +130,7 @@ def _open(file: File) -> IO[bytes]:
 
 
 def _lines(file: File, reading: Reading) -> Iterator[tuple[int, str, str | None]]:
-    """Line numbers from 1, lines without their ends, and what is wrong with each. Only a newline ends a line."""
+    """Line numbers from 1, lines without their ends, and the reason if a line is invalid. Only a newline ends a line."""
     before = reading.done
     stream = _open(file)
     try:
@@ -159,14 +159,16 @@ def _lines(file: File, reading: Reading) -> Iterator[tuple[int, str, str | None]
 
 
 def _begun(file: File, raw: bytes) -> bytes:
-    """The first line without a mark that says it is UTF-8. Of UTF-16, cut at newlines, some lines would pass for texts."""
+    """The first line without a UTF-8 byte order mark. UTF-16 is refused: split at newlines, some of its lines would pass as
+    text.
+    """
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise BadInput(f"{file.name}: UTF-16, and texts are read as UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
     return raw.removeprefix(codecs.BOM_UTF8)
 
 
 def _plain(file: File, reading: Reading) -> Iterator[Row]:
-    """One text a line. A blank line is a row without a text: so no line is lost silently."""
+    """One text per line. A blank line is a row without text, so that no line is dropped silently."""
     for option, given in (("--text-column", reading.text_column), ("--id-column", reading.id_column)):
         if given:
             raise BadInput(f"{file.name}: plain text has no columns; leave {option} out")
@@ -244,7 +246,7 @@ def _csv(file: File, reading: Reading) -> Iterator[Row]:
 
 
 def _decoded(file: File, reading: Reading) -> Iterator[str]:
-    """Lines with their ends; bytes that are not UTF-8 become surrogates, which the row is refused for later."""
+    """Lines with their ends; bytes that are not UTF-8 become surrogates, for which the row is rejected later."""
     stream = _open(file)
     try:
         first = True
@@ -283,7 +285,7 @@ def _parquet(file: File, reading: Reading) -> Iterator[Row]:
 
 
 def _values(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """The rows of an Arrow batch; None for one that holds a string that is not UTF-8, which Parquet does not look at."""
+    """The rows of an Arrow batch; None for a row with a string that is not UTF-8, which Parquet does not check."""
     try:
         yield from batch.to_pylist()
         return

@@ -1,4 +1,4 @@
-"""What is read: rows, in their order, each with its text or with the reason why it has none."""
+"""Rows of the input in order, each with its text or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Row:
     """One row of the input.
 
     Attributes:
-        place: where it stands, for messages: "FILE, line 3".
-        id: what the user calls it; else its line or row, after the file's name if there are several files.
-        text: the text; None if the row is a whole document, or has no text.
+        place: its location for messages: "FILE, line 3".
+        id: its id, or line or row number, after the file's name if there are several files.
+        text: None if the row is a whole document, or has no text.
         reason: why it cannot be embedded; None if it can.
-        columns: the values to be kept, by name.
-        document: the bytes of a document that is still to be read by a reader of its `kind` (".pdf").
+        columns: kept values by name.
+        document: bytes of a document that a reader of `kind` (".pdf") has still to parse.
     """
 
     place: str
@@ -30,14 +30,14 @@ class Row:
 
     @property
     def identity(self) -> bytes:
-        """What tells this row from another in its place, when a run goes on and reads it again."""
+        """What distinguishes this row when a resumed run reads it again."""
         said = f"{self.id}\0{self.text}\0{self.reason}\0".encode(errors="surrogatepass")
         return said if self.document is None else said + self.document
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A row, or a chunk of one, that has no vector."""
+    """A row, or a chunk of one, without a vector."""
 
     place: str
     id: str
@@ -48,6 +48,6 @@ class Reject:
 
     @property
     def record(self) -> dict[str, Any]:
-        """As it stands in the rejects file: its text is there only as far as it helps to find it."""
+        """The entry in the rejects file; the text is shortened to what helps to find it."""
         shown = None if self.text is None else self.text[: self.SHOWN].encode("utf-8", "replace").decode()
         return {"id": self.id, "place": self.place, "reason": self.reason, "text": shown}

@@ -1,4 +1,4 @@
-"""A run from the input to the output: read ahead, compute, write behind; whatever ends it, the next one goes on from there."""
+"""Runs a job: reads ahead, computes, and writes in the background. An interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REJECTED = 4
 
 @dataclass(frozen=True)
 class Finished:
-    """What came of it: counts since the very beginning, and how many vectors of them this run found done already."""
+    """The outcome: total counts, and how many vectors an earlier run had already finished."""
 
     done: Done
     dimensions: int
@@ -45,11 +45,11 @@ class Finished:
 
 
 def check(job: Job) -> None:
-    """See that the output can be written, before anything is loaded.
+    """Check that the output can be written, before anything is loaded.
 
     Raises:
-        BadInput: it exists, its folder does not, or it cannot hold what is asked for.
-        MissingExtra: it is Parquet, and pyarrow is not installed.
+        BadInput: it exists, its folder does not, or the format cannot hold what is requested.
+        MissingExtra: Parquet without pyarrow.
     """
     formats.kind(job.output, job.dtype)
     if not job.output.parent.is_dir():
@@ -73,11 +73,11 @@ def _check_free(job: Job) -> None:
 
 
 def run(job: Job, on_progress: OnProgress = lambda _: None) -> Finished:
-    """Do all of it, or what is left of it.
+    """Run the job, or the rest of an interrupted one.
 
     Raises:
         BadInput: the input or the options cannot be used; with `strict`, a row cannot.
-        QembedError: the engine failed, or the disk is full; what is finished is kept.
+        QembedError: the engine failed, or the disk is full; finished work is kept.
     """
     check(job)
     began = time.monotonic()
@@ -100,7 +100,7 @@ def run(job: Job, on_progress: OnProgress = lambda _: None) -> Finished:
 
 
 def _compute(job: Job, kept: Journal, on_progress: OnProgress) -> None:
-    """Window after window, until the input ends."""
+    """Embed window after window until the input ends."""
     reading = Reading(job.inputs, job.text_column, job.id_column, job.keep)
     with _ahead(_windows(job, reading, kept.done)) as coming:
         first = next(coming, None)
@@ -133,7 +133,7 @@ def _windows(job: Job, reading: Reading, start: Done) -> Iterator[Window]:
 
 
 def _put_in_place(job: Job, kept: Journal) -> None:
-    """Give the files their names. Whatever ends this, it can be done again."""
+    """Rename the files to their final names. Can be repeated after an interruption."""
     done, targets = kept.done, job.targets
     for name, target in targets.items():
         source = job.partial / name
@@ -145,7 +145,7 @@ def _put_in_place(job: Job, kept: Journal) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename; to another file system, which only --rejects may name, copy."""
+    """Rename; copy to another file system (only --rejects can name one)."""
     try:
         source.replace(target)
     except OSError:
@@ -156,7 +156,7 @@ def _move(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _ahead(made: Iterator[Window]) -> Iterator[Iterator[Window]]:
-    """The windows, each read while the one before it is computed. What reading raises comes after the windows before it."""
+    """The windows, each read while the previous one is computed. A reading error is raised after the windows before it."""
     waiting: queue.Queue[Window | BaseException | None] = queue.Queue(1)
     stop = threading.Event()
 
@@ -193,7 +193,7 @@ def _put(waiting: queue.Queue[Any], value: Any, stop: threading.Event) -> bool:
 
 @contextlib.contextmanager
 def on_disk(job: Job) -> Iterator[None]:
-    """Errors of the disk as ours: what is wrong, what is kept, and how to go on."""
+    """Turn disk errors into QembedError: what failed, what is kept, and how to continue."""
     try:
         yield
     except OSError as error:
@@ -201,7 +201,7 @@ def on_disk(job: Job) -> Iterator[None]:
 
 
 def of_disk(error: OSError, job: Job) -> QembedError:
-    """What an error of the disk means for a run."""
+    """The message for a disk error."""
     where = error.filename or job.partial
     said = os.strerror(error.errno) if error.errno else str(error)  # pyarrow puts words of its own around the system's
     if error.errno in NOT_ALLOWED:

@@ -1,4 +1,4 @@
-"""Running servers: batches are spread over them, and asked of another when one does not answer."""
+"""Running servers as an engine: batches are spread over them, and retried elsewhere if one does not answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROBE = "qembed"
 
 @dataclass
 class Server:
-    """One server, and how often in a row it did not answer."""
+    """A server, and its number of consecutive failures."""
 
     url: str
     api: openai.OpenAI
@@ -44,7 +44,7 @@ class Server:
 
 
 class Servers:
-    """All servers as one engine. A text that is too long is one that a server refuses."""
+    """All servers as one engine. Only the servers decide which texts are too long."""
 
     def __init__(self, servers: Sequence[Server], cut: int | None, truncate: bool, on_wait: Callable[[str], None]) -> None:
         self.servers, self.cut, self.truncate, self.on_wait = servers, cut, truncate, on_wait
@@ -61,11 +61,11 @@ class Servers:
         return sorted_batches(items, BATCH, BATCH_TOKENS)
 
     def embed(self, batches: Mapping[int, Sequence[Item]]) -> Iterator[tuple[int, Result]]:
-        """Batches as they are answered, from any server.
+        """Batches in the order in which any server answers them.
 
         Raises:
-            BadInput: a server refuses more than single texts.
-            QembedError: none of the servers has answered for PATIENCE seconds.
+            BadInput: a server rejects more than single texts.
+            QembedError: no server has answered for PATIENCE seconds.
         """
         coming: Queue[tuple[int, Sequence[Item], int]] = Queue()
         gone: Queue[tuple[int, Result] | BaseException] = Queue()
@@ -118,9 +118,9 @@ class Servers:
                 return
 
     def _result(self, server: Server, items: Sequence[Item], last: bool) -> Result:
-        """The vectors of `items`; a batch that is refused is asked in halves, until the texts are found that are to blame.
+        """The vectors of `items`. A rejected batch is halved until the responsible texts are found.
 
-        With `last` an error of the server (status 500) counts as a refusal.
+        With `last` a server error (status 500) counts as a rejection.
         """
         import numpy as np
 
@@ -141,7 +141,7 @@ class Servers:
 
 
 class _Busy(Exception):
-    """The server does not answer now; it may later. `seconds` is what it asks to wait; `failed`: it tried, and could not."""
+    """The server does not answer now but may later. `seconds`: requested wait; `failed`: it tried and failed."""
 
     def __init__(self, why: str, seconds: float = 0.0, failed: bool = False) -> None:
         super().__init__(why)
@@ -149,7 +149,7 @@ class _Busy(Exception):
 
 
 class _Refused(Exception):
-    """The server answers, and does not take these texts."""
+    """The server answers, and rejects these texts."""
 
 
 def _ask(servers: Servers, server: Server, texts: list[str], last: bool = False) -> list[Any]:
@@ -184,11 +184,11 @@ def _ask(servers: Servers, server: Server, texts: list[str], last: bool = False)
 def opened(
     models: Mapping[str, str], cut: int | None, truncate: bool, timeout: float, on_wait: Callable[[str], None]
 ) -> Iterator[Engine]:
-    """The servers of `models` (model names by URL), until the block is left. A request may take `timeout` seconds.
+    """The servers in `models` (model names by URL) for the duration of the block; requests time out after `timeout` seconds.
 
     Raises:
-        BadInput: a server does not take --dimensions or a first text.
-        QembedError: one does not answer.
+        BadInput: a server rejects --dimensions or a first text.
+        QembedError: a server does not answer.
     """
     import openai
 

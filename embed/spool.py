@@ -1,4 +1,4 @@
-"""The batches of a window that is being computed, on disk: on a slow machine a window takes longer than one likes to lose."""
+"""Finished batches of the current window on disk: on a slow machine a window takes longer than one can afford to lose."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Result = tuple["NDArray[np.float32]", dict[int, str]]
 
 
 class Spool:
-    """Batches of windows, in two files by turns: while one window is written to its place, the next is computed."""
+    """Batches of windows in two alternating files: one window is written to the output while the next is computed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -33,7 +33,7 @@ class Spool:
         self._since = 0.0
 
     def begin(self, window: int) -> dict[int, Result]:
-        """Turn to a window; the batches of it that are there already, by number."""
+        """Switch to a window; returns its batches that are already on disk, by number."""
         self._window, self._waiting, self._since = window, [], time.monotonic()
         path = self._path()
         found, end = _read(path, window) if path.exists() else ({}, 0)
@@ -42,7 +42,7 @@ class Spool:
         return found
 
     def put(self, batch: int, result: Result) -> None:
-        """Keep a batch; it is on disk within EVERY seconds and the time of one more."""
+        """Store a batch; it is on disk within EVERY seconds plus the time of one batch."""
         vectors, reasons = result
         said = json.dumps(reasons).encode() if reasons else b""
         body = said + vectors.tobytes()

@@ -1,7 +1,7 @@
-"""Rows → windows of texts as the model gets them: chunked, cleaned, put behind their prompt, counted in tokens.
+"""Turns rows into windows of texts as the model reads them: chunked, cleaned, prompted, and counted in tokens.
 
-A window is what is sorted by length, computed and written as one. Where windows begin depends on the rows alone, so a run that
-goes on makes the same ones as a run that was never broken off.
+A window is the unit that is sorted by length, computed and written. Window borders depend on the rows alone, so a resumed run
+has the same windows as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ LONGEST_TOKEN = 256
 
 @dataclass(frozen=True)
 class Texts:
-    """How rows become what the model gets.
+    """How rows become texts.
 
     Attributes:
-        tokenizer: counts tokens; None if only a server knows.
-        limit: tokens of a text at most, those included that the model appends; None if only a server knows.
-        prompt: what stands before each text.
-        cleaned: whether texts are cleaned as the server does it.
-        truncate: whether what is too long is cut at its end.
-        chunk_tokens, overlap: tokens of a chunk, and tokens that two of them share, at most; None: rows are not cut.
-        keep_text: whether the text of each row or chunk, as it was read, is among the columns.
-        rows: texts of a window, at most.
+        tokenizer: counts tokens; None if only a server has one.
+        limit: tokens per text, including those that the model appends; None if only a server knows.
+        prompt: goes before each text.
+        cleaned: whether texts are cleaned like on the server.
+        truncate: whether texts that are too long are cut at the end.
+        chunk_tokens, overlap: maximum tokens of a chunk, and of what two chunks share; None: rows are not split.
+        keep_text: whether the original text of each row or chunk is among the columns.
+        rows: maximum texts per window.
     """
 
     tokenizer: Tokenizer | None = None
@@ -65,7 +65,7 @@ class Texts:
 
     @cached_property
     def cutting(self) -> Tokenizer:
-        """The tokenizer that cuts at the limit, and still appends what the model appends."""
+        """The tokenizer that truncates at the limit and still appends the model's own tokens."""
         from tokenizers import Tokenizer
 
         assert self.tokenizer is not None
@@ -75,7 +75,7 @@ class Texts:
         return other
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """The tokens of each of `texts` as the model would get it, those included that it appends; the prompt is not."""
+        """Token counts of `texts` including appended tokens, without the prompt."""
         assert self.tokenizer is not None
         return [len(one.ids) for one in self.tokenizer.encode_batch_fast([self.clean(text) for text in texts])]
 
@@ -86,9 +86,9 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A text that is to be embedded: a row, or a chunk of one.
+    """A text to embed: a row, or a chunk of one.
 
-    `text` has the prompt before it; `tokens` are its ids, where a tokenizer is known. `length` is what it is sorted by.
+    `text` includes the prompt; `tokens` are its ids if there is a tokenizer; `length` is the sort key.
     """
 
     id: str
@@ -101,7 +101,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Mark:
-    """How far a run has come: whole rows, and chunks of the row after them; `digest` is that of the whole rows."""
+    """Progress in the input: complete rows, and chunks of the row after them; `digest` covers the complete rows."""
 
     rows: int = 0
     chunks: int = 0
@@ -110,10 +110,10 @@ class Mark:
 
 @dataclass
 class Window:
-    """Texts that are computed together, and rows between them that have no vector. `end` is where the next window begins.
+    """Texts that are computed together, and rows between them without a vector. `end` is where the next window starts.
 
-    `tokens` and `size` (characters, with the kept columns) are those of its texts.
-    `done` is the part of the input that has been read by then, from 0 to 1.
+    `tokens` and `size` (characters, including kept columns) are totals over its texts. `done` is the share of the input read
+    so far, from 0 to 1.
     """
 
     number: int
@@ -127,7 +127,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A text of `row` before it is cleaned and counted; `last` of its row. A `reason` says that it will not be."""
+    """A text of `row` before cleaning and counting; `last`: the last of its row; `reason`: why it will not be embedded."""
 
     row: Row
     id: str
@@ -138,10 +138,10 @@ class _Candidate:
 
 
 def windows(rows: Iterator[Row], texts: Texts, begin: Mark, number: int) -> Iterator[Window]:
-    """The windows of `rows` from `begin` on, the first with `number`. The rows before `begin` are read and compared.
+    """The windows of `rows` from `begin` on, the first numbered `number`. Rows before `begin` are read and compared.
 
     Raises:
-        BadInput: these are not the rows that the run began with.
+        BadInput: these are not the rows that the run started with.
     """
     digest = hashlib.sha256()
     for _ in range(begin.rows):
@@ -177,7 +177,7 @@ def windows(rows: Iterator[Row], texts: Texts, begin: Mark, number: int) -> Iter
 
 
 def _candidates(rows: Iterable[Row], texts: Texts, skip: int) -> Iterator[_Candidate]:
-    """The texts of each row; of the first row all but the first `skip`."""
+    """The texts of each row; of the first row, all but the first `skip`."""
     for row in rows:
         document, reason = _text_of(row)
         columns = dict(row.columns)
@@ -227,7 +227,7 @@ def _chunked(row: Row, document: Document, texts: Texts, columns: dict[str, Any]
 
 
 def _made(candidates: Iterable[_Candidate], texts: Texts) -> Iterator[tuple[_Candidate, Item | Reject]]:
-    """Each candidate with what became of it, in order."""
+    """Each candidate with its item or reject, in order."""
     waiting: list[_Candidate] = []
     characters = 0
     for one in candidates:
@@ -274,7 +274,7 @@ def _empty(text: str, cleaned: str) -> str | None:
 
 
 def _within(text: str, encoding: Encoding, texts: Texts) -> tuple[Encoding, str | None]:
-    """The tokens of a text of which the beginning has been tokenized, and what is wrong if they are too many."""
+    """The tokens of a text whose beginning has been tokenized, and the reason if there are too many."""
     if texts.limit is None:
         return encoding, None
     looked = len(text) <= LOOK * texts.limit

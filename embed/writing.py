@@ -1,4 +1,4 @@
-"""Windows → the output: computed, told apart from their rejects, written behind the engine's back."""
+"""Embeds windows, separates rejects, and writes in the background."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Unfit = Callable[[VectorBlock], Mapping[int, str]]
 
 @dataclass(frozen=True)
 class Progressed:
-    """How far a run has come: counts since the very beginning, the part of the input (0 to 1), and how fast this run is."""
+    """Progress: total counts, share of the input (0 to 1), and the speed of this run."""
 
     done: Done
     fraction: float
@@ -39,7 +39,7 @@ OnProgress = Callable[[Progressed], None]
 
 
 def computed(window: Window, engine: Engine, kept: Spool | None, on_batch: OnBatch) -> Result:
-    """The vectors of a window, in the order of its rows."""
+    """The vectors of a window in row order."""
     import numpy as np
 
     places = engine.batches(window.items)
@@ -64,7 +64,7 @@ def computed(window: Window, engine: Engine, kept: Spool | None, on_batch: OnBat
 
 
 class Writing:
-    """Writes windows behind the engine's back, one at a time; an error comes up with the next one, or at the end."""
+    """Writes windows on a background thread, one at a time; errors re-raise at the next put() or finish()."""
 
     def __init__(self, job: Job, kept: Journal, dimensions: int, on_progress: OnProgress) -> None:
         self.job, self.kept = job, kept
@@ -91,7 +91,7 @@ class Writing:
                 each.close()
 
     def tell(self, tokens: int, rows: int) -> None:
-        """Tell that `rows` more texts have their vectors."""
+        """Report that `rows` more texts have vectors."""
         self._tokens, self._rows = self._tokens + tokens, self._rows + rows
         vectors, total = self._before.vectors + self._rows, self._before.tokens + self._tokens
         seconds = max(time.monotonic() - self._since, 1e-9)
@@ -99,13 +99,13 @@ class Writing:
         self._on_progress(Progressed(so_far, self._fraction, self._rows / seconds, self._tokens / seconds))
 
     def put(self, window: Window, results: Result) -> None:
-        """Write a window, once the one before it has been written."""
+        """Write a window once the previous one has been written."""
         self._wait()
         self._fraction = window.done
         self._last = self._pool.submit(self._write, window, results)
 
     def finish(self) -> None:
-        """Wait until all is written, and write what is said about the whole."""
+        """Wait for the last write, then complete the files."""
         self._wait()
         self.output.finish(self.kept.done.vectors)
         self.output.sizes()
@@ -140,12 +140,12 @@ class Writing:
 
 
 def embedded(window: Window, engine: Engine, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
-    """The vectors of a window as they are stored, and its rows that have none."""
+    """The stored vectors of a window, and its rows without a vector."""
     return _told_apart(window, computed(window, engine, None, lambda *_: None), job, unfit)
 
 
 def _told_apart(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
-    """What is stored of a window, and its rows that have no vector."""
+    """The stored vectors of a window, and its rejects."""
     made, reasons = results
     stored = dtypes.stored(made, job.dtype)
     block = _block(window, stored, job.columns, reasons)

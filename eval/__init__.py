@@ -1,1 +1,1 @@
-"""What INT4 costs, against FP16."""
+"""`qembed eval`: what INT4 costs compared with FP16."""

@@ -1,4 +1,4 @@
-"""Arrays that may be larger than the memory that one wants to give away."""
+"""Arrays that may be larger than the memory to spend on them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MAPPED_BYTES = 256 * 2**20
 
 
 def empty(shape: tuple[int, int], folder: Path | None = None) -> NDArray[np.float32]:
-    """A float32 array to fill: in memory, or for more than MAPPED_BYTES in a file of `folder` that vanishes with this process.
+    """An uninitialized float32 array: in memory, or above MAPPED_BYTES in a file of `folder` that is deleted with this process.
 
-    The system takes the pages of such a file out of memory when it needs the room. `folder` None is that of temporary files.
+    The system can evict the pages of such a file when memory is short. `folder` None: the folder for temporary files.
     """
     if shape[0] * shape[1] * 4 <= MAPPED_BYTES:
         return np.empty(shape, np.float32)

@@ -1,4 +1,4 @@
-"""From what the user asked for to what is compared: sides, texts, cache. Servers that run are asked; nothing is started."""
+"""Turns the command's options into what is compared: sides, texts, tasks, cache. Queries running servers, starts nothing."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ CLASHES = (
 
 
 def check(options: Options) -> None:
-    """Refuse options that contradict each other.
+    """Refuse contradictory options.
 
     Raises:
-        BadInput: they do.
+        BadInput: options contradict each other.
     """
     for one, other, line in CLASHES:
         if options[one] and options[other]:
@@ -60,7 +60,7 @@ def check(options: Options) -> None:
 
 
 def data(options: Options) -> Data:
-    """The texts: the user's, the built-in ones, or, where both sides are files of vectors, numbers in place of texts."""
+    """The texts: the user's, or the built-in ones; row numbers if both sides are files of vectors."""
     if options["data"] is None and options["vectors"] and options["baseline_vectors"]:
         rows = len(stored.read(options["vectors"]).vectors)
         path = Path(options["vectors"])
@@ -69,7 +69,7 @@ def data(options: Options) -> Data:
 
 
 def cache_folder(options: Options, progress: Console) -> Path | None:
-    """The folder that keeps vectors; None if none is wanted, or if the default one cannot be written."""
+    """The folder for cached vectors; None if caching is off, or the default folder is not writable."""
     if options["no_cache"] or options["cache"]:
         return None if options["no_cache"] else Path(options["cache"])
     try:
@@ -84,7 +84,7 @@ def cache_folder(options: Options, progress: Console) -> Path | None:
 
 
 def sides(options: Options) -> tuple[Side, Side, Reader]:
-    """Candidate, baseline, and what texts are read with."""
+    """Candidate, baseline, and the reader of texts."""
 
     @cache
     def int4() -> Checkpoint:
@@ -123,10 +123,10 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
 
 
 def card_folder(options: Options) -> Path | None:
-    """The folder of the INT4 checkpoint whose model card the numbers may go into; None if only a server or a file is known.
+    """The folder of the INT4 checkpoint whose model card can take the numbers; None if only a server or a file is known.
 
     Raises:
-        BadInput: --card is asked for, and there is no such folder.
+        BadInput: --card is given and there is no such folder.
     """
     known = not (options["url"] or options["vectors"]) or _from_command_line("model")
     if known:
@@ -137,11 +137,11 @@ def card_folder(options: Options) -> Path | None:
 
 
 def tasks(options: Options, folder: Path | None, progress: Console) -> tuple[list[Task], list[SelfScoring], bool]:
-    """The tasks, read and checked; those that ask for vectors themselves; and whether speed is to be measured.
+    """The tasks with their data, read and checked; the tasks that compute vectors themselves; and whether to measure speed.
 
     Raises:
-        BadInput: no such task, its data is not as it should be, or a side's vectors are stored and not for these texts.
-        MissingExtra: a package for a task is not installed.
+        BadInput: unknown task, invalid data, or a side has stored vectors, which do not cover a task's texts.
+        MissingExtra: a package that a task needs is not installed.
     """
     names = _names(options)
     if names and (options["vectors"] or options["baseline_vectors"]):
@@ -163,10 +163,11 @@ def tasks(options: Options, folder: Path | None, progress: Console) -> tuple[lis
 
 
 def speed(options: Options, candidate: Side, baseline: Side) -> tuple[Side, Side, list[speeds.RequestShape], list[str]]:
-    """What `--task speed` measures: both sides, through one engine unless the user chose otherwise, and the shapes with notes.
+    """What `--task speed` measures: both sides (through one engine unless the user chose otherwise), and request shapes with
+    notes.
 
     Raises:
-        BadInput: batch sizes or lengths that are no numbers, or too long for the models.
+        BadInput: batch sizes or lengths are not numbers, or too long for the models.
     """
     batches, lengths = (_numbers(options, name) for name in ("speed_batches", "speed_lengths"))
     engines = [side.identity["engine"] for side in (candidate, baseline)]
@@ -186,7 +187,7 @@ def _numbers(options: Options, name: str) -> list[int]:
 
 
 def _names(options: Options) -> list[str]:
-    """The tasks that are asked for, by name or by their data, in the order of TASKS."""
+    """The requested tasks, by name or by their data, in the order of TASKS."""
     asked = list(options["task"])
     for name in asked:
         if name not in (*TASKS, "all") and not (name.startswith(MTEB) and len(name) > len(MTEB)):
@@ -213,7 +214,7 @@ def _retrieval(options: Options, folder: Path | None, progress: Console) -> Task
 
 
 def _collection(paths: list[Path], instruction: str | None) -> Collection:
-    """BEIR's folder, or SQuAD's JSON: files, or a folder of them."""
+    """Retrieval data: a folder in BEIR's layout, or SQuAD JSON (files, or a folder of them)."""
     for path in paths:
         if not path.exists():
             raise BadInput(f"{path}: no such file or folder")

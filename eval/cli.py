@@ -24,7 +24,7 @@ writing = section("What to write")
 
 
 def _share(_: click.Context, option: click.Parameter, value: str | None) -> float | None:
-    """A share, written as a percentage ("0.5%") or as a number ("0.005")."""
+    """A share given as a percentage ("0.5%") or a number ("0.005")."""
     if value is None:
         return None
     try:
@@ -151,7 +151,7 @@ def _show(found: dict[str, Any], folder: Path | None, options: dict[str, Any]) -
 
 
 def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
-    """The result, and the folder of the INT4 checkpoint, if one is known; all is read and checked before anything starts."""
+    """The result, and the folder of the INT4 checkpoint if known; everything is read and checked before anything starts."""
     from rich.console import Console
 
     from qembed.eval import choose, evaluation
@@ -181,7 +181,7 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
 
 
 def _compare(options: dict[str, Any]) -> None:
-    """Print how two results differ."""
+    """Print the differences between two results."""
     from qembed.eval import difference, result
 
     context = click.get_current_context()
@@ -204,7 +204,7 @@ def _compare(options: dict[str, Any]) -> None:
 
 @contextmanager
 def _measuring(options: dict[str, Any]) -> Iterator[None]:
-    """Exit code 1 is for thresholds alone: a side that fails is told apart from a side that is not good enough."""
+    """Reserve exit code 1 for thresholds: a side that fails is distinguished from a side that is not good enough."""
     try:
         yield
     except KeyboardInterrupt as error:

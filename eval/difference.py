@@ -1,9 +1,9 @@
-"""Two results beside each other: what differs, and what of it is within noise.
+"""Compares two results: the differences, and which of them are within noise.
 
-A difference of two means is within noise if it is no larger than √(a² + b²), with a and b half the widths of their 95%
-intervals, as for two independent measurements. Of the same texts that is careful: what both have in common stays in. The
-interval of a task's number is that of its difference to the baseline, so it is these differences that are compared. Where there
-is no interval, nothing is said about noise.
+A difference of two means is within noise if it is at most √(a² + b²), with a and b half the widths of their 95% intervals, as
+for independent measurements. For the same texts that is conservative, because variation common to both is included. The
+interval of a task's metric is that of its difference to the baseline, so these differences are compared. Without an interval
+nothing is said about noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLAIN = ("median", "p5", "p1", "minimum")
 
 @dataclass(frozen=True)
 class Difference:
-    """A number that both results have. `within_noise` is None where that cannot be told."""
+    """A number in both results. `within_noise` is None if it cannot be decided."""
 
     name: str
     first: float
@@ -31,12 +31,12 @@ class Difference:
 
     @property
     def difference(self) -> float:
-        """Second less first."""
+        """Second minus first."""
         return self.second - self.first
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the difference may be chance."""
+        """Whether the difference may be due to chance."""
         return None if self.noise is None else abs(self.difference) <= self.noise
 
     def record(self) -> dict[str, Any]:
@@ -45,15 +45,15 @@ class Difference:
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers that both results have, and notes about what else differs between them."""
+    """The numbers that both results have, and notes about other differences."""
     return {"notes": list(_notes(first, second)), "differences": [one.record() for one in _differences(first, second)]}
 
 
 def check(found: Mapping[str, Any], path: Path) -> None:
-    """See that nothing of a result is missing or of another kind: each can be compared with itself.
+    """Check that a result is complete and well-formed, by comparing it with itself.
 
     Raises:
-        BadInput: `path`, which it was read from, is damaged.
+        BadInput: the result read from `path` is damaged.
     """
     try:
         compare(found, found)
@@ -63,7 +63,7 @@ def check(found: Mapping[str, Any], path: Path) -> None:
 
 
 def noise(*intervals: Sequence[float] | None) -> float | None:
-    """What a difference of two means has to exceed: the root of the sum of the squares of half the intervals' widths."""
+    """The threshold for a difference of two means: the root of the sum of squares of half the interval widths."""
     if any(interval is None for interval in intervals):
         return None
     return float(sum(((interval[1] - interval[0]) / 2) ** 2 for interval in intervals if interval is not None) ** 0.5)

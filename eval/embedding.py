@@ -1,4 +1,4 @@
-"""One side's vectors: from the cache what is there, the rest from the side itself, which opens only when it is needed."""
+"""Vectors of one side: from the cache if there, otherwise from the side itself, which is opened only when needed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SAID = ("engine", "version", "model", "weights", "device", "dtype", "kernel", "u
 
 
 class Embedder:
-    """A side while it is asked: a block that closes what it had to open.
+    """Computes vectors of a side; a context manager that closes what it opened.
 
-    Vectors are kept after every CHUNK texts, so that whatever ends a run, the next one goes on from there.
+    Vectors are cached after every CHUNK texts, so that an interrupted run can be continued.
     """
 
     def __init__(self, side: Side, name: str, folder: Path | None, progress: Console) -> None:
@@ -50,12 +50,12 @@ class Embedder:
         self._stack.__exit__(kind, error, trace)
 
     def vectors(self, inputs: Sequence[str], what: str) -> NDArray[np.float32]:
-        """The vectors [len(inputs), d] float32 of texts with their prompts; large arrays lie in a file, not in memory.
+        """The vectors [len(inputs), d] float32 of texts with their prompts; large arrays are in a file, not in memory.
 
-        `what` they are is told in the progress bar.
+        `what` is the label of the progress bar.
 
         Raises:
-            QembedError: the side cannot be opened, or fails; what it gave until then is kept.
+            QembedError: the side cannot be opened, or fails; vectors computed so far stay in the cache.
         """
         digests = [cache.digest(text) for text in inputs]
         known = self._cache.known(digests)
@@ -68,7 +68,7 @@ class Embedder:
         return out
 
     def told(self) -> dict[str, Any]:
-        """What ran where, for the result: `seconds` for the `computed` texts alone; `from_cache` were there already."""
+        """The description of the side for the result: `seconds` cover only the `computed` texts; `from_cache` were cached."""
         said = self._said()
         return {
             **{name: said.get(name) for name in SAID},
@@ -103,7 +103,7 @@ class Embedder:
                 self._seconds += time.monotonic() - started
 
     def _kept_so_far(self, done: int, total: int) -> str:
-        """For the end of an error message: what is not lost."""
+        """End of an error message: what is not lost."""
         if self._folder is None or not done:
             return ""
         return f" ({done} of {total} vectors are kept in {self._folder}: the same command goes on from there)"
@@ -125,7 +125,7 @@ class Embedder:
         return found
 
     def _check_sentinel(self) -> None:
-        """Forget the vectors of a server that gives others now: another model behind the same URL and name."""
+        """Clear the cache of a server that now returns other vectors: another model behind the same URL and name."""
         one = cache.digest(SENTINEL)
         if self._cache.known([one]):
             with self.side.open(lambda _: None) as source:

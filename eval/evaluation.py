@@ -1,4 +1,6 @@
-"""Both sides embed the same texts, one side after the other; what comes out is the result (`qembed.eval.result`)."""
+"""Evaluates a candidate against a baseline: both embed the same texts, one after the other. Returns a result
+(`eval/result.py`).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ Embed = Callable[[Sequence[Text]], Vectors]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What the user asked for, as it goes into the result, and the folder that keeps vectors (None keeps none)."""
+    """The user's settings as recorded in the result, and the folder for cached vectors (None: no cache)."""
 
     baseline: str
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -41,16 +43,16 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Reader:
-    """What stands between a text and a model: the prompts by kind, and the tokenizer that long texts are measured with.
+    """Turns texts into model inputs: prompts by kind, and the tokenizer that measures long texts.
 
-    Without a tokenizer nothing is cut, and a server refuses what is too long for it.
+    Without a tokenizer nothing is cut, and a server refuses texts that are too long.
     """
 
     prompts: Mapping[str, str]
     tokenizer: Tokenizer | None
 
     def inputs(self, texts: Sequence[Text], limit: int | None) -> tuple[list[str], Measured | None]:
-        """The texts as a model is to see them, and how long they are, if that can be told."""
+        """The model inputs of texts, and their lengths if there is a tokenizer."""
         prompted = [text.prompted(self.prompts) for text in texts]
         if self.tokenizer is None:
             return prompted, None
@@ -60,7 +62,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class SelfScoring:
-    """A task that asks for vectors itself, of either side in turn (mteb): `score` runs it, `record` puts both together."""
+    """A task that requests vectors itself, from each side in turn (mteb): `score` runs it, `record` combines both scores."""
 
     name: str
     score: Callable[[Embed], Any]
@@ -80,7 +82,7 @@ def compare(
     """The result of `candidate` against `baseline` on the texts of `data`, and on `tasks`.
 
     Raises:
-        BadInput: the two sides' vectors differ in dimension, or stored ones do not belong to the texts.
+        BadInput: the vectors of both sides differ in length, or stored vectors do not belong to the texts.
         QembedError: a side cannot be started, or fails.
     """
     sides = {"candidate": candidate, "baseline": baseline}
@@ -149,7 +151,7 @@ def compare(
 
 @contextmanager
 def _telling(reader: Reader, limit: int | None, inputs: Sequence[tuple[Sequence[str], Measured | None]]) -> Iterator[None]:
-    """Where nothing could be cut, and a server refuses something, say what would help."""
+    """If nothing could be cut and a server refuses a text, add advice to the error."""
     try:
         yield
     except BadInput as error:
@@ -171,7 +173,7 @@ def _check_dimensions(found: Mapping[str, Sequence[Vectors]], told: Mapping[str,
 
 
 def _repeated(texts: Sequence[Text]) -> int:
-    """How many texts were there before, with the same prompt."""
+    """The number of texts that occurred before with the same prompt."""
     return len(texts) - len(Counter((text.kind == "query", text.instruction, text.text) for text in texts))
 
 

@@ -1,7 +1,7 @@
-"""How far two sets of vectors of the same texts are apart: pure functions of numpy arrays.
+"""The distance between two sets of vectors of the same texts: pure functions of numpy arrays.
 
-Rows are texts. A cosine is undefined where a vector on either side is zero or not finite; it is NaN here, is counted in
-`Summary.undefined`, and takes no part in the other numbers of a summary. A verdict must fail if any is undefined.
+Rows are texts. A cosine is undefined if a vector on either side is zero or not finite. It is then NaN, counted in
+`Summary.undefined`, and excluded from the other numbers of a summary. A verdict must fail if any cosine is undefined.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Label = TypeVar("Label", bound=Hashable)
 
 @dataclass(frozen=True)
 class Summary:
-    """Cosines in a few numbers; None where no cosine is defined.
+    """Summary statistics of cosines; None if no cosine is defined.
 
-    `p5` and `p1` are the values below which 5% and 1% of the cosines lie, interpolated linearly between neighbours in
-    rank (numpy's method "linear"). `count` is the number of texts, the undefined ones included. `interval` is the 95% interval
-    of the mean (`qembed.bootstrap`); None for fewer than two defined cosines.
+    `p5` and `p1` are the 5th and 1st percentile with linear interpolation (numpy's method "linear"). `count` is the number of
+    texts, including undefined ones. `interval` is the 95% interval of the mean (`qembed.bootstrap`); None for fewer than two
+    defined cosines.
     """
 
     count: int
@@ -42,7 +42,7 @@ class Summary:
 
 
 def cosines(candidate: NDArray[np.floating[Any]], baseline: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """The cosine [n] float64 of each row of two [n, d] arrays, NaN where it is undefined, else within −1…1.
+    """The cosine [n] float64 of each row of two arrays [n, d], within −1…1, or NaN if undefined.
 
     Raises:
         ValueError: the shapes differ.
@@ -58,7 +58,7 @@ def cosines(candidate: NDArray[np.floating[Any]], baseline: NDArray[np.floating[
 def cosines_at(
     candidate: NDArray[np.floating[Any]], baseline: NDArray[np.floating[Any]], dimension: int
 ) -> NDArray[np.float64]:
-    """The cosine [n] float64 of the first `dimension` elements: what Matryoshka (MRL) vectors of that length would have.
+    """The cosine [n] float64 of the first `dimension` elements, as for Matryoshka (MRL) vectors of that length.
 
     Raises:
         ValueError: `dimension` is not within 1…d, or the shapes differ.
@@ -69,14 +69,14 @@ def cosines_at(
 
 
 def summarize(values: NDArray[np.float64]) -> Summary:
-    """The numbers of `values` [n], NaN standing for an undefined cosine."""
+    """Summary of `values` [n]; NaN is an undefined cosine."""
     return summarize_columns(values[:, None])[0]
 
 
 def summarize_columns(values: NDArray[np.float64]) -> list[Summary]:
     """A summary of each column of `values` [n, k].
 
-    Columns with NaN in the same rows, as those of one text's dimensions mostly are, take their intervals from the same draws.
+    Columns with NaN in the same rows, as is usual for the dimensions of the same texts, share bootstrap draws.
     """
     found: dict[int, Summary] = {}
     patterns: dict[bytes, list[int]] = {}
@@ -107,10 +107,10 @@ def _summary(count: int, defined: NDArray[np.float64]) -> Summary:
 
 
 def summarize_by(values: NDArray[np.float64], labels: Sequence[Label]) -> dict[Label, Summary]:
-    """A summary for each label, in the order of their first appearance; `labels` has one for each value.
+    """A summary per label, in order of first appearance; `labels` has one label per value.
 
     Raises:
-        ValueError: there are more labels than values, or fewer.
+        ValueError: the numbers of labels and values differ.
     """
     if len(labels) != values.size:
         raise ValueError(f"{len(labels)} labels for {values.size} values")
@@ -121,23 +121,23 @@ def summarize_by(values: NDArray[np.float64], labels: Sequence[Label]) -> dict[L
 
 
 def worst(values: NDArray[np.float64], count: int) -> list[int]:
-    """Row numbers of the `count` lowest cosines, undefined ones first, then upwards; ties keep the order of the rows."""
+    """Row numbers of the `count` lowest cosines, undefined ones first, then ascending; ties keep row order."""
     keys = np.where(np.isnan(values), -np.inf, values)
     return [int(row) for row in np.argsort(keys, kind="stable")[:count]]
 
 
 def not_finite(vectors: NDArray[np.floating[Any]]) -> int:
-    """How many rows hold a NaN or an infinity."""
+    """Number of rows that contain NaN or infinity."""
     return sum(int((~np.isfinite(vectors[block])).any(axis=1).sum()) for block in row_blocks(len(vectors)))
 
 
 def zero(vectors: NDArray[np.floating[Any]]) -> int:
-    """How many rows have no length at all."""
+    """Number of rows of length zero."""
     return sum(int((~vectors[block].any(axis=1)).sum()) for block in row_blocks(len(vectors)))
 
 
 def duplicates(vectors: NDArray[np.floating[Any]], texts: Sequence[str]) -> int:
-    """How many rows are, bit by bit, the vector of another text before them; the same text twice does not count."""
+    """Number of rows equal, bit by bit, to an earlier vector of another text; repeated texts do not count."""
     seen: dict[bytes, str] = {}
     found = 0
     for row, text in zip(vectors, texts, strict=True):
@@ -147,7 +147,7 @@ def duplicates(vectors: NDArray[np.floating[Any]], texts: Sequence[str]) -> int:
 
 
 def usable(vectors: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-    """Which rows [n] are finite and not zero."""
+    """Mask [n] of rows that are finite and not zero."""
     found = np.empty(len(vectors), np.bool_)
     for block in row_blocks(len(vectors)):
         found[block] = np.isfinite(vectors[block]).all(axis=1) & vectors[block].any(axis=1)
@@ -155,7 +155,7 @@ def usable(vectors: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
 
 
 def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Rows [n, d] scaled to unit length in float64; NaN throughout a row that is zero or not finite."""
+    """Rows [n, d] scaled to unit length in float64; all NaN for rows that are zero or not finite."""
     wide = vectors.astype(np.float64)
     fit = usable(wide)
     largest = np.abs(np.where(fit[:, None], wide, 0.0)).max(axis=1, initial=0.0)
@@ -165,7 +165,7 @@ def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def unit_or_zero(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Rows [n, d] scaled to unit length in float32; zero, which is near to nothing, in place of a row that is not usable."""
+    """Rows [n, d] scaled to unit length in float32; zero, which is near to nothing, for unusable rows."""
     rows, width = vectors.shape
     found = arrays.empty((rows, width))
     for block in row_blocks(rows):
@@ -174,5 +174,5 @@ def unit_or_zero(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 
 def row_blocks(count: int) -> Iterator[slice]:
-    """Slices of `count` rows: what is worked on at a time, so that a float64 copy of all is never made."""
+    """Slices of rows for block-wise processing, so that there is never a float64 copy of everything."""
     return (slice(start, min(start + BLOCK_ROWS, count)) for start in range(0, count, BLOCK_ROWS))

@@ -1,6 +1,6 @@
-"""Whether the same texts stay next to each other: neighbour lists and pairwise similarities of two sets of vectors.
+"""Whether texts keep their nearest neighbours: neighbour lists and pairwise similarities of two sets of vectors.
 
-Rows are texts. Vectors have unit length by then (`fidelity.unit`), so that a product is a cosine.
+Rows are texts. Vectors have unit length (`fidelity.unit`), so that a product is a cosine.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Vectors = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Neighbours:
-    """How much of the baseline's neighbourhoods is kept, by those who query and those who were indexed.
+    """How much of the baseline's neighbourhoods is kept, for given queries and index.
 
     `overlap` maps a depth k ("1", "10") to the mean share of a text's k nearest in the baseline that are among its k nearest
-    here, `interval` to that mean's 95% interval. `spearman` is ρ between the similarities of all pairs; None where it is not
-    defined.
+    here, `interval` to the 95% interval of that mean. `spearman` is ρ between the similarities of all pairs; None if
+    undefined.
     """
 
     overlap: dict[str, float]
@@ -43,8 +43,8 @@ class Neighbours:
 class Comparison:
     """`candidate`: queries and index of the candidate. `mixed`: the candidate's queries on the baseline's index.
 
-    `texts` are those with usable vectors on both sides; of these `queries` were looked up among all, and all pairs of `paired`
-    were correlated. Both are drawn by a fixed seed where there are more texts than that.
+    `texts` have usable vectors on both sides; `queries` of them were looked up among all, and all pairs among `paired` were
+    correlated. Both are drawn by a fixed seed if there are more texts.
     """
 
     texts: int
@@ -87,10 +87,10 @@ def compare(candidate: Vectors, baseline: Vectors) -> Comparison | None:
 
 
 def nearest(queries: Vectors, index: Vectors, depth: int, own: NDArray[np.intp] | None = None) -> NDArray[np.intp]:
-    """Rows [q, depth] of `index` [n, d] nearest to each of `queries` [q, d] by inner product, nearest first.
+    """Rows [q, depth] of `index` [n, d] with the largest inner product with each of `queries` [q, d], descending.
 
-    `own` [q] are the rows to leave out of each query's list: itself. Of equal products the lower row comes first. Exact; a
-    block of queries at a time, so that the products need no more than BLOCK_BYTES.
+    `own` [q] are rows to exclude, one per query: the query itself. Ties are ordered by row. Exact; processes blocks of
+    queries, so that products take at most BLOCK_BYTES.
     """
     found = np.empty((len(queries), depth), np.intp)
     for block in blocks(len(queries), len(index)):
@@ -102,13 +102,13 @@ def nearest(queries: Vectors, index: Vectors, depth: int, own: NDArray[np.intp] 
 
 
 def shared(lists: NDArray[np.intp], reference: NDArray[np.intp], depth: int) -> NDArray[np.float64]:
-    """The share [q] of the first `depth` of each row of `reference` that is among the first `depth` of that row of `lists`."""
+    """For each row, the share [q] of the first `depth` entries of `reference` among the first `depth` entries of `lists`."""
     same = lists[:, :depth, None] == reference[:, None, :depth]
     return np.asarray(same.any(axis=1).mean(axis=1))
 
 
 def blocks(queries: int, indexed: int) -> Iterator[slice]:
-    """Slices of `queries` so small that a float32 product with each of `indexed` vectors fits into BLOCK_BYTES."""
+    """Slices of `queries` small enough that float32 products with all `indexed` vectors fit into BLOCK_BYTES."""
     size = max(1, BLOCK_BYTES // (4 * max(indexed, 1)))
     return (slice(start, min(start + size, queries)) for start in range(0, queries, size))
 

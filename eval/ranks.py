@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def spearman(left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]]) -> float:
-    """Spearman's ρ of two arrays [n]: Pearson's of their ranks, ties sharing their mean; NaN if one is constant.
+    """Spearman's ρ of two arrays [n]: Pearson's correlation of their ranks, with mean ranks for ties; NaN if one is constant.
 
     Raises:
         ValueError: the shapes differ.
@@ -24,7 +24,7 @@ def spearman(left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]]) 
 
 
 def ranks(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """The rank of each of `values` [n], from 1; equal values share the mean of their ranks."""
+    """Ranks of `values` [n], from 1; equal values get the mean of their ranks."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))

@@ -80,7 +80,7 @@ Vectors = NDArray[np.floating[Any]]
 def results(
     texts: Sequence[Text], candidate: Vectors, baseline: Vectors, tokens: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """The `results` part for the vectors [n, d] of both sides; `tokens` are the texts' lengths, if they are known.
+    """The `results` part for the vectors [n, d] of both sides; `tokens` are the lengths of the texts, if known.
 
     Raises:
         ValueError: the arrays differ in shape.
@@ -125,7 +125,7 @@ def results(
 
 
 def histogram(values: NDArray[np.float64]) -> dict[str, Any]:
-    """How many of the defined cosines fall into each of BINS equal steps from the lowest to 1."""
+    """Counts of the defined cosines in BINS equal steps from the lowest to 1."""
     defined = values[np.isfinite(values)]
     if not len(defined):
         return {"edges": [], "counts": []}
@@ -134,7 +134,7 @@ def histogram(values: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def surroundings() -> dict[str, Any]:
-    """The parts that say with what and on what it ran."""
+    """The parts of a result that describe software and machine."""
     return {
         "schema": SCHEMA,
         "qembed": __version__,
@@ -145,10 +145,10 @@ def surroundings() -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result that `--report FILE.json` or `--json` wrote.
+    """A result written by `--report FILE.json` or `--json`.
 
     Raises:
-        BadInput: it cannot be read, or is something else.
+        BadInput: it cannot be read, or is not a result.
     """
     found = read_json(path)
     if found.get("schema") != SCHEMA or not isinstance(found.get("results"), dict) or "verdict" not in found:
@@ -157,7 +157,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def length_label(length: int, unit: str) -> str:
-    """The class of a length: "17–64 tokens"."""
+    """The length class of a text: "17–64 tokens"."""
     below = 0
     for bound in LENGTHS:
         if length <= bound:

@@ -1,4 +1,4 @@
-"""Texts to embed: the built-in held-out ones, or the user's own file; with their prompts, and cut to the model's context."""
+"""Texts to embed: the built-in held-out texts or a file of the user's; prompted, and cut to the model's context."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Data:
 
 
 def read(path: Path) -> Data:
-    """The texts of `path`: `.txt` with one text a line, or `.jsonl` with one object a line.
+    """The texts of `path`: `.txt` with one text per line, or `.jsonl` with one object per line.
 
-    An object has `text`, and may have `id`, `kind`, `language` and `instruction` (strings; other keys are ignored). Blank
-    lines are skipped. A text without an id is called by its line: "line 12".
+    An object has `text`, and optionally `id`, `kind`, `language` and `instruction` (strings; other keys are ignored). Blank
+    lines are skipped. A text without an id is named by its line: "line 12".
 
     Raises:
         BadInput: the file cannot be read or is empty, or a line is not UTF-8, not such an object, or has no text.
@@ -48,7 +48,7 @@ def read(path: Path) -> Data:
 
 @dataclass(frozen=True)
 class Measured:
-    """Texts as a model takes them: their lengths in tokens, the appended ones included, and how many were cut to get there."""
+    """Model inputs with their lengths in tokens, including appended tokens, and the number of texts that were cut."""
 
     texts: list[str]
     tokens: list[int]
@@ -56,11 +56,11 @@ class Measured:
 
 
 def cut(texts: Sequence[str], tokenizer: Tokenizer, limit: int | None) -> Measured:
-    """The texts, each cut at its end until it has at most `limit` tokens; with None they are only measured.
+    """The texts, each cut at the end to at most `limit` tokens; None only measures them.
 
-    It is the text that is cut, not its tokens, so that every server, whatever it does with long texts, gets the same.
-    `limit` counts the tokens that the tokenizer appends. Cutting at a token's edge can make the rest fall into other tokens,
-    hence more than one round.
+    The text is cut, not its tokens, so that every server gets the same input, however it treats long texts. `limit` includes
+    the tokens that the tokenizer appends. Cutting at a token boundary can change the tokens before it, so this may take
+    several rounds.
     """
     kept: list[str] = []
     tokens: list[int] = []
@@ -76,7 +76,7 @@ def cut(texts: Sequence[str], tokenizer: Tokenizer, limit: int | None) -> Measur
 
 
 def _fitting(text: str, encoding: Encoding, tokenizer: Tokenizer, limit: int | None) -> tuple[str, int]:
-    """The text, or as much of its beginning as `limit` tokens hold, and its number of tokens."""
+    """The text, or its longest beginning within `limit` tokens, and its number of tokens."""
     if limit is None or len(encoding.ids) <= limit:
         return text, len(encoding.ids)
     allowed = limit - sum(encoding.special_tokens_mask)
@@ -91,7 +91,7 @@ def _fitting(text: str, encoding: Encoding, tokenizer: Tokenizer, limit: int | N
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1, and the lines that are not blank; only a newline ends a line, whatever Unicode says.
+    """Line numbers from 1 and the lines that are not blank; only a newline ends a line.
 
     Raises:
         BadInput: the file cannot be read, or a line is not UTF-8.
@@ -140,10 +140,10 @@ def _object(line: str, number: int, where: str) -> Text:
 
 
 def field(value: dict[str, Any], name: str, where: str) -> str | None:
-    """The text in the field `name` of an object, None if it has none; `where` it stands is for the message.
+    """The string in the field `name` of an object, or None; `where` is the location for messages.
 
     Raises:
-        BadInput: it is no text.
+        BadInput: the value is not a string.
     """
     field = value.get(name)
     if name == "id" and isinstance(field, int) and not isinstance(field, bool):

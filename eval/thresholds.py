@@ -1,4 +1,4 @@
-"""Thresholds: whether a result may pass, and one line for each that it misses."""
+"""Thresholds: whether a result passes, and a line for each threshold that it misses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a result must reach; None asks nothing. `max_task_drop` is a share: 0.005 for 0.5%."""
+    """What a result must reach; None is no threshold. `max_task_drop` is a share: 0.005 for 0.5%."""
 
     min_cosine: float | None = None
     min_p1: float | None = None
@@ -19,8 +19,8 @@ class Thresholds:
 def verdict(results: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> dict[str, Any]:
     """The `verdict` part of a result: `passed`, and `failures`, one line each.
 
-    It fails if a vector is unusable, if the mean cosine (or the cosine that 1% of the texts stay below) at full dimension is
-    below its threshold, or if the main number of a task falls by more than a share of what the baseline reaches.
+    A result fails if a vector is unusable, if the mean or the 1st percentile of the cosines at full dimension is below its
+    threshold, or if the main metric of a task drops by more than the given share of the baseline's.
     """
     failures = []
     for side, counts in results["vectors"].items():
@@ -47,9 +47,9 @@ def verdict(results: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], thre
 
 
 def drop(metric: Mapping[str, Any]) -> float | None:
-    """By what share of the baseline's value the candidate's is lower; None where either is not defined.
+    """The drop from baseline to candidate as a share of the baseline's value; None if either is undefined.
 
-    Of a baseline of 0 or less no share can be taken: there it is the plain difference.
+    For a baseline of 0 or less it is the absolute difference.
     """
     baseline, candidate = metric["baseline"], metric["candidate"]
     if baseline is None or candidate is None:

@@ -1,7 +1,7 @@
-"""How sure a number is: 95% intervals by the percentile bootstrap (Efron & Tibshirani 1993, chapter 13).
+"""95% intervals by the percentile bootstrap (Efron & Tibshirani 1993, chapter 13).
 
-Rows are drawn with replacement, as many as there are, and the number is worked out anew; the interval holds the middle 95% of
-what comes out. The draws are seeded, so the same values always give the same interval.
+Rows are resampled with replacement and the statistic is recomputed; the interval holds the middle 95% of the results. Draws
+are seeded, so the same values always give the same interval.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Interval = tuple[float, float]
 
 
 def of_means(values: NDArray[np.floating[Any]]) -> list[Interval | None]:
-    """The interval of the mean of each column of `values` [n, k], all from the same draws; None with fewer than two rows.
+    """The interval of the mean of each column of `values` [n, k], with shared draws; None for fewer than two rows.
 
-    A draw is held as how often each row came, so it takes n + n·k operations and n numbers of memory.
+    A draw is stored as counts per row, so it takes n + n·k operations and memory for n numbers.
     """
     count, columns = values.shape
     if count < 2:
@@ -35,20 +35,20 @@ def of_means(values: NDArray[np.floating[Any]]) -> list[Interval | None]:
 
 
 def of_mean(values: NDArray[np.floating[Any]]) -> Interval | None:
-    """The interval of the mean of `values` [n]; None with fewer than two."""
+    """The interval of the mean of `values` [n]; None for fewer than two."""
     return of_means(values[:, None])[0]
 
 
 def of_statistic(statistic: Callable[[NDArray[np.intp]], float], count: int) -> Interval | None:
-    """The interval of a number that `statistic` works out from the rows it is given; None with fewer than two rows.
+    """The interval of `statistic`, a function of row numbers; None for fewer than two rows.
 
-    Draws for which it is not defined (NaN) are left out; None if that is more than half of them.
+    Draws with an undefined statistic (NaN) are left out; None if they are more than half.
     """
     return of_strata([(statistic, count)])
 
 
 def of_strata(parts: Sequence[tuple[Callable[[NDArray[np.intp]], float], int]]) -> Interval | None:
-    """As `of_statistic`, of the mean of several statistics, each of rows of its own that are drawn among themselves."""
+    """As `of_statistic`, for the mean of several statistics whose rows are resampled separately."""
     if not parts or min(count for _, count in parts) < 2:
         return None
     random = np.random.default_rng(SEED)

@@ -1,6 +1,7 @@
-"""Qwen3-Reranker behind a retriever: it reads query and passage together, and is asked for "yes" or "no".
+"""Qwen3-Reranker after a retriever: reads query and passage together and answers "yes" or "no".
 
-The score is P(yes) of the two, at the last token (Zhang et al. 2025, "Qwen3 Embedding", section 2; prompt as on the card).
+The score is P(yes) of the two answers at the last token (Zhang et al. 2025, "Qwen3 Embedding", section 2; prompt as on the
+model card).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Rerank = Callable[[Sequence[str], Sequence[str], Sequence[tuple[int, int]]], NDA
 
 @dataclass(frozen=True)
 class Reranker:
-    """A model that scores bodies (`body`): [n] float32 within 0…1. `open` loads it, `identity` is for the cache."""
+    """A model that scores bodies (`body`): [n] float32 within 0…1. `open` loads it; `identity` is its cache key."""
 
     name: str
     identity: Mapping[str, Any]
@@ -49,12 +50,12 @@ class Reranker:
 
 
 def body(query: str, passage: str, instruction: str | None = None) -> str:
-    """What the model is asked about, between BEFORE and AFTER."""
+    """The part of the prompt between BEFORE and AFTER."""
     return f"<Instruct>: {instruction or DEFAULT_INSTRUCTION}\n<Query>: {query}\n<Document>: {passage}"
 
 
 def scoring(reranker: Reranker, instruction: str | None, folder: Path | None, progress: Console) -> Rerank:
-    """A function that scores (query, passage) pairs, keeping the scores in the cache `folder`."""
+    """A function that scores (query, passage) pairs, with scores cached in `folder`."""
 
     def rerank(queries: Sequence[str], passages: Sequence[str], pairs: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -89,7 +90,7 @@ def scoring(reranker: Reranker, instruction: str | None, folder: Path | None, pr
 
 
 def through_transformers(checkpoint: Checkpoint) -> Reranker:
-    """A Qwen3-Reranker checkpoint through transformers, in float16 on a GPU and in float32 on a CPU.
+    """A Qwen3-Reranker checkpoint run by transformers, in float16 on a GPU and in float32 on a CPU.
 
     Raises:
         BadInput: its tokenizer has no tokens "yes" and "no", so it is no such model.
@@ -105,7 +106,7 @@ def through_transformers(checkpoint: Checkpoint) -> Reranker:
 
 
 def through_server(url: str) -> Reranker:
-    """A Qwen3-Reranker that a vLLM server runs: as a classifier (`/classify`), or generating (`/v1/completions`).
+    """A Qwen3-Reranker on a vLLM server: as a classifier (`/classify`), or generating (`/v1/completions`).
 
     Raises:
         BadInput: nothing answers there, or it is no such server.
@@ -202,7 +203,7 @@ def _server(base: str, model: str, limit: int | None) -> Iterator[Scorer]:
             return [one[0] for one in found] if all(len(one) == 1 for one in found) else []
 
         def fitting(text: str) -> str:
-            """As much of a body's beginning as the server's context has room for, with the prompt and one generated token."""
+            """The longest beginning of a body that fits into the server's context, with the prompt and one generated token."""
             whole = f"{BEFORE}{text}{AFTER}"
             most = min(LONGEST, limit or LONGEST) - 1
             if len(whole.encode()) <= most:  # a token has a byte at least
@@ -234,7 +235,7 @@ def _server(base: str, model: str, limit: int | None) -> Iterator[Scorer]:
 
 
 def _yes(alternatives: Mapping[str, float]) -> float:
-    """P(yes) of yes and no, from the logarithms of the most probable tokens; one that is not among them counts as the least."""
+    """P(yes) of yes and no from the log-probabilities of the most probable tokens; a missing one gets the lowest of them."""
     least = min(alternatives.values())
     no, yes = (alternatives.get(word, least) for word in ANSWERS)
     if not any(word in alternatives for word in ANSWERS):

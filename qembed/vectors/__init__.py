@@ -1,1 +1,1 @@
-"""Vectors: what computes them, and files and caches that hold them."""
+"""Vectors: what computes them, and the files and caches that store them."""

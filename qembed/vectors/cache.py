@@ -1,7 +1,7 @@
-"""Vectors that were computed before, in a folder: one SQLite file for each model, settings and machine, a row for each text.
+"""A cache of computed vectors: one SQLite file per model, settings and machine, one row per text.
 
-What is written in one go stays, whatever ends the run: a kill, a full disk, a server that dies. `key` names all that a vector
-depends on besides its text, so another model, dtype, engine or version never meets another one's vectors.
+Each write is durable, whatever ends the run. The `key` names everything that a vector depends on besides its text, so vectors
+of another model, dtype, engine or version are never mixed up.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ TABLES = (
 
 
 def default_folder() -> Path:
-    """Where vectors are kept unless the user says otherwise: `qembed/eval` in the user's cache folder (XDG_CACHE_HOME)."""
+    """The default folder: `qembed/eval` in the user's cache folder (XDG_CACHE_HOME)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qembed" / "eval"
 
 
 def digest(text: str) -> bytes:
-    """What a text is known by in the cache, 16 bytes."""
+    """The cache key of a text, 16 bytes."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 class Cache:
-    """The vectors of one key, float32, by their texts' digests."""
+    """The vectors of one key, float32, by digest of the text."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self._path = connection, path
 
     def known(self, digests: Sequence[bytes]) -> set[bytes]:
-        """Which of `digests` have a vector here."""
+        """The subset of `digests` with a vector in the cache."""
         found: set[bytes] = set()
         for start in range(0, len(digests), BATCH):
             part = digests[start : start + BATCH]
@@ -54,17 +54,17 @@ class Cache:
         return found
 
     def put(self, digests: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
-        """Keep `vectors` [n, d]; once this returns they are on disk."""
+        """Store `vectors` [n, d]; they are on disk when this returns."""
         rows = zip(digests, (row.tobytes() for row in np.ascontiguousarray(vectors, "<f4")), strict=True)
         with self._complaining(), self._connection:
             self._connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
     def fill(self, digests: Sequence[bytes], out: NDArray[np.float32]) -> None:
-        """Write the vector of each of `digests` into that row of `out` [n, d].
+        """Write the vector of each of `digests` into the corresponding row of `out` [n, d].
 
         Raises:
-            KeyError: one has no vector here.
-            QembedError: one has another dimension.
+            KeyError: a digest has no vector in the cache.
+            QembedError: a vector has another length.
         """
         for start in range(0, len(digests), BATCH):
             part = digests[start : start + BATCH]
@@ -77,27 +77,27 @@ class Cache:
                 out[start + place] = vector
 
     def dimension(self, one: bytes) -> int:
-        """The length of the vector of a digest that is `known`."""
+        """The length of the vector of a known digest."""
         ((size,),) = self._run("SELECT length(vector) FROM vectors WHERE text = ?", [one])
         return int(size) // 4
 
     def count(self) -> int:
-        """How many vectors are here."""
+        """The number of vectors."""
         ((found,),) = self._run("SELECT count(*) FROM vectors", [])
         return int(found)
 
     def note(self, name: str, value: Any) -> None:
-        """Keep something to know of these vectors, as JSON."""
+        """Store metadata as JSON."""
         with self._complaining(), self._connection:
             self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, json.dumps(value)))
 
     def noted(self, name: str) -> Any:
-        """What was kept by `note`, or None."""
+        """Metadata stored by `note`, or None."""
         rows = self._run("SELECT value FROM notes WHERE name = ?", [name])
         return json.loads(rows[0][0]) if rows else None
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete everything."""
         with self._complaining(), self._connection:
             self._connection.execute("DELETE FROM vectors")
             self._connection.execute("DELETE FROM notes")
@@ -118,10 +118,10 @@ class Cache:
 
 @contextmanager
 def opened(folder: Path | None, key: Mapping[str, Any]) -> Iterator[Cache]:
-    """The cache of `key` in `folder`, which is made if need be; with None one that lives as long as the block.
+    """The cache of `key` in `folder`, created if needed; None: a temporary cache that is deleted with the block.
 
     Raises:
-        BadInput: the folder cannot be made, or the file in it is no cache.
+        BadInput: the folder cannot be created, or the file is not a cache.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="qembed-eval-") as made, opened(Path(made), key) as cache:

@@ -1,4 +1,4 @@
-"""Unit vectors → what is stored: float32, float16, int8 or one bit a dimension. Functions of arrays."""
+"""Converts unit vectors to stored formats: float32, float16, int8, or one bit per dimension. Functions of arrays."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ INT8_MOST = 127
 def stored(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """Vectors [n, d] float32 in `dtype`, one of DTYPES.
 
-    int8: each vector times 127 / max|x|, rounded to nearest, so that each uses all of the range. The factor is not kept, and
-    need not be: the vector had length 1, so the integers divided by their own length are it again. binary: one bit a dimension,
-    1 where it is above zero, eight a byte, the first in the highest bit: [n, d/8] uint8 (as `numpy.packbits`).
+    int8: each vector times 127 / max|x|, rounded to nearest, so that each uses the full range. The factor is not stored:
+    vectors have length 1, so dividing the integers by their own length restores them. binary: one bit per dimension, 1 if
+    above zero, eight per byte, the first in the highest bit: [n, d/8] uint8 (as `numpy.packbits`).
     """
     import numpy as np
 
@@ -32,10 +32,10 @@ def stored(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
 
 
 def width(dimensions: int, dtype: str) -> int:
-    """The numbers that a stored vector of `dimensions` has.
+    """The number of elements of a stored vector of `dimensions`.
 
     Raises:
-        BadInput: bits, and the dimensions do not fill bytes.
+        BadInput: binary, and the dimensions do not fill whole bytes.
     """
     if dtype != "binary":
         return dimensions
@@ -45,5 +45,5 @@ def width(dimensions: int, dtype: str) -> int:
 
 
 def element(dtype: str) -> str:
-    """numpy's name of what a stored vector's numbers are."""
+    """numpy's name of the stored element type."""
     return "uint8" if dtype == "binary" else dtype

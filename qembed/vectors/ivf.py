@@ -30,24 +30,24 @@ def library() -> Any:
 
 
 def clusters(rows: int) -> int:
-    """How many clusters an index of `rows` vectors gets: 4·√rows, fewer where they would be too small to train."""
+    """Number of clusters for `rows` vectors: 4·√rows, fewer if they would be too small to train."""
     return max(1, min(int(CLUSTERS_PER_ROOT * rows**0.5), rows // POINTS_PER_CLUSTER))
 
 
 def training_rows(rows: int, count: int) -> NDArray[np.intp]:
-    """Row numbers, rising, of the vectors to find `count` clusters with: a sample of `rows` by a fixed seed, or all of them."""
+    """Row numbers, ascending, of the training vectors for `count` clusters: a sample of `rows` by a fixed seed, or all rows."""
     return draw(rows, TRAINED_PER_CLUSTER * count)
 
 
 def draw(rows: int, count: int) -> NDArray[np.intp]:
-    """`count` of the numbers below `rows`, rising, by a fixed seed; all of them if there are no more."""
+    """`count` of the numbers below `rows`, ascending, by a fixed seed; all of them if there are no more."""
     if count >= rows:
         return np.arange(rows)
     return np.sort(np.random.default_rng(SEED).choice(rows, count, replace=False))
 
 
 def empty(dimensions: int, count: int) -> Any:
-    """An index of `count` clusters that is neither trained nor filled."""
+    """An untrained, empty index of `count` clusters."""
     faiss = library()
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, count, faiss.METRIC_INNER_PRODUCT)
     index.cp.spherical = True  # cluster centres as unit vectors: nearest by the measure that is searched with

@@ -1,6 +1,6 @@
-"""The reference: vectors through transformers, from an FP16 checkpoint or from our own dequantized INT4 weights.
+"""Reference vectors through transformers, from an FP16 checkpoint or from dequantized INT4 weights.
 
-Both kinds of checkpoint end as the same module tree, built from config.json and filled tensor by tensor, so a difference
+Both kinds of checkpoint become the same module tree, built from config.json and filled tensor by tensor, so that a difference
 between two results is a difference between the weights. A vector is the last token's hidden state, scaled to unit length.
 """
 
@@ -28,9 +28,9 @@ TOKEN_BUDGET = 8192
 
 @dataclass(frozen=True)
 class Reference:
-    """A model in memory that turns texts into vectors.
+    """A loaded model that turns texts into vectors.
 
-    `dtype` is what it computes in, `limit` the longest text in tokens, the appended last token included.
+    `dtype` is what it computes in, `limit` the longest text in tokens, including the appended last token.
     """
 
     model: Any
@@ -42,14 +42,15 @@ class Reference:
 
 
 def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") -> Reference:
-    """The model of `checkpoint`, FP16 or AWQ INT4, in `dtype` (one of DTYPES) on `device` ("cpu", "cuda", …).
+    """Load `checkpoint`, FP16 or AWQ INT4, in `dtype` (one of DTYPES) on `device` ("cpu", "cuda", …).
 
-    INT4 weights are dequantized in float32 and then rounded to `dtype`; in float32 they are exact. No code from the
-    checkpoint is run.
+    INT4 weights are dequantized in float32 and then rounded to `dtype`; in float32 they are exact. No code from the checkpoint
+    is executed.
 
     Raises:
-        BadInput: transformers has no such architecture, tensors are missing or of another shape, or the pooling is another.
-        ValueError: `dtype` is none of DTYPES.
+        BadInput: transformers does not support the architecture, tensors are missing or of the wrong shape, or the pooling is
+            not by the last token.
+        ValueError: `dtype` is not one of DTYPES.
     """
     import torch
     from transformers import AutoConfig, AutoModel
@@ -85,10 +86,10 @@ def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") ->
 
 
 def weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names, without a `model.` prefix or a language-model head, and tensors; INT4 and INT8 ones dequantized to float32.
+    """Names (without `model.` prefix and language-model head) and tensors; INT4 and INT8 tensors are dequantized to float32.
 
     Raises:
-        BadInput: a tensor is missing, or the three parts of an INT4 weight or of an INT8 token table do not fit together.
+        BadInput: a tensor is missing, or the parts of an INT4 weight or of an INT8 token table do not fit together.
     """
     table = f"{checkpoint.prefix}embed_tokens."
     if checkpoint.has_int8_table:
@@ -120,9 +121,9 @@ def embed(
 ) -> NDArray[np.float32]:
     """The unit vectors [texts, dimension] float32 of `texts`, in their order.
 
-    Texts of like length go together, padded on the right: causal attention never lets a token see what follows it, so padding
-    changes nothing. A batch holds at most `token_budget` tokens, padding counted (a single longer text goes alone), which
-    bounds memory. `on_done` hears the number of texts after each batch. A vector that is not finite is returned as it is.
+    Texts of similar length are batched, padded on the right: with causal attention padding changes nothing. A batch holds at
+    most `token_budget` tokens including padding (a longer text gets its own), which bounds memory. `on_done` is called with
+    the number of texts after each batch. Vectors that are not finite are returned as they are.
 
     Raises:
         BadInput: a text has no tokens, or more than the model's context.
@@ -153,7 +154,7 @@ def embed(
 
 
 def batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Row numbers in groups, longest texts first, so that rows × longest length of a group stays within `token_budget`."""
+    """Row numbers in groups, longest texts first, with rows × longest length of each group within `token_budget`."""
     groups: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
@@ -182,7 +183,7 @@ def _check_pooling(checkpoint: Checkpoint) -> None:
 
 
 def _fill_buffers(model: torch.nn.Module, config: Any, device: str) -> None:
-    """Build the modules whose buffers no checkpoint holds (rotary tables) once more, off the meta device."""
+    """Recreate modules with buffers that no checkpoint holds (rotary tables), off the meta device."""
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, attribute = name.rpartition(".")

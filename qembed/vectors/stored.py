@@ -1,4 +1,4 @@
-"""Vectors that were computed elsewhere: `.npy`, or Parquet with a column of vectors."""
+"""Vectors computed elsewhere: `.npy`, or Parquet with a column of vectors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Stored:
-    """A file of vectors [n, d]. `rows` says which row belongs to which text, None that both are in the same order.
+    """A file of vectors [n, d]. `rows` maps texts to rows; None: both are in the same order.
 
-    `rows` maps the values of the column `matched_by` ("id" or "text") to row numbers.
+    The keys of `rows` are values of the column `matched_by` ("id" or "text").
     """
 
     path: Path
@@ -34,7 +34,7 @@ class Stored:
         """The vectors [len(texts), d] of `texts`, in their order.
 
         Raises:
-            BadInput: there are more or fewer vectors than texts, or a text has none.
+            BadInput: the number of vectors and texts differs, or a text has no vector.
         """
         if self.rows is None or self.matched_by is None:
             if len(self.vectors) != len(texts):
@@ -55,12 +55,12 @@ class Stored:
 def read(path: Path) -> Stored:
     """The vectors of `path`: `.npy` with an array [n, d], or `.parquet` with a column `vector` or `embedding` of lists.
 
-    A Parquet column `id`, or else `text`, says which text each belongs to; without one, and in `.npy`, they are in the order of
-    the texts. An array is mapped, not loaded.
+    A Parquet column `id`, or else `text`, assigns vectors to texts; without one, and in `.npy`, they are in the order of the
+    texts. An array is memory-mapped, not loaded.
 
     Raises:
-        BadInput: the file cannot be read, or is something else.
-        MissingExtra: Parquet, and pyarrow is not installed.
+        BadInput: the file cannot be read, or has other content.
+        MissingExtra: Parquet without pyarrow.
     """
     kind = path.suffix.lower()
     if kind == ".npy":

@@ -1,4 +1,4 @@
-"""The `qembed` command. Each sub-command lives with its part and is imported only when it is called."""
+"""The `qembed` command. Each sub-command is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is asked for, and turns QembedError into one line."""
+    """A group that imports a command's module when the command runs, and prints a QembedError as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """The names of all commands, without importing any."""
@@ -38,7 +38,7 @@ class LazyGroup(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that `args` begin with; one that is not there gets the nearest name as a suggestion."""
+        """The command named by `args`; an unknown name gets the nearest one as a suggestion."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what it raises as QembedError is printed as one line and becomes its exit code."""
+        """Run the command; a QembedError is printed as one line and becomes the exit code."""
         from qembed.errors import QembedError
 
         try:

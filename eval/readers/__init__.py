@@ -1,1 +1,1 @@
-"""Users' own data for the tasks: each reader turns files into texts and what is known of them."""
+"""Readers of users' own data for the tasks: files to texts with labels, scores or relevance."""

@@ -1,4 +1,4 @@
-"""BEIR's folder layout: corpus.jsonl, queries.jsonl, qrels/test.tsv (Thakur et al. 2021)."""
+"""Reads BEIR's folder layout: corpus.jsonl, queries.jsonl, qrels/test.tsv (Thakur et al. 2021)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ SPLITS = ("test", "dev", "validation", "train")
 
 
 def is_here(path: Path) -> bool:
-    """Whether `path` looks like such a folder."""
+    """Whether `path` looks like a BEIR folder."""
     return (path / "corpus.jsonl").exists()
 
 
 def read(folder: Path, instruction: str | None = None) -> Collection:
-    """The collection of `folder`; of qrels the split `test` is taken, or else the first of SPLITS that is there.
+    """The collection in `folder`, with the qrels of the split `test`, or else the first existing one of SPLITS.
 
-    `corpus.jsonl` has objects with `_id`, `text` and maybe `title`, which goes before the text; `queries.jsonl` the same. Both
-    may tell a `language` (or `lang`), beside the text or under `metadata`. Queries that the qrels do not name are left out, and
-    so are passages without title and text, which public sets have; that is noted.
+    `corpus.jsonl` has objects with `_id`, `text` and optionally `title`, which is put before the text; `queries.jsonl`
+    likewise. Both may have a `language` (or `lang`), at the top level or under `metadata`. Queries without qrels are left out,
+    and so are passages with neither title nor text, which public sets contain; a note says so.
 
     Raises:
-        BadInput: a file is missing, empty or not as it should be, or the qrels name an unknown id.
+        BadInput: a file is missing, empty or malformed, or the qrels contain an unknown id.
     """
     corpus, queries, qrels = folder / "corpus.jsonl", folder / "queries.jsonl", _qrels(folder)
     passages, blank = _texts(corpus, "document", None)
@@ -61,7 +61,7 @@ def _qrels(folder: Path) -> Path:
 
 
 def _texts(path: Path, kind: str, instruction: str | None) -> tuple[list[Text], set[str]]:
-    """The texts, and the ids of documents that have none."""
+    """The texts, and the ids of documents without text."""
     found: dict[str, Text] = {}
     blank: set[str] = set()
     for where, value in files.objects(path):
@@ -84,7 +84,7 @@ def _texts(path: Path, kind: str, instruction: str | None) -> tuple[list[Text], 
 
 
 def _judged(path: Path) -> list[tuple[str, str, str, int]]:
-    """Where it stands, query id, passage id and grade, of each line after the header."""
+    """Location, query id, passage id and grade of each line after the header."""
     found = []
     for number, line in lines(path):
         where = f"{path}, line {number}"

@@ -1,4 +1,4 @@
-"""The small sets that ship with qembed, written for it in four languages, so that all tasks run offline."""
+"""Small data sets in four languages, written for qembed and shipped with it, so that all tasks run offline."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAME = "built-in"
 
 
 def retrieval(instruction: str | None = None) -> Collection:
-    """Sixteen everyday subjects in four languages, each passage the answer to a question in any of them.
+    """Sixteen everyday subjects in four languages; each passage answers its question in every language.
 
-    The held-out documents are among the passages, relevant to nothing, so that there is something to confuse them with.
+    The held-out documents are passages too, relevant to nothing, as distractors.
     """
     own = beir.read(DATA / "retrieval", instruction)
     others = [text for text in texts.read(texts.HELDOUT).texts if text.kind == "document"]
@@ -27,10 +27,10 @@ def retrieval(instruction: str | None = None) -> Collection:
 
 
 def classification(instruction: str | None = None) -> Labelled:
-    """What customers write to a shop, in six classes."""
+    """Customers' messages to a shop, in six classes."""
     return replace(tables.labelled(str(DATA / "classification.csv"), instruction), name=NAME)
 
 
 def sts(instruction: str | None = None) -> Pairs:
-    """Pairs of sentences, scored from 0 (another subject) to 5 (the same said otherwise)."""
+    """Sentence pairs with scores from 0 (different subjects) to 5 (same meaning)."""
     return replace(tables.pairs(str(DATA / "sts.csv"), instruction), name=NAME)

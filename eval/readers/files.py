@@ -17,10 +17,10 @@ KINDS = (".csv", ".tsv", ".jsonl")
 
 
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where it stands ("FILE, line 3") and the JSON object, of each line that is not blank.
+    """Location ("FILE, line 3") and JSON object of each line that is not blank.
 
     Raises:
-        BadInput: the file cannot be read, or a line is no such object.
+        BadInput: the file cannot be read, or a line is not a JSON object.
     """
     for number, line in lines(path):
         where = f"{path}, line {number}"
@@ -34,10 +34,10 @@ def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where it stands and the cells by column, of each row of a `.csv` or `.tsv` with a header, or of a `.jsonl`.
+    """Location and cells by column of each row of a `.csv` or `.tsv` with a header, or of a `.jsonl`.
 
     Raises:
-        BadInput: another kind of file, one that cannot be read, or a row with more or fewer cells than the header.
+        BadInput: unsupported suffix, unreadable file, or a row with more or fewer cells than the header.
     """
     kind = path.suffix.lower()
     if kind not in KINDS:
@@ -77,10 +77,10 @@ def column(row: dict[str, Any], names: Sequence[str], where: str, what: str) -> 
 
 
 def text(value: Any, where: str, what: str) -> str:
-    """A cell that must hold text.
+    """The text of a cell.
 
     Raises:
-        BadInput: it is no text, or an empty one.
+        BadInput: it is not a string, or empty.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -96,6 +96,6 @@ def text(value: Any, where: str, what: str) -> str:
 
 
 def language(row: dict[str, Any]) -> str | None:
-    """The language that a row names, in a column `language` or `lang`."""
+    """The language of a row, from the column `language` or `lang`."""
     value = row.get("language") or row.get("lang")
     return value if isinstance(value, str) else None

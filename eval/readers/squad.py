@@ -1,4 +1,4 @@
-"""SQuAD's JSON, which XQuAD has for each language: questions as queries, their paragraphs as passages."""
+"""Reads SQuAD's JSON, the format of each language of XQuAD: questions are queries, their paragraphs passages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from qembed.text.texts import Text
 
 
 def read(paths: Sequence[Path], instruction: str | None = None) -> Collection:
-    """The collection of all `paths`, each in the language that its name tells ("xquad.de.json").
+    """The collection of all `paths`, each in the language that its name gives ("xquad.de.json").
 
-    A question's paragraph is relevant to it, and so is the same question's in the other files, by the question's id.
+    A question's paragraph is relevant, and so is the paragraph of the question with the same id in the other files.
 
     Raises:
-        BadInput: a file cannot be read, is something else, or holds no questions.
+        BadInput: a file cannot be read, has another format, or holds no questions.
     """
     passages: dict[tuple[str | None, str], int] = {}
     texts: list[Text] = []
@@ -47,13 +47,13 @@ def read(paths: Sequence[Path], instruction: str | None = None) -> Collection:
 
 
 def language_of(path: Path) -> str | None:
-    """The language in a file's name: "xquad.de.json" → "de"."""
+    """The language in a file's name: "xquad.de.json" gives "de"."""
     found = re.search(r"[._-]([a-z]{2,3})(?:[_-][A-Za-z]+)?\.json$", path.name)
     return found[1] if found else None
 
 
 def _paragraphs(path: Path) -> list[tuple[str, str, list[tuple[str, Any]]]]:
-    """Where it stands, the paragraph, and its questions' ids and texts."""
+    """Location, paragraph, and its questions' ids and texts."""
     found = []
     try:
         for number, article in enumerate(read_json(path)["data"], 1):

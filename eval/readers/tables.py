@@ -1,6 +1,6 @@
-"""Labelled texts and scored pairs, from CSV, TSV or JSONL with a header or fields.
+"""Reads labelled texts and scored pairs from CSV, TSV or JSONL with a header or fields.
 
-A file is named FILE, or FILE:COLUMN,COLUMN… where its columns have other names than those that are known here.
+A file is given as FILE, or as FILE:COLUMN,COLUMN… if its columns have other names than those known here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ TRAIN, TEST = ("train",), ("test", "validation", "dev")
 def labelled(argument: str, instruction: str | None = None) -> Labelled:
     """The labelled texts of a file, or of a folder with `train` and `test` (CSV, TSV or JSONL).
 
-    In a file a column `split` may say "train" or "test" for each row; without it all are predicted by cross-validation.
+    In a file, a column `split` can assign rows to "train" or "test"; without it all rows are predicted by cross-validation.
 
     Raises:
-        BadInput: a file cannot be read, has too few texts, lacks a column, or a row has no text or no label.
+        BadInput: a file cannot be read, has too few texts or lacks a column, or a row has no text or no label.
     """
     path, columns = _split(argument, 2)
     parts = [(_part(path, names), names is TEST) for names in (TRAIN, TEST)] if path.is_dir() else [(path, None)]
@@ -56,7 +56,7 @@ def pairs(argument: str, instruction: str | None = None) -> Pairs:
     """The scored pairs of a file.
 
     Raises:
-        BadInput: it cannot be read, is empty, lacks a column, or a row lacks a text or has no number for a score.
+        BadInput: it cannot be read, is empty or lacks a column, or a row lacks a text or has a score that is not a number.
     """
     path, columns = _split(argument, 3)
     first: list[Text] = []
@@ -83,7 +83,7 @@ def pairs(argument: str, instruction: str | None = None) -> Pairs:
 
 
 def _split(argument: str, most: int) -> tuple[Path, Sequence[str]]:
-    """The path, and the columns that are named behind it."""
+    """The path, and the column names after it."""
     if Path(argument).exists() or ":" not in argument:
         path = Path(argument)
         if not path.exists():

@@ -1,1 +1,1 @@
-"""The result of an evaluation for people: in a terminal, as Markdown, as one self-contained HTML page."""
+"""Evaluation results for people: in a terminal, as Markdown, as a self-contained HTML page."""

@@ -13,7 +13,7 @@ from qembed.report import files
 
 
 def body(result: Mapping[str, Any]) -> str:
-    """The text of that part: cosines by dimension, neighbours, tasks, and what ran where."""
+    """The text of the section: cosines by dimension, neighbours, tasks, and what ran where."""
     found = result["results"]
     overall, near = found["overall"], found["neighbours"]
     baseline = result["settings"]["baseline"].upper()
@@ -35,7 +35,7 @@ def body(result: Mapping[str, Any]) -> str:
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> Path:
-    """Put the numbers of `result` into the card of the checkpoint in `folder`; the rest of the card stays as it is.
+    """Write the numbers of `result` into the model card in `folder`; the rest of the card is unchanged.
 
     Raises:
         QembedError: the card cannot be read or written.
@@ -50,6 +50,6 @@ def write(folder: Path, result: Mapping[str, Any]) -> Path:
 
 
 def _task(said: Mapping[str, Any], baseline: str) -> parts.Table:
-    """The main numbers of a task."""
+    """The main metrics of a task."""
     table = parts.task({**said, "metrics": [metric for metric in said["metrics"] if metric["group"] is None]}, baseline)
     return parts.Table(table.title, table.columns, table.rows)

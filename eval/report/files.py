@@ -1,4 +1,4 @@
-"""An evaluation's report as a file, whose name tells the format."""
+"""Writes an evaluation report to a file; the suffix selects the format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qembed.report.files import replace
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the report that the name of `path` asks for; what was there before is replaced whole, or not at all.
+    """Write the report in the format of `path`'s suffix, atomically.
 
     Raises:
         QembedError: it cannot be written.

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no script, nothing from the network, light and dark, for a screen or for paper."""
+"""A self-contained HTML page: no scripts, no network, light and dark, for screen and print."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qembed.report import plots
 
 
 def page(result: Mapping[str, Any]) -> str:
-    """The page. Whatever texts and names hold is escaped."""
+    """The HTML page. Texts and names are escaped."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     found = result["results"]
@@ -56,7 +56,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def _ordered(name: str, groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Languages by their mean, the lowest first: there are many, and those are what a reader looks for."""
+    """Languages in ascending order of their mean: there are many, and the lowest matter most."""
     if name != "by_language":
         return dict(groups)
     return dict(sorted(groups.items(), key=lambda item: item[1]["mean"] if item[1]["mean"] is not None else -2))

@@ -9,7 +9,7 @@ from qembed.eval.report import parts, words
 
 
 def document(result: Mapping[str, Any]) -> str:
-    """The same numbers as the page, as tables."""
+    """The same numbers as the HTML page, as Markdown tables."""
     found = result["results"]
     baseline = result["settings"]["baseline"].upper()
     verdict = parts.verdict(result)
@@ -47,7 +47,7 @@ def rows(table: parts.Table) -> list[str]:
 
 
 def _safe(words_: str) -> str:
-    """No text of the user's ends a cell, or becomes a tag, a link or a picture."""
+    """Escape a user's text, so that it cannot end a cell or become a tag, link or image."""
     text = " ".join(words_.split())
     for sign in ("\\", "|", "<", ">", "[", "]", "`", "*", "_"):
         text = text.replace(sign, f"\\{sign}" if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])

@@ -1,4 +1,4 @@
-"""A result as tables and lines of text, from which the page and the Markdown are made, so that they carry the same numbers."""
+"""A result as tables and lines of text. The HTML page and the Markdown are made from these, so they carry the same numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHA = 16
 
 @dataclass(frozen=True)
 class Row:
-    """The cells of a row. `main` stands out; `words` are the numbers of cells that hold text."""
+    """The cells of a row. `main` rows are highlighted; `words` are the indices of text cells."""
 
     cells: Sequence[str]
     main: bool = False
@@ -33,7 +33,7 @@ class Table:
 
 
 def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict in a word, a sign that needs no colour, and lines: what was missed, or what was asked for."""
+    """The verdict: a word, a sign that does not depend on colour, and lines with missed or set thresholds."""
     settings, failures = result["settings"], result["verdict"]["failures"]
     asked = [
         f"{name}: {_threshold(key, settings[key])}"
@@ -53,7 +53,7 @@ def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The few numbers to see first."""
+    """The key numbers, shown first."""
     overall, near = result["results"]["overall"], result["results"]["neighbours"]
     found = [
         _number("mean cosine", words.number(overall["mean"]), f"± {words.margin(overall['interval'])}"),
@@ -76,7 +76,7 @@ def numbers(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def summaries(title: str, label: str, groups: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row for each group of cosines."""
+    """A row per group of cosines."""
     undefined = any(one["undefined"] for one in groups.values())
     columns = [label, "texts", *(["undefined"] if undefined else []), "mean", "± 95%", *list(SUMMARY.values())[1:]]
     rows = [
@@ -115,7 +115,7 @@ def neighbours(result: Mapping[str, Any]) -> Table | None:
 
 
 def task(said: Mapping[str, Any], baseline: str) -> Table:
-    """A row for each number of a task."""
+    """A row per metric of a task."""
     mixed = any(metric["mixed"] is not None for metric in said["metrics"])
     columns = ["metric", "group", "n", baseline, "INT4", "difference", "95% interval", *(["old index"] if mixed else [])]
     rows = [
@@ -156,7 +156,7 @@ def worst(result: Mapping[str, Any]) -> Table:
 
 
 def speed(result: Mapping[str, Any], baseline: str) -> Table | None:
-    """A row for each batch size and length."""
+    """A row per batch size and length."""
     found = result["speed"]
     if found is None:
         return None
@@ -184,7 +184,7 @@ def speed(result: Mapping[str, Any], baseline: str) -> Table | None:
 
 
 def size(result: Mapping[str, Any], baseline: str) -> Table:
-    """Bytes on disk, and in use where they were measured."""
+    """Bytes on disk, and in memory where measured."""
     rows = []
     for name, key in ((baseline, "baseline"), ("INT4", "candidate")):
         used = result["speed"][key]["memory"] if result["speed"] else None
@@ -194,7 +194,7 @@ def size(result: Mapping[str, Any], baseline: str) -> Table:
 
 
 def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What ran where, on what, with which versions."""
+    """Software, models, machine and versions of both sides."""
     machine, data = result["machine"], result["data"]
     where = f"{machine['architecture']}, {machine['cores']} cores" + (f", {machine['gpu']}" if machine["gpu"] else "")
     found = [

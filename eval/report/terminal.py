@@ -17,7 +17,7 @@ TEXT = 12
 
 
 def print_tables(console: Console, report: dict[str, Any]) -> None:
-    """The result for a person: what ran, cosines by dimension, kind, language and length, neighbours, worst texts, tasks."""
+    """Print the result: what ran, cosines by dimension, kind, language and length, neighbours, worst texts, tasks."""
     from rich.markup import escape
 
     found, data = report["results"], report["data"]
@@ -60,7 +60,7 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
 
 
 def print_differences(console: Console, found: dict[str, Any], first: str, second: str) -> None:
-    """Two results beside each other; what is more than noise comes first."""
+    """Print two results side by side; differences beyond noise come first."""
     for note in found["notes"]:
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     titles = {False: "More than noise", None: "Without an interval", True: "Within noise"}
@@ -130,7 +130,7 @@ def _print_summaries(console: Console, title: str, label: str, summaries: dict[s
 
 
 def _print_part(console: Console, part: parts.Table) -> None:
-    """A part of the report as it is, its notes left out."""
+    """Print a part of the report without its notes."""
     table = _table(part.title)
     for number, column in enumerate(part.columns):
         table.add_column(column, justify="right" if number else "left")
@@ -176,9 +176,9 @@ def _table(title: str) -> Table:
 
 
 def _print_table(console: Console, table: Table) -> None:
-    """The table under its title, which may be wider than the table is.
+    """Print a table under its title, which may be wider than the table.
 
-    Numbers are never cut: where there is no room for them and some of the words, the lines are longer than the terminal.
+    Numbers are never cut: if there is no room for them and some of the text, lines are longer than the terminal.
     """
     from rich.cells import cell_len
     from rich.console import Console

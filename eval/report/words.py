@@ -1,4 +1,4 @@
-"""How a result is put into words, the same in every report."""
+"""Wording that all reports share."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def side(said: dict[str, Any]) -> str:
 
 
 def data(said: dict[str, Any]) -> str:
-    """Which texts."""
+    """Which texts were used."""
     shortened = f", {said['cut']} cut at {said['limit']} tokens" if said["cut"] else ""
     repeated = f", {said['duplicates']} of them twice" if said["duplicates"] else ""
     return f"{said['texts']} from {said['file']}{shortened}{repeated}"
 
 
 def counts(vectors: dict[str, dict[str, int]]) -> list[str]:
-    """A line for each side with vectors that no vector should be like."""
+    """A line per side that has unusable or repeated vectors."""
     names = {"not_finite": "with NaN or infinity", "zero": "zero", "duplicate": "the same as another text's"}
     lines = []
     for name, found in vectors.items():
@@ -55,7 +55,7 @@ def task(said: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number, or a dash."""
+    """A number, or a dash for None."""
     return UNKNOWN if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
@@ -65,7 +65,7 @@ def signed(value: float | None, digits: int = 4) -> str:
 
 
 def interval(ends: Sequence[float] | None, digits: int = 4) -> str:
-    """Both ends of an interval of a difference."""
+    """Both ends of the interval of a difference."""
     return UNKNOWN if ends is None else f"{signed(ends[0], digits)}…{signed(ends[1], digits)}"
 
 
@@ -90,12 +90,12 @@ def latency(side_: dict[str, Any]) -> str:
 
 
 def ratio(shape: dict[str, Any]) -> str:
-    """INT4 over baseline in texts per second, and between what 90% of the rounds lie."""
+    """INT4 relative to the baseline in texts per second, with the range of 90% of the rounds."""
     return f"{shape['ratio']:.2f}× ({shape['low']:.2f}–{shape['high']:.2f})"
 
 
 def speed_notes(speed: dict[str, Any]) -> list[str]:
-    """What ran, in how much memory, and what else a reader of the speeds should know."""
+    """What ran, its memory, and caveats about the speeds."""
     names = ("candidate", "baseline")
     ran = [f"{name}: {side({**speed[name], 'url': None})}, memory {megabytes(speed[name]['memory'])}" for name in names]
     return [*ran, *speed["notes"]]

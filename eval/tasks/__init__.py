@@ -1,4 +1,4 @@
-"""What a user feels: tasks on the vectors of both sides, each with its numbers side by side."""
+"""Tasks on the vectors of both sides, with their metrics side by side."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Vectors = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of both sides. `interval` is that of candidate − baseline, on the same rows (paired).
+    """A metric of both sides. `interval` is that of candidate − baseline, on the same rows (paired).
 
-    `mixed` is the baseline's index asked with the candidate's queries, where there is an index. `count` is the number of rows
-    (queries, texts, pairs) behind it. `main` is what --max-task-drop looks at.
+    `mixed` is the baseline's index searched with the candidate's queries, if there is an index. `count` is the number of rows
+    (queries, texts, pairs). `main` metrics are subject to --max-task-drop.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Metric:
     main: bool = False
 
     def record(self) -> dict[str, Any]:
-        """As it stands in the result."""
+        """The entry in the result."""
         known = self.baseline is not None and self.candidate is not None
         difference = self.candidate - self.baseline if known else None  # type: ignore[operator]
         return {**asdict(self), "difference": difference}
@@ -41,7 +41,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task found: numbers, and what a reader of them should know."""
+    """The metrics of a task, and notes for the reader."""
 
     metrics: Sequence[Metric]
     notes: Sequence[str] = ()
@@ -49,7 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """A task, read and checked: the texts that both sides are to embed, and what to do with their vectors [len(texts), d]."""
+    """A task with its data: the texts that both sides embed, and what to compute from their vectors [len(texts), d]."""
 
     name: str
     data: dict[str, Any]
@@ -58,7 +58,7 @@ class Task:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def record(self, outcome: Outcome) -> dict[str, Any]:
-        """As it stands in the result."""
+        """The entry in the result."""
         return {
             "task": self.name,
             "data": self.data,

@@ -1,4 +1,4 @@
-"""Classification: a classifier is trained on the vectors of labelled texts, once for each side, in the same way."""
+"""Classification: a classifier is trained on the vectors of labelled texts, for each side in the same way."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts with their labels; `test` says which are predicted by a classifier trained on the others.
+    """Texts with labels; `test` marks those to predict with a classifier trained on the others.
 
-    None: all are, in turn, by classifiers trained on the other folds (stratified cross-validation).
+    None: all are predicted, each by a classifier trained on the other folds (stratified cross-validation).
     """
 
     name: str
@@ -40,7 +40,7 @@ def task(labelled: Labelled, classifier: str = "logistic") -> Task:
     """The task on `labelled`, with one of CLASSIFIERS.
 
     Raises:
-        BadInput: there are not two labels to tell apart.
+        BadInput: fewer than two labels.
         MissingExtra: the classifier's package is not installed.
     """
     check_package(classifier)
@@ -66,7 +66,7 @@ def task(labelled: Labelled, classifier: str = "logistic") -> Task:
 
 
 def check_package(classifier: str) -> None:
-    """See that the classifier's package is installed.
+    """Check that the classifier's package is installed.
 
     Raises:
         MissingExtra: it is not.
@@ -83,7 +83,7 @@ def check_package(classifier: str) -> None:
 
 
 def _splits(labelled: Labelled, numbers: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Rows to train on and rows to predict."""
+    """Pairs of training rows and rows to predict."""
     if labelled.test is not None:
         test = np.array(labelled.test)
         trained = len(np.unique(numbers[~test]))
@@ -120,7 +120,7 @@ def _predict(
     splits: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
     classifier: str,
 ) -> NDArray[np.intp]:
-    """The predicted class [n] of each row that is tested, −1 for the others."""
+    """The predicted class [n] of each tested row, −1 for the others."""
     predicted = np.full(len(numbers), -1, np.intp)
     for train, test in splits:
         model = _classifier(classifier)

@@ -19,7 +19,7 @@ from qembed.text.texts import Text
 
 @dataclass(frozen=True)
 class Part:
-    """The main score of a subset in a split of the data, and the rows that it is made of, if they are known."""
+    """The main score of a subset in a split, and the rows behind it if known."""
 
     subset: str
     score: float
@@ -27,10 +27,10 @@ class Part:
 
 
 def task(name: str) -> SelfScoring:
-    """The task that mteb knows as `name`, its data loaded.
+    """The mteb task `name`, with its data loaded.
 
     Raises:
-        BadInput: mteb has no such task, it is not about texts, or its data cannot be had.
+        BadInput: mteb has no such task, it is not about texts, or its data is unavailable.
         MissingExtra: mteb is not installed.
     """
     loaded = _loaded(name)
@@ -63,7 +63,7 @@ def _loaded(name: str) -> Any:
 
 
 def _scores(task: Any, embed: Embed) -> list[Part]:
-    """mteb's main score of each subset in each split. That of the whole task is their mean (mteb's `get_score`)."""
+    """mteb's main score of each subset in each split. The score of the whole task is their mean (mteb's `get_score`)."""
     import mteb
 
     logging.getLogger("mteb").setLevel(logging.ERROR)
@@ -89,13 +89,15 @@ def _model(embed: Embed) -> Any:
     from mteb.types import PromptType
 
     class Model(AbsEncoder):
-        """What mteb asks for vectors."""
+        """The model interface that mteb calls for vectors."""
 
         def __init__(self) -> None:
             self.mteb_model_meta = ModelMeta.create_empty({"name": "qembed/eval", "revision": "none"})
 
         def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **_: Any) -> Any:
-            """Vectors of the texts of all batches; documents bare, all else with the task's instruction if it has one."""
+            """Vectors of the texts of all batches; documents without prompt, others with the task's instruction if there is
+            one.
+            """
             kind, instruction = "document", None
             if prompt_type != PromptType.document:
                 instruction = _instruction(task_metadata.prompt, prompt_type)
@@ -107,7 +109,7 @@ def _model(embed: Embed) -> Any:
 
 
 def _instruction(prompt: Any, prompt_type: Any) -> str | None:
-    """The instruction that a task names: for all of its texts, or for each kind."""
+    """The instruction of a task: one for all texts, or one per kind."""
     if isinstance(prompt, dict):
         prompt = prompt.get(getattr(prompt_type, "value", None) or "query")
     return prompt if isinstance(prompt, str) and prompt else None

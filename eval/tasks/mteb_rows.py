@@ -1,6 +1,6 @@
-"""What a main score of mteb is made of, row by row, so that it can be drawn anew: mteb itself tells one number of a whole set.
+"""The rows behind a main score of mteb, for bootstrap intervals: mteb itself reports one number per set.
 
-The rows come out of the predictions that mteb writes. They are used only where the number that they come to is mteb's own.
+The rows come from the predictions that mteb writes. They are used only if they reproduce mteb's own score.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rows:
-    """Values [n] of queries, texts or pairs. The score is their mean, or Spearman's ρ with what people said (`gold` [n])."""
+    """Values [n] of queries, texts or pairs. The score is their mean, or Spearman's ρ with human scores (`gold` [n])."""
 
     values: Floats
     gold: Floats | None = None
 
     def score(self, drawn: NDArray[np.intp] | slice = slice(None)) -> float:
-        """The score of the rows that are drawn."""
+        """The score of the resampled rows."""
         values = self.values[drawn]
         return float(values.mean()) if self.gold is None else spearman(values, self.gold[drawn])
 
 
 def read(predicted: Any, data: Any, task: Any, score: float) -> Rows | None:
-    """The rows behind the `score` of a part of a task, from what mteb `predicted` for it and its `data`; None if unknown.
+    """The rows behind the `score` of a part of a task, from mteb's predictions and the task's `data`; None if unknown.
 
-    Retrieval and reranking (nDCG, mAP, recall), classification (accuracy) and STS (Spearman) are known.
+    Supported: retrieval and reranking (nDCG, mAP, recall), classification (accuracy) and STS (Spearman).
     """
     name = str(task.metadata.main_score)
     try:
@@ -60,7 +60,7 @@ def read(predicted: Any, data: Any, task: Any, score: float) -> Rows | None:
 
 
 def interval(candidate: Sequence[Rows], baseline: Sequence[Rows]) -> bootstrap.Interval | None:
-    """The interval of candidate − baseline, where the score is the mean over parts whose rows are drawn in pairs."""
+    """The interval of candidate − baseline if the score is a mean over parts, with rows resampled in pairs."""
 
     def of_part(left: Rows, right: Rows) -> Callable[[NDArray[np.intp]], float]:
         return lambda drawn: left.score(drawn) - right.score(drawn)
@@ -78,7 +78,7 @@ def _ranked(
     score: Callable[[Floats, Sequence[Sequence[int]], int], Floats],
     depth: int,
 ) -> Floats:
-    """The score of each query, by its documents' scores."""
+    """The score of each query, from the scores of its documents."""
     queries = [query for query, grades in relevant.items() if any(grade > 0 for grade in grades.values())]
     gains = np.zeros((len(queries), depth))
     for row, query in enumerate(queries):

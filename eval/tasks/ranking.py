@@ -1,7 +1,7 @@
-"""Numbers of ranked lists, one for each query: pure functions, defined as trec_eval (`ndcg_cut`, `map_cut`, `recall`) does.
+"""Ranking metrics per query: pure functions, defined as in trec_eval (`ndcg_cut`, `map_cut`, `recall`).
 
-`gains` [q, k] are the grades of the passages that were found, best first (0 for those that are not relevant); `grades` are, for
-each query, the grades of all that are relevant, found or not.
+`gains` [q, k] are the grades of the retrieved passages, best first (0 if not relevant); `grades` are, for each query, the
+grades of all relevant passages, retrieved or not.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ Floats = NDArray[np.float64]
 
 
 def gains(lists: NDArray[np.intp], relevant: Sequence[Mapping[int, int]]) -> Floats:
-    """The grade of each entry of `lists` [q, k] (rows of passages; below 0: nothing found), by each query's `relevant`."""
+    """The grade of each entry of `lists` [q, k] (passage rows; below 0: nothing retrieved), given each query's `relevant`."""
     found = [[grades.get(int(row), 0) for row in rows] for rows, grades in zip(lists, relevant, strict=True)]
     return np.array(found, np.float64).reshape(lists.shape)
 
 
 def ndcg(gains: Floats, grades: Sequence[Sequence[int]], depth: int) -> Floats:
-    """nDCG@depth [q]: Σ grade / log₂(rank + 1), over that of the best order (Järvelin & Kekäläinen 2002, linear gain)."""
+    """nDCG@depth [q]: Σ grade / log₂(rank + 1), relative to the ideal order (Järvelin & Kekäläinen 2002, linear gain)."""
     found = gains[:, :depth]
     discounts = 1 / np.log2(np.arange(2, depth + 2))
     ideal = [np.sort(np.array(one, np.float64))[::-1][:depth] for one in grades]
@@ -30,14 +30,14 @@ def ndcg(gains: Floats, grades: Sequence[Sequence[int]], depth: int) -> Floats:
 
 
 def average_precision(gains: Floats, grades: Sequence[Sequence[int]], depth: int) -> Floats:
-    """AP@depth [q]: the mean over all relevant passages of the precision at their rank, 0 for those not found by then."""
+    """AP@depth [q]: mean over all relevant passages of the precision at their rank, 0 for those not retrieved by then."""
     found = gains[:, :depth] > 0
     precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
     return np.asarray((precision * found).sum(axis=1) / _counts(grades))
 
 
 def recall(gains: Floats, grades: Sequence[Sequence[int]], depth: int) -> Floats:
-    """Recall@depth [q]: the share of the relevant passages that were found."""
+    """Recall@depth [q]: share of the relevant passages that were retrieved."""
     return np.asarray((gains[:, :depth] > 0).sum(axis=1) / _counts(grades))
 
 

@@ -1,4 +1,4 @@
-"""Retrieval: queries, passages, relevance; exact search, FAISS's IVF-Flat, across languages, and a reranker behind it."""
+"""Retrieval: exact search, FAISS's IVF-Flat, across languages, and with a reranker."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Score = Callable[[NDArray[np.float64], Sequence[Sequence[int]], int], NDArray[np
 
 @dataclass(frozen=True)
 class Collection:
-    """Queries with a relevant passage at least, passages, and the grade (from 1) of each passage row relevant to a query.
+    """Queries, passages, and for each query the grades (from 1) of its relevant passage rows, at least one.
 
-    `notes` are what a reader of the numbers should know.
+    `notes` are caveats for the reader.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Gains:
-    """The grades [q, depth] of what was found by each."""
+    """The grades [q, depth] of each side's results."""
 
     baseline: NDArray[np.float64]
     candidate: NDArray[np.float64]
@@ -51,7 +51,9 @@ class Gains:
 
 @dataclass(frozen=True)
 class Found:
-    """Ranked passage rows [q, depth] of the three: the baseline, the candidate, and the candidate on the baseline's index."""
+    """Ranked passage rows [q, depth] of the baseline, of the candidate, and of the candidate's queries on the baseline's
+    index.
+    """
 
     baseline: Lists
     candidate: Lists
@@ -59,7 +61,7 @@ class Found:
 
 
 def task(collection: Collection, rerank: Rerank | None = None, reranker: str | None = None) -> Task:
-    """The task on `collection`; `rerank` scores (query, passage) pairs of it, `reranker` is its name.
+    """The task on `collection`; `rerank` scores its (query, passage) pairs, `reranker` is its name.
 
     Raises:
         MissingExtra: FAISS is not installed.
@@ -82,7 +84,7 @@ def task(collection: Collection, rerank: Rerank | None = None, reranker: str | N
 
 
 def check_faiss() -> None:
-    """See that FAISS is installed.
+    """Check that FAISS is installed.
 
     Raises:
         MissingExtra: it is not.
@@ -94,7 +96,7 @@ def check_faiss() -> None:
 
 
 def through_ivf(queries: NDArray[np.float32], index: NDArray[np.float32], depth: int) -> Lists:
-    """As `neighbours.nearest`, through FAISS's IVF-Flat with the settings of `_settings`; −1 where it finds fewer."""
+    """As `neighbours.nearest`, through FAISS's IVF-Flat with the settings of `_settings`; −1 if fewer are found."""
     chosen = _settings(len(index))
     searcher = ivf.empty(index.shape[1], chosen["clusters"])
     searcher.train(index[ivf.training_rows(len(index), chosen["clusters"])])
@@ -138,7 +140,7 @@ def _measure(
 
 
 def _search(queries: NDArray[np.float32], passages: NDArray[np.float32], depth: int, own: Lists | None) -> Lists:
-    """The nearest `depth` passages; a query that is itself a passage (Quora, ArguAna) does not find itself."""
+    """The nearest `depth` passages; a query that is itself a passage (Quora, ArguAna) is excluded from its results."""
     if own is None:
         return neighbours.nearest(queries, passages, depth)
     wider = neighbours.nearest(queries, passages, min(depth + 1, len(passages)))
@@ -146,7 +148,7 @@ def _search(queries: NDArray[np.float32], passages: NDArray[np.float32], depth: 
 
 
 def without(lists: Lists, own: Lists, depth: int) -> Lists:
-    """`lists` [q, k] less each query's `own` row [q] (−1: none), the rest moved up, cut to `depth`, filled up with −1."""
+    """`lists` [q, k] without each query's `own` row [q] (−1: none), cut to `depth` and filled with −1."""
     kept = np.full((len(lists), depth), -1, np.intp)
     for place, (rows, mine) in enumerate(zip(lists, own, strict=True)):
         others = rows[rows != mine][:depth] if mine >= 0 else rows[:depth]
@@ -155,7 +157,7 @@ def without(lists: Lists, own: Lists, depth: int) -> Lists:
 
 
 def _same(collection: Collection) -> Lists | None:
-    """For each query the passage that has its id and its text, −1 if there is none; None if no query has one."""
+    """For each query the passage with the same id and text, −1 if there is none; None if no query has one."""
     rows = {(text.id, text.text): row for row, text in enumerate(collection.passages)}
     own = np.array([rows.get((text.id, text.text), -1) for text in collection.queries], np.intp)
     return own if (own >= 0).any() else None
@@ -194,7 +196,7 @@ def paired(
     mixed: float | None = None,
     main: bool = False,
 ) -> Metric:
-    """The metric whose value is the mean over rows, with the interval of the mean difference of the same rows."""
+    """A metric that is a mean over rows, with the interval of the paired mean difference."""
     interval = bootstrap.of_mean(candidate - baseline)
     return Metric(name, float(baseline.mean()), float(candidate.mean()), interval, len(baseline), group, mixed, main)
 
@@ -226,7 +228,7 @@ def _across_languages(
     candidate: tuple[NDArray[np.float32], NDArray[np.float32]],
     baseline: tuple[NDArray[np.float32], NDArray[np.float32]],
 ) -> list[Metric]:
-    """nDCG@10 for each pair of languages, among the passages of one language only; nothing if there is but one pair."""
+    """nDCG@10 for each pair of languages, among the passages of one language; empty if there is only one pair."""
     asked = [text.language for text in collection.queries]
     written = [text.language for text in collection.passages]
     pairs = sorted(
@@ -260,7 +262,7 @@ def _across_languages(
 
 
 def _reranked(collection: Collection, found: Found, rerank: Rerank) -> Metric:
-    """nDCG@10 after the best RERANKED of each side were put into the order of the reranker's scores."""
+    """nDCG@10 after the reranker has sorted the best RERANKED of each side."""
     assert found.mixed is not None
     tops = {name: getattr(found, name)[:, :RERANKED] for name in ("baseline", "candidate", "mixed")}
     wanted = sorted(
@@ -273,7 +275,7 @@ def _reranked(collection: Collection, found: Found, rerank: Rerank) -> Metric:
 
 
 def _by_score(lists: Lists, scores: Mapping[tuple[int, int], float]) -> Lists:
-    """Each row of `lists` [q, k], the best score first; equal ones, and those without a score at the end, keep their order."""
+    """Each row of `lists` [q, k] by descending score; ties, and entries without a score at the end, keep their order."""
     ordered = [
         sorted(rows.tolist(), key=lambda row, query=query: -scores.get((query, row), -np.inf))  # type: ignore[misc]
         for query, rows in enumerate(lists)

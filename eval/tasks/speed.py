@@ -1,13 +1,13 @@
-"""Speed and memory: the same texts to both sides, in turn, at several batch sizes and lengths.
+"""Speed and memory: the same texts to both sides in turns, at several batch sizes and lengths.
 
-Both are up all the time. Before a batch size and length is measured either side answers it once, uncounted, so that neither is
-cold; then they take turns, a request each, and every other round the other one begins. A ratio is taken from the two requests
-of one round, next to each other in time, so that whatever slows the machine down for a while slows both.
+Both sides run all the time. Before each batch size and length, each side answers one uncounted request to warm up; then they
+take turns, one request each, and the starting side alternates. A ratio comes from the two requests of a round, adjacent in
+time, so that whatever slows the machine for a while affects both.
 
-What comes out is the `speed` part of a result: `candidate` and `baseline` (what ran, and its `memory` in bytes afterwards, null
-where it is not told), `notes`, and `shapes`: `batch` (texts a request), `tokens` (a text), `requests` (each side's), for either
-side `texts_per_second`, `tokens_per_second` (both from the median request), `p50` and `p99` (seconds a request), and `ratio`,
-candidate over baseline in texts per second, with `low` and `high`, between which 90% of the rounds lie.
+The output is the `speed` part of a result: `candidate` and `baseline` (what ran, and its `memory` in bytes afterwards, null if
+unknown), `notes`, and `shapes`: `batch` (texts per request), `tokens` (per text), `requests` (per side), for each side
+`texts_per_second` and `tokens_per_second` (from the median request), `p50` and `p99` (seconds per request), and `ratio`
+(candidate over baseline in texts per second) with `low` and `high`, which contain 90% of the rounds.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ Send = Callable[[Sequence[str]], object]
 
 @dataclass(frozen=True)
 class RequestShape:
-    """A request: `batch` texts of `tokens` tokens each."""
+    """A request of `batch` texts of `tokens` tokens each."""
 
     batch: int
     tokens: int
 
 
 def shapes(batches: Sequence[int], lengths: Sequence[int], limit: int | None) -> tuple[list[RequestShape], list[str]]:
-    """All pairs that are short enough for the models and for MOST_TOKENS, and notes about those left out.
+    """All combinations that fit the models and MOST_TOKENS, and notes about those left out.
 
     Raises:
         BadInput: none is left.
@@ -65,9 +65,9 @@ def shapes(batches: Sequence[int], lengths: Sequence[int], limit: int | None) ->
 
 
 def texts(shape: RequestShape, pool: Sequence[str], tokenizer: Tokenizer | None, first: int) -> list[str]:
-    """As many texts of that many tokens as the shape asks for, each beginning at another place of `pool`, a list of words.
+    """The texts of a request, each starting at another word of `pool`.
 
-    A cache of prefixes, where a server has one, so meets no text twice. Without a tokenizer a word counts as a token.
+    So a prefix cache, if a server has one, meets no text twice. Without a tokenizer a word counts as a token.
     """
     found = []
     for number in range(first, first + shape.batch):
@@ -114,7 +114,9 @@ def measure(
 
 
 def unlike(candidate: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iterator[str]:
-    """What else than the weights the two sides differ in, a sentence each, so that nobody takes the ratio for theirs alone."""
+    """The differences between the two sides besides the weights, a sentence each, so that the ratio is not attributed to the
+    weights alone.
+    """
     for name, what in (("engine", "ran through different engines"), ("version", "ran through different versions")):
         if candidate[name] != baseline[name] and (name == "engine" or candidate["engine"] == baseline["engine"]):
             yield f"the two sides {what} ({candidate[name]}, {baseline[name]}), so the ratio is not that of the weights alone"

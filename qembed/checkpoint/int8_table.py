@@ -7,7 +7,7 @@ Some channels of a trained table are greater than others in every row, and would
 first divided by its root mean square. And most values of a row are small beside its greatest: on even levels a row of normal
 values loses 0.8 to 1.2%, and one with outliers 1.5%, whatever its scale. With levels 5.5 times as dense at zero as at the ends
 each row of the sample, and of normal values at the widths of the 0.6B, the 4B and the 8B, loses less than 0.8% (0.65% on the
-average): tests/test_token_table.py. Scales are float32, because a float16 one would be subnormal, or zero, for rows near zero;
+average): tests/checkpoint/test_int8_table.py. Scales are float32, because a float16 one would be subnormal, or zero, for rows near zero;
 at a width of 1024 the difference is 0.2% of the table.
 All three parts of qembed stand on this file: `quantize` writes such tables, the vLLM plugin makes and reads them, `eval` reads
 them.
@@ -35,7 +35,7 @@ BLOCK_ROWS = 2048
 
 
 def column_scales(blocks: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The root mean square [H] float32 of each column of a table that comes in `blocks` [rows, H]; 1 for columns of zeros.
+    """Root mean square [H] float32 of each column of a table given in `blocks` [rows, H]; 1 for columns of zeros.
 
     Raises:
         ValueError: there are no blocks.
@@ -78,7 +78,7 @@ def quantize(block: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _nearest(values: torch.Tensor) -> torch.Tensor:
-    """The integers −127…127 int8 whose levels are nearest to `values`."""
+    """The integers −127…127 int8 with the levels nearest to `values`."""
     import torch
 
     grid = level(torch.arange(-LEVELS, LEVELS + 1, device=values.device))
@@ -86,16 +86,16 @@ def _nearest(values: torch.Tensor) -> torch.Tensor:
 
 
 def _lost(values: torch.Tensor, qweight: torch.Tensor, scales: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """The error's norm [rows] of each row."""
+    """The norm of the error of each row [rows]."""
     return level(qweight).mul_(scales).sub_(values).mul_(columns).norm(dim=1)
 
 
 def dequantize(qweight: torch.Tensor, scales: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """The rows [..., H] float32 that `qweight` [..., H], `scales` [..., 1] and `columns` [H] stand for."""
+    """The rows [..., H] float32 of `qweight` [..., H], `scales` [..., 1] and `columns` [H]."""
     return level(qweight).mul_(scales).mul_(columns)
 
 
 def level(qweight: torch.Tensor) -> torch.Tensor:
-    """What the integers −127…127 stand for before they are scaled: float32 in the same range, of the same shape."""
+    """The levels of integers −127…127 before scaling: float32 in the same range, same shape."""
     steps = qweight.float()
     return steps.square().mul_((1 - CENTRE) / LEVELS**2).add_(CENTRE).mul_(steps)

@@ -1,4 +1,4 @@
-"""The part of a model card that tells how near INT4 is to its source: `quantize` begins it, `eval --card` writes it anew."""
+"""The fidelity section of a model card: `quantize` writes it first, `eval --card` replaces it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ BEGIN, END = "<!-- qembed eval: begin -->", "<!-- qembed eval: end -->"
 
 
 def section(body: str) -> str:
-    """The part, heading and marks included, with `body` as its text."""
+    """The section with heading and markers, and `body` as its text."""
     return f"{BEGIN}\n{HEADING}\n\n{body.strip()}\n{END}"
 
 
 def with_section(card: str, body: str) -> str:
-    """`card` with the text of that part replaced by `body`; a card that has no such part gets it at its end."""
+    """`card` with the section's text replaced by `body`; a card without the section gets it at its end."""
     written = section(body)
     marked = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
     changed, count = marked.subn(lambda _: written, card, count=1)

@@ -1,4 +1,4 @@
-"""What a running server tells of itself: its model, its version, and, if it is a `qembed serve`, what it computes in."""
+"""What a running server reports about itself: model, version, and for `qembed serve` dtype, device, weights and kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SERVING, MEMORY = "qembed_serving", "qembed_memory_bytes"
 
 @dataclass(frozen=True)
 class About:
-    """What a server says; None for what it does not. `limit` is the longest text in tokens."""
+    """A server's description; None for unknown values. `limit` is the longest text in tokens."""
 
     model: str
     limit: int | None = None
@@ -27,10 +27,10 @@ class About:
 
 
 def about(url: str) -> About:
-    """Ask the OpenAI-compatible server at `url`.
+    """Query the OpenAI-compatible server at `url`.
 
     Raises:
-        BadInput: `url` is not a URL, nothing answers there, it wants a key, or what answers is no such server.
+        BadInput: `url` is not a URL, nothing answers there, a key is required, or the answer is not from such a server.
     """
     from qembed.client import embeddings
 
@@ -42,7 +42,7 @@ def about(url: str) -> About:
 
 
 def memory(url: str) -> int | None:
-    """Bytes that a `qembed serve` at `url` says it holds now; None if it is none."""
+    """Bytes in use as reported by a `qembed serve` at `url`; None for other servers."""
     from qembed.client import metrics
 
     told = metrics.total(metrics.parse(_text(url, "/metrics") or ""), MEMORY)
@@ -50,7 +50,7 @@ def memory(url: str) -> int | None:
 
 
 def _version(url: str) -> str | None:
-    """What /version of vLLM says; other servers have no such path."""
+    """The answer of vLLM's /version; other servers have no such path."""
     try:
         said = json.loads(_text(url, "/version") or "")
     except (ValueError, RecursionError):
@@ -60,7 +60,7 @@ def _version(url: str) -> str | None:
 
 
 def _serving(url: str) -> dict[str, str]:
-    """The labels of a `qembed serve`'s metric SERVING; stock vLLM has no metric that tells its dtype."""
+    """The labels of `qembed serve`'s metric SERVING; stock vLLM has no metric for its dtype."""
     from qembed.client import metrics
 
     found = metrics.parse(_text(url, "/metrics") or "").get(SERVING, {})

@@ -34,13 +34,13 @@ def embed(
 ) -> NDArray[np.float32]:
     """The vectors [len(texts), dimensions] of `texts`, in their order, from the server at `url`.
 
-    `model` None takes the server's only model, `dimensions` None the whole vector. `batch_size` texts go into a request, which
-    may take `timeout` seconds. `on_progress` is told the number of texts done so far. The key, if the server wants one, is
-    taken from QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False a vector that holds NaN or infinity is returned as it is.
+    `model` None: the server's only model. `dimensions` None: whole vectors. Each request has `batch_size` texts and times out
+    after `timeout` seconds. `on_progress` is called with the number of finished texts. The key, if one is required, comes from
+    QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False vectors that contain NaN or infinity are returned as they are.
 
     Raises:
-        BadInput: no texts, or the server refuses them; the message is the server's.
-        QembedError: no server answers, it fails, or what it answers is no vector for each text.
+        BadInput: no texts, or the server rejects them; the message is the server's.
+        QembedError: no server answers, it fails, or it does not return a vector per text.
     """
     import openai
 
@@ -62,10 +62,10 @@ def embed(
 
 
 def served(url: str) -> tuple[str, int | None]:
-    """The first model that the server at `url` lists, and its longest text where it says so (vLLM does).
+    """The first model that the server at `url` lists, and its longest text if the server reports it (vLLM does).
 
     Raises:
-        BadInput: `url` is not a URL, nothing answers there, it wants a key, or what answers is no such server.
+        BadInput: `url` is not a URL, nothing answers there, a key is required, or the answer is not from such a server.
     """
     import openai
 
@@ -94,19 +94,19 @@ def served(url: str) -> tuple[str, int | None]:
 
 
 def base(url: str) -> str:
-    """The URL of the server itself, given that or the one of its API."""
+    """The server's URL, given that or its API's (…/v1)."""
     return url.rstrip("/").removesuffix("/v1")
 
 
 def key() -> str:
-    """The key to send: the first of QEMBED_API_KEY, which may hold several for a server, or else OPENAI_API_KEY."""
+    """The API key to send: the first in QEMBED_API_KEY (which may hold several), otherwise OPENAI_API_KEY."""
     first = os.environ.get("QEMBED_API_KEY", "").partition(",")[0].strip()
     return first or os.environ.get("OPENAI_API_KEY") or "none"
 
 
 @contextmanager
 def connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
-    """An openai client of the server at `url`, whose errors come out as ours."""
+    """An openai client of the server at `url`; its exceptions are converted to QembedError."""
     import openai
 
     try:
@@ -140,7 +140,7 @@ def _matrix(rows: list[list[float]], url: str, finite: bool) -> NDArray[np.float
 
 
 def said(error: openai.APIStatusError) -> str:
-    """What the server says that is wrong, in one line."""
+    """The server's error message in one line."""
     body = error.body
     message = body.get("message") if isinstance(body, dict) else None
     return " ".join(str(message or error.message).split())

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Answers with the redirect itself: following it could send a key to another host."""
+    """Returns redirects as answers: following one could send a key to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None

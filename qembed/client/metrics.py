@@ -1,4 +1,4 @@
-"""What /metrics says, as a person wants it: rates and quantiles between two readings. Pure functions of text."""
+"""Parses /metrics and computes rates and quantiles between two scrapes. Pure functions of text."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Samples = Mapping[str, Mapping[frozenset[tuple[str, str]], float]]
 
 @dataclass(frozen=True)
 class Reading:
-    """A moment of a server.
+    """A server's state at one moment.
 
     Attributes:
-        memory_bytes, planned_bytes: in use, and planned; None where the server is not qembed's.
-        running, waiting: texts in the engine, and before it.
-        tokens_per_second, texts_per_second: since the reading before; None for a first one.
-        latency: seconds by quantile ("p50", "p90", "p99") of the requests since the reading before, or else of all.
-        cache_used: part of the KV cache in use, 0 to 1.
-        requests: answered so far, by HTTP status.
-        restarts, nonfinite: how often the engine was started again; vectors with NaN or infinity.
+        memory_bytes, planned_bytes: in use, and planned; None if the server is not qembed's.
+        running, waiting: texts in the engine, and in its queue.
+        tokens_per_second, texts_per_second: since the previous scrape; None for the first.
+        latency: seconds by quantile ("p50", "p90", "p99") of requests since the previous scrape, or of all.
+        cache_used: share of the KV cache in use, 0 to 1.
+        requests: number of answers by HTTP status.
+        restarts, nonfinite: number of engine restarts, and of vectors with NaN or infinity.
     """
 
     memory_bytes: int | None
@@ -42,12 +42,12 @@ class Reading:
     nonfinite: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """The same as a JSON object."""
         return asdict(self)
 
 
 def parse(text: str) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
-    """Prometheus's text format: values by metric and labels. Lines that are not understood are passed over."""
+    """Prometheus's text format: values by metric and labels. Unknown lines are skipped."""
     found: dict[str, dict[frozenset[tuple[str, str]], float]] = defaultdict(dict)
     for line in text.splitlines():
         if (matched := LINE.match(line)) is None:
@@ -61,7 +61,7 @@ def parse(text: str) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
 
 
 def read(now: Samples, before: Samples | None, seconds: float) -> Reading:
-    """A reading of `now`, with rates against `before`, `seconds` ago."""
+    """The state at the scrape `now`, with rates relative to `before`, `seconds` earlier."""
     memory, planned = total(now, "qembed_memory_bytes"), total(now, "qembed_planned_bytes", part="total")
     return Reading(
         memory_bytes=None if memory is None else int(memory),
@@ -79,16 +79,16 @@ def read(now: Samples, before: Samples | None, seconds: float) -> Reading:
 
 
 def total(samples: Samples, name: str, **labels: str) -> float | None:
-    """The sum of a metric over all its labels, or over those that have `labels`; None if it is not there."""
+    """The sum of a metric over all label sets that include `labels`; None if there are none."""
     wanted = set(labels.items())
     values = [value for found, value in samples.get(name, {}).items() if wanted <= found]
     return sum(values) if values else None
 
 
 def quantile(buckets: Mapping[float, float], part: float) -> float | None:
-    """The quantile of a histogram of cumulative counts by upper bound, linear within a bucket; None if it is empty.
+    """A quantile of a histogram given as cumulative counts by upper bound, linear within buckets; None if it is empty.
 
-    What lies beyond the last finite bound is told as that bound, as Prometheus does.
+    Values beyond the last finite bound are reported as that bound, as in Prometheus.
     """
     bounds = sorted(buckets)
     if not bounds or buckets[bounds[-1]] <= 0:

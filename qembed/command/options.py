@@ -1,4 +1,4 @@
-"""What the options of several commands share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL_HELP = (
 
 
 class Size(click.ParamType[int]):
-    """Bytes, written as 3GiB."""
+    """A size in bytes, written like 3GiB."""
 
     name = "size"
 

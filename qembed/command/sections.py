@@ -1,4 +1,4 @@
-"""A command whose `--help` lists its options under headings."""
+"""Commands whose `--help` groups options under headings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Option(click.Option):
-    """An option that stands under the heading `section`."""
+    """An option under the heading `section`."""
 
     def __init__(self, *arguments: Any, section: str = "Other options", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -19,10 +19,10 @@ class Option(click.Option):
 
 
 class SectionedCommand(click.Command):
-    """A command whose options stand under the headings that they name, in the order in which these first come."""
+    """A command whose options are grouped by heading, in the order in which headings first appear."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, one table a heading; those without a heading come last."""
+        """Write one table of options per heading; options without a heading come last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         plain: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):

@@ -1,4 +1,4 @@
-"""What ends a command from outside: Ctrl-C, and SIGTERM, which init systems and containers send."""
+"""Signals that end a command: Ctrl-C, and SIGTERM, which init systems and containers send."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NoReturn
 
 
 class Interrupts:
-    """Makes SIGTERM the KeyboardInterrupt that SIGINT is, and remembers which of them came.
+    """Turns SIGTERM into KeyboardInterrupt, like SIGINT, and remembers which signal came.
 
     Attributes:
-        signal: its number; a command that one has ended exits with 128 more.
+        signal: its number; a command ended by it exits with 128 + number.
     """
 
     signal: int = signal.SIGINT
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Raise them inside the block; behind it they do what they did before. Only in the main thread."""
+        """Raise KeyboardInterrupt for both signals inside the block; restores the previous handlers. Main thread only."""
         before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

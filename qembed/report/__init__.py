@@ -1,1 +1,1 @@
-"""Reports: plots as SVG, and files that are written whole."""
+"""Reports: plots as SVG, and atomic files."""

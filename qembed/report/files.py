@@ -1,4 +1,4 @@
-"""The file of a report: checked before the work begins, and written whole at its end."""
+"""Report files: checked before the work begins, written atomically at the end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ KINDS = (".html", ".json", ".md")
 
 
 def check(path: Path) -> None:
-    """See that a report can be written to `path`, before anything takes long.
+    """Check that a report can be written to `path`, before long work begins.
 
     Raises:
-        BadInput: its name tells no kind of report, there is no such folder, or nothing can be written there.
+        BadInput: unknown suffix, the folder is missing, or it is not writable.
     """
     if path.suffix.lower() not in KINDS:
         raise BadInput(f"--report {path}: name it {', '.join(KINDS[:-1])} or {KINDS[-1]}")
@@ -31,7 +31,7 @@ def check(path: Path) -> None:
 
 
 def replace(path: Path, content: str) -> None:
-    """Put `content` where `path` is, whole or not at all.
+    """Write `content` to `path` atomically.
 
     Raises:
         QembedError: it cannot be written.

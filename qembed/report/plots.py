@@ -1,6 +1,6 @@
-"""Plots as inline SVG: pure functions of numbers. Colours come from the page's CSS; shape and words tell the same without them.
+"""Plots as inline SVG: pure functions of numbers. Colours come from the page's CSS; shapes and labels work without them.
 
-A plot is WIDTH units wide and as wide as its column, so that its letters are about as large as the page's on a telephone.
+A plot is WIDTH units wide and scales to its column, so that its text is about as large as the page's on a phone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LONGEST = 26
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], marks: Mapping[str, float | None]) -> Markup:
-    """How many texts have which cosine, with a labelled line at each of `marks`."""
+    """Histogram of cosines, with a labelled line at each of `marks`."""
     if not counts:
         return Markup("")
     height, base, top = 190, 160, 54
@@ -53,7 +53,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], marks: Mapping[str,
 
 
 def dimensions(summaries: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """Mean (dot, with its interval), 5% (triangle) and minimum (bar) for each length of vectors."""
+    """Mean (dot with interval), 5th percentile (triangle) and minimum (bar) by vector length."""
     shown = {name: one for name, one in summaries.items() if one["mean"] is not None}
     if not shown:
         return Markup("")
@@ -86,7 +86,7 @@ def dimensions(summaries: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 
 def groups(summaries: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """A row for each group: mean (dot, with its interval), 5% (triangle), minimum (bar)."""
+    """A row per group: mean (dot with interval), 5th percentile (triangle), minimum (bar)."""
     shown = {name: one for name, one in summaries.items() if one["mean"] is not None}
     if not shown:
         return Markup("")
@@ -114,7 +114,7 @@ def groups(summaries: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 
 def differences(metrics: Sequence[Mapping[str, Any]]) -> Markup:
-    """A row for each number of a task: the difference (dot) with its interval, and a line at none."""
+    """A row per metric of a task: the difference (dot) with its interval, and a line at zero."""
     shown = [one for one in metrics if one["difference"] is not None]
     if not shown:
         return Markup("")
@@ -140,9 +140,9 @@ def differences(metrics: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def recall(points: Sequence[Mapping[str, Any]], exact: float, name: str) -> Markup:
-    """How much of the true nearest is found, by the milliseconds it takes (both of `points`, with `width`); a line at `exact`.
+    """Recall against milliseconds per query (both from `points`, labelled by `width`), with a line at exact search.
 
-    `name` is what is widened from point to point.
+    `name` is the parameter that varies from point to point.
     """
     if not points:
         return Markup("")
@@ -182,7 +182,7 @@ def recall(points: Sequence[Mapping[str, Any]], exact: float, name: str) -> Mark
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`, about as many as `most`."""
+    """Round numbers from `low` to `high`, about `most` of them."""
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next((factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw), raw)
@@ -191,7 +191,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def _rounded_down(low: float) -> float:
-    """A little below `low`, so that nothing lies on the axis; never so near to 1 that there is no room."""
+    """A value slightly below `low`, so that nothing lies on the axis, and far enough below 1."""
     return min(low - 0.06 * (1 - low), 1 - 1e-6)
 
 
@@ -201,12 +201,12 @@ def _svg(height: float, parts: Sequence[str], title: str) -> Markup:
 
 
 def _cut(name: str) -> str:
-    """A user's name, as long as there is room for."""
+    """A user's name, shortened to the available space."""
     return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def _margin(names: Iterable[str]) -> float:
-    """Room for the longest of `names`, which end where a row's plot begins."""
+    """Space for the longest of `names`, which are right-aligned to the plot."""
     return 10 + LETTER * max(len(name) + 6 * any(ord(sign) > 0x2E7F for sign in name) for name in names)
 
 
@@ -222,7 +222,7 @@ def _axis(across: Any, values: Sequence[float], base: float, top: float, left: f
 
 
 def _short(value: float, low: float, high: float) -> str:
-    """As many digits as tell neighbouring ticks apart."""
+    """As many digits as distinguish neighbouring ticks."""
     digits = min(6, max(0, 2 - math.floor(math.log10(max(high - low, 1e-6)))))
     shown = f"{value:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{value:.0f}"
     return (shown if shown not in ("-0", "") else "0").replace("-", "−")

@@ -1,13 +1,13 @@
-"""Texts as a model should see them: Unicode NFC, without characters that nobody sees.
+"""Cleans texts for a model: Unicode NFC, without invisible characters.
 
-Taken out are control characters (tab and line breaks stay; vertical tab, form feed and "next line" become line breaks),
-zero-width characters, direction marks, and the like. Nothing goes by the plane it stands in: emoji, rare Han and private
-characters stay. Two invisible characters carry meaning in some scripts, and stay where they do: the zero-width joiner inside an
-emoji, and joiner and non-joiner behind a virama or between letters that join (the rule CONTEXTJ of RFC 5892); so do the tags
-inside an emoji flag.
+Removed are control characters (tab and line breaks stay; vertical tab, form feed and "next line" become line breaks),
+zero-width characters, direction marks, and the like. The Unicode plane does not matter: emoji, rare Han and private-use
+characters stay. Two invisible characters carry meaning in some scripts and stay there: the zero-width joiner inside an emoji,
+and joiner and non-joiner after a virama or between joining letters (rule CONTEXTJ of RFC 5892). The tags inside an emoji flag
+stay too.
 
-More than 30 combining marks on one character, which no language has (UAX #15, Stream-Safe Text), stay in the order in which
-they come: Python sorts them in quadratic time, and a request of 32 MiB of them would stop the server for days.
+More than 30 combining marks on one character, which no language uses (UAX #15, Stream-Safe Text), keep their order: Python
+sorts them in quadratic time, and a request of 32 MiB of them would block the server for days.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def clean(text: str) -> str:
 
 
 def has_surrogate(text: str) -> bool:
-    """Whether `text` holds half of a surrogate pair, which is no character and cannot be written as UTF-8."""
+    """Whether `text` contains an unpaired surrogate, which is not a character and cannot be encoded as UTF-8."""
     return SURROGATE.search(text) is not None
 
 
 def _runs(text: str) -> Iterator[tuple[bool, str]]:
-    """The parts of `text`: runs of more than 30 marks (True), and what lies between them."""
+    """The parts of `text`: runs of more than 30 marks (True), and the text between them (False)."""
     end = 0
     for found in _many_marks().finditer(text):
         yield False, text[end : found.start()]

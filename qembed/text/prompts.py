@@ -6,7 +6,7 @@ DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that
 
 
 def instruct(instruction: str) -> str:
-    """What Qwen3-Embedding puts before a query for the task that `instruction` describes."""
+    """Qwen3-Embedding's prompt for a query of the task that `instruction` describes."""
     return f"Instruct: {instruction}\nQuery:"
 
 

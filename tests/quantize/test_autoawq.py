@@ -83,7 +83,7 @@ def test_missing_library_error_names_the_environment_to_create(
     assert [path.name for path in tmp_path.iterdir()] == [source.folder.name]
 
 
-@pytest.mark.parametrize("option", [("--scales", "awq"), ("--rounding", "nearest")])
+@pytest.mark.parametrize("option", [("--scales", "awq"), ("--rounding", "rtn")])
 def test_options_that_autoawq_lacks_are_refused(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, option: tuple[str, str]
 ) -> None:

@@ -17,7 +17,7 @@ from tests.victims import Victims
 
 from .conftest import SIZES, MakeCheckpoint, contents
 
-QUICK = ("--group-size", "64", "--calibration-texts", "64", "--max-tokens", "16", "--rounding", "nearest", "--no-clip")
+QUICK = ("--group-size", "64", "--calibration-texts", "64", "--max-tokens", "16", "--rounding", "rtn", "--no-clip")
 QUICK += ("--scales", "none", "--threads", "1")
 
 

@@ -99,7 +99,7 @@ QUALITY = (
     Row("ours", "**qembed**"),
     Row("no-scales", "qembed without scales", ("--scales", "none")),
     Row("no-clip", "qembed without clipping", ("--no-clip",)),
-    Row("nearest", "qembed without compensated rounding", ("--rounding", "rtn")),
+    Row("rtn", "qembed without GPTQ rounding", ("--rounding", "rtn")),
     Row("own-target", "qembed without fitting to the original model", ("--target", "layer")),
     Row(
         "original-inputs",
@@ -127,7 +127,7 @@ LANGUAGE = (
     Row("llm-plain", "plain rounding", (*GROUPS_OF_64, *QUALITY[0].options), model=LLM),
     Row(
         "llm-awq",
-        "AWQ: scales, clipping, nearest rounding",
+        "AWQ: scales, clipping, round-to-nearest",
         (*GROUPS_OF_64, "--rounding", "rtn", "--target", "layer"),
         model=LLM,
     ),

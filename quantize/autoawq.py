@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput, MissingExtra
-from qembed.quantize import stream
+from qembed.quantize import layerwise
 from qembed.quantize.blocks import LINEARS, NOT_STORED, Architecture, model_config
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.parts import Parts
@@ -63,7 +63,7 @@ def quantize(
     parts: Parts,
     on_layer: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """Quantize with AutoAWQ; counterpart of `qembed.quantize.stream.quantize`.
+    """Quantize with AutoAWQ; counterpart of `qembed.quantize.layerwise.quantize`.
 
     Of `settings`, only `group_size`, `clip` and `token_table` apply. AutoAWQ quantizes all layers before any is written. Then
     the native engine runs as if it resumed: it skips the finished layers, writes the tensors outside the layers, and measures
@@ -91,7 +91,7 @@ def quantize(
             tensors = {f"{prefix}{key}": tensor.cpu() for key, tensor in layer.state_dict().items()}
             parts.write(name, {key: _storable(key, tensor) for key, tensor in tensors.items()}, {})
     native_settings = replace(settings, target="layer", inputs="quantized", prefixes=0, mixed=0)
-    return stream.quantize(checkpoint, shape, calibration, native_settings, device, parts)
+    return layerwise.quantize(checkpoint, shape, calibration, native_settings, device, parts)
 
 
 def load_model(checkpoint: Checkpoint) -> Any:

@@ -1,9 +1,9 @@
-"""Batches of token rows: padding, and prefixes of each text as additional texts.
+"""Token rows → batches: padding, and prefixes of texts as additional texts.
 
-A text's vector is the hidden state of its last token. Attention is causal, so the tokens of a prefix have the same states as
-in the whole text; only the prefix's own last token is missing. If the tokenizer appends one (`<|endoftext|>`), copies of it are
-put after the text, each with the position that follows its prefix, and attending to that prefix alone. One forward pass then
-computes the vectors of many texts, short ones included, for the price of a few tokens.
+A text's vector is the hidden state of its last token. Attention is causal, so the tokens of a prefix have the same hidden
+states as in the full text; only the prefix's own last token is missing. If the tokenizer appends a last token
+(`<|endoftext|>`), copies of it are placed after the text. Each copy has the position after its prefix, and attends only to that
+prefix and itself. A single pass then gives the vectors of many texts, including short ones, at the cost of a few tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-SHORTEST_PREFIX = 3
+MIN_PREFIX = 3
+"""Length in tokens of the shortest prefix."""
 SMALLEST_SQUARE = 1e-12
 
 
@@ -26,12 +27,13 @@ class Batch:
 
     Attributes:
         ids: [B, L] int64.
-        positions: [B, L] int64, position of each token in its text.
-        visible: [B, 1, L, L] bool, attention mask; None is plain causal attention, which never reaches the padding.
-        ends: [B] int64, index in the row of each text's last token.
+        positions: [B, L] int64, the position of each token in its text.
+        visible: [B, 1, L, L] bool, which positions (last axis) each position attends to; None is plain causal attention, in
+            which no token attends to the padding after it.
+        ends: [B] int64, the position in the row of each text's own last token.
         last: [B, L] bool, the last tokens of texts and prefixes, whose hidden states become vectors.
-        weight: [B, L] float32, weight of each position in the moments: 0 for padding, 1 on average.
-        fold: the cross-validation fold that all its texts belong to.
+        weight: [B, L] float32, the weight of each position in the calibration's sums: 0 for padding, 1 on average.
+        fold: the half of the calibration, 0 or 1, that all texts of the batch belong to, for cross-validation.
     """
 
     ids: torch.Tensor
@@ -52,8 +54,11 @@ class Batch:
 
 
 def plain(rows: Sequence[Sequence[int]], numbers: Sequence[int], tokens: int) -> list[Batch]:
-    """Batches of the rows in `numbers`, grouped by length, with at most `tokens` positions each."""
-    return [_batch(rows, batch, None) for batch in _grouped(numbers, [len(row) for row in rows], tokens)]
+    """Batches of the rows with these `numbers`, grouped by length, of at most `tokens` positions each.
+
+    A row longer than `tokens` gets a batch of its own.
+    """
+    return [_batch(rows, group, {}, appended=False) for group in _group_by_length(numbers, [len(row) for row in rows], tokens)]
 
 
 def with_prefixes(
@@ -66,44 +71,43 @@ def with_prefixes(
     seed: int,
     folds: Mapping[int, int] | None = None,
 ) -> list[Batch]:
-    """As `plain`, with prefixes of each text, and a given share of the weight on last tokens.
-
-    A row longer than `tokens` gets a batch of its own.
+    """Batches as from `plain`, with prefixes of each text, and with weights for the last tokens.
 
     Args:
-        rows: token ids of each text.
+        rows: the token ids of each text.
         numbers: indices of the rows to use.
-        tokens: positions per batch.
-        prefixes: prefixes per text, at random cuts; 0 for none.
-        last_share: 0…1, total weight of all last tokens; 0 weights every token equally.
-        seed: of the cuts.
-        folds: fold (0 or 1) by row index; no batch spans both. None: all in fold 0.
+        tokens: maximum number of positions in a batch.
+        prefixes: maximum number of prefixes per text; 0 for none.
+        last_share: 0…1, the total weight of the last tokens of texts and prefixes; 0 weights all tokens equally.
+        seed: draws the lengths of the prefixes.
+        folds: the fold, 0 or 1, of each of `numbers`; no batch contains texts of both. None: all are in fold 0.
     """
     draw = random.Random(seed)
     cuts = {number: _cuts(len(rows[number]), prefixes, draw) for number in numbers}
-    lengths = [len(row) + len(cuts.get(number, ())) for number, row in enumerate(rows)]
-    appended = ends_alike(rows, numbers)
-    if not appended:
-        lengths = [len(row) for row in rows]
-    made = []
+    appended = have_same_end(rows, numbers)
+    lengths = [len(row) + (len(cuts.get(number, ())) if appended else 0) for number, row in enumerate(rows)]
+    batches = []
     for fold in (0, 1):
         members = [number for number in numbers if (folds or {}).get(number, 0) == fold]
-        for batch in _grouped(members, lengths, tokens):
-            made.append(replace(_batch(rows, batch, cuts, appended=appended), fold=fold))
-    return _weighted(made, last_share)
+        for group in _group_by_length(members, lengths, tokens):
+            batches.append(replace(_batch(rows, group, cuts, appended=appended), fold=fold))
+    _weight_last_tokens(batches, last_share)
+    return batches
 
 
-def ends_alike(rows: Sequence[Sequence[int]], numbers: Iterable[int]) -> bool:
-    """Whether all rows in `numbers` end with the same token, as they do if the tokenizer appends one."""
+def have_same_end(rows: Sequence[Sequence[int]], numbers: Iterable[int]) -> bool:
+    """Whether the rows with these `numbers` all end with the same token: then the tokenizer appends it."""
     return len({rows[number][-1] for number in numbers}) == 1
 
 
 def _cuts(length: int, prefixes: int, draw: random.Random) -> list[int]:
-    possible = range(SHORTEST_PREFIX, length - 1)
+    """Random lengths of up to `prefixes` prefixes of a text of `length` tokens, ascending."""
+    possible = range(MIN_PREFIX, length - 1)
     return sorted(draw.sample(possible, min(prefixes, len(possible))))
 
 
-def _grouped(numbers: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def _group_by_length(numbers: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Split `numbers`, sorted by length, into groups of at most `tokens` positions after padding."""
     groups: list[list[int]] = [[]]
     for number in sorted(numbers, key=lambda number: (lengths[number], number)):
         if groups[-1] and (len(groups[-1]) + 1) * lengths[number] > tokens:
@@ -113,42 +117,46 @@ def _grouped(numbers: Sequence[int], lengths: Sequence[int], tokens: int) -> lis
 
 
 def _batch(
-    rows: Sequence[Sequence[int]], numbers: Sequence[int], cuts: dict[int, list[int]] | None, *, appended: bool = True
+    rows: Sequence[Sequence[int]], numbers: Sequence[int], cuts: Mapping[int, Sequence[int]], *, appended: bool
 ) -> Batch:
-    """One batch with weight 1 for every token."""
+    """A batch of the rows with these `numbers`, in which every token has weight 1.
+
+    `cuts` are the lengths of the prefixes of each row. If the tokenizer's last token is `appended`, a copy of it ends each
+    prefix; otherwise the prefix's own last token does.
+    """
     import torch
 
-    extra = cuts if cuts and appended else {}
-    count, longest = len(numbers), max(len(rows[number]) + len(extra.get(number, ())) for number in numbers)
+    copies = cuts if appended else {}
+    count, longest = len(numbers), max(len(rows[number]) + len(copies.get(number, ())) for number in numbers)
     ids, positions = torch.zeros(count, longest, dtype=torch.int64), torch.zeros(count, longest, dtype=torch.int64)
     weight, last = torch.zeros(count, longest), torch.zeros(count, longest, dtype=torch.bool)
     positions[:] = torch.arange(longest)
-    visible = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(count, 1, 1) if extra else None
-    for place, number in enumerate(numbers):
+    visible = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(count, 1, 1) if copies else None
+    for index, number in enumerate(numbers):
         row = rows[number]
         end = len(row)
-        ids[place, :end] = torch.tensor(row)
-        weight[place, :end] = 1
-        last[place, end - 1] = True
-        for step, cut in enumerate((cuts or {}).get(number, ())):
-            if not appended:
-                last[place, cut - 1] = True
-                continue
-            at = end + step
-            ids[place, at], positions[place, at], weight[place, at], last[place, at] = row[-1], cut, 1, True
+        ids[index, :end] = torch.tensor(row)
+        weight[index, :end] = 1
+        last[index, end - 1] = True
+        if not appended:
+            for cut in cuts.get(number, ()):
+                last[index, cut - 1] = True
+            continue
+        for column, cut in enumerate(copies.get(number, ()), end):
+            ids[index, column], positions[index, column], weight[index, column], last[index, column] = row[-1], cut, 1, True
             if visible is not None:
-                visible[place, at] = False
-                visible[place, at, :cut] = True
-                visible[place, at, at] = True
+                visible[index, column] = False
+                visible[index, column, :cut] = True
+                visible[index, column, column] = True
     ends = torch.tensor([len(rows[number]) - 1 for number in numbers])
     return Batch(ids, positions, None if visible is None else visible[:, None], ends, last, weight)
 
 
-def _weighted(made: list[Batch], last_share: float) -> list[Batch]:
-    last = sum(int(batch.last.sum()) for batch in made)
-    others = sum(int((batch.weight > 0).sum()) for batch in made) - last
+def _weight_last_tokens(batches: Sequence[Batch], last_share: float) -> None:
+    """Set the weights so that all last tokens together have the share `last_share`, with a mean of 1; 0 changes nothing."""
+    last = sum(int(batch.last.sum()) for batch in batches)
+    others = sum(int((batch.weight > 0).sum()) for batch in batches) - last
     if last_share and last and others:
-        for batch in made:
+        for batch in batches:
             batch.weight.mul_((1 - last_share) * (last + others) / others)
             batch.weight[batch.last] = last_share * (last + others) / last
-    return made

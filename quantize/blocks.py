@@ -1,4 +1,4 @@
-"""The decoder layers of Qwen3, Qwen2, Llama and Mistral: their seven linears, and a single layer that runs by itself."""
+"""Decoder blocks of Qwen3, Qwen2, Llama and Mistral: their seven linear layers, and how to run a single block."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ INPUTS = {
     "mlp.gate_proj": LINEARS[4:6],
     "mlp.down_proj": LINEARS[6:7],
 }
-"""Linears that read the same input, by the name of the first."""
+"""The linear layers that read each input. An input has the name of the first of them."""
 NOT_STORED = ".rotary_emb.inv_freq"
-"""Suffix of buffers in old Llama checkpoints, which the model computes from its config."""
+"""Suffix of the names of buffers in old Llama checkpoints; the model computes them from its config."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a model whose layers can be quantized."""
+    """Sizes of a model whose blocks can be quantized; `mlp` is the width of the MLP, `vocabulary` the number of token ids."""
 
     layers: int
     hidden: int
@@ -50,7 +50,7 @@ class Architecture:
     vocabulary: int
 
     def linear(self, name: str) -> tuple[int, int]:
-        """(outputs N, inputs K) of one of LINEARS."""
+        """(outputs N, inputs K) of the linear layer `name`, one of LINEARS."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         sizes = (
             (query, self.hidden),
@@ -65,7 +65,7 @@ class Architecture:
 
 
 def model_config(checkpoint: Checkpoint) -> Any:
-    """transformers' config object for `checkpoint`, with PyTorch's fused attention.
+    """The transformers config of `checkpoint`, with PyTorch's fused attention.
 
     transformers 4 (which AutoAWQ needs) reads rotary settings from `rope_theta` and `rope_scaling` at the top level. For a
     checkpoint of transformers 5, which has them under `rope_parameters`, it would silently use its defaults.
@@ -83,14 +83,14 @@ def model_config(checkpoint: Checkpoint) -> Any:
 
 
 class DecoderLayer:
-    """A single decoder layer, computed by transformers' own code, in float32 on `device`.
+    """A decoder block in transformers' own code, in float32 on `device`, into which any layer of the model can be loaded.
 
-    `load` sets the layer's tensors; `attend` and `feed` compute its two halves, `run` both. Nothing else of the model is in
-    memory.
+    `load` loads the tensors of a layer, `attend` and `feed_forward` run its two halves, `run` runs both. Nothing else of the
+    model is in memory.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        """Create the layer that config.json describes, without weights.
+        """Build the block that config.json describes, without weights.
 
         Raises:
             BadInput: transformers rejects config.json.
@@ -106,10 +106,10 @@ class DecoderLayer:
             with torch.device("meta"):
                 model = AutoModel.from_config(config, trust_remote_code=False)
             self.rotary: Any = type(model.rotary_emb)(config=config).to(device)
-        except Exception as error:  # an invalid config can raise any exception
+        except Exception as error:  # transformers raises many types for a bad config
             reason = " ".join(str(error).split())
             raise BadInput(
-                f"{checkpoint.folder}: transformers does not take config.json: {type(error).__name__}: {reason}"
+                f"{checkpoint.folder}: transformers rejects config.json: {type(error).__name__}: {reason}"
             ) from error
         self.device = device
         self.module: Any = model.layers[0].eval()
@@ -117,54 +117,55 @@ class DecoderLayer:
         self.window: int | None = None
 
     def load(self, tensors: Mapping[str, torch.Tensor], layer: int = 0) -> None:
-        """Set the `tensors` of `layer`, named as in the checkpoint without the layer's prefix; they are converted to float32.
+        """Load the `tensors` of `layer`, named as in the checkpoint without the layer's prefix, as float32.
 
         Raises:
-            BadInput: names or shapes differ from the architecture's.
+            BadInput: a tensor is missing, unexpected, or has another shape than in the architecture.
         """
         import torch
 
-        state = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.items()}
+        converted = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.items()}
         try:
-            self.module.load_state_dict(state, assign=True)
+            self.module.load_state_dict(converted, assign=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise BadInput(f"the tensors of a layer are not those of its architecture: {reason}") from error
+            raise BadInput(f"the tensors of a layer do not match its architecture: {reason}") from error
         self.window = self.windows[layer]
 
     def attend(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Hidden states [B, L, hidden] after attention, given those before the layer."""
+        """The hidden states [B, L, hidden] after attention, from those before the block."""
         return hidden + self._attention(hidden, batch)
 
-    def feed(self, middle: torch.Tensor) -> torch.Tensor:
-        """Hidden states after the layer, given those after attention."""
+    def feed_forward(self, middle: torch.Tensor) -> torch.Tensor:
+        """The hidden states [B, L, hidden] after the block, from those after its attention."""
         return middle + self.module.mlp(self.module.post_attention_layernorm(middle))
 
-    def read_by(self, name: str, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Inputs of "self_attn.o_proj" [B, L, heads · head_dim] or "mlp.down_proj" [B, L, mlp].
+    def inputs_of(self, name: str, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The inputs of "self_attn.o_proj" [B, L, heads · head_dim] or "mlp.down_proj" [B, L, mlp].
 
-        `hidden` are the hidden states before the layer for o_proj, those after attention for down_proj.
+        `hidden` are the hidden states before the block for o_proj, and after its attention for down_proj. The linear layer
+        itself is not computed: an identity takes its place.
         """
         from torch import nn
 
-        part = self.module.self_attn if name == "self_attn.o_proj" else self.module.mlp
-        last = name.rpartition(".")[2]
-        linear = getattr(part, last)
-        setattr(part, last, nn.Identity())
+        parent = self.module.self_attn if name == "self_attn.o_proj" else self.module.mlp
+        attribute = name.rpartition(".")[2]
+        linear = getattr(parent, attribute)
+        setattr(parent, attribute, nn.Identity())
         try:
-            if part is self.module.mlp:
-                read: torch.Tensor = part(self.module.post_attention_layernorm(hidden))
-                return read
+            if parent is self.module.mlp:
+                inputs: torch.Tensor = parent(self.module.post_attention_layernorm(hidden))
+                return inputs
             return self._attention(hidden, batch)
         finally:
-            setattr(part, last, linear)
+            setattr(parent, attribute, linear)
 
     def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Hidden states [B, L, hidden] after the layer, given those before it."""
-        return self.feed(self.attend(hidden, batch))
+        """The hidden states [B, L, hidden] after the block, from those before it."""
+        return self.feed_forward(self.attend(hidden, batch))
 
-    def compute(self, tensors: Mapping[str, torch.Tensor], layer: int, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Hidden states after `layer` with `tensors` (named as for `load`), differentiable in them and in `hidden`."""
+    def run_with(self, tensors: Mapping[str, torch.Tensor], layer: int, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """`run` with `tensors` (as for `load`) instead of the loaded ones; differentiable in them and in `hidden`."""
         from torch.func import functional_call
 
         self.window = self.windows[layer]
@@ -177,11 +178,12 @@ class DecoderLayer:
         return result[0] if isinstance(result, tuple) else result
 
     def linear(self, name: str) -> nn.Linear:
-        """One of LINEARS of the loaded layer."""
+        """The linear layer `name`, one of LINEARS, of the loaded layer."""
         linear: nn.Linear = self.module.get_submodule(name)
         return linear
 
     def _attention(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The output of the attention, without the residual."""
         arguments = {
             "hidden_states": self.module.input_layernorm(hidden),
             "position_embeddings": self.rotary(hidden, batch.positions.to(self.device)),
@@ -191,15 +193,16 @@ class DecoderLayer:
         return result[0] if isinstance(result, tuple) else result
 
     def _mask(self, batch: Batch) -> torch.Tensor | None:
+        """The attention mask [B, 1, L, L] bool of the loaded layer; None is plain causal attention."""
         if self.window is None or batch.ids.shape[1] <= self.window:
             return None if batch.visible is None else batch.visible.to(self.device)
         positions = batch.positions.to(self.device)
-        seen = window_mask(positions, self.window)
-        return seen if batch.visible is None else seen & batch.visible.to(self.device)
+        mask = window_mask(positions, self.window)
+        return mask if batch.visible is None else mask & batch.visible.to(self.device)
 
 
 def window_mask(positions: torch.Tensor, window: int) -> torch.Tensor:
-    """Attention mask of a sliding window: each of `positions` [B, L] int64 attends to the last `window`, itself included.
+    """The mask of a sliding window for `positions` [B, L] int64: each token attends to the last `window`, itself included.
 
     Returns:
         Mask [B, 1, L, L] bool (query, key).
@@ -209,16 +212,16 @@ def window_mask(positions: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def _window(config: Any, layer: int) -> int | None:
-    """Sliding window of `layer` according to transformers' config; None: full attention."""
+    """The length of the sliding window of `layer` in a transformers config; None: it attends to all previous tokens."""
     if (types := getattr(config, "layer_types", None)) is not None:
-        slides = types[layer] == "sliding_attention"
+        sliding = types[layer] == "sliding_attention"
     else:
-        slides = getattr(config, "use_sliding_window", True) and layer >= getattr(config, "max_window_layers", 0)
-    return getattr(config, "sliding_window", None) if slides else None
+        sliding = getattr(config, "use_sliding_window", True) and layer >= getattr(config, "max_window_layers", 0)
+    return getattr(config, "sliding_window", None) if sliding else None
 
 
 def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Root mean square normalisation of `hidden` [..., d] with `weight` [d] (Zhang and Sennrich 2019)."""
+    """Root mean square normalization of `hidden` [..., d] with `weight` [d] (Zhang and Sennrich 2019)."""
     import torch
 
     return torch.nn.functional.rms_norm(hidden, weight.shape, weight, epsilon)

@@ -26,6 +26,16 @@ MAX_TOKENS = 512
 """Default length limit of calibration texts: attention costs grow with its square, and no built-in text is much longer."""
 
 
+class RoundingChoice(click.Choice[str]):
+    """The methods of rounding; their former names are accepted too, but not shown in the help."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The current name of `value`."""
+        from qembed.quantize.settings import ROUNDING_ALIASES
+
+        return super().convert(ROUNDING_ALIASES.get(value, value), param, ctx)
+
+
 io = section("Input and output")
 method = section("Quantization")
 fitted = section("Calibration")
@@ -99,10 +109,10 @@ class Rounding(click.Choice[str]):
 )
 @method(
     "--rounding",
-    type=Rounding(["gptq", "rtn"]),
+    type=RoundingChoice(["gptq", "rtn"]),
     default="gptq",
     show_default=True,
-    help="gptq pushes each rounding error into the weights not yet rounded; rtn rounds each weight to its nearest level.",
+    help="gptq: push each rounding error into the weights not yet rounded; rtn: round each weight to its nearest level.",
 )
 @method(
     "--target",

@@ -1,17 +1,14 @@
-"""Correction of a linear layer towards the original model: least squares, shrunk by cross-validation.
+"""Correction of a linear layer towards the original model: least squares, regularized by cross-validation.
 
-The inputs of a layer have drifted, because the layers before it are quantized. A change of its weight can undo the part of
-the drift that is a linear function of the inputs. Full least squares would fit every direction of the inputs, including those
-in which a few thousand tokens show mostly noise; as each layer is fitted to the output of the one before, the overfitting
-adds up, and on texts and prompts unlike the calibration texts the model ends further from the original than without
-correction.
+Plain least squares uses every direction of the inputs, even those in which a few thousand tokens show little but noise. The
+next layer is then fitted to the result, and the overfitting accumulates: on texts and prompts unlike the calibration texts, the
+model ends further from the original than without any correction. So the calibration texts are split into two halves. The
+solution on each half, for every damping in DAMPINGS, is judged by its gain on the other half. The largest damping whose gain is
+within TOLERANCE of the best, with the best strength for it, is then used on both halves together. If there is no gain, the
+weight does not change.
 
-So the calibration texts are split into two halves. Each half's solution, for every damping in DAMPINGS, is evaluated on the
-other half. The largest damping that gains nearly as much as the best (TOLERANCE) is used for both halves together, multiplied
-by its optimal strength. If nothing is gained, the weight stays.
-
-One eigendecomposition G = V·diag(s)·Vᵀ of a half's Gram matrix serves all dampings: the solution is P·diag(1/(s + λ))·Vᵀ with
-P = R·V, and its gain on the other half is a linear and a quadratic form in 1/(s + λ).
+A single eigendecomposition G = V·diag(s)·Vᵀ of a half's Gram matrix serves all dampings: the solution is P·diag(1/(s + λ))·Vᵀ
+with P = R·V, and its gain on the other half consists of a linear and a quadratic form in 1/(s + λ).
 """
 
 from __future__ import annotations
@@ -28,103 +25,106 @@ if TYPE_CHECKING:
     import torch
 
 DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Shares of the Gram matrix's mean diagonal. Beyond the last one a solution is a gradient step, and its strength the length."""
+"""λ as shares of the mean diagonal of the Gram matrix. For larger λ the solution is a gradient step of length `strength`."""
 TOLERANCE = 0.03
-"""Choose the largest damping whose gain is at most this share below the maximum. Gains near the maximum differ by chance, and a
-smaller change is safer on texts unlike the calibration texts (compare the one-standard-error rule, Breiman et al. 1984,
+"""The chosen damping is the largest whose gain is at most this share below the best. Near the maximum, gains differ by chance,
+and a smaller change is safer on texts unlike the calibration texts (compare the one-standard-error rule, Breiman et al. 1984,
 Classification and Regression Trees, section 3.4.3)."""
-SMALLEST = 1e-30
+TINY = 1e-30
+"""Lower bound of divisors."""
 
 
 @dataclass(frozen=True)
 class Shrinkage:
-    """How far a least-squares solution is shrunk.
+    """The regularization of a least-squares solution.
 
     Attributes:
-        damping: λ of the least squares, as a share of the Gram matrix's mean diagonal.
-        strength: 0…1, factor of the solution.
+        damping: λ as a share of the mean diagonal of the Gram matrix.
+        strength: 0…1, the factor of the solution.
     """
 
     damping: float
     strength: float
 
 
-def corrected(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -> torch.Tensor:
-    """`weight` [N, K] changed so that its outputs on the drifted inputs come closer to the original model's.
+def correct(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -> torch.Tensor:
+    """Move `weight` [N, K], whose inputs come from quantized layers, towards the outputs of the original model.
 
     Args:
-        weight: weights of all linears that read the input, stacked.
-        folds: moments of the two halves of the calibration texts, with `cross`: the drift of the inputs [K, K] if
-            `behind_norm`, otherwise the target outputs [N, K].
-        behind_norm: whether the input comes from a norm, whose output in the original model is known.
+        weight: the weights of all linear layers that read the input, stacked.
+        folds: moments of the two halves of the calibration, with `cross`: [K, K] if `behind_norm`, otherwise [N, K].
+        behind_norm: whether the input comes from a norm; `Moments.cross` then holds differences of inputs, otherwise target
+            outputs.
     """
     moments = Moments.total(folds)
-    chosen = shrinkage(weight, folds, behind_norm)
-    if not chosen.strength:
+    shrinkage = cross_validate(weight, folds, behind_norm)
+    if not shrinkage.strength:
         return weight
-    inverse = Inverse.of(moments.gram, chosen.damping)
-    change = (
-        matmul(weight, inverse.least_squares(_cross(moments)))
-        if behind_norm
-        else inverse.least_squares(_residual(weight, moments))
-    )
-    return weight + chosen.strength * change
+    inverse = Inverse.of(moments.gram, shrinkage.damping)
+    if behind_norm:
+        change = matmul(weight, inverse.least_squares(_cross(moments)))
+    else:
+        change = inverse.least_squares(_residual(weight, moments))
+    return weight + shrinkage.strength * change
 
 
-def shrinkage(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -> Shrinkage:
-    """The largest damping whose gain from either half on the other is within TOLERANCE of the best, and its strength.
+def cross_validate(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -> Shrinkage:
+    """The largest damping whose gain is within TOLERANCE of the best, and the best strength for it; arguments as in `correct`.
 
-    Arguments as for `corrected`.
+    The gain of a damping is that of either half's solution on the other half, summed.
     """
     import torch
 
-    unit = float(sum(fold.gram.diagonal().mean() for fold in folds))  # keeps squares within the range of float32
-    if len(folds) != 2 or unit < SMALLEST:  # nothing to validate on: equal texts, or channels that are all zero
+    unit = float(sum(fold.gram.diagonal().mean() for fold in folds))  # keeps squares within float32
+    if len(folds) != 2 or unit < TINY:  # all texts are equal, or all channels are zero: nothing to validate on
         return Shrinkage(DAMPINGS[-1], 0.0)
-    measure = matmul(weight.T, weight) if behind_norm else None
-    missing = [(_cross(fold) if behind_norm else _residual(weight, fold)) / unit for fold in folds]
+    metric = matmul(weight.T, weight) if behind_norm else None
+    residuals = [(_cross(fold) if behind_norm else _residual(weight, fold)) / unit for fold in folds]
     grams = [fold.gram / unit for fold in folds]
-    linear, square = (torch.zeros(len(DAMPINGS), dtype=torch.float64) for _ in range(2))
-    for here, there in ((0, 1), (1, 0)):
-        first, second = _gains(missing[here], grams[here], missing[there], grams[there], measure)
-        linear, square = linear + first, square + second
-    strength = (linear / square.clamp(min=SMALLEST)).clamp(0, 1)
-    gains = 2 * strength * linear - strength.square() * square
+    linear, quadratic = (torch.zeros(len(DAMPINGS), dtype=torch.float64) for _ in range(2))
+    for fit, test in ((0, 1), (1, 0)):
+        fold_linear, fold_quadratic = _gains(residuals[fit], grams[fit], residuals[test], grams[test], metric)
+        linear, quadratic = linear + fold_linear, quadratic + fold_quadratic
+    strength = (linear / quadratic.clamp(min=TINY)).clamp(0, 1)
+    gains = 2 * strength * linear - strength.square() * quadratic
     best = int((gains >= (1 - TOLERANCE) * gains.max()).nonzero().max())
     return Shrinkage(DAMPINGS[best], float(strength[best]))
 
 
 def _gains(
-    missing: torch.Tensor,
+    residual: torch.Tensor,
     gram: torch.Tensor,
-    missing_there: torch.Tensor,
-    gram_there: torch.Tensor,
-    measure: torch.Tensor | None,
+    test_residual: torch.Tensor,
+    test_gram: torch.Tensor,
+    metric: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gain of one half's solutions on the other half: two vectors by DAMPINGS [9] float64, gain = 2·α·first − α²·second.
+    """What a solution on one half of the calibration gains on the other half, for each of DAMPINGS.
 
     Args:
-        missing: R [D, K] of the half that is solved on; R = Σ d xᵀ with d the residual.
+        residual: R = Σ d xᵀ [D, K] of the half to solve on, with d the correction that an output (or an input) needs.
         gram: G [K, K] of that half.
-        missing_there: R of the half that it is evaluated on.
-        gram_there: G of that half.
-        measure: [D, D], metric of the errors: WᵀW if d is an input of the linears W; None for the identity.
+        test_residual: R of the half to judge by.
+        test_gram: G of that half.
+        metric: [D, D], the metric of errors: WᵀW if d is an error of the inputs of W; None is the identity.
+
+    Returns:
+        (linear, quadratic), both [9] float64: with strength α, the gain is 2·α·linear − α²·quadratic.
     """
     import torch
 
     values, vectors = torch.linalg.eigh(gram)
-    solution, wanted = matmul(missing, vectors), matmul(missing_there, vectors)
-    moved = solution if measure is None else matmul(measure, solution)
-    along = (moved * wanted).sum(0).double()
-    across = matmul(vectors.T, matmul(gram_there, vectors)).mul_(matmul(solution.T, moved))
-    added = values.new_tensor(DAMPINGS) * gram.diagonal().mean().clamp(min=SMALLEST)
-    shrunk = (values.clamp(min=0)[None] + added[:, None]).reciprocal()
-    return (shrunk.double() @ along).cpu(), (matmul(shrunk, across) * shrunk).sum(1).double().cpu()
+    solution, target = matmul(residual, vectors), matmul(test_residual, vectors)
+    weighted = solution if metric is None else matmul(metric, solution)
+    linear = (weighted * target).sum(0).double()
+    quadratic = matmul(vectors.T, matmul(test_gram, vectors)).mul_(matmul(solution.T, weighted))
+    damping = values.new_tensor(DAMPINGS) * gram.diagonal().mean().clamp(min=TINY)
+    inverse = (values.clamp(min=0)[None] + damping[:, None]).reciprocal()
+    return (inverse.double() @ linear).cpu(), (matmul(inverse, quadratic) * inverse).sum(1).double().cpu()
 
 
-def _residual(weight: torch.Tensor, fold: Moments) -> torch.Tensor:
-    """Σ d xᵀ [N, K] with the residual d = target output − output of `weight`."""
-    return _cross(fold) - matmul(weight, fold.gram)
+def _residual(weight: torch.Tensor, moments: Moments) -> torch.Tensor:
+    """Σ (target output − W x) xᵀ [N, K]."""
+    return _cross(moments) - matmul(weight, moments.gram)
 
 
 def _cross(moments: Moments) -> torch.Tensor:

@@ -1,8 +1,4 @@
-"""Hidden states on their way through the layers, and their second moments, which quantization is fitted to.
-
-For a linear layer the squared output error of a weight change ΔW over the calibration tokens is tr(ΔW · G · ΔWᵀ) with the Gram
-matrix G = Σ x xᵀ of its inputs. GPTQ's Hessian is H = 2 G.
-"""
+"""Hidden states of the calibration tokens as they pass through the layers, and the sums that calibration takes over them."""
 
 from __future__ import annotations
 
@@ -21,8 +17,8 @@ if TYPE_CHECKING:
     from qembed.quantize.table import Rows
 
 
-PANEL = 512
-"""Columns of a Gram matrix summed at a time. Only panels on and below the diagonal are computed; the rest is mirrored."""
+PANEL_COLUMNS = 512
+"""Number of columns of a Gram matrix that are summed at a time. Entries above a panel's diagonal are mirrored, not computed."""
 
 
 @dataclass
@@ -34,7 +30,7 @@ class Stream:
 
     @classmethod
     def start(cls, rows: torch.Tensor | Rows, batches: list[Batch]) -> Stream:
-        """Hidden states before the first layer: the ids of `batches` in the token table `rows` [vocabulary, hidden]."""
+        """Look up the ids of `batches` in the token table [vocabulary, hidden], or in a subset of its `rows`."""
         return cls(batches, [rows[batch.ids].float() for batch in batches])
 
     def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor]]:
@@ -42,7 +38,7 @@ class Stream:
         return zip(self.batches, self.hidden, strict=True)
 
     def advance(self, block: DecoderLayer) -> list[torch.Tensor]:
-        """Run every batch through the layer loaded in `block`; returns the hidden states between attention and MLP."""
+        """Run every batch through the layer that `block` holds; returns the hidden states after its attention."""
         import torch
 
         middles = []
@@ -50,7 +46,7 @@ class Stream:
             for number, (batch, hidden) in enumerate(self):
                 middle = block.attend(hidden.to(block.device), batch)
                 middles.append(middle.to(hidden.device))
-                self.hidden[number] = block.feed(middle).to(hidden.device)
+                self.hidden[number] = block.feed_forward(middle).to(hidden.device)
         return middles
 
     def vectors(self, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -70,27 +66,30 @@ class OriginalStates:
     after: list[torch.Tensor]
 
 
+Sample = tuple[Batch, "torch.Tensor", "torch.Tensor | None"]
+"""A batch, the inputs x [B, L, K] of a linear layer, and d [B, L, D] (see `Moments.cross`) or None."""
+
+
 @dataclass
 class Moments:
-    """Weighted sums over the tokens that a linear reads, float32.
+    """Sums over the tokens that a linear layer reads, weighted by `Batch.weight`, in float32.
 
     Attributes:
-        gram: Gram matrix Σ x xᵀ [K, K].
-        cross: Σ d xᵀ [D, K]; None if nothing is corrected. q/k/v and gate/up: d = x_original − x. o_proj and down_proj:
-            d = target output.
+        gram: G = Σ x xᵀ [K, K], the Gram matrix of the inputs. GPTQ's Hessian is H = 2 X Xᵀ = 2G.
+        cross: Σ d xᵀ [D, K]. q/k/v and gate/up: d = x_original − x. o_proj and down_proj: d = target output, without bias.
     """
 
     gram: torch.Tensor
     cross: torch.Tensor | None = None
 
     @classmethod
-    def by_fold(cls, found: Iterable[tuple[Batch, torch.Tensor, torch.Tensor | None]]) -> list[Moments]:
-        """Moments of each fold; the batches of a fold must be consecutive."""
-        return [cls.of(part) for _, part in groupby(found, key=lambda one: one[0].fold)]
+    def by_fold(cls, samples: Iterable[Sample]) -> list[Moments]:
+        """The sums of each fold, as from `of`; the batches of a fold must be consecutive."""
+        return [cls.of(fold) for _, fold in groupby(samples, key=lambda sample: sample[0].fold)]
 
     @classmethod
     def total(cls, folds: Sequence[Moments]) -> Moments:
-        """The sum of `folds`."""
+        """The sums over all `folds`."""
         first, *others = folds
         gram, cross = first.gram, first.cross
         for other in others:
@@ -99,19 +98,19 @@ class Moments:
         return cls(gram, cross)
 
     @classmethod
-    def of(cls, found: Iterable[tuple[Batch, torch.Tensor, torch.Tensor | None]]) -> Moments:
-        """Sum over (batch, x [B, L, K], d [B, L, D] or None)."""
+    def of(cls, samples: Iterable[Sample]) -> Moments:
+        """Sum over `samples`."""
         gram: torch.Tensor | None = None
         cross: torch.Tensor | None = None
-        for batch, x, missing in found:
+        for batch, x, difference in samples:
             columns = x.flatten(0, 1).T.contiguous()
-            weighted = columns * batch.weight.to(x.device).flatten()  # padding counts 0
+            weighted = columns * batch.weight.to(x.device).flatten()  # 0 for padding
             gram = x.new_zeros(x.shape[-1], x.shape[-1]) if gram is None else gram
-            for start in range(0, x.shape[-1], PANEL):
-                gram[start:, start : start + PANEL] += linear(columns[start:], weighted[start : start + PANEL])
-            if missing is not None:
-                more = linear(missing.flatten(0, 1).T, weighted)
-                cross = more if cross is None else cross.add_(more)
+            for start in range(0, x.shape[-1], PANEL_COLUMNS):
+                gram[start:, start : start + PANEL_COLUMNS] += linear(columns[start:], weighted[start : start + PANEL_COLUMNS])
+            if difference is not None:
+                product = linear(difference.flatten(0, 1).T, weighted)
+                cross = product if cross is None else cross.add_(product)
         if gram is None:
             raise ValueError("no batches")
         return cls(gram.tril() + gram.tril(-1).T, cross)

@@ -1,13 +1,13 @@
-"""Quantizes one layer, its linears in the order of the data flow.
+"""Quantizes a decoder layer, its linear layers in the order in which data flows through them.
 
-Moments of an input are summed when everything before it is already quantized, including the linears of the same layer, so
-each linear is fitted to the inputs that it gets in the INT4 model. The steps are the same for the inputs of q/k/v, o_proj,
-gate/up and down_proj: correct the weights, search scales, fold them into what feeds the input, search clipping, round.
+The Gram matrix of an input is taken once everything before it is quantized, including earlier linear layers of the same layer,
+so that each linear layer is fitted to its real inputs. The steps are the same for each of the four inputs of a layer: correct
+the weights that read it, search its scales, fold them into the norm or the linear layer that feeds it, and round.
 
-The target is the original model: q/k/v and gate/up aim at their outputs there; o_proj and down_proj, which write to the
-residual stream, aim at its hidden states there. So each linear undoes the part of the accumulated error that is a linear
-function of its inputs (`correction.corrected`). Errors of o_proj and down_proj count relative to the size of the residual
-stream that they are added to, because the norms that read it divide by that size.
+The correction targets the original model. q/k/v and gate/up, which read a norm, are fitted to their own original outputs;
+o_proj and down_proj, which write to the residual stream, to the original hidden states. So each corrects the losses before it,
+as far as these are a linear function of its inputs (`correction.correct`). Errors of o_proj and down_proj count relative to the
+size of the residual stream that they are added to, because the norms that read it divide by that size.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ from typing import TYPE_CHECKING
 
 from qembed.checkpoint.awq_layout import pack
 from qembed.quantize import awq, correction, rounding
-from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import INPUTS, Architecture, DecoderLayer
-from qembed.quantize.hidden import Moments, OriginalStates, Stream
+from qembed.quantize.hidden import Moments, OriginalStates, Sample, Stream
 from qembed.quantize.settings import QuantizationSettings, Report
 from qembed.quantize.table import half
 
 if TYPE_CHECKING:
     import torch
 
-NORMS = {"self_attn.q_proj": "input_layernorm", "mlp.gate_proj": "post_attention_layernorm"}
-FEEDS = {"self_attn.o_proj": "self_attn.v_proj", "mlp.down_proj": "mlp.up_proj"}
-"""Where the scales of an input are folded into: the weight of a norm, or the outputs of a linear."""
+FEEDING_NORMS = {"self_attn.q_proj": "input_layernorm", "mlp.gate_proj": "post_attention_layernorm"}
+FEEDING_LINEARS = {"self_attn.o_proj": "self_attn.v_proj", "mlp.down_proj": "mlp.up_proj"}
+"""The norm or the linear layer that feeds each input, and into which the input's scales are folded."""
 
-REPORTED = 128
-"""Outputs of a linear that the reported error is estimated on."""
+REPORT_OUTPUTS = 128
+"""Maximum number of outputs of a linear layer from which its error is estimated for the report."""
 
 
 class LayerQuantizer:
-    """Quantizes layer `number` with the given `tensors` (float32, named without the layer's prefix)."""
+    """Quantizes layer `number`, whose `tensors` are float32 and named without the layer's prefix."""
 
     def __init__(
         self,
@@ -50,142 +49,173 @@ class LayerQuantizer:
         self.tensors = dict(tensors)
         self.levels: dict[str, tuple[torch.Tensor, awq.Grid]] = {}
 
-    def run(self, stream: Stream, goal: OriginalStates | None) -> dict[str, torch.Tensor]:
-        """Quantize the layer and advance `stream` through it; `self.tensors` become the weights of the INT4 model.
+    def run(self, stream: Stream, original: OriginalStates | None) -> dict[str, torch.Tensor]:
+        """Quantize the layer, and advance `stream` through the result; `self.tensors` then has the INT4 model's values.
 
-        Args:
-            stream: hidden states before the layer; afterwards those behind it.
-            goal: the original model's states at the same places, to correct towards; None targets each linear's own outputs.
-                Its `before` and `middle` are cleared once used, because the memory peak comes at the end, at down_proj.
+        `original` has the original model's hidden states for the batches of `stream`; None fits each linear layer to its own
+        outputs. The states before the layer and after its attention are released after their last use, because memory peaks at
+        the end, when down_proj is rounded.
 
         Returns:
-            The stored layer: `qweight`, `qzeros` and `scales` of each linear, everything else in float16.
+            The layer as stored: `qweight`, `qzeros` and `scales` of each linear layer, everything else in float16.
         """
         import torch
 
-        block, device = self.block, self.block.device
         with torch.no_grad():
-            block.load(self.tensors, self.number)
-            norm = block.module.input_layernorm
-            self._quantize("self_attn.q_proj", Moments.by_fold(self._normed(norm, stream, goal.before if goal else None)))
-            if goal:
-                goal.before.clear()
-            read = self._read("self_attn.o_proj", stream, goal.middle if goal else None)
-            o_proj = block.linear("self_attn.o_proj")
-            half_way = Stream(
-                stream.batches, [h + o_proj(x.to(device)).to(h.device) for h, x in zip(stream.hidden, read, strict=True)]
-            )
-            del read
+            self.block.load(self.tensors, self.number)
+            middle = self._quantize_attention(stream, original)
             stream.hidden = []
-            norm = block.module.post_attention_layernorm
-            self._quantize("mlp.gate_proj", Moments.by_fold(self._normed(norm, half_way, goal.middle if goal else None)))
-            if goal:
-                goal.middle.clear()
-            read = self._read("mlp.down_proj", half_way, goal.after if goal else None)
-            down_proj = block.linear("mlp.down_proj")
-            stream.hidden = [h + down_proj(x.to(device)).to(h.device) for h, x in zip(half_way.hidden, read, strict=True)]
+            stream.hidden = self._quantize_mlp(middle, original)
         return self._stored()
 
-    def _normed(
-        self, norm: torch.nn.Module, stream: Stream, original: list[torch.Tensor] | None
-    ) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor | None]]:
-        """Outputs of a norm, and their drift: its outputs in the original model less those here."""
+    def _quantize_attention(self, stream: Stream, original: OriginalStates | None) -> Stream:
+        """Quantize q/k/v and o_proj; returns the hidden states after attention."""
+        norm = self.block.module.input_layernorm
+        self._quantize(
+            "self_attn.q_proj", Moments.by_fold(self._norm_samples(norm, stream, original.before if original else None))
+        )
+        if original is not None:
+            original.before.clear()
+        inputs = self._quantize_residual("self_attn.o_proj", stream, original.middle if original else None)
+        return Stream(stream.batches, self._add_output("self_attn.o_proj", stream, inputs))
+
+    def _quantize_mlp(self, middle: Stream, original: OriginalStates | None) -> list[torch.Tensor]:
+        """Quantize gate/up and down_proj; returns the hidden states after the layer."""
+        norm = self.block.module.post_attention_layernorm
+        self._quantize(
+            "mlp.gate_proj", Moments.by_fold(self._norm_samples(norm, middle, original.middle if original else None))
+        )
+        if original is not None:
+            original.middle.clear()
+        inputs = self._quantize_residual("mlp.down_proj", middle, original.after if original else None)
+        return self._add_output("mlp.down_proj", middle, inputs)
+
+    def _norm_samples(self, norm: torch.nn.Module, stream: Stream, original: list[torch.Tensor] | None) -> Iterator[Sample]:
+        """For each batch the output x of `norm`, and d = x_original − x, or None without `original` states."""
         for number, (batch, hidden) in enumerate(stream):
             x = norm(hidden.to(self.block.device))
             yield batch, x, None if original is None else norm(original[number].to(x.device)) - x
 
-    def _read(self, name: str, stream: Stream, original: list[torch.Tensor] | None) -> list[torch.Tensor]:
-        """Quantize o_proj or down_proj and load the layer; returns the inputs of that linear [B, L, K] by batch."""
+    def _quantize_residual(self, name: str, stream: Stream, original: list[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Quantize o_proj or down_proj, and load the layer; returns that linear layer's inputs [B, L, K] for each batch.
+
+        `original` are the original model's hidden states after the linear layer's output is added.
+        """
         device = self.block.device
 
-        def inputs() -> list[torch.Tensor]:
+        def load_and_read() -> list[torch.Tensor]:
             self.block.load(self.tensors, self.number)
-            return [self.block.read_by(name, h.to(device), batch).to(h.device) for batch, h in stream]
+            return [self.block.inputs_of(name, h.to(device), batch).to(h.device) for batch, h in stream]
 
-        read = inputs()
+        inputs = load_and_read()
         bias = self.tensors.get(f"{name}.bias")
 
-        def wanted() -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor | None]]:
+        def samples() -> Iterator[Sample]:
             for number, (batch, hidden) in enumerate(stream):
                 output = None if original is None else (original[number] - hidden).to(device)
-                residual = hidden if original is None else original[number]
-                relative = batch.relative_to(residual)
-                yield relative, read[number].to(device), output if output is None or bias is None else output - bias
+                relative = batch.relative_to(hidden if original is None else original[number])
+                yield relative, inputs[number].to(device), output if output is None or bias is None else output - bias
 
-        folded = self._quantize(name, Moments.by_fold(wanted()))
-        if folded is None:
-            return inputs()
+        divisors = self._quantize(name, Moments.by_fold(samples()))
+        if divisors is None:
+            return load_and_read()
         self.block.load(self.tensors, self.number)
-        for x in read:
-            x.div_(folded.to(x.device))
-        return read
+        for x in inputs:
+            x.div_(divisors.to(x.device))
+        return inputs
+
+    def _add_output(self, name: str, stream: Stream, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The hidden states of `stream` plus the output of the loaded linear layer `name` for `inputs`."""
+        linear, device = self.block.linear(name), self.block.device
+        return [h + linear(x.to(device)).to(h.device) for h, x in zip(stream.hidden, inputs, strict=True)]
 
     def _quantize(self, name: str, folds: list[Moments]) -> torch.Tensor | None:
-        """Quantize the linears that read the input `name` (one of INPUTS), given its moments by fold.
+        """Quantize the linear layers that read the input `name` (one of INPUTS), given the moments of each fold.
+
+        Empties `folds` to free memory.
 
         Returns:
-            The scales [K] that the input is divided by from now on; None if rounding makes that inexact, so that the input must
-            be computed again.
+            The scales [K] by which the input is now divided, if the division is exact; None if it must be computed again.
+        """
+        if folds[0].cross is not None:
+            self._correct(name, folds)
+        gram = Moments.total(folds).gram
+        folds.clear()
+        inverse = rounding.Inverse.of(gram) if self.settings.rounding == "gptq" else None
+        divisors, exact = gram.new_ones(len(gram)), True
+        if self.settings.scales == "awq":
+            divisors, exact = self._scale(name, gram, inverse)
+            gram = gram / (divisors[:, None] * divisors[None])
+            inverse = inverse.scaled(divisors) if inverse is not None else None
+        self._round(name, gram, inverse)
+        return divisors if exact else None
+
+    def _correct(self, name: str, folds: list[Moments]) -> None:
+        """Move the weights that read the input `name` towards the original model."""
+        import torch
+
+        weights = self._weights(name)
+        corrected = correction.correct(torch.cat(weights), folds, name in FEEDING_NORMS)
+        for linear, weight in zip(INPUTS[name], corrected.split([len(weight) for weight in weights]), strict=True):
+            self.tensors[f"{linear}.weight"] = weight
+
+    def _scale(self, name: str, gram: torch.Tensor, inverse: rounding.Inverse | None) -> tuple[torch.Tensor, bool]:
+        """Search the scales of the input `name` and fold them; returns what `_fold` does. Without GPTQ, `inverse` is None."""
+        scales = awq.search_scales(
+            self._weights(name),
+            gram,
+            self.settings.group_size,
+            channel_sources(name, self.shape, gram.device),
+            inverse.remaining_variance() if inverse is not None else None,
+        )
+        return self._fold(name, scales if name in FEEDING_NORMS else awq.powers_of_two(scales))
+
+    def _round(self, name: str, gram: torch.Tensor, inverse: rounding.Inverse | None) -> None:
+        """Round the weights that read the input `name`: by GPTQ with `inverse`, to nearest if it is None."""
+        import torch
+
+        weights = self._weights(name)
+        search = awq.search_clip if self.settings.clip else _unclipped
+        grids = [search(weight, gram, self.settings.group_size) for weight in weights]
+        if inverse is not None:
+            stacked, grid = rounding.round_and_refit(torch.cat(weights), gram, inverse, awq.Grid.stack(grids))
+            sizes = [len(weight) for weight in weights]
+            all_levels, grids = stacked.split(sizes), grid.split(sizes)
+        else:
+            all_levels = tuple(grid.quantize(weight) for grid, weight in zip(grids, weights, strict=True))
+        for linear, weight, grid, levels in zip(INPUTS[name], weights, grids, all_levels, strict=True):
+            rounded = grid.dequantize(levels)
+            self.report.error[linear].append(_relative_error(rounded, weight, gram))
+            self.levels[linear] = levels, grid
+            self.tensors[f"{linear}.weight"] = rounded
+
+    def _weights(self, name: str) -> list[torch.Tensor]:
+        """The weights [N_i, K] that read the input `name`."""
+        return [self.tensors[f"{linear}.weight"] for linear in INPUTS[name]]
+
+    def _fold(self, name: str, scales: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Fold `scales` of the input `name` into the layers; a feeding linear layer that is already quantized keeps its levels.
+
+        Returns:
+            The scales that were folded, and whether the input is now exactly what it was, divided by them.
         """
         import torch
 
-        settings, members = self.settings, INPUTS[name]
-        if folds[0].cross is not None:
-            stacked = torch.cat([self.tensors[f"{member}.weight"] for member in members])
-            sizes = [len(self.tensors[f"{member}.weight"]) for member in members]
-            moved = correction.corrected(stacked, folds, name in NORMS)
-            for member, weight in zip(members, moved.split(sizes), strict=True):
-                self.tensors[f"{member}.weight"] = weight
-        gram, compensate = Moments.total(folds).gram, settings.rounding == "gptq"
-        folds.clear()
-        inverse = rounding.Inverse.of(gram) if compensate else None
-        folded: torch.Tensor | None = gram.new_ones(len(gram))
-        if settings.scales == "awq":
-            scales = awq.search_scales(
-                [self.tensors[f"{member}.weight"] for member in members],
-                gram,
-                settings.group_size,
-                fed_by(name, self.shape, gram.device),
-                inverse.remaining_variance() if compensate and inverse is not None else None,
-            )
-            scales, exact = self._fold(name, scales if name in NORMS else awq.powers_of_two(scales))
-            folded = scales if exact else None
-            gram = gram / (scales[:, None] * scales[None])
-            inverse = inverse.scaled(scales) if inverse is not None else None
-        weights = [self.tensors[f"{member}.weight"] for member in members]
-        grids = [(awq.search_clip if settings.clip else _whole_range)(weight, gram, settings.group_size) for weight in weights]
-        if compensate and inverse is not None:
-            whole, grid = rounding.rounded(torch.cat(weights), gram, inverse, awq.Grid.stacked(grids))
-            sizes = [len(weight) for weight in weights]
-            found, grids = whole.split(sizes), grid.split(sizes)
-        else:
-            found = tuple(grid.quantize(weight) for grid, weight in zip(grids, weights, strict=True))
-        for member, weight, grid, levels in zip(members, weights, grids, found, strict=True):
-            rounded = grid.dequantize(levels)
-            self.report.error[member].append(_relative_error(rounded, weight, gram))
-            self.levels[member] = levels, grid
-            self.tensors[f"{member}.weight"] = rounded
-        return folded
-
-    def _fold(self, name: str, scales: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """Fold `scales` into what feeds the input; returns the scales actually folded, and whether that was exact."""
-        import torch
-
-        feeding = FEEDS.get(name)
+        feeding = FEEDING_LINEARS.get(name)
         bias = self.tensors.get(f"{feeding}.bias")
-        folded = fold(self.tensors, name, scales, self.shape)
+        folded = fold_scales(self.tensors, name, scales, self.shape)
         if feeding not in self.levels:
             return folded, False
         levels, grid = self.levels[feeding]
-        outputs = per_output(name, folded, self.shape)
-        divided = grid.divided(outputs)
-        exact = torch.equal(divided.scale * outputs[:, None], grid.scale)
+        divisors = output_divisors(name, folded, self.shape)
+        divided = grid.divide_rows(divisors)
+        exact = torch.equal(divided.scale * divisors[:, None], grid.scale)
         self.levels[feeding] = levels, divided
         self.tensors[f"{feeding}.weight"] = divided.dequantize(levels)
         if bias is not None:
-            kept = half(f"{feeding}.bias", self.tensors[f"{feeding}.bias"]).float()
-            self.tensors[f"{feeding}.bias"] = kept
-            exact = exact and torch.equal(kept * outputs, bias)
+            stored_bias = half(f"{feeding}.bias", self.tensors[f"{feeding}.bias"]).float()
+            self.tensors[f"{feeding}.bias"] = stored_bias
+            exact = exact and torch.equal(stored_bias * divisors, bias)
         return folded, exact
 
     def _stored(self) -> dict[str, torch.Tensor]:
@@ -205,17 +235,17 @@ class LayerQuantizer:
 
 
 def _relative_error(rounded: torch.Tensor, weight: torch.Tensor, gram: torch.Tensor) -> float:
-    """Root mean square output error of `rounded` [N, K] relative to the output, on at most REPORTED evenly spaced outputs."""
-    some = slice(None, None, -(-len(weight) // REPORTED))
-    lost, whole = awq.output_error(rounded[some] - weight[some], gram), awq.output_error(weight[some], gram)
-    return (lost / whole).clamp(min=0).sqrt().item()
+    """The root mean square output error of `rounded` [N, K], relative to the output of `weight`, on REPORT_OUTPUTS rows."""
+    rows = slice(None, None, -(-len(weight) // REPORT_OUTPUTS))
+    error, output = awq.output_error(rounded[rows] - weight[rows], gram), awq.output_error(weight[rows], gram)
+    return (error / output).clamp(min=0).sqrt().item()
 
 
-def fed_by(name: str, shape: Architecture, device: torch.device) -> torch.Tensor | None:
-    """For each channel [K] int64 of the input `name`, the output of the linear that feeds it; None if a norm feeds it."""
+def channel_sources(name: str, shape: Architecture, device: torch.device) -> torch.Tensor | None:
+    """For each channel of the input `name` [K] int64, the output of the linear layer that feeds it; None if a norm does."""
     import torch
 
-    if name in NORMS:
+    if name in FEEDING_NORMS:
         return None
     if name == "mlp.down_proj":
         return torch.arange(shape.mlp, device=device)
@@ -223,43 +253,46 @@ def fed_by(name: str, shape: Architecture, device: torch.device) -> torch.Tensor
     return outputs.expand(-1, shape.heads // shape.kv_heads, -1).reshape(-1)
 
 
-def per_output(name: str, scales: torch.Tensor, shape: Architecture) -> torch.Tensor:
-    """The `scales` [K] of the input `name` by output [N] of the linear that feeds it; grouped heads share scales."""
-    import torch
+def output_divisors(name: str, scales: torch.Tensor, shape: Architecture) -> torch.Tensor:
+    """The divisor [N] of each output of the linear layer that feeds the input `name`, from the input's `scales` [K].
 
-    outputs = torch.ones(shape.linear(FEEDS[name])[0], device=scales.device)
-    outputs[fed_by(name, shape, scales.device)] = scales
-    return outputs
-
-
-def fold(tensors: dict[str, torch.Tensor], name: str, scales: torch.Tensor, shape: Architecture) -> torch.Tensor:
-    """In `tensors`, multiply the linears that read the input `name` by `scales` [K] and divide what feeds the input.
-
-    A norm's weight is stored as float16, so its scales are adjusted to the exact quotient of the rounded weights: folding then
-    changes the layer's output by float32 rounding only.
-
-    Returns:
-        The scales folded in.
+    The heads that share a key-value head have the same scales.
     """
     import torch
 
-    if name in NORMS:
-        norm = f"{NORMS[name]}.weight"
+    divisors = torch.ones(shape.linear(FEEDING_LINEARS[name])[0], device=scales.device)
+    divisors[channel_sources(name, shape, scales.device)] = scales
+    return divisors
+
+
+def fold_scales(tensors: dict[str, torch.Tensor], name: str, scales: torch.Tensor, shape: Architecture) -> torch.Tensor:
+    """Multiply the linear layers in `tensors` that read the input `name` by `scales` [K], and divide what feeds them.
+
+    A norm's weight is stored in float16, so its scales are adjusted to the quotient of the original and the rounded weight:
+    folding then changes the layer's output by float32 rounding only.
+
+    Returns:
+        The adjusted scales.
+    """
+    import torch
+
+    if name in FEEDING_NORMS:
+        norm = f"{FEEDING_NORMS[name]}.weight"
         weight = tensors[norm]
         divided = (weight / scales).to(torch.float16).float()
-        exact = (divided != 0) & torch.isfinite(divided)
-        tensors[norm] = torch.where(exact, divided, weight)
-        scales = torch.where(exact, weight / divided, 1.0)
+        usable = (divided != 0) & torch.isfinite(divided)
+        tensors[norm] = torch.where(usable, divided, weight)
+        scales = torch.where(usable, weight / divided, 1.0)
     else:
-        outputs = per_output(name, scales, shape)
-        feeding = FEEDS[name]
-        tensors[f"{feeding}.weight"] = tensors[f"{feeding}.weight"] / outputs[:, None]
+        divisors = output_divisors(name, scales, shape)
+        feeding = FEEDING_LINEARS[name]
+        tensors[f"{feeding}.weight"] = tensors[f"{feeding}.weight"] / divisors[:, None]
         if (bias := f"{feeding}.bias") in tensors:
-            tensors[bias] = tensors[bias] / outputs
-    for member in INPUTS[name]:
-        tensors[f"{member}.weight"] = tensors[f"{member}.weight"] * scales
+            tensors[bias] = tensors[bias] / divisors
+    for linear in INPUTS[name]:
+        tensors[f"{linear}.weight"] = tensors[f"{linear}.weight"] * scales
     return scales
 
 
-def _whole_range(weight: torch.Tensor, _gram: torch.Tensor, group_size: int) -> awq.Grid:
+def _unclipped(weight: torch.Tensor, _gram: torch.Tensor, group_size: int) -> awq.Grid:
     return awq.range_grid(weight, group_size)

@@ -19,7 +19,7 @@ from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
 from qembed.files import sha256, write_atomically
-from qembed.quantize import autoawq, checks, manifest, stream, writer
+from qembed.quantize import autoawq, checks, layerwise, manifest, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
 from qembed.quantize.calibration_texts import Texts
@@ -72,7 +72,7 @@ def run(
         autoawq.check_installed()
         quantize: Callable[..., Report] = autoawq.quantize
     else:
-        quantize = partial(stream.quantize, on_refine=partial(on_step, "refining"))
+        quantize = partial(layerwise.quantize, on_refine=partial(on_step, "refining"))
     source = find(model)
     target = target.expanduser()
     if source.folder.resolve() == target.resolve() or source.folder.resolve() in target.resolve().parents:
@@ -81,7 +81,7 @@ def run(
     writer.companions(source)
     calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
     if settings.engine == "native":
-        settings = replace(settings, last_share=stream.last_share(settings, calibration))
+        settings = replace(settings, last_share=layerwise.last_share(settings, calibration))
     with writer.claim(target, force=force) as partial_folder:
         checks.check_values(source, lambda done, total: on_step("checking tensors", done, total))
         origin = manifest.source_record(source, target)

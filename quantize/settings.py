@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from qembed.quantize.blocks import LINEARS
 
+ROUNDING_ALIASES = {"compensated": "gptq", "nearest": "rtn"}
+"""Former names of the values of `rounding`, which command lines and interrupted runs may still contain."""
+
 
 @dataclass(frozen=True)
 class QuantizationSettings:
@@ -15,14 +18,14 @@ class QuantizationSettings:
         group_size: number of inputs that share a scale and a zero point.
         scales: "awq" searches a scale per input channel; "none" leaves the weights unscaled.
         clip: whether to search for a smaller range for each group.
-        rounding: "gptq" (error-compensated) or "rtn" (to nearest).
+        rounding: "gptq", or "rtn" (round to nearest).
         target: "original" fits each linear layer to the original model's outputs; "layer" fits it to its own.
         inputs: the activations that each layer is fitted on: "quantized", its inputs in the INT4 model, or "original", its
             inputs in the original model. "original" requires the target "layer".
         prefixes: number of prefixes of each calibration text that count as additional texts.
         mixed: length in tokens of the mixed copy of each calibration text (`qembed.quantize.mixing`); 0 for no copies.
         last_share: 0…1, total weight of the last tokens of texts and prefixes; 0 weights all tokens equally. None: decided by
-            the tokenizer (`stream.last_share`).
+            the tokenizer (`layerwise.last_share`).
         refine: epochs of the last stage (`qembed.quantize.refine`); 0 skips it.
         token_table: "float16", or "int8" (`qembed.checkpoint.int8_table`), which only qembed's vLLM plugin reads.
         engine: "native", or "autoawq" for the AutoAWQ library (`qembed.quantize.autoawq`), which supports only `group_size`,

@@ -18,7 +18,7 @@ from qembed.quantize.blocks import LINEARS, Architecture, DecoderLayer
 from qembed.quantize.calibration import prepare
 from qembed.quantize.checks import sizes_of
 from qembed.quantize.hidden import Stream
-from qembed.quantize.stream import BATCH_TOKENS, as_computed
+from qembed.quantize.layerwise import BATCH_TOKENS, dequantize_layer
 from qembed.quantize.table import Rows, gather, half
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def vectors(
             names = [name for name in checkpoint.files if name.startswith(prefix)]
             stored = {name.removeprefix(prefix): checkpoint.tensor(name) for name in names}
             halves = {name: tensor if tensor.dtype == torch.int32 else half(name, tensor) for name, tensor in stored.items()}
-            tensors = as_computed({name: tensor.to(device) for name, tensor in halves.items()})
+            tensors = dequantize_layer({name: tensor.to(device) for name, tensor in halves.items()})
             block.load({name: tensors[name] for name in block.module.state_dict()}, layer)
             stream.advance(block)
             on_layer()

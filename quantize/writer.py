@@ -23,6 +23,7 @@ from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.errors import BadInput, Interrupted, QembedError
 from qembed.files import sync_path, write_atomically
 from qembed.quantize.parts import REPORT, Parts
+from qembed.quantize.settings import ROUNDING_ALIASES
 
 FINGERPRINT = "run.json"
 COPIED = (
@@ -240,7 +241,11 @@ def _resumable_progress(parts: Path) -> str:
 
 
 def _require_same(previous: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise BadInput, naming every difference, unless both fingerprints are equal."""
+    """Raise BadInput, naming every difference, unless both fingerprints are equal.
+
+    `previous` may contain a former name of the rounding method.
+    """
+    previous = {name: ROUNDING_ALIASES.get(value, value) if name == "rounding" else value for name, value in previous.items()}
     differences = []
     for key in sorted(previous.keys() | current.keys()):
         before, now = previous.get(key), current.get(key)

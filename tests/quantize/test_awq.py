@@ -1,3 +1,5 @@
+"""The searches for scales and clipping, GPTQ rounding, and the refit of scales, on random weights and inputs."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,7 +9,7 @@ from qembed.quantize import awq, rounding
 
 
 def weight_and_gram(outputs: int = 48, inputs: int = 128, tokens: int = 600) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random layer, and inputs that are correlated and have a few large channels, as in a real model."""
+    """A random weight, and the Gram matrix of inputs that are correlated and have a few large channels, as in a real model."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(outputs, inputs, generator=generator) * 0.1
     x = torch.randn(tokens, inputs, generator=generator) @ torch.randn(inputs, inputs, generator=generator) * 0.1
@@ -15,8 +17,8 @@ def weight_and_gram(outputs: int = 48, inputs: int = 128, tokens: int = 600) -> 
     return weight, x.T @ x
 
 
-def lost(weight: torch.Tensor, changed: torch.Tensor, gram: torch.Tensor) -> float:
-    return awq.output_error(changed - weight, gram).item()
+def error(weight: torch.Tensor, rounded: torch.Tensor, gram: torch.Tensor) -> float:
+    return awq.output_error(rounded - weight, gram).item()
 
 
 def test_output_error_is_the_squared_error_of_the_outputs() -> None:
@@ -26,66 +28,66 @@ def test_output_error_is_the_squared_error_of_the_outputs() -> None:
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_nearest_rounding_is_off_by_half_a_step_at_most(group_size: int) -> None:
+def test_rtn_error_is_at_most_half_a_step(group_size: int) -> None:
     weight, _ = weight_and_gram()
     grid = awq.range_grid(weight, group_size)
     steps = grid.scale.repeat_interleave(group_size, dim=1)
-    assert ((grid.nearest(weight) - weight).abs() <= steps * 1.01).all()
-    assert ((grid.nearest(weight) - weight).abs() <= steps * 0.501).float().mean() > 0.98
+    assert ((grid.rtn(weight) - weight).abs() <= steps * 1.01).all()
+    assert ((grid.rtn(weight) - weight).abs() <= steps * 0.501).float().mean() > 0.98
     assert torch.equal(grid.scale, grid.scale.half().float())
 
 
-def test_zero_stays_zero() -> None:
+def test_zero_weights_stay_zero() -> None:
     weight, _ = weight_and_gram()
     weight[:, 5] = 0
     weight[3] = 0
-    rounded = awq.range_grid(weight, 32).nearest(weight)
+    rounded = awq.range_grid(weight, 32).rtn(weight)
     assert (rounded[:, 5] == 0).all()
     assert (rounded[3] == 0).all()
 
 
-def test_scales_and_clipping_and_compensation_each_cost_less_than_plain_rounding() -> None:
+def test_scales_clipping_and_gptq_each_have_less_error_than_rtn() -> None:
     weight, gram = weight_and_gram()
-    plain = lost(weight, awq.range_grid(weight, 64).nearest(weight), gram)
+    rtn_error = error(weight, awq.range_grid(weight, 64).rtn(weight), gram)
     scales = awq.search_scales([weight], gram, 64)
-    scaled = awq.range_grid(weight * scales, 64).nearest(weight * scales) / scales
-    assert lost(weight, scaled, gram) < 0.9 * plain
+    scaled = awq.range_grid(weight * scales, 64).rtn(weight * scales) / scales
+    assert error(weight, scaled, gram) < 0.9 * rtn_error
     grid = awq.search_clip(weight, gram, 64)
-    assert lost(weight, grid.nearest(weight), gram) < plain
-    compensated = grid.dequantize(rounding.gptq(weight, rounding.Inverse.of(gram), grid))
-    assert lost(weight, compensated, gram) < 0.6 * lost(weight, grid.nearest(weight), gram)
+    assert error(weight, grid.rtn(weight), gram) < rtn_error
+    gptq = grid.dequantize(rounding.gptq(weight, rounding.Inverse.of(gram), grid))
+    assert error(weight, gptq, gram) < 0.6 * error(weight, grid.rtn(weight), gram)
 
 
-def test_search_considers_all_matrices_that_share_the_input() -> None:
+def test_scale_search_considers_all_weights_that_share_the_input() -> None:
     weight, gram = weight_and_gram()
-    others = [weight, weight.flip(1) * 3]
-    together = awq.search_scales(others, gram, 64)
+    weights = [weight, weight.flip(1) * 3]
+    scales_of_both = awq.search_scales(weights, gram, 64)
 
-    def total(scales: torch.Tensor) -> float:
-        return sum(lost(w, awq.range_grid(w * scales, 64).nearest(w * scales) / scales, gram) for w in others)
+    def total_error(scales: torch.Tensor) -> float:
+        return sum(error(w, awq.range_grid(w * scales, 64).rtn(w * scales) / scales, gram) for w in weights)
 
-    assert total(together) <= total(awq.search_scales(others[:1], gram, 64)) * 1.001
-    assert total(together) < total(torch.ones(128))
+    assert total_error(scales_of_both) <= total_error(awq.search_scales(weights[:1], gram, 64)) * 1.001
+    assert total_error(scales_of_both) < total_error(torch.ones(128))
 
 
-def test_channels_fed_by_one_output_share_a_scale() -> None:
+def test_channels_with_the_same_source_share_a_scale() -> None:
     weight, gram = weight_and_gram()
-    fed_by = torch.arange(64).repeat(2)
-    scales = awq.search_scales([weight], gram, 64, fed_by)
+    sources = torch.arange(64).repeat(2)
+    scales = awq.search_scales([weight], gram, 64, sources)
     assert torch.equal(scales[:64], scales[64:])
     assert scales.unique().numel() > 10
 
 
-def test_compensated_levels_are_levels_and_equal_nearest_when_inputs_are_uncorrelated() -> None:
+def test_gptq_returns_levels_and_equals_rtn_for_uncorrelated_inputs() -> None:
     weight, gram = weight_and_gram()
     grid = awq.range_grid(weight, 64)
     levels = rounding.gptq(weight, rounding.Inverse.of(gram), grid)
     assert torch.equal(levels, levels.round().clamp(0, 15))
-    alone = rounding.gptq(weight, rounding.Inverse.of(torch.eye(128)), grid)
-    assert torch.equal(alone, grid.quantize(weight))
+    uncorrelated = rounding.gptq(weight, rounding.Inverse.of(torch.eye(128)), grid)
+    assert torch.equal(uncorrelated, grid.quantize(weight))
 
 
-def test_inverse_factor_is_that_of_the_damped_inverse() -> None:
+def test_inverse_factor_is_the_cholesky_factor_of_the_damped_inverse() -> None:
     _, gram = weight_and_gram()
     upper = rounding.inverse_factor(gram, 0.01, torch.arange(128)).double()
     damped = gram.double() + 0.01 * gram.double().diagonal().mean() * torch.eye(128)
@@ -93,7 +95,7 @@ def test_inverse_factor_is_that_of_the_damped_inverse() -> None:
     assert torch.equal(upper, upper.triu())
 
 
-def test_the_inverse_of_a_triangle_is_that_of_its_halves() -> None:
+def test_inverse_factor_is_right_for_matrices_inverted_by_halves() -> None:
     x = torch.randn(1500, 700, generator=torch.Generator().manual_seed(2))
     gram = x.T @ x
     upper = rounding.inverse_factor(gram, 0.01, torch.arange(700)).double()
@@ -102,7 +104,7 @@ def test_the_inverse_of_a_triangle_is_that_of_its_halves() -> None:
     torch.testing.assert_close(upper, expected, rtol=1e-5, atol=1e-8)
 
 
-def test_a_gram_matrix_of_few_tokens_or_none_still_gives_levels() -> None:
+def test_gram_matrix_of_few_or_no_tokens_gives_valid_scales_and_levels() -> None:
     weight, _ = weight_and_gram()
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
     for gram in (x.T @ x, torch.zeros(128, 128)):
@@ -113,85 +115,86 @@ def test_a_gram_matrix_of_few_tokens_or_none_still_gives_levels() -> None:
         assert ((levels >= 0) & (levels <= 15)).all()
 
 
-def test_what_is_missing_is_solved_for_by_least_squares() -> None:
+def test_least_squares_equals_lstsq_and_is_zero_for_zero_inputs() -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(500, 32, generator=generator), torch.randn(8, 32, generator=generator)
-    wanted = x @ torch.randn(32, 8, generator=generator)
-    found = weight + rounding.Inverse.of(x.T @ x, 1e-9).least_squares((wanted - x @ weight.T).T @ x)
-    torch.testing.assert_close(found, torch.linalg.lstsq(x, wanted).solution.T, rtol=1e-3, atol=1e-3)
+    target = x @ torch.randn(32, 8, generator=generator)
+    fitted = weight + rounding.Inverse.of(x.T @ x, 1e-9).least_squares((target - x @ weight.T).T @ x)
+    torch.testing.assert_close(fitted, torch.linalg.lstsq(x, target).solution.T, rtol=1e-3, atol=1e-3)
     assert torch.equal(rounding.Inverse.of(torch.zeros(32, 32)).least_squares(torch.zeros(8, 32)), torch.zeros(8, 32))
 
 
-def test_remaining_variance_foretells_what_compensated_rounding_loses() -> None:
+def test_remaining_variance_predicts_the_error_of_gptq() -> None:
     weight, gram = weight_and_gram(outputs=256)
     grid = awq.range_grid(weight, 64)
     steps = grid.scale.square().sum(0).repeat_interleave(64)
     expected = (steps * rounding.Inverse.of(gram).remaining_variance()).sum().item() / 12
     damped = gram + rounding.DAMPING * gram.diagonal().mean() * torch.eye(128)
-    real = lost(weight, grid.dequantize(rounding.gptq(weight, rounding.Inverse.of(gram), grid)), damped)
-    assert real == pytest.approx(expected, rel=0.1)
+    actual = error(weight, grid.dequantize(rounding.gptq(weight, rounding.Inverse.of(gram), grid)), damped)
+    assert actual == pytest.approx(expected, rel=0.1)
 
 
-def test_scales_for_compensated_rounding_lose_no_more_than_none_when_it_compensates() -> None:
+def test_scales_searched_for_gptq_lower_its_error() -> None:
     weight, gram = weight_and_gram()
     weight[:, 3] *= 20
-    scales = awq.search_scales([weight], gram, 64, remaining=rounding.Inverse.of(gram).remaining_variance())
+    scales = awq.search_scales([weight], gram, 64, remaining_variance=rounding.Inverse.of(gram).remaining_variance())
     assert not torch.equal(scales, torch.ones(128))
-    found = []
-    for chosen in (torch.ones(128), scales):
-        scaled, own = weight * chosen, gram / (chosen[:, None] * chosen)
+    errors = []
+    for divisors in (torch.ones(128), scales):
+        scaled, scaled_gram = weight * divisors, gram / (divisors[:, None] * divisors)
         grid = awq.range_grid(scaled, 64)
-        found.append(lost(scaled, grid.dequantize(rounding.gptq(scaled, rounding.Inverse.of(own), grid)), own))
-    assert found[1] < 0.9 * found[0]
+        levels = rounding.gptq(scaled, rounding.Inverse.of(scaled_gram), grid)
+        errors.append(error(scaled, grid.dequantize(levels), scaled_gram))
+    assert errors[1] < 0.9 * errors[0]
 
 
-def test_the_inverse_of_scaled_inputs_is_that_of_their_own_gram_matrix() -> None:
+def test_scaled_inverse_is_the_inverse_of_the_scaled_gram_matrix() -> None:
     _, gram = weight_and_gram()
     gram += 0.1 * gram.diagonal().mean() * torch.eye(128)
     scales = torch.linspace(0.5, 2, 128)
-    found = rounding.Inverse.of(gram, 1e-6).scaled(scales)
-    expected = rounding.inverse_factor(gram / (scales[:, None] * scales), 1e-6, found.order)
-    torch.testing.assert_close(found.upper, expected, rtol=0.02, atol=0.01 * expected.abs().max().item())
+    inverse = rounding.Inverse.of(gram, 1e-6).scaled(scales)
+    expected = rounding.inverse_factor(gram / (scales[:, None] * scales), 1e-6, inverse.order)
+    torch.testing.assert_close(inverse.upper, expected, rtol=0.02, atol=0.01 * expected.abs().max().item())
 
 
-def test_scales_that_suit_the_levels_lose_less_on_fresh_inputs_too() -> None:
+def test_refitted_scales_have_less_error_on_fresh_inputs() -> None:
     weight, gram = weight_and_gram(outputs=96, tokens=3000)
     generator = torch.Generator().manual_seed(0)
     torch.randn(96, 128, generator=generator)
     x = torch.randn(3000, 128, generator=generator) @ torch.randn(128, 128, generator=generator) * 0.1
     x[:, ::17] *= 12
-    seen, fresh = x[:1500].T @ x[:1500], x[1500:].T @ x[1500:]
-    torch.testing.assert_close(seen + fresh, gram, rtol=1e-3, atol=1e-1)
-    grid = awq.search_clip(weight, seen, 64)
-    inverse = rounding.Inverse.of(seen)
+    fitted, fresh = x[:1500].T @ x[:1500], x[1500:].T @ x[1500:]
+    torch.testing.assert_close(fitted + fresh, gram, rtol=1e-3, atol=1e-1)
+    grid = awq.search_clip(weight, fitted, 64)
+    inverse = rounding.Inverse.of(fitted)
     levels = rounding.gptq(weight, inverse, grid)
-    refitted = rounding.refitted(weight, levels, grid, seen)
+    refitted = rounding.refit_scales(weight, levels, grid, fitted)
     assert torch.equal(refitted.scale, refitted.scale.half().float())
     assert (refitted.scale > 0).all()
     assert torch.equal(refitted.zero_point, grid.zero_point)
-    before = lost(weight, grid.dequantize(levels), fresh)
-    assert lost(weight, refitted.dequantize(levels), fresh) < 0.98 * before
-    last, chosen = rounding.rounded(weight, seen, inverse, grid)
-    assert torch.equal(last, last.round().clamp(0, 15))
-    assert lost(weight, chosen.dequantize(last), fresh) < lost(weight, refitted.dequantize(levels), fresh)
+    before = error(weight, grid.dequantize(levels), fresh)
+    assert error(weight, refitted.dequantize(levels), fresh) < 0.98 * before
+    last_levels, last_grid = rounding.round_and_refit(weight, fitted, inverse, grid)
+    assert torch.equal(last_levels, last_levels.round().clamp(0, 15))
+    assert error(weight, last_grid.dequantize(last_levels), fresh) < error(weight, refitted.dequantize(levels), fresh)
 
 
-def test_rows_of_zeros_and_inputs_without_any_keep_finite_scales() -> None:
+def test_zero_rows_and_zero_inputs_keep_positive_finite_scales() -> None:
     weight, gram = weight_and_gram()
     weight[3] = 0
     weight[5, :64] = 0
-    for inputs in (gram, torch.zeros_like(gram)):
+    for input_gram in (gram, torch.zeros_like(gram)):
         grid = awq.range_grid(weight, 64)
-        levels = rounding.gptq(weight, rounding.Inverse.of(inputs), grid)
-        refitted = rounding.refitted(weight, levels, grid, inputs)
+        levels = rounding.gptq(weight, rounding.Inverse.of(input_gram), grid)
+        refitted = rounding.refit_scales(weight, levels, grid, input_gram)
         assert torch.isfinite(refitted.scale).all()
         assert (refitted.scale > 0).all()
         assert (refitted.dequantize(levels)[3] == 0).all()
 
 
-def test_a_stack_of_grids_comes_apart_again() -> None:
+def test_stacked_grids_split_into_the_same_grids() -> None:
     weight, _ = weight_and_gram()
     grids = [awq.range_grid(weight[:16], 64), awq.range_grid(weight[16:] * 3, 64)]
-    for found, grid in zip(awq.Grid.stacked(grids).split([16, 32]), grids, strict=True):
-        assert torch.equal(found.scale, grid.scale)
-        assert torch.equal(found.zero_point, grid.zero_point)
+    for split, grid in zip(awq.Grid.stack(grids).split([16, 32]), grids, strict=True):
+        assert torch.equal(split.scale, grid.scale)
+        assert torch.equal(split.zero_point, grid.zero_point)

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find, source_of
-from qembed.quantize import parts, stream, writer
-from qembed.quantize.cli import Rounding
+from qembed.quantize import layerwise, parts, writer
 from qembed.quantize.model_card import SHARE_OF_AWQ_ERROR
 
 from .conftest import MakeCheckpoint, assert_refused, contents, quantize
@@ -133,7 +132,8 @@ def test_force_replaces_the_target_only_after_success(
     assert quantize("--model", source.folder, "--output", target).exit_code == 0
     before = contents(target)
     with monkeypatch.context() as patched:
-        patched.setattr(stream.LayerQuantizer, "run", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        disk_full = OSError(28, "No space left on device")
+        patched.setattr(layerwise.LayerQuantizer, "run", lambda *_: (_ for _ in ()).throw(disk_full))
         result = quantize("--model", source.folder, "--output", target, "--force")
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr
@@ -244,8 +244,3 @@ def test_threads_option_sets_torchs_threads(
     source = make_checkpoint()
     assert quantize("--model", source.folder, "--output", tmp_path / "out", "--threads", "3", "--device", "cpu").exit_code == 0
     assert threads == [3]
-
-
-@pytest.mark.parametrize(("name", "meaning"), [("gptq", "gptq"), ("rtn", "rtn"), ("compensated", "gptq"), ("nearest", "rtn")])
-def test_rounding_is_named_as_the_field_does_and_by_its_old_names(name: str, meaning: str) -> None:
-    assert Rounding(["gptq", "rtn"]).convert(name, None, None) == meaning

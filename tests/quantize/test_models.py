@@ -1,4 +1,4 @@
-"""Which checkpoints are quantized, and that what is written computes, in transformers, what the run computed."""
+"""Supported and refused checkpoints; written checkpoints give the same vectors in transformers as in the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
-from qembed.quantize import checks, stream
+from qembed.quantize import checks, layerwise
 from qembed.quantize.batches import with_prefixes
 from qembed.quantize.blocks import DecoderLayer, window_mask
 from qembed.quantize.calibration import prepare
@@ -44,7 +44,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"dtype": "float32"}),
     "llama, all biases, untied": ("llama", {"attention_bias": True, "mlp_bias": True, "prefix": "model.", "untied": True}),
     "llama, llama3 rope": ("llama", {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}}),
-    "llama, every head its own": ("llama", {"num_key_value_heads": 4}),
+    "llama, no grouped heads": ("llama", {"num_key_value_heads": 4}),
     "mistral, sliding": ("mistral", {"sliding_window": 7}),
     "mistral, other head size": ("mistral", {"head_dim": 64, "sliding_window": None}),
     "qwen3, linear rope": ("qwen3", {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}}),
@@ -63,14 +63,14 @@ def checkpoint_of(make_checkpoint: MakeCheckpoint, name: str) -> Checkpoint:
 
 
 def last_vectors(model: Any, rows: list[list[int]]) -> torch.Tensor:
-    """What the whole model of transformers makes of each row by itself: the last token's unit vector."""
+    """The unit vector of the last token of each row, by the complete transformers model, one row at a time."""
     with torch.no_grad():
-        found = [model(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
-    return torch.nn.functional.normalize(torch.stack(found), dim=-1)
+        states = [model(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
+    return torch.nn.functional.normalize(torch.stack(states), dim=-1)
 
 
-def whole_model(checkpoint: Checkpoint) -> Any:
-    """The checkpoint in transformers, its packed linears dequantized, in float32."""
+def complete_model(checkpoint: Checkpoint) -> Any:
+    """The checkpoint in transformers, its packed linear layers dequantized, in float32."""
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(checkpoint.folder)
@@ -78,50 +78,51 @@ def whole_model(checkpoint: Checkpoint) -> Any:
         del config.quantization_config
     model = AutoModel.from_config(config).float().eval()
     stored = {name: checkpoint.tensor(name) for name in checkpoint.files if name != "lm_head.weight"}
-    model.load_state_dict({name.removeprefix(checkpoint.prefix): tensor for name, tensor in stream.as_computed(stored).items()})
+    tensors = layerwise.dequantize_layer(stored)
+    model.load_state_dict({name.removeprefix(checkpoint.prefix): tensor for name, tensor in tensors.items()})
     return model
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_written_computes_in_transformers_what_the_run_computed(
+def test_written_checkpoint_has_the_reported_fidelity_in_transformers(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str
 ) -> None:
     source = checkpoint_of(make_checkpoint, name)
     quick = ("--rounding", "rtn", "--no-clip")
     result = quantize("--model", source.folder, "--output", tmp_path / "out", "--json", *quick)
     assert result.exit_code == 0, result.output
-    made = find(str(tmp_path / "out"))
-    assert made.prefix == source.prefix
-    assert {one for one in source.files if "_proj.weight" not in one} <= set(made.files)
+    written = find(str(tmp_path / "out"))
+    assert written.prefix == source.prefix
+    assert {name for name in source.files if "_proj.weight" not in name} <= set(written.files)
     texts = prepare(built_in(64, 0), source, max_tokens=48, check=10, seed=0)
     rows = [list(texts.rows[number]) for number in texts.check]
     assert max(map(len, rows)) == 48
-    before, after = last_vectors(whole_model(source), rows), last_vectors(whole_model(made), rows)
+    before, after = last_vectors(complete_model(source), rows), last_vectors(complete_model(written), rows)
     cosines = (before * after).sum(-1)
-    noted = json.loads(result.stdout)["fidelity"]
-    assert noted["mean_cosine"] == pytest.approx(cosines.mean().item(), abs=2e-4)
-    assert noted["min_cosine"] == pytest.approx(cosines.min().item(), abs=1e-3)
+    reported = json.loads(result.stdout)["fidelity"]
+    assert reported["mean_cosine"] == pytest.approx(cosines.mean().item(), abs=2e-4)
+    assert reported["min_cosine"] == pytest.approx(cosines.min().item(), abs=1e-3)
     assert cosines.mean() < 0.9999
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_block_by_itself_computes_what_the_whole_model_computes(make_checkpoint: MakeCheckpoint, name: str) -> None:
+def test_single_blocks_compute_the_same_as_the_complete_model(make_checkpoint: MakeCheckpoint, name: str) -> None:
     checkpoint = checkpoint_of(make_checkpoint, name)
     rows = [list(range(3, 40)), [5, 6, 256], list(range(60, 180))]
     shape = checks.shape_of(checkpoint, 64)
     table = checkpoint.tensor(f"{checkpoint.prefix}embed_tokens.weight")
-    flow = Stream.start(table, with_prefixes(rows, range(3), 1000, prefixes=2, last_share=0.5, seed=0))
+    stream = Stream.start(table, with_prefixes(rows, range(3), 1000, prefixes=2, last_share=0.5, seed=0))
     block = DecoderLayer(checkpoint, torch.device("cpu"))
     for layer in range(shape.layers):
         prefix = f"{checkpoint.prefix}layers.{layer}."
-        names = [one for one in checkpoint.files if one.startswith(prefix)]
-        block.load({one.removeprefix(prefix): checkpoint.tensor(one) for one in names}, layer)
-        flow.advance(block)
-    vectors = flow.vectors(checkpoint.tensor(f"{checkpoint.prefix}norm.weight").float(), 1e-6)
-    torch.testing.assert_close(vectors, last_vectors(whole_model(checkpoint), sorted(rows, key=len)), rtol=1e-4, atol=1e-5)
+        names = [name for name in checkpoint.files if name.startswith(prefix)]
+        block.load({name.removeprefix(prefix): checkpoint.tensor(name) for name in names}, layer)
+        stream.advance(block)
+    vectors = stream.vectors(checkpoint.tensor(f"{checkpoint.prefix}norm.weight").float(), 1e-6)
+    torch.testing.assert_close(vectors, last_vectors(complete_model(checkpoint), sorted(rows, key=len)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_window_holds_the_token_and_those_before_it() -> None:
+def test_window_mask_covers_a_token_and_those_before_it() -> None:
     mask = window_mask(torch.arange(4)[None], 2)
     assert mask[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     assert torch.equal(window_mask(torch.arange(4)[None], 4)[0, 0], torch.ones(4, 4, dtype=torch.bool).tril())
@@ -149,16 +150,18 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"intermediate_size": 320}, ("[256, 128]", "[320, 128]")),
     ({"head_dim": 33, "num_attention_heads": 64}, ("self_attn.k_proj has 66 outputs", "multiple of 8")),
     ({"vocab_size": 200}, ("embed_tokens.weight", "[200, 128]")),
-    ({"hidden_act": "nonsense"}, ("transformers does not take", "nonsense")),
-    ({"rope_scaling": {"rope_type": "nonsense", "factor": 2.0}}, ("transformers does not take", "nonsense")),
-    ({"rope_scaling": {"rope_type": "llama3"}}, ("transformers does not take", "factor")),
+    ({"hidden_act": "nonsense"}, ("transformers rejects", "nonsense")),
+    ({"rope_scaling": {"rope_type": "nonsense", "factor": 2.0}}, ("transformers rejects", "nonsense")),
+    ({"rope_scaling": {"rope_type": "llama3"}}, ("transformers rejects", "factor")),
     ({"rope_theta": "large"}, ("rope_theta is 'large'",)),
     ({"attention_bias": True}, ("q_proj.bias", "missing")),
     ({"is_causal": False}, ("bidirectional",)),
 ]
 
 
-def test_what_cannot_be_quantized_is_refused_at_the_start(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_unsupported_checkpoints_are_refused_before_anything_is_written(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
     source, target = make_checkpoint(), tmp_path / "out"
     config = json.loads((source.folder / "config.json").read_text())
     for change, words in REFUSED:
@@ -167,8 +170,8 @@ def test_what_cannot_be_quantized_is_refused_at_the_start(make_checkpoint: MakeC
         assert not target.exists()
         assert not list(tmp_path.glob(".*"))
     for missing in ("hidden_size", "intermediate_size", "vocab_size"):
-        changed = {key: value for key, value in config.items() if key != missing}
-        (source.folder / "config.json").write_text(json.dumps(changed))
+        incomplete = {key: value for key, value in config.items() if key != missing}
+        (source.folder / "config.json").write_text(json.dumps(incomplete))
         assert_refused(quantize("--model", source.folder, "--output", target), f"{missing} is missing")
     for text, words in (
         ("{", ("not JSON",)),
@@ -180,7 +183,7 @@ def test_what_cannot_be_quantized_is_refused_at_the_start(make_checkpoint: MakeC
         assert_refused(quantize("--model", source.folder, "--output", target), "config.json", *words)
 
 
-def test_buffers_that_old_llama_checkpoints_carry_are_left_out(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_buffers_of_old_llama_checkpoints_are_not_stored(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint("llama")
     path = source.folder / "model.safetensors"
     save_file({**load_file(path), "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}, path)

@@ -1,4 +1,4 @@
-"""Products by the faster library are those of PyTorch's own, whatever lies how in memory."""
+"""Products by oneDNN and by MKL equal those of PyTorch, for every memory layout."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(products, "_has_onednn", lambda: request.param)
 
 
-def drawn(*shape: int) -> torch.Tensor:
+def random_tensor(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
 @pytest.mark.usefixtures("library")
-def test_products_are_right_for_slices_and_transposed_ones() -> None:
-    left, right = drawn(70, 50), drawn(50, 90)
+def test_products_are_right_for_slices_and_transposed_matrices() -> None:
+    left, right = random_tensor(70, 50), random_tensor(50, 90)
     with torch.no_grad():
         for a, b in ((left, right), (left[3:, 7:], right[7:, 5:60]), (right.T, left.T), (left[::2, ::3], right[::3])):
             torch.testing.assert_close(products.matmul(a, b), a @ b, rtol=1e-4, atol=1e-4)
-        x, bias = drawn(2, 3, 50), drawn(70)[:70]
+        x, bias = random_tensor(2, 3, 50), random_tensor(70)[:70]
         torch.testing.assert_close(
             products.linear(x, left, bias), torch.nn.functional.linear(x, left, bias), rtol=1e-4, atol=1e-4
         )
@@ -33,9 +33,9 @@ def test_products_are_right_for_slices_and_transposed_ones() -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_a_module_computes_the_same_and_is_still_differentiable() -> None:
+def test_use_in_keeps_results_and_gradients() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Tanh(), torch.nn.Linear(30, 5, bias=False))
-    x = drawn(7, 20)
+    x = random_tensor(7, 20)
     expected = module(x)
     products.use_in(module)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qembed.quantize import parts
+from qembed.quantize import parts, writer
 from qembed.quantize.layer import LayerQuantizer
 
 from .conftest import MakeCheckpoint, contents, quantize
@@ -95,3 +95,20 @@ def test_resume_without_an_interrupted_run_starts_a_new_one(make_checkpoint: Mak
     source = make_checkpoint()
     assert quantize("--model", source.folder, "--output", tmp_path / "out", "--resume").exit_code == 0
     assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize(("former", "current"), [("compensated", "gptq"), ("nearest", "rtn")])
+def test_former_rounding_names_are_accepted_and_resumed(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: str, current: str
+) -> None:
+    source, target = make_checkpoint(), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(parts.Parts, "write", on_call(3, parts.Parts.write, KeyboardInterrupt()))
+        assert quantize("--model", source.folder, "--output", target, "--rounding", former).exit_code == 130
+    fingerprint = tmp_path / ".out.partial" / writer.FINGERPRINT
+    recorded = json.loads(fingerprint.read_text())
+    assert recorded["rounding"] == current
+    fingerprint.write_text(json.dumps({**recorded, "rounding": former}))
+    result = quantize("--model", source.folder, "--output", target, "--resume", "--rounding", current)
+    assert result.exit_code == 0, result.output
+    assert json.loads((target / "qembed.json").read_text())["settings"]["rounding"] == current

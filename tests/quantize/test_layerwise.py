@@ -1,3 +1,5 @@
+"""Folding of scales, single decoder blocks, stored layers, and the loss that a run measures."""
+
 from __future__ import annotations
 
 import statistics
@@ -9,7 +11,7 @@ import torch
 from qembed.checkpoint.awq_layout import dequantize, unpack
 from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
-from qembed.quantize import awq, layer, stream, table
+from qembed.quantize import awq, layer, layerwise, table
 from qembed.quantize.batches import plain, with_prefixes
 from qembed.quantize.blocks import INPUTS, LINEARS, DecoderLayer
 from qembed.quantize.calibration import built_in
@@ -27,7 +29,8 @@ FAMILIES = ["qwen3", "qwen2", "llama", "mistral"]
 
 def layer_tensors(checkpoint: Checkpoint, number: int = 0) -> dict[str, torch.Tensor]:
     prefix = f"{checkpoint.prefix}layers.{number}."
-    return {n.removeprefix(prefix): checkpoint.tensor(n).float() for n in checkpoint.files if n.startswith(prefix)}
+    names = [name for name in checkpoint.files if name.startswith(prefix)]
+    return {name.removeprefix(prefix): checkpoint.tensor(name).float() for name in names}
 
 
 def hidden_states(checkpoint: Checkpoint) -> torch.Tensor:
@@ -35,7 +38,7 @@ def hidden_states(checkpoint: Checkpoint) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_folding_scales_without_rounding_does_not_move_the_output(make_checkpoint: MakeCheckpoint, family: str) -> None:
+def test_folding_scales_does_not_change_the_output(make_checkpoint: MakeCheckpoint, family: str) -> None:
     checkpoint = make_checkpoint(family)
     shape, block, hidden = shape_of(checkpoint, 64), DecoderLayer(checkpoint, torch.device("cpu")), hidden_states(checkpoint)
     tensors = layer_tensors(checkpoint)
@@ -46,9 +49,9 @@ def test_folding_scales_without_rounding_does_not_move_the_output(make_checkpoin
     folded_tensors = dict(tensors)
     for name in INPUTS:
         scales = torch.rand(shape.linear(name)[1], generator=generator) * 4 + 0.2
-        channels = layer.fed_by(name, shape, scales.device)
-        scales = scales if channels is None else scales[channels]
-        folded = layer.fold(folded_tensors, name, scales, shape)
+        sources = layer.channel_sources(name, shape, scales.device)
+        scales = scales if sources is None else scales[sources]
+        folded = layer.fold_scales(folded_tensors, name, scales, shape)
         torch.testing.assert_close(folded, scales, rtol=2e-3, atol=0)
         assert not torch.equal(folded_tensors[f"{name}.weight"], tensors[f"{name}.weight"])
     block.load(folded_tensors)
@@ -59,7 +62,7 @@ def test_folding_scales_without_rounding_does_not_move_the_output(make_checkpoin
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_block_by_itself_computes_what_the_whole_model_computes(make_checkpoint: MakeCheckpoint, family: str) -> None:
+def test_single_blocks_compute_the_same_as_the_complete_model(make_checkpoint: MakeCheckpoint, family: str) -> None:
     from transformers import AutoModel
 
     checkpoint = make_checkpoint(family)
@@ -67,38 +70,38 @@ def test_a_block_by_itself_computes_what_the_whole_model_computes(make_checkpoin
     ids = torch.tensor([[8, 8, 256, 0, 0], [5, 9, 77, 3, 256]])
     expected = model(input_ids=ids).last_hidden_state
     rows = [[8, 8, 256], [5, 9, 77, 3, 256]]
-    flow = Stream.start(checkpoint.tensor("embed_tokens.weight"), plain(rows, range(2), tokens=100))
+    stream = Stream.start(checkpoint.tensor("embed_tokens.weight"), plain(rows, range(2), tokens=100))
     block = DecoderLayer(checkpoint, torch.device("cpu"))
     for number in range(2):
         block.load(layer_tensors(checkpoint, number))
-        flow.advance(block)
-    vectors = flow.vectors(checkpoint.tensor("norm.weight").float(), 1e-6)
+        stream.advance(block)
+    vectors = stream.vectors(checkpoint.tensor("norm.weight").float(), 1e-6)
     last = torch.stack([expected[0, 2], expected[1, 4]])
     torch.testing.assert_close(vectors, torch.nn.functional.normalize(last, dim=-1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rounding", ["gptq", "rtn"])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_stored_integers_are_those_that_were_chosen(
+def test_stored_integers_are_the_levels_of_rounding(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, rounding: str, group_size: int
 ) -> None:
     checkpoint = make_checkpoint()
     shape, block = shape_of(checkpoint, group_size), DecoderLayer(checkpoint, torch.device("cpu"))
-    chosen: list[torch.Tensor] = []
+    all_levels: list[torch.Tensor] = []
     dequantize_levels = awq.Grid.dequantize
 
     def spy(grid: awq.Grid, levels: torch.Tensor) -> torch.Tensor:
-        chosen.append(levels.clone())
+        all_levels.append(levels.clone())
         return dequantize_levels(grid, levels)
 
     monkeypatch.setattr(awq.Grid, "dequantize", spy)
     settings = QuantizationSettings(group_size=group_size, scales="none", clip=False, rounding=rounding)
-    flow = Stream(plain([[0] * 9] * 2, range(2), tokens=100), [hidden_states(checkpoint)])
+    stream = Stream(plain([[0] * 9] * 2, range(2), tokens=100), [hidden_states(checkpoint)])
     quantizer = layer.LayerQuantizer(block, 0, layer_tensors(checkpoint), shape, settings, Report())
-    stored = quantizer.run(flow, None)
-    assert len(chosen) == len(LINEARS)
-    for name, levels in zip([m for members in INPUTS.values() for m in members], chosen, strict=True):
-        qweight, qzeros, scales = (stored[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales"))
+    stored = quantizer.run(stream, None)
+    assert len(all_levels) == len(LINEARS)
+    for name, levels in zip([linear for linears in INPUTS.values() for linear in linears], all_levels, strict=True):
+        qweight, qzeros, scales = (stored[f"{name}.{kind}"] for kind in ("qweight", "qzeros", "scales"))
         outputs, inputs = shape.linear(name)
         assert qweight.shape == (inputs, outputs // 8)
         assert qzeros.shape == (inputs // group_size, outputs // 8)
@@ -110,80 +113,83 @@ def test_stored_integers_are_those_that_were_chosen(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_stored_is_what_the_stream_went_on_with(make_checkpoint: MakeCheckpoint, family: str) -> None:
+def test_stored_layer_gives_the_hidden_states_of_the_run(make_checkpoint: MakeCheckpoint, family: str) -> None:
     checkpoint = make_checkpoint(family, **({"attention_bias": True} if family in ("qwen3", "llama") else {}))
     shape, block = shape_of(checkpoint, 64), DecoderLayer(checkpoint, torch.device("cpu"))
-    batch = plain([[0] * 9] * 2, range(2), tokens=100)
-    original, flow = Stream(batch, [hidden_states(checkpoint)]), Stream(batch, [hidden_states(checkpoint)])
+    batches = plain([[0] * 9] * 2, range(2), tokens=100)
+    original, stream = Stream(batches, [hidden_states(checkpoint)]), Stream(batches, [hidden_states(checkpoint)])
     tensors = layer_tensors(checkpoint)
     block.load(tensors)
     before = list(original.hidden)
-    goal = OriginalStates(before, original.advance(block), original.hidden)
-    stored = layer.LayerQuantizer(block, 0, tensors, shape, QuantizationSettings(group_size=64), Report()).run(flow, goal)
-    read = {name: tensor.float() for name, tensor in stored.items() if not name.endswith((".qweight", ".qzeros", ".scales"))}
+    states = OriginalStates(before, original.advance(block), original.hidden)
+    stored = layer.LayerQuantizer(block, 0, tensors, shape, QuantizationSettings(group_size=64), Report()).run(stream, states)
+    loaded = {name: tensor.float() for name, tensor in stored.items() if not name.endswith((".qweight", ".qzeros", ".scales"))}
     for name in LINEARS:
-        read[f"{name}.weight"] = dequantize(*(stored[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")))
-    block.load(read)
+        loaded[f"{name}.weight"] = dequantize(*(stored[f"{name}.{kind}"] for kind in ("qweight", "qzeros", "scales")))
+    block.load(loaded)
     with torch.no_grad():
-        assert torch.equal(block.run(hidden_states(checkpoint), batch[0]), flow.hidden[0])
-    assert not torch.allclose(flow.hidden[0], original.hidden[0], rtol=1e-3)
+        assert torch.equal(block.run(hidden_states(checkpoint), batches[0]), stream.hidden[0])
+    assert not torch.allclose(stream.hidden[0], original.hidden[0], rtol=1e-3)
 
 
-def test_layers_fitted_to_the_original_end_nearer_to_it(make_checkpoint: MakeCheckpoint) -> None:
+def test_fitting_layers_to_the_original_model_lowers_the_loss(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint()
     shape, calibration = shape_of(checkpoint, 64), built_in(checkpoint, max_tokens=40, check=64, seed=3)
-    lost = {}
+    loss = {}
     for target in ("original", "layer"):
         settings = QuantizationSettings(group_size=64, target=target)
-        report = stream.quantize(checkpoint, shape, calibration, settings, torch.device("cpu"))
-        lost[target] = 1 - statistics.fmean(report.cosines)
-    assert lost["original"] < 0.9 * lost["layer"]
+        report = layerwise.quantize(checkpoint, shape, calibration, settings, torch.device("cpu"))
+        loss[target] = 1 - statistics.fmean(report.cosines)
+    assert loss["original"] < 0.9 * loss["layer"]
 
 
-def test_layers_fitted_to_the_original_inputs_know_nothing_of_those_before(
+def test_layer_fitted_to_original_inputs_does_not_depend_on_earlier_layers(
     make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint()
     shape, calibration = shape_of(checkpoint, 64), built_in(checkpoint, max_tokens=24, check=8, seed=3)
-    made = {}
+    tensors = {}
     for inputs in ("original", "quantized"):
         settings = QuantizationSettings(group_size=64, target="layer", inputs=inputs, rounding="rtn", mixed=0)
         folder = tmp_path / inputs
         folder.mkdir()
-        stream.quantize(checkpoint, shape, calibration, settings, torch.device("cpu"), Parts(folder))
-        found = Parts(folder).read("layer-001")
-        assert found is not None
-        made[inputs] = found[0]
+        layerwise.quantize(checkpoint, shape, calibration, settings, torch.device("cpu"), Parts(folder))
+        part = Parts(folder).read("layer-001")
+        assert part is not None
+        tensors[inputs] = part[0]
     rows = [row for number, row in enumerate(calibration.rows) if number not in calibration.check]
     batches = with_prefixes(rows, range(len(rows)), 2048, prefixes=8, last_share=0.5, seed=3)
-    flow, block = Stream.start(checkpoint.tensor("embed_tokens.weight"), batches), DecoderLayer(checkpoint, torch.device("cpu"))
+    stream, block = (
+        Stream.start(checkpoint.tensor("embed_tokens.weight"), batches),
+        DecoderLayer(checkpoint, torch.device("cpu")),
+    )
     block.load(layer_tensors(checkpoint))
-    flow.advance(block)
+    stream.advance(block)
     settings = QuantizationSettings(group_size=64, target="layer", rounding="rtn")
-    alone = layer.LayerQuantizer(block, 1, layer_tensors(checkpoint, 1), shape, settings, Report()).run(flow, None)
-    assert all(torch.equal(made["original"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())
-    assert not all(torch.equal(made["quantized"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())
+    alone = layer.LayerQuantizer(block, 1, layer_tensors(checkpoint, 1), shape, settings, Report()).run(stream, None)
+    assert all(torch.equal(tensors["original"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())
+    assert not all(torch.equal(tensors["quantized"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())
 
 
-def test_measured_cosine_is_what_the_written_tensors_give(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_reported_cosines_are_those_of_the_written_tensors(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     from transformers import AutoModel
 
     checkpoint = make_checkpoint()
     shape = shape_of(checkpoint, 64)
     calibration = built_in(checkpoint, max_tokens=40, check=8, seed=3)
     parts = Parts(tmp_path)
-    report = stream.quantize(checkpoint, shape, calibration, QuantizationSettings(group_size=64), torch.device("cpu"), parts)
+    report = layerwise.quantize(checkpoint, shape, calibration, QuantizationSettings(group_size=64), torch.device("cpu"), parts)
     written: dict[str, torch.Tensor] = {}
     for part in ("rest", "layer-000", "layer-001"):
-        found = parts.read(part)
-        assert found
-        written.update(found[0])
+        contents = parts.read(part)
+        assert contents
+        written.update(contents[0])
     models = [AutoModel.from_pretrained(checkpoint.folder, dtype=torch.float32).eval() for _ in range(2)]
     state = {name: tensor.float() for name, tensor in written.items() if tensor.dtype == torch.float16 and "scales" not in name}
     for name in written:
         if name.endswith(".qweight"):
             linear = name.removesuffix(".qweight")
-            packed = (written[f"{linear}.{part}"] for part in ("qweight", "qzeros", "scales"))
+            packed = (written[f"{linear}.{kind}"] for kind in ("qweight", "qzeros", "scales"))
             state[f"{linear}.weight"] = dequantize(*packed)
     models[1].load_state_dict(state)
     expected = []
@@ -196,7 +202,7 @@ def test_measured_cosine_is_what_the_written_tensors_give(make_checkpoint: MakeC
 
 
 @pytest.mark.parametrize(("value", "reason"), [(float("nan"), "NaN"), (float("inf"), "infinite"), (1e6, "too large")])
-def test_a_value_that_float16_cannot_hold_is_refused_by_name(value: float, reason: str) -> None:
+def test_value_outside_the_range_of_float16_is_refused_by_name(value: float, reason: str) -> None:
     tensor = torch.zeros(3)
     tensor[1] = value
     with pytest.raises(BadInput, match=f"layers.0.mlp.up_proj.weight.*{reason}"):

@@ -1,0 +1,235 @@
+"""Quantizes a model layer by layer: load a layer, run it, quantize it, write it, release it.
+
+At most one layer's weights are in memory. Besides them there are two sets of hidden states of the calibration tokens: those
+from the layers quantized so far, which are the real inputs of the next layer, and those of the original model, which the next
+layer should return to. The held-out texts, a smaller set, also pass through both models; at the end their vectors are compared.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qembed.checkpoint.awq_layout import dequantize
+from qembed.checkpoint.description import Checkpoint
+from qembed.quantize import batches, refine, table
+from qembed.quantize.batches import Batch
+from qembed.quantize.blocks import NOT_STORED, Architecture, DecoderLayer, rms_norm
+from qembed.quantize.calibration import Calibration
+from qembed.quantize.hidden import OriginalStates, Stream
+from qembed.quantize.layer import LayerQuantizer
+from qembed.quantize.mixing import mixed_copies
+from qembed.quantize.parts import Parts
+from qembed.quantize.settings import QuantizationSettings, Report
+from qembed.quantize.table import half
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_TOKENS = 1024
+LAST_SHARE = 0.5
+"""Total weight of the last tokens if the tokenizer appends one."""
+
+
+@dataclass
+class _Streams:
+    """The hidden states of the same texts in the quantized and in the original model."""
+
+    quantized: Stream
+    original: Stream
+
+    @classmethod
+    def start(cls, converted: table.Converted, texts: list[Batch]) -> _Streams:
+        return cls(Stream.start(converted.served, texts), Stream.start(converted.original, texts))
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    shape: Architecture,
+    calibration: Calibration,
+    settings: QuantizationSettings,
+    device: torch.device,
+    parts: Parts | None = None,
+    on_layer: Callable[[int], None] = lambda _: None,
+    on_refine: Callable[[int, int], None] = lambda *_: None,
+) -> Report:
+    """Quantize every layer of `checkpoint` into `parts`, or without `parts`, only measure the loss.
+
+    Parts are "rest" (token table, final norm, output head if it is not tied), written first, and "layer-000", … Layers that are
+    already in `parts`, from an interrupted run, are run but not quantized again, so later layers get the same inputs, bit for
+    bit.
+
+    Args:
+        checkpoint: the source.
+        shape: its architecture.
+        calibration: the texts to fit the layers to, and the held-out texts.
+        settings: see `QuantizationSettings`. `refine` requires `parts`, and is ignored without them.
+        device: where to compute.
+        parts: where to write the result.
+        on_layer: called as on_layer(n) when n layers are done.
+        on_refine: called as on_refine(steps done, steps in all) during the last stage.
+
+    Raises:
+        BadInput: a tensor is missing, damaged, not finite, or exceeds the range of float16.
+    """
+    converted = _convert_rest(checkpoint, calibration, settings, parts)
+    final_norm = half("norm.weight", checkpoint.tensor(checkpoint.prefix + "norm.weight")).float()
+    epsilon = checkpoint.config.get("rms_norm_eps", 1e-6)
+    calibration_batches = _calibration_batches(calibration, settings)
+    held_out_batches = batches.plain(calibration.rows, sorted(calibration.check), BATCH_TOKENS)
+    streams, held_out = _Streams.start(converted, calibration_batches), _Streams.start(converted, held_out_batches)
+    report, served = Report(table_error=converted.error), converted.served
+    del converted
+    block = DecoderLayer(checkpoint, device)
+    for layer in range(shape.layers):
+        tensors = _original_tensors(checkpoint, layer, device)
+        block.load(tensors, layer)
+        held_out.original.advance(block)
+        _quantize_layer(
+            LayerQuantizer(block, layer, tensors, shape, settings, report),
+            streams,
+            parts,
+            f"{checkpoint.prefix}layers.{layer}.",
+        )
+        held_out.quantized.advance(block)
+        on_layer(layer + 1)
+    if settings.refine and parts is not None:
+        targets = [rms_norm(hidden[batch.last], final_norm, epsilon) for batch, hidden in streams.original]
+        del streams
+        model = refine.Model(block, checkpoint.prefix, shape.layers, parts, final_norm, epsilon)
+        start = Stream.start(served, calibration_batches)
+        refine.refine(model, start, targets, epochs=settings.refine, seed=calibration.seed, on_step=on_refine)
+        held_out.quantized = Stream.start(served, held_out_batches)
+        for layer in range(shape.layers):
+            block.load(dequantize_layer(model.read(layer)), layer)
+            held_out.quantized.advance(block)
+    original_vectors, vectors = (side.vectors(final_norm, epsilon) for side in (held_out.original, held_out.quantized))
+    report.cosines = (original_vectors * vectors).sum(-1).tolist()
+    return report
+
+
+def _convert_rest(
+    checkpoint: Checkpoint, calibration: Calibration, settings: QuantizationSettings, parts: Parts | None
+) -> table.Converted:
+    """Write the part "rest", unless it exists: the tensors outside the layers. Returns the converted token table."""
+    table_name = checkpoint.prefix + "embed_tokens.weight"
+    names = [name for name in checkpoint.files if ".layers." not in f".{name}" and name != table_name]
+    shapes = checkpoint.shapes()
+    rest = {
+        name: half(name, checkpoint.tensor(name)) if len(shapes[name][0]) < 2 else table.in_blocks(checkpoint, name)
+        for name in names
+    }
+    ids = sorted({0, *(token for row in calibration.rows for token in row)})  # rows are padded with 0
+    converted = table.convert(checkpoint, table_name, ids, settings.token_table)
+    if parts is not None and "rest" not in parts:
+        parts.write("rest", {**rest, **converted.tensors}, {})
+    return converted
+
+
+def _original_tensors(checkpoint: Checkpoint, layer: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """The tensors of `layer`, rounded to float16 and converted to float32, named without the layer's prefix."""
+    prefix = f"{checkpoint.prefix}layers.{layer}."
+    return {
+        name.removeprefix(prefix): half(name, checkpoint.tensor(name)).to(device).float()
+        for name in checkpoint.files
+        if name.startswith(prefix) and not name.endswith(NOT_STORED)
+    }
+
+
+def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts | None, prefix: str) -> None:
+    """Quantize a layer, which is loaded in the block of `quantizer`, write it to `parts`, and advance `streams` through it.
+
+    The part of the layer contains its tensors, with `prefix` before their names, and its errors as notes. A part that already
+    exists is loaded instead.
+    """
+    block, settings, report = quantizer.block, quantizer.settings, quantizer.report
+    original_inputs, original = _advance_original(streams.original, block, settings)
+    name = f"layer-{quantizer.number:03d}"
+    part = None if parts is None else parts.read(name)
+    if part is None:
+        inputs = streams.quantized if settings.inputs == "quantized" else Stream(streams.original.batches, original_inputs)
+        stored = quantizer.run(inputs, original)
+        errors = {linear: values[-1] for linear, values in report.error.items()}
+        if parts is not None:
+            parts.write(name, {prefix + key: tensor.cpu() for key, tensor in stored.items()}, errors)
+        return
+    tensors, errors = part
+    stored = {key.removeprefix(prefix): tensor.to(block.device) for key, tensor in tensors.items()}
+    block.load(dequantize_layer(stored), quantizer.number)
+    streams.quantized.advance(block)
+    for linear, error in errors.items():
+        report.error[linear].append(error)
+
+
+def _advance_original(
+    stream: Stream, block: DecoderLayer, settings: QuantizationSettings
+) -> tuple[list[torch.Tensor], OriginalStates | None]:
+    """Run the original layer in `block`, if any setting needs its hidden states.
+
+    Returns:
+        The hidden states before the layer, and with the target "original" the states that the quantized layer is fitted to.
+    """
+    before = list(stream.hidden)
+    if settings.target == "original":
+        return before, OriginalStates(before, stream.advance(block), stream.hidden)
+    if settings.inputs == "original" or settings.refine:
+        stream.advance(block)
+    return before, None
+
+
+def _calibration_batches(calibration: Calibration, settings: QuantizationSettings) -> list[Batch]:
+    """The batches that the layers are fitted to: texts, their mixed copies, and prefixes of both."""
+    numbers = [number for number in range(len(calibration.rows)) if number not in calibration.check]
+    copies = mixed_copies(calibration.rows, numbers, settings.mixed, calibration.seed)
+    rows = [*calibration.rows, *copies]
+    folds = _assign_folds(calibration.rows, numbers, calibration.seed)
+    folds |= {len(calibration.rows) + copy: folds[number] for copy, number in enumerate(numbers[: len(copies)])}
+    return batches.with_prefixes(
+        rows,
+        list(folds),
+        BATCH_TOKENS,
+        prefixes=settings.prefixes,
+        last_share=last_share(settings, calibration),
+        seed=calibration.seed,
+        folds=folds,
+    )
+
+
+def last_share(settings: QuantizationSettings, calibration: Calibration) -> float:
+    """The total weight of the last tokens: `settings.last_share`, or if that is None, a default that depends on the tokenizer.
+
+    If the tokenizer appends a token, all vectors come from that token: LAST_SHARE. If it does not, last tokens are tokens like
+    any other, and a larger weight for some of them would only reduce the effective number of tokens: 0.
+    """
+    if settings.last_share is not None:
+        return settings.last_share
+    numbers = (number for number in range(len(calibration.rows)) if number not in calibration.check)
+    return LAST_SHARE if batches.have_same_end(calibration.rows, numbers) else 0.0
+
+
+def _assign_folds(rows: Sequence[Sequence[int]], numbers: Sequence[int], seed: int) -> dict[int, int]:
+    """Assign each of the rows with these `numbers` to fold 0 or 1: equal rows to the same, similar lengths evenly to both."""
+    draw = random.Random(seed)
+    numbers_of: dict[tuple[int, ...], list[int]] = {}
+    for number in numbers:
+        numbers_of.setdefault(tuple(rows[number]), []).append(number)
+    folds: dict[int, int] = {}
+    fold = 0
+    for position, row in enumerate(sorted(numbers_of, key=lambda row: (len(row), row))):
+        fold = 1 - fold if position % 2 else draw.randrange(2)
+        folds |= dict.fromkeys(numbers_of[row], fold)
+    return {number: folds[number] for number in numbers}
+
+
+def dequantize_layer(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The `stored` tensors of a layer in float32, as `DecoderLayer.load` takes them: packed linear layers become `weight`."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in stored.items():
+        linear, _, kind = name.rpartition(".")
+        if kind == "qweight":
+            tensors[f"{linear}.weight"] = dequantize(tensor, stored[f"{linear}.qzeros"], stored[f"{linear}.scales"])
+        elif f"{linear}.qweight" not in stored or kind == "bias":
+            tensors[name] = tensor.float()
+    return tensors

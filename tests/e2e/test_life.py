@@ -162,7 +162,7 @@ def test_an_engine_that_is_killed_is_an_error_within_seconds_and_is_started_agai
         thread.join(15)
         assert not thread.is_alive()
     assert [answer.status for answer in answers] == [503]
-    assert "started again" in answers[0].error
+    assert "being restarted" in answers[0].error
     assert all_gone(before, 60)
     told = until_it_answers_again(server, 1)
     assert 503 in told

@@ -180,14 +180,15 @@ def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str
 
 
 def kv_cache() -> int:
-    """Bytes of the cache that our launcher plans in float32, and that all columns have: they are about time."""
+    """Bytes of the KV cache that stock vLLM gets: what our launcher plans for one, in float32."""
     from qembed.vllm.devices import Target
     from qembed.vllm.kernels import Cpu
     from qembed.vllm.settings import ServerSettings, resolve
 
     checkpoint = Checkpoint("float", BUILD / "float")
     sizes: dict[str, Any] = {name[2:].replace("-", "_"): int(size) for name, size in LIMITS.items()}
-    return resolve(ServerSettings(checkpoint, dtype="float32", **sizes), Target("cpu", "", None, None), Cpu(), 1).plan.kv_cache
+    settings = ServerSettings(checkpoint, dtype="float32", kv_cache=True, **sizes)
+    return resolve(settings, Target("cpu", "", None, None), Cpu(), 1).plan.kv_cache
 
 
 def await_health(url: str, process: subprocess.Popen[str], log: str) -> None:

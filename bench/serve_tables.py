@@ -68,7 +68,7 @@ def avx2_section(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]], as
         "The shape of Qwen3-Embedding-0.6B with random weights, the same ones for all. This machine has more than AVX2; "
         "every column is kept to it: vLLM, torch, oneDNN and MKL by tests/e2e/avx2, llama.cpp by its build options. vLLM "
         f"runs without compilation, with {LIMITS['--max-num-seqs']} texts and {LIMITS['--max-num-batched-tokens']} tokens at "
-        f"once at most, and a KV cache of {megabytes(kv_cache())} in every column. Memory is what the process that holds the "
+        f"once at most; stock vLLM has a KV cache of {megabytes(kv_cache())}. Memory is what the process that holds the "
         "model has to itself (USS). llama.cpp is called directly, without a server and a tokenizer; its model file is in "
         "its memory too.",
         table(["", *(row.title for row in rows)], lines),

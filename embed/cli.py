@@ -81,8 +81,8 @@ computing, cluster = map(section, ("What computes", "On a Ray cluster"))
            help="What to compute in, as `qembed serve` has it.")  # fmt: skip
 @computing("--memory", type=Size(), help="All that may be taken, as 3GiB: chooses the longest context that fits, then the "
            "most sequences.")  # fmt: skip
-@computing("--max-model-len", type=click.IntRange(1), metavar="N", help="Longest text, in tokens.  [default: 8192, or the "
-           "model's own limit if that is lower]")  # fmt: skip
+@computing("--max-model-len", type=click.IntRange(1), metavar="N", help="Longest text, in tokens.  [default: the model's "
+           "own limit, or what fits of it]")  # fmt: skip
 @computing("--max-num-seqs", type=click.IntRange(1), metavar="N", help="Texts computed at once, at most.  [default: 32; on "
            "a GPU 256]")  # fmt: skip
 @computing("--max-num-batched-tokens", type=click.IntRange(1), metavar="N", help="Tokens computed at once, at most.  "

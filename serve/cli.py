@@ -88,8 +88,8 @@ engine_options = section("Engine")
 @memory(
     "--max-model-len",
     type=click.IntRange(1),
-    help=f"Longest text, in tokens; longer ones get status 400. After the weights, its cache takes the most memory.  "
-    f"[default: {plan.LENGTH_DEFAULT}, or the model's own limit if that is lower]",
+    help="Longest text, in tokens; longer ones get status 400.  [default: the model's own limit, or what fits of it; with "
+    f"--kv-cache {plan.LENGTH_WITH_CACHE}]",
 )
 @memory(
     "--max-num-seqs", type=click.IntRange(1), help=f"Maximum texts computed at once; others wait.  [default: {MAX_NUM_SEQS}]"
@@ -97,7 +97,15 @@ engine_options = section("Engine")
 @memory(
     "--max-num-batched-tokens",
     type=click.IntRange(1),
-    help=f"Maximum tokens computed at once; others wait. Limits activations.  [default: {MAX_NUM_BATCHED_TOKENS}]",
+    help="Maximum tokens computed at once; others wait, and a longer text is computed in pieces. Limits activations.  "
+    f"[default: {MAX_NUM_BATCHED_TOKENS}]",
+)
+@memory(
+    "--kv-cache/--no-kv-cache",
+    default=False,
+    show_default=True,
+    help="Keep keys and values of all layers, so that vLLM can compute a text over several steps, and reuse common beginnings "
+    "(--engine-arg enable-prefix-caching=true). Otherwise all layers share the memory for those of one layer.",
 )
 @memory(
     "--kv-cache-dtype",
@@ -342,5 +350,5 @@ def _ready(server: supervisor.Server, measured: Mapping[str, int], as_json: bool
     return (
         f"{server.url}  model {server.model} ({kind})  device {launch.device} ({launch.choice.title})  "
         f"memory {gib(memory_bytes)} (planned {gib(launch.plan.total)}: weights {gib(launch.plan.weights)}, "
-        f"cache {gib(launch.plan.kv_cache)})"
+        f"keys and values {gib(launch.plan.kv_cache)})"
     )

@@ -8,12 +8,18 @@ from collections.abc import Mapping, Sequence
 from qembed.checkpoint import matryoshka
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.vllm import api_keys, engine_options, kernels, plan, plan_table
+from qembed.vllm.devices import Device
 from qembed.vllm.gate_rules import Rules
 from qembed.vllm.settings import BLOCK_SIZE, Launch
 
 MMAP_THRESHOLD = 32 * 2**20
 """On a CPU, glibc allocates blocks from this many bytes on separately (mmap)."""
 GATE = "qembed.serve.gate.Gate"
+WORKERS: dict[Device, str] = {
+    "cpu": "qembed.serve.vllm_plugin.cpu_worker.Worker",
+    "cuda": "qembed.serve.vllm_plugin.gpu_worker.Worker",
+}
+SCHEDULER = "qembed.serve.vllm_plugin.scheduler.TextScheduler"
 GPU_MARGIN = 1.1
 # The gate gets the keys through a pipe. With VLLM_API_KEY, vLLM itself would refuse requests that the gate has accepted.
 SECRETS = ("QEMBED_API_KEY", "VLLM_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
@@ -61,15 +67,17 @@ def engine_arguments(launch: Launch) -> list[str]:
         *("--dtype", launch.dtype),
         *("--max-model-len", str(launch.max_model_len)),
         *("--max-num-seqs", str(launch.sizes.max_num_seqs)),
-        *("--max-num-batched-tokens", str(launch.sizes.max_num_batched_tokens)),
+        *("--max-num-batched-tokens", str(launch.longest_step)),
         *("--block-size", str(BLOCK_SIZE[launch.device])),
         *("--kv-cache-memory-bytes", str(launch.plan.kv_cache)),
         *("--hf-overrides", json.dumps(overrides)),
         # Texts seldom share a first block, and a vector should not depend on earlier texts.
         "--no-enable-prefix-caching",
     ]
-    if plan.reads_whole(launch.max_model_len, launch.sizes.max_num_batched_tokens):
-        words.append("--no-enable-chunked-prefill")  # as the cache is planned
+    if plan.reads_whole(launch.max_model_len, launch.longest_step):
+        words.append("--no-enable-chunked-prefill")  # as keys and values are planned
+    if not launch.keeps_cache:
+        words += _layer_cache(launch)
     if launch.device == "cpu":
         # Compiling needs a C++ compiler, and takes half a minute at every start (85 s instead of 33 to 60).
         words.append("--enforce-eager")
@@ -83,6 +91,17 @@ def engine_arguments(launch: Launch) -> list[str]:
         if (size := getattr(settings, name)) > 1:
             words += [f"--{name.replace('_', '-')}", str(size)]
     return words
+
+
+def _layer_cache(launch: Launch) -> list[str]:
+    """The arguments for keys and values that all layers share (`vllm_plugin.layer_cache`)."""
+    return [
+        *("--worker-cls", WORKERS[launch.device]),
+        *("--scheduler-cls", SCHEDULER),
+        *("--additional-config", json.dumps({"qembed": {"step_tokens": launch.sizes.max_num_batched_tokens}})),
+        # vLLM would divide the bytes among the layers.
+        *("--num-gpu-blocks-override", str(launch.plan.kv_tokens // BLOCK_SIZE[launch.device])),
+    ]
 
 
 def user_arguments(launch: Launch) -> list[str]:

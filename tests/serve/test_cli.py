@@ -31,7 +31,7 @@ def test_a_plan_that_does_not_fit_exits_with_1(int4: Checkpoint) -> None:
     done = serve("--model", int4.folder, "--plan", "--device-memory", "512MiB")
     assert done.exit_code == 1
     assert "does not fit: 512MiB has 512 MiB; " in done.output
-    for line in ("token table", "linear layers", "KV cache", "activations", "CUDA graphs", "CUDA context", "total"):
+    for line in ("token table", "linear layers", "keys and values", "activations", "CUDA graphs", "CUDA context", "total"):
         assert line in done.output
 
 

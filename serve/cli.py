@@ -23,7 +23,7 @@ from qembed.errors import BadInput, QembedError
 from qembed.serve.reporter import Reporter, computing, computing_line, notes, verdict
 from qembed.sizes import gib
 from qembed.vllm import api_keys, devices, kernels, log, machine, plan, plan_table, ports, sglang, supervisor
-from qembed.vllm.arguments import environment, rules
+from qembed.vllm.arguments import rules, server_environment
 from qembed.vllm.engine_options import parse as parse_engine_arg
 from qembed.vllm.gate_rules import VARIABLE
 from qembed.vllm.settings import (
@@ -303,7 +303,7 @@ def _show_command(launch: Launch) -> int:
         sglang.check_settings(launch.settings)
         variables: dict[str, str] = {}
     else:
-        variables = environment(launch, os.environ, machine.cores())
+        variables = server_environment(launch, os.environ, machine.cores())
         variables = {name: value for name, value in variables.items() if os.environ.get(name) != value}
         variables[VARIABLE] = rules(launch, secrets.token_urlsafe(), 0).dump().decode().strip()
     words = [f"{name}={value}" for name, value in variables.items()]

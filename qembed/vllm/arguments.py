@@ -20,6 +20,8 @@ WORKERS: dict[Device, str] = {
     "cuda": "qembed.serve.vllm_plugin.gpu_worker.Worker",
 }
 SCHEDULER = "qembed.serve.vllm_plugin.scheduler.TextScheduler"
+FORKED_THREADS = "QEMBED_THREADS"
+"""The environment variable with the number of threads that a forked engine computes with."""
 GPU_MARGIN = 1.1
 # The gate gets the keys through a pipe. With VLLM_API_KEY, vLLM itself would refuse requests that the gate has accepted.
 SECRETS = ("QEMBED_API_KEY", "VLLM_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
@@ -170,6 +172,16 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
         if launch.choice.kernel in ("qembed", "qembed-torch"):
             disabled = [name for name in variables.get(kernels.DISABLED_KERNELS, "").split(",") if name]
             variables[kernels.DISABLED_KERNELS] = ",".join(dict.fromkeys([*disabled, kernels.STOCK_KERNEL]))
+    return variables
+
+
+def server_environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[int]) -> dict[str, str]:
+    """The environment of a server of its own process: `environment`, and whether it forks its engine (`server_process`)."""
+    variables = environment(launch, inherited, cores)
+    if launch.forks_engine:
+        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # engine and worker in one process
+        variables[FORKED_THREADS] = variables.get("OMP_NUM_THREADS", str(len(cores)))
+        variables["OMP_NUM_THREADS"] = "1"  # until the engine is forked: OpenMP's threads would be lost
     return variables
 
 

@@ -149,6 +149,13 @@ class Launch:
         )
 
     @property
+    def forks_engine(self) -> bool:
+        """Whether the server forks its engine, so that both share the libraries in memory: on a CPU, with one engine."""
+        settings = self.settings
+        single = settings.tensor_parallel_size == settings.data_parallel_size == 1
+        return self.device == "cpu" and single and not self.keeps_cache
+
+    @property
     def needed(self) -> int:
         """Bytes that the device must have free. Parallel workers on a CPU share its memory."""
         parts = self.settings.tensor_parallel_size * self.settings.data_parallel_size

@@ -30,7 +30,7 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.client import http
 from qembed.errors import BadInput, QembedError
 from qembed.vllm import gate_rules, kernels, log, machine, ports, sglang, shutdown, watchdog
-from qembed.vllm.arguments import arguments, environment, rules
+from qembed.vllm.arguments import arguments, rules, server_environment
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
 from qembed.vllm.unavailable import Unavailable
 
@@ -129,7 +129,7 @@ class Server:
         with open(name, "ab") as output:  # append mode, so that it can be truncated while vLLM writes
             self._process = subprocess.Popen(
                 command(self.launch),
-                env=environment(self.launch, os.environ, machine.cores()),
+                env=server_environment(self.launch, os.environ, machine.cores()),
                 stdin=subprocess.PIPE,  # it closes when qembed dies, which ends the server: see server_process.py
                 stdout=output,
                 stderr=subprocess.STDOUT,

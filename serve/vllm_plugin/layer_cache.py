@@ -18,6 +18,7 @@ from qembed.serve.vllm_plugin.pieces import compute_in_pieces
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_layout import KVCacheLayout
 
 CONFIG = "qembed"
 """The key of qembed's settings in vLLM's `additional_config`."""
@@ -30,23 +31,29 @@ def step_tokens(config: VllmConfig) -> int | None:
     return settings.get(CONFIG, {}).get(STEP_TOKENS) if isinstance(settings, dict) else None
 
 
-def shared_by_layers(config: KVCacheConfig) -> KVCacheConfig:
-    """`config` with the keys and values of all layers in the same place.
+def shared_by_layers(config: KVCacheConfig, layout: KVCacheLayout) -> KVCacheConfig:
+    """`config` with the keys and values of all layers in the same place, in `layout`.
 
     Raises:
         ValueError: the layers need caches of different kinds.
     """
+    from vllm.v1.kv_cache_interface import compute_layout_strides
+
     if len(config.kv_cache_tensors) != 1 or len(config.kv_cache_groups) != 1:
         raise ValueError("layers of different kinds cannot share their keys and values; serve with --kv-cache")
-    size = config.kv_cache_groups[0].kv_cache_spec.page_size_bytes * config.num_blocks
-    tensor = config.kv_cache_tensors[0]
-    return replace(config, kv_cache_tensors=[replace(tensor, size=size, layers=[layer]) for layer in tensor.layers])
+    spec, tensor = config.kv_cache_groups[0].kv_cache_spec, config.kv_cache_tensors[0]
+    layer_stride, block_stride, *_ = compute_layout_strides(spec, config.num_blocks, 1, layout)
+    place = replace(
+        tensor, size=spec.page_size_bytes * config.num_blocks, layer_stride=layer_stride, block_stride=block_stride, offset=0
+    )
+    return replace(config, kv_cache_tensors=[replace(place, layers=[layer]) for layer in tensor.layers])
 
 
 class LayerCacheWorker:
     """Mixin for vLLM's workers."""
 
     vllm_config: VllmConfig
+    cache_config: Any
     model_runner: Any
 
     def load_model(self, *arguments: Any, **options: Any) -> None:
@@ -57,6 +64,10 @@ class LayerCacheWorker:
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the keys and values of one layer."""
+        from vllm.v1.kv_cache_layout import KVCacheLayout
+
         if step_tokens(self.vllm_config) is not None:
-            kv_cache_config = shared_by_layers(kv_cache_config)
+            name = kv_cache_config.kv_cache_layout
+            layout = KVCacheLayout[name] if name else self.cache_config.get_resolved_kv_cache_layout()
+            kv_cache_config = shared_by_layers(kv_cache_config, layout)
         super().initialize_from_config(kv_cache_config)  # type: ignore[misc]

@@ -11,7 +11,7 @@ import pytest
 from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
 from qembed.vllm import kernels
-from qembed.vllm.arguments import arguments, environment, rules
+from qembed.vllm.arguments import arguments, environment, rules, server_environment
 from qembed.vllm.devices import PRESETS, Target
 from qembed.vllm.kernels import Cpu
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
@@ -121,6 +121,19 @@ def test_a_cpu_gets_its_cores_and_the_planned_cache(checkpoint: Checkpoint) -> N
     assert env["HF_HUB_OFFLINE"] == env["VLLM_NO_USAGE_STATS"] == "1"
     assert env["HOME"] == "/h"
     assert environment(launch, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}, [0])["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+def test_on_a_cpu_one_engine_is_forked_with_its_number_of_threads(checkpoint: Checkpoint) -> None:
+    launch = resolve(ServerSettings(checkpoint), CPU, Cpu(), 1)
+    env = server_environment(launch, {}, [0, 2])
+    assert (env["VLLM_ENABLE_V1_MULTIPROCESSING"], env["OMP_NUM_THREADS"], env["QEMBED_THREADS"]) == ("0", "1", "2")
+    assert server_environment(launch, {"OMP_NUM_THREADS": "7"}, [0, 2])["QEMBED_THREADS"] == "7"
+    for other in (
+        resolve(ServerSettings(checkpoint, data_parallel_size=2), CPU, Cpu(), 1),
+        resolve(ServerSettings(checkpoint, kv_cache=True), CPU, Cpu(), 1),
+        resolve(ServerSettings(checkpoint), L4, Cpu(), 1),
+    ):
+        assert "QEMBED_THREADS" not in server_environment(other, {}, [0, 2])
 
 
 @pytest.mark.parametrize(("cores", "binding"), [([0, 1, 2, 3], "0,2|1,3"), ([4], "4|4"), ([0, 1, 2], "0,2|1")])

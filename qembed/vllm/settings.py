@@ -151,9 +151,7 @@ class Launch:
     @property
     def forks_engine(self) -> bool:
         """Whether the server forks its engine, so that both share the libraries in memory: on a CPU, with one engine."""
-        settings = self.settings
-        single = settings.tensor_parallel_size == settings.data_parallel_size == 1
-        return self.device == "cpu" and single and not self.keeps_cache
+        return _forks_engine(self.settings, self.device)
 
     @property
     def needed(self) -> int:
@@ -231,7 +229,7 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
             cache_dtype=settings.kv_cache_dtype,
             keeps_cache=_keeps_cache(settings),
             parallel=settings.tensor_parallel_size,
-            served=served,
+            processes="caller" if not served else "forked" if _forks_engine(settings, target.kind) else "separate",
         )
 
     sizes = fit.Sizes(
@@ -270,6 +268,12 @@ def _keeps_cache(settings: ServerSettings) -> bool:
     """Whether a KV cache is wanted, or needed: by another engine, by the model's layers, or by one of the engine_args."""
     needed = any(name.replace("_", "-").removeprefix("no-") in NEED_CACHE for name, _ in settings.engine_args)
     return settings.kv_cache or settings.engine != "vllm" or needed or not plan.layers_are_alike(settings.checkpoint.config)
+
+
+def _forks_engine(settings: ServerSettings, device: Device) -> bool:
+    """See `Launch.forks_engine`. The forked engine gets its number of threads from our worker, which has no KV cache."""
+    single = settings.tensor_parallel_size == settings.data_parallel_size == 1
+    return device == "cpu" and single and not _keeps_cache(settings)
 
 
 def _has_half_table(checkpoint: Checkpoint, device: Device, dtype: str) -> bool:

@@ -116,13 +116,15 @@ def test_layers_that_attend_differently_do_not_share(config: dict[str, object], 
     assert plan.layers_are_alike(config) is alike
 
 
-def test_an_engine_without_a_server_loads_the_libraries_once() -> None:
+def test_processes_that_share_the_libraries_take_less() -> None:
     sizes: dict[str, Any] = {"max_model_len": 64, "max_num_seqs": 1, "max_num_batched_tokens": 64, "block_size": 16}
     shapes = {"embed_tokens.weight": ([10, 1024], "F16")}
-    served, in_process = (plan.make(shapes, CONFIG, dtype="float32", served=served, **sizes) for served in (True, False))
-    assert served.total - in_process.total == plan.RUNTIME["cpu"] - plan.RUNTIME_IN_PROCESS["cpu"] > 0
-    on_gpu = [plan.make(shapes, CONFIG, dtype="float16", device="cuda", served=served, **sizes) for served in (True, False)]
-    assert on_gpu[0] == on_gpu[1]
+    kinds: tuple[plan.Processes, ...] = ("separate", "caller", "forked")
+    separate, caller, forked = (plan.make(shapes, CONFIG, dtype="float32", processes=kind, **sizes).total for kind in kinds)
+    assert separate - caller == 600 * 2**20
+    assert forked < caller
+    on_gpu = {plan.make(shapes, CONFIG, dtype="float16", device="cuda", processes=kind, **sizes).total for kind in kinds}
+    assert len(on_gpu) == 1
 
 
 def test_activations_of_the_0_6b_are_24_kib_per_token_in_16_bit() -> None:

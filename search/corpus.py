@@ -1,4 +1,4 @@
-"""Vectors in Parquet files as `qembed embed` writes them (columns `id`, `vector` and others), read in batches.
+"""Vectors in Parquet files as `qembed embed` writes them (columns `id`, `vector`, kept columns), read in batches.
 
 int8 vectors need no scale, because only directions count. The bits of binary vectors stand for 1 and −1, so that cosines are in
 the order of the number of equal bits. Files from other tools work too: a column of lists of floats of one length; rows without
@@ -34,7 +34,7 @@ NEEDS = "needs pyarrow and FAISS: pip install 'qembed[search]'"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Vectors [rows, dimensions] in the column `vector` of the files `paths`, in that order; `columns` names the others.
+    """Vectors [rows, dimensions] in the column `vector` of the files `paths`, in that order; `kept` are the other columns.
 
     `about` is the metadata of `qembed embed` (model, dimensions, dtype, prompt or instruction); empty for other tools' files.
     """
@@ -45,7 +45,7 @@ class Corpus:
     rows: int
     dimensions: int
     vector: str
-    columns: Sequence[str]
+    kept: Sequence[str]
 
     @property
     def packed(self) -> bool:
@@ -55,8 +55,8 @@ class Corpus:
     @property
     def model(self) -> str | None:
         """The model of the vectors; None if the file does not name it."""
-        name = self.about.get("model")
-        return name if isinstance(name, str) and name else None
+        named = self.about.get("model")
+        return named if isinstance(named, str) and named else None
 
 
 def read(path: Path) -> Corpus:
@@ -67,19 +67,19 @@ def read(path: Path) -> Corpus:
         MissingExtra: pyarrow is not installed.
     """
     paths = _parts(path)
-    parts = [_part(file) for file in paths]
+    parts = [_part(one) for one in paths]
     first = parts[0]
     for other in parts[1:]:
-        for field in ("vector", "dimensions", "columns", "model"):
-            if getattr(other, field) != getattr(first, field):
+        for what in ("vector", "dimensions", "kept", "model"):
+            if getattr(other, what) != getattr(first, what):
                 raise BadInput(
-                    f"{other.path}: not a part of the same run as {first.path}: its {field} is {getattr(other, field)}, "
-                    f"not {getattr(first, field)}"
+                    f"{other.path}: not a part of the same run as {first.path}: its {what} is {getattr(other, what)}, "
+                    f"not {getattr(first, what)}"
                 )
     rows = sum(part.rows for part in parts)
     if not rows:
         raise BadInput(f"{path}: holds no vectors")
-    return Corpus(path, paths, first.about, rows, first.dimensions, first.vector, first.columns)
+    return Corpus(path, paths, first.about, rows, first.dimensions, first.vector, first.kept)
 
 
 def vectors(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
@@ -88,31 +88,31 @@ def vectors(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
     Raises:
         BadInput: a file is damaged, or a row is empty, of another length, zero or not finite.
     """
-    block: list[NDArray[np.float32]] = []
+    waiting: list[NDArray[np.float32]] = []
     for batch in _batches(corpus):
-        block.append(batch)
-        if sum(part.nbytes for part in block) >= BLOCK_BYTES:
-            yield np.concatenate(block)
-            block.clear()
-    if block:
-        yield np.concatenate(block)
+        waiting.append(batch)
+        if sum(part.nbytes for part in waiting) >= BLOCK_BYTES:
+            yield np.concatenate(waiting)
+            waiting.clear()
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def at(corpus: Corpus, positions: NDArray[np.intp]) -> NDArray[np.float32]:
     """The unit vectors [len(positions), dimensions] float32 at `positions` (ascending); reads the file once."""
-    selected = np.empty((len(positions), corpus.dimensions), np.float32)
-    start = filled = 0
+    found = np.empty((len(positions), corpus.dimensions), np.float32)
+    start = taken = 0
     for block in vectors(corpus):
         end = int(np.searchsorted(positions, start + len(block)))
-        selected[filled:end] = block[positions[filled:end] - start]
-        start, filled = start + len(block), end
-        if filled == len(positions):
+        found[taken:end] = block[positions[taken:end] - start]
+        start, taken = start + len(block), end
+        if taken == len(positions):
             break
-    return selected
+    return found
 
 
-def ids_and_columns(corpus: Corpus) -> Iterator[Any]:
-    """Everything but the vectors, as Arrow tables of at most TEXT_ROWS rows: `id` as strings, then the other columns.
+def others(corpus: Corpus) -> Iterator[Any]:
+    """Everything but the vectors, as Arrow tables of at most TEXT_ROWS rows: `id` as strings, then the kept columns.
 
     Raises:
         BadInput: a file is damaged.
@@ -124,7 +124,7 @@ def ids_and_columns(corpus: Corpus) -> Iterator[Any]:
     for path in corpus.paths:
         with _opened(path) as file:
             has_id = ID in file.schema_arrow.names
-            columns = [*([ID] if has_id else []), *corpus.columns]
+            columns = [*([ID] if has_id else []), *corpus.kept]
             # Even without columns Arrow reports the number of rows of a batch.
             for batch in file.iter_batches(TEXT_ROWS, columns=columns):
                 ids = (
@@ -133,7 +133,7 @@ def ids_and_columns(corpus: Corpus) -> Iterator[Any]:
                     else arrow.array([str(done + row + 1) for row in range(batch.num_rows)], arrow.string())
                 )
                 done += batch.num_rows
-                yield arrow.table([ids, *(batch.column(name) for name in corpus.columns)], names=[ID, *corpus.columns])
+                yield arrow.table([ids, *(batch.column(name) for name in corpus.kept)], names=[ID, *corpus.kept])
 
 
 def _batches(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
@@ -147,8 +147,8 @@ def _batches(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
                 if corpus.packed:
                     rows = np.unpackbits(rows.astype(np.uint8), axis=1).astype(np.float32) * 2 - 1
                 lengths = np.linalg.norm(rows, axis=1)
-                if not (usable := np.isfinite(lengths) & (lengths > 0)).all():
-                    raise BadInput(f"{path}, row {done + int(np.argmin(usable)) + 1}: the vector is zero or not finite")
+                if not (good := np.isfinite(lengths) & (lengths > 0)).all():
+                    raise BadInput(f"{path}, row {done + int(np.argmin(good)) + 1}: the vector is zero or not finite")
                 done += len(rows)
                 yield (rows / lengths[:, None]).astype(np.float32)
 
@@ -160,10 +160,10 @@ def _parts(path: Path) -> list[Path]:
                 f"{path}: vectors are read from .parquet, as `qembed embed … -o {path.stem or 'out'}.parquet` writes it"
             )
         return [path]
-    files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith(".") and not file.name.endswith(IDS))
-    if not files:
+    found = sorted(one for one in path.glob("*.parquet") if not one.name.startswith(".") and not one.name.endswith(IDS))
+    if not found:
         raise BadInput(f"{path}: a folder without .parquet files")
-    return files
+    return found
 
 
 def _part(path: Path) -> Corpus:
@@ -176,29 +176,29 @@ def _part(path: Path) -> Corpus:
         if column is None:
             raise BadInput(f"{path}: no column {' or '.join(COLUMNS[:2])}; it has {', '.join(schema.names) or 'none'}")
         dimensions = _dimensions(file, column, about.get("dtype") == BINARY, path)
-        others = [name for name in schema.names if name not in (ID, column)]
-        return Corpus(path, [path], about, rows, dimensions, column, others)
+        kept = [name for name in schema.names if name not in (ID, column)]
+        return Corpus(path, [path], about, rows, dimensions, column, kept)
 
 
 def _dimensions(file: Any, column: str, packed: bool, path: Path) -> int:
     import pyarrow as arrow
 
-    column_type = file.schema_arrow.field(column).type
+    kind = file.schema_arrow.field(column).type
     types = arrow.types
-    if not (types.is_fixed_size_list(column_type) or types.is_list(column_type) or types.is_large_list(column_type)):
-        raise BadInput(f"{path}: the column {column} holds {column_type}, not lists of floats")
-    value = column_type.value_type
+    if not (types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind)):
+        raise BadInput(f"{path}: the column {column} holds {kind}, not lists of floats")
+    value = kind.value_type
     if not (types.is_uint8(value) if packed else types.is_floating(value) or types.is_int8(value)):
         raise BadInput(f"{path}: the column {column} holds lists of {value}, not vectors of float32, float16, int8 or bits")
-    if types.is_fixed_size_list(column_type):
-        length = int(column_type.list_size)
+    if types.is_fixed_size_list(kind):
+        found = int(kind.list_size)
     else:
         first = next(file.iter_batches(1, columns=[column]), None)
         row = first.column(0).to_pylist()[0] if first is not None and first.num_rows else []
-        length = len(row or [])
-    if not length:
+        found = len(row or [])
+    if not found:
         raise BadInput(f"{path}: holds no vectors")
-    return length * 8 if packed else length
+    return found * 8 if packed else found
 
 
 def note(schema: Any, key: bytes, path: Path) -> dict[str, Any]:
@@ -211,12 +211,12 @@ def note(schema: Any, key: bytes, path: Path) -> dict[str, Any]:
     if raw is None:
         return {}
     try:
-        metadata = json.loads(raw)
+        found = json.loads(raw)
     except ValueError as error:
-        raise BadInput(f"{path}: its metadata '{key.decode()}' is not JSON: {error}") from error
-    if not isinstance(metadata, dict):
-        raise BadInput(f"{path}: its metadata '{key.decode()}' is not a JSON object")
-    return metadata
+        raise BadInput(f"{path}: its note '{key.decode()}' is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}: its note '{key.decode()}' is no JSON object")
+    return found
 
 
 def _rows(column: Any, dimensions: int, path: Path, before: int) -> NDArray[np.float32]:

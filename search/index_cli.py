@@ -109,7 +109,7 @@ def _build_index(options: dict[str, Any]) -> dict[str, Any]:
         "model": vectors.model,
         "rows": vectors.rows,
         "dimensions": vectors.dimensions,
-        "columns": list(vectors.columns),
+        "columns": list(vectors.kept),
         "bytes": output.stat().st_size,
         **about,
     }

@@ -204,7 +204,7 @@ def _write_ids(partial: Path, corpus: Corpus, about: Mapping[str, Any], on_stage
     notes = {ABOUT: json.dumps(corpus.about, ensure_ascii=False), ABOUT_INDEX: json.dumps(about, ensure_ascii=False)}
     writer, done = None, 0
     try:
-        for table in corpora.ids_and_columns(corpus):
+        for table in corpora.others(corpus):
             writer = writer or parquet.ParquetWriter(
                 partial, table.schema.with_metadata({key: note.encode() for key, note in notes.items()}), compression="zstd"
             )

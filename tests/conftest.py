@@ -1,4 +1,4 @@
-"""What a run says at its end: which tests were left out, and what to install for those that were skipped."""
+"""Last lines of a run: the tests that were left out, and what to install for skipped ones. Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+
+from tests.checkpoints import fp16, int4, int4_checkpoint, make_checkpoint, reranker
+
+__all__ = ["fp16", "int4", "int4_checkpoint", "make_checkpoint", "reranker"]
 
 MARKS = ("vllm", "ray", "slow")
 STRICT = "QEMBED_STRICT_SKIPS"

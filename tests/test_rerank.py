@@ -18,39 +18,13 @@ from qembed.checkpoint.find import find
 from qembed.cli import group
 from qembed.errors import BadInput, QembedError
 from tests.answering import answering
-from tests.eval.conftest import CONFIG, FakeServer, cache_folder, fp16, start_server
+from tests.checkpoints import RERANKER_CONTEXT
+from tests.eval.conftest import FakeServer, cache_folder, start_server
 from tests.eval.test_readers import beir_folder
 
-__all__ = ["cache_folder", "fp16", "start_server"]
+__all__ = ["cache_folder", "start_server"]
 
 BODIES = [rerank.body("where do swifts sleep", text) for text in ("In the air.", "A stone. " * 12, "x")]
-CONTEXT = 2048
-
-
-@pytest.fixture(scope="session")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random causal language model with tokens for yes and no."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    folder = tmp_path_factory.mktemp("rerankers") / "tiny-reranker"
-    torch.manual_seed(1)
-    config = {**CONFIG, "vocab_size": 262, "max_position_embeddings": CONTEXT}
-    model = Qwen3ForCausalLM(Qwen3Config(**config))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.15 if parameter.ndim == 2 else torch.ones_like(parameter))
-    model.save_pretrained(folder)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.add_tokens(["yes", "no"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))  # for vLLM
-    return folder
 
 
 def by_hand(folder: Path, body: str) -> float:
@@ -77,8 +51,8 @@ def test_scores_are_the_share_of_yes(reranker: Path) -> None:
 
 def test_a_body_that_is_too_long_is_cut_and_the_question_stays(reranker: Path) -> None:
     with rerank.through_transformers(find(str(reranker))).open() as score:
-        long, longer = score(["a" * CONTEXT, "a" * CONTEXT + "b"])
-    room = CONTEXT - len(find(str(reranker)).tokenizer().encode(rerank.BEFORE + rerank.AFTER).ids)
+        long, longer = score(["a" * RERANKER_CONTEXT, "a" * RERANKER_CONTEXT + "b"])
+    room = RERANKER_CONTEXT - len(find(str(reranker)).tokenizer().encode(rerank.BEFORE + rerank.AFTER).ids)
     assert long == longer == pytest.approx(by_hand(reranker, "a" * room), abs=1e-5)
 
 

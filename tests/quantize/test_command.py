@@ -15,8 +15,9 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find, source_of
 from qembed.quantize import layerwise, parts, writer
 from qembed.quantize.model_card import SHARE_OF_AWQ_ERROR
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, assert_refused, contents, quantize
+from .conftest import assert_refused, contents, quantize
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,9 @@ import pytest
 
 from qembed.quantize import parts, writer
 from qembed.quantize.layer import LayerQuantizer
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, contents, quantize
+from .conftest import contents, quantize
 
 pytestmark = pytest.mark.slow
 

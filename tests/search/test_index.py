@@ -252,7 +252,7 @@ def test_files_that_hold_no_vectors_are_refused_in_a_line(tmp_path: Path) -> Non
     write(tmp_path / "note.parquet", clustered(4), about=None)
     table = parquet.read_table(tmp_path / "note.parquet").replace_schema_metadata({"qembed": "{"})
     parquet.write_table(table, tmp_path / "note.parquet")
-    assert "'qembed' is not JSON" in refusal(None, "note.parquet")
+    assert "its note 'qembed' is not JSON" in refusal(None, "note.parquet")
 
 
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.e2e.launcher import Launched
 
 @pytest.fixture(scope="session", autouse=True)
 def eval_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No `qembed eval` of a test leaves vectors in the user's own cache."""
+    """Keep `qembed eval` in tests out of the user's cache."""
     os.environ["QEMBED_EVAL_CACHE"] = str(tmp_path_factory.mktemp("eval-cache"))
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a name means, and what is said when it means none."""
+"""The checkpoint that a name refers to, and the error if there is none."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_a_checkpoint_with_an_int8_token_table_is_int4_too(tmp_path: Path) -> No
 
 def test_the_source_of_an_int4_checkpoint(tmp_path: Path) -> None:
     near = write(tmp_path / "deep" / "source")
-    made = find.find(str(write(tmp_path / "made", int4=True, source={"model": "source", "folder": "../deep/source"})))
-    assert find.source_of(made) == str(near)
+    checkpoint = find.find(str(write(tmp_path / "made", int4=True, source={"model": "source", "folder": "../deep/source"})))
+    assert find.source_of(checkpoint) == str(near)
     hub = find.find(str(write(tmp_path / "hub", int4=True, source={"model": "Qwen/Qwen3-Embedding-0.6B"})))
     assert find.source_of(hub) == "Qwen/Qwen3-Embedding-0.6B"
     with pytest.raises(BadInput, match="--baseline-model"):

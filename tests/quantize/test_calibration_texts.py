@@ -14,8 +14,9 @@ import pytest
 from qembed.errors import BadInput, MissingExtra
 from qembed.quantize import calibration_texts
 from qembed.quantize.calibration import prepare
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, assert_refused, quantize
+from .conftest import assert_refused, quantize
 
 ROWS: list[dict[str, Any]] = [
     {"text": f"text {number}", "body": f"body {number}", "kind": "query" if number % 3 == 0 else "document"}

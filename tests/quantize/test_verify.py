@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from qembed.cli import group
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, assert_refused, contents, quantize
+from .conftest import assert_refused, contents, quantize
 
 pytestmark = pytest.mark.slow
 

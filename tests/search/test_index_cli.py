@@ -203,7 +203,7 @@ def test_the_report_plots_recall_against_time_and_needs_nothing_else(tmp_path: P
     assert not {"script", "img", "b", "iframe"} & set(tags.names)
     assert tags.names.count("svg") == 1
     assert tags.names.count("circle") == len(found["recall"]["points"]) > 1
-    assert f"ef_search {found['width']} unless told otherwise: the least that finds 95%" in page
+    assert f"ef_search {found['width']}, the smallest that finds 95%" in page
     qembed("index", tmp_path / "v.parquet", "-o", output, "--report", tmp_path / "r.html")
     assert "its answers are exact" in (tmp_path / "r.html").read_text()
 
@@ -279,7 +279,7 @@ def test_an_index_that_does_not_fit_into_memory_is_refused(tmp_path: Path, monke
     monkeypatch.undo()
     said("index", source, "-o", tmp_path / "i.faiss")
     monkeypatch.setattr(machine, "host", lambda: Target("cpu", "CPU", 10**9, 1000))
-    assert "0.0 GB go into memory" in refused("search", "a", "--index", tmp_path / "i.faiss", code=1)
+    assert "0.0 GB must fit into memory" in refused("search", "a", "--index", tmp_path / "i.faiss", code=1)
 
 
 def test_what_was_there_stays_whole_when_a_new_index_cannot_be_written(tmp_path: Path) -> None:

@@ -1,18 +1,20 @@
-"""Interrupted runs, and runs that resume them."""
+"""The output folder: replaced only by a complete checkpoint; interrupted runs resume."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qembed.quantize import parts, writer
+from qembed.quantize import layerwise, parts, writer
 from qembed.quantize.layer import LayerQuantizer
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, contents, quantize
+from .conftest import assert_refused, contents, quantize
 
 pytestmark = pytest.mark.slow
 
@@ -112,3 +114,72 @@ def test_former_rounding_names_are_accepted_and_resumed(
     result = quantize("--model", source.folder, "--output", target, "--resume", "--rounding", current)
     assert result.exit_code == 0, result.output
     assert json.loads((target / "qembed.json").read_text())["settings"]["rounding"] == current
+
+
+def test_rope_theta_is_written_for_transformers_4_and_5() -> None:
+    for config in ({"rope_theta": 5e5}, {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}):
+        int4 = writer.int4_config(config, 128)
+        assert int4["rope_theta"] == 5e5
+        assert int4["rope_parameters"] == {"rope_theta": 5e5, "rope_type": "default"}
+
+
+def test_existing_target_is_refused_and_unchanged(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source = make_checkpoint()
+    target = tmp_path / "mine"
+    target.mkdir()
+    (target / "notes.txt").write_text("precious")
+    assert_refused(quantize("--model", source.folder, "--output", target), "exists already", "--force")
+    assert_refused(quantize("--model", source.folder, "--output", target, "--force"), "not written by qembed")
+    assert contents(target).keys() == {"notes.txt"}
+    assert_refused(quantize("--model", source.folder, "--output", source.folder, "--force"), "source")
+
+
+def test_force_replaces_the_target_only_after_success(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = make_checkpoint(), tmp_path / "out"
+    assert quantize("--model", source.folder, "--output", target).exit_code == 0
+    before = contents(target)
+    with monkeypatch.context() as patched:
+        disk_full = OSError(28, "No space left on device")
+        patched.setattr(layerwise.LayerQuantizer, "run", lambda *_: (_ for _ in ()).throw(disk_full))
+        result = quantize("--model", source.folder, "--output", target, "--force")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert contents(target) == before
+    assert not list(tmp_path.glob(".*"))
+    assert quantize("--model", source.folder, "--output", target, "--force", "--seed", "5").exit_code == 0
+    assert contents(target) != before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_leftovers_of_a_killed_run_are_deleted_unless_locked(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    import fcntl
+
+    source, target = make_checkpoint(), tmp_path / "out"
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    (partial / "part-layer-999.safetensors").write_bytes(b"left by a killed run")
+    with (partial / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_refused(quantize("--model", source.folder, "--output", target), "another qembed quantize")
+        assert (partial / "part-layer-999.safetensors").exists()
+    assert quantize("--model", source.folder, "--output", target).exit_code == 0
+    assert not partial.exists()
+    assert {path.name for path in target.glob("*.safetensors")} == {"model.safetensors"}
+
+
+def test_target_is_restored_after_a_kill_between_the_two_renames(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source, target = make_checkpoint(), tmp_path / "out"
+    assert quantize("--model", source.folder, "--output", target).exit_code == 0
+    before = contents(target)
+    target.rename(tmp_path / ".out.replaced")
+    assert_refused(quantize("--model", source.folder, "--output", target), "exists already")
+    assert contents(target) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and not os.access("/proc", os.R_OK), reason="needs /proc, where nobody can write")
+def test_unwritable_target(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source = make_checkpoint()
+    assert_refused(quantize("--model", source.folder, "--output", "/proc/out"), "/proc", "cannot be written")
+    assert_refused(quantize("--model", source.folder, "--output", tmp_path / "no" / "such"), "no such folder")

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import tests.victims
+from tests.checkpoints import FAMILY_SIZES, MakeCheckpoint
 from tests.victims import Victims
 
-from .conftest import SIZES, MakeCheckpoint, contents
+from .conftest import contents
 
 QUICK = ("--group-size", "64", "--calibration-texts", "64", "--max-tokens", "16", "--rounding", "rtn", "--no-clip")
 QUICK += ("--scales", "none", "--threads", "1")
@@ -128,7 +129,7 @@ def test_full_disk_and_read_only_disk(make_checkpoint: MakeCheckpoint, tmp_path:
     complete.parent.mkdir()
     with victims(*unshare) as run:
         assert run.quantize(source, complete)["code"] == 0
-        table = SIZES["vocab_size"] * SIZES["hidden_size"] * 2
+        table = FAMILY_SIZES["vocab_size"] * FAMILY_SIZES["hidden_size"] * 2
         layer = (sum(path.stat().st_size for path in complete.glob("*.safetensors")) - table) // 2
         room = (table + layer * 3 // 2) // 4096 * 4096 + 4 * 4096
         assert run.ask(shell=f"mount -t tmpfs -o size={room} none {disk}")["code"] == 0

@@ -14,7 +14,7 @@ __all__ = ["tab"]
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)")
 
 
-def found(times: list[float], exact: float) -> dict[str, Any]:
+def result(times: list[float], exact: float) -> dict[str, Any]:
     points = [
         {"width": 2**place, "recall": 1 - 0.5 ** (place + 1), "interval": [1 - 0.6 ** (place + 1), 1.0], "first": 0.9,
          "milliseconds": time}
@@ -33,7 +33,7 @@ def found(times: list[float], exact: float) -> dict[str, Any]:
 @pytest.mark.parametrize("exact", [0.5, 480.0])
 def test_nothing_is_cut_off_or_on_top_of_another(tab: Tab, tmp_path: Path, width: int, exact: float) -> None:
     path = tmp_path / "recall.html"
-    path.write_text(report.page(found([0.09, 0.11, 0.2, 0.35, 0.7, 1.4, 2.9, 6.0], exact)), encoding="utf-8")
+    path.write_text(report.page(result([0.09, 0.11, 0.2, 0.35, 0.7, 1.4, 2.9, 6.0], exact)), encoding="utf-8")
     tab.show(path, width, "light")
     assert tab.evaluate(CUT_OFF) == []
     assert tab.evaluate(OVERLAPS) == []

@@ -17,8 +17,9 @@ from qembed.checkpoint.find import find
 from qembed.quantize import table
 from qembed.quantize.blocks import LINEARS, Architecture
 from qembed.quantize.hidden import Stream
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, assert_refused, quantize
+from .conftest import assert_refused, quantize
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,9 @@ from qembed.quantize.blocks import DecoderLayer, window_mask
 from qembed.quantize.calibration import prepare
 from qembed.quantize.calibration_texts import built_in
 from qembed.quantize.hidden import Stream
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, assert_refused, quantize
+from .conftest import assert_refused, quantize
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from qembed.checkpoint.description import INDEX, Checkpoint
 from qembed.quantize import checks, parts
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, assert_refused, quantize
+from .conftest import assert_refused, quantize
 
 
 @pytest.fixture

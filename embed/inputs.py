@@ -8,17 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qembed.errors import BadInput
+from qembed.text.rows.reader import FORMATS
 
 STDIN = "-"
-FORMATS = {
-    ".txt": "txt",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
 BESIDE = (".ids.jsonl", ".rejects.jsonl")
 """What a run writes beside its output; no input, if it lies in a folder of them."""
 DOCUMENTS = (".pdf", ".docx", ".html", ".htm", ".md")

@@ -126,8 +126,8 @@ LINES = [json.dumps(row) for row in ROWS]
         ("a.txt", b"good\nb\xffd\n", "line 2: not UTF-8"),
         ("a.csv", b"text\ngood\nb\xffd\n", "line 3: not UTF-8"),
         ("a.csv", b"", "no column 'text'"),
-        ("a.csv", b"body,kind\na,query\n", "no column 'text'; choose one with a.csv:COLUMN: body, kind"),
-        ("a.csv", b"text\na\n,\n", "line 3: more columns"),
+        ("a.csv", b"body,kind\na,query\n", "no column 'text'; choose with a.csv:COLUMN: body, kind"),
+        ("a.csv", b"text\na\n,\n", "line 3: 2 cells, the header has 1"),
         ("a.csv", b'text,body\n"",x\n', "line 2: the text is empty"),
         ("a.csv", b'text\n"never closed\n', "line 2: not CSV"),
         ("a.jsonl", f"{LINES[0]}\n{{".encode(), "line 2: not JSON"),
@@ -137,7 +137,7 @@ LINES = [json.dumps(row) for row in ROWS]
         ("a.jsonl", b'{"text": 5}', "line 1: text is not a string"),
         ("a.jsonl", b'{"text": " "}', "line 1: the text is empty"),
         ("a.jsonl", b'{"text": null}', "line 1: the text is empty"),
-        ("a.jsonl", b'{"text": "\\ud800"}', "line 1: text contains half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "line 1: text holds half of a surrogate pair"),
         ("a.jsonl", b'{"text": "x", "kind": "question"}', "line 1: kind 'question' is unknown; kinds are query"),
         ("a.jsonl", b'{"text": "x", "kind": "query", "instruction": 5}', "line 1: instruction is not a string"),
         ("a.dat", b"x", "unknown format"),
@@ -158,7 +158,7 @@ def test_parquet_errors(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not Parquet"):
         calibration_texts.read(str(tmp_path / "a.parquet"), 288, 0)
     write_parquet(tmp_path / "b.parquet", ROWS)
-    with pytest.raises(BadInput, match=r"no column 'title'; choose one with .*: text, body, kind"):
+    with pytest.raises(BadInput, match=r"no column 'title'; choose with .*: text, body, kind"):
         calibration_texts.read(f"{tmp_path / 'b.parquet'}:title", 288, 0)
     write_parquet(tmp_path / "c.parquet", [*ROWS, {"text": None}])
     with pytest.raises(BadInput, match="row 201: the text is empty"):

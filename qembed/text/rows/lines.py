@@ -1,0 +1,120 @@
+"""Decoded lines of a byte stream: encoding, byte order marks, and lines that are too long."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+from qembed.errors import BadInput
+from qembed.text.rows.record import HALF_PAIR
+
+LONGEST_LINE = 64 * 2**20
+"""Characters. A longer line is an invalid record: a file without line breaks must not fill the memory."""
+UTF8 = "utf-8"
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, UTF8),
+)
+"""UTF-32 first: its little-endian mark begins with that of UTF-16."""
+INVALID = range(0xDC80, 0xDD00)
+"""Surrogates that stand for bytes which the encoding does not have (PEP 383)."""
+FILLER = "\udcff"
+ERRORS = "qembed-rows"
+
+
+def _mark_invalid(error: UnicodeError) -> tuple[str, int]:
+    """Decode invalid bytes as surrogates. Unlike "surrogateescape" this works for UTF-16 too."""
+    assert isinstance(error, UnicodeDecodeError)
+    raw = error.object[error.start : error.end]
+    return "".join(chr(0xDC00 + byte) if byte >= 0x80 else FILLER for byte in raw) or FILLER, error.end
+
+
+codecs.register_error(ERRORS, _mark_invalid)
+
+
+class Lines:
+    """The lines of a binary stream with their ends. Invalid bytes become surrogates, see `problem`.
+
+    `universal`: a carriage return alone ends a line too, as spreadsheets on the Macintosh write it; otherwise only a newline
+    does. `encoding`: None means UTF-8, or what a byte order mark says.
+
+    Attributes:
+        encoding: of the stream.
+        by_mark: whether a byte order mark of UTF-16 or UTF-32 decided it.
+        too_long: whether the last line was longer than LONGEST_LINE; it is returned shortened.
+        bytes_read: approximately.
+    """
+
+    def __init__(self, name: str, stream: IO[bytes], encoding: str | None, universal: bool = False) -> None:
+        # A stream without peek() is wrapped; the wrapper must live as long as the stream, which it would close.
+        self._buffered: Any = stream if hasattr(stream, "peek") else io.BufferedReader(cast(io.RawIOBase, stream))
+        head: bytes = self._buffered.peek(64)[:64]
+        marked = next((what for mark, what in BYTE_ORDER_MARKS if head.startswith(mark)), None)
+        if encoding is None and marked is None and _looks_like_utf16(head):
+            raise BadInput(
+                f"{name}: looks like UTF-16 without a byte order mark; read it with --encoding "
+                f"utf-16-{'be' if head[0] == 0 else 'le'}"
+            )
+        if encoding and marked and not encoding.startswith(marked):
+            raise BadInput(f"{name}: {marked.upper()} by its byte order mark; leave --encoding out")
+        self.encoding = (encoding or marked or UTF8).removesuffix("-sig")
+        self.by_mark = encoding is None and marked not in (None, UTF8)
+        self._width = 4 if "32" in self.encoding[:6] else 2 if "utf-16" in self.encoding else 1
+        self._text = io.TextIOWrapper(self._buffered, self.encoding, ERRORS, newline="" if universal else "\n")
+        self._ends = ("\n", "\r") if universal else ("\n",)
+        self._first = True
+        self.too_long = False
+        self.bytes_read = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._text.readline(LONGEST_LINE):
+            if self._first:
+                line = line.removeprefix("\ufeff")
+                self._first = False
+            self.bytes_read += len(line) * self._width
+            self.too_long = len(line) >= LONGEST_LINE and not line.endswith(self._ends)
+            rest = line if self.too_long else ""
+            while rest and not rest.endswith(self._ends):
+                rest = self._text.readline(LONGEST_LINE)
+                self.bytes_read += len(rest) * self._width
+            yield line
+
+    def close(self) -> None:
+        """Leave the stream, without closing it."""
+        self._text.detach()
+
+    def problem(self, text: str, whole: bool = False) -> str | None:
+        """Why `text`, the `whole` line or a cell, cannot be used; None if it can."""
+        return problem(text, self.encoding, whole)
+
+
+def problem(text: str, encoding: str | None = None, whole: bool = False) -> str | None:
+    """Why `text` cannot be used: bytes that the encoding does not have, or half of a surrogate pair; None if it can.
+
+    `encoding` None: of a format that is always UTF-8. `whole`: `text` is a line, so the place in it is worth telling.
+    """
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        if ord(text[error.start]) not in INVALID:
+            return HALF_PAIR
+        if encoding is None:
+            return "not UTF-8"
+        place = ""
+        if whole and encoding == UTF8:
+            place = f" (byte {len(text[: error.start].encode(errors='surrogateescape')) + 1})"
+        other = "cp1252" if encoding == UTF8 else "utf-8"
+        return f"not {encoding.upper()}{place}; name the file's encoding with --encoding, such as {other}"
+    return None
+
+
+def _looks_like_utf16(head: bytes) -> bool:
+    even, odd = head[0:8:2], head[1:8:2]
+    return len(head) >= 4 and ((not any(odd) and all(even)) or (not any(even) and all(odd)))

@@ -1,0 +1,121 @@
+"""CSV and TSV, as programs and spreadsheets write them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+from qembed.errors import BadInput
+from qembed.text.rows import dialect, lines
+from qembed.text.rows.options import RowOptions
+from qembed.text.rows.record import Record, Records
+
+if TYPE_CHECKING:
+    from _csv import Reader
+
+LONGEST_CELL = 2**27
+"""Characters; the csv module's own limit is 128 KiB, and a document can be longer."""
+
+
+class TableRecords(Records):
+    """The rows of a table whose first line names the columns; without a header they are numbered from 1.
+
+    `wanted`: columns of which the file is expected to have some; they help to decide the delimiter. Blank lines are skipped.
+    """
+
+    by_number = True
+
+    def __init__(
+        self,
+        name: str,
+        stream: IO[bytes],
+        file_format: str,
+        options: RowOptions,
+        wanted: Collection[str],
+    ) -> None:
+        super().__init__(name)
+        self._header = options.header
+        self._lines = lines.Lines(name, stream, options.encoding, universal=file_format == "csv")
+        self.dialect, rest, self._skipped = dialect.decide(
+            iter(self._lines), file_format, options.delimiter, options.header, wanted
+        )
+        self.decimal_comma = self.dialect.delimiter != ","
+        self._reader = reader(rest, self.dialect)
+        try:
+            first: list[str] = next(filter(None, self._reader), [])
+        except csv.Error as error:
+            raise BadInput(f"{name}, line {self._skipped + 1}: not CSV: {error}") from error
+        for cell in first:
+            if options.header and (problem := self._lines.problem(cell)):
+                raise BadInput(f"{name}, line {self._skipped + 1}: {problem}")
+        self._first = None if options.header else first
+        self.columns = [cell.strip() for cell in first] if options.header else [str(n + 1) for n in range(len(first))]
+        if self.dialect.reason:
+            self.notes.append(f"read with the delimiter {self.dialect.title}, {self.dialect.reason}")
+        if self._lines.by_mark:
+            self.notes.append(f"read as {self._lines.encoding.upper()}, by its byte order mark")
+
+    def advice(self) -> str:
+        """How to overrule what the reader took for the header and the delimiter."""
+        no_header = "; if the first line is no header, add --no-header" if self._header else ""
+        return f" (the delimiter is {self.dialect.title}; --delimiter names another{no_header})"
+
+    def read(self, wanted: Mapping[str, str]) -> Iterator[Record]:
+        """The rows with the `wanted` columns."""
+        self.check_unique(wanted)
+        columns = list(self.columns or ())
+        numbered = {name: self.position(name) for name in wanted if name not in columns}
+        places = {name: columns.index(name) for name in wanted if name in columns}
+        places |= {name: position for name, position in numbered.items() if position is not None}
+        number = 0
+        try:
+            for begin, cells, reason in self._rows():
+                number += 1
+                self.bytes_read = self._lines.bytes_read
+                place = f"{self.name}, line {begin}"
+                if reason is None and len(cells) != len(columns):
+                    reason = f"{len(cells)} cells, the {'header' if self._header else 'first line'} has {len(columns)}"
+                if reason is not None:
+                    yield Record(number, place, {}, reason, self.dialect.delimiter.join(cells) or None)
+                    continue
+                values: dict[str, Any] = {name: cells[at] for name, at in places.items()}
+                yield Record(number, place, values, next(filter(None, map(self._lines.problem, values.values())), None))
+        finally:
+            self._lines.close()
+
+    def _rows(self) -> Iterator[tuple[int, list[str], str | None]]:
+        """Number of the first line, cells, and the reason if a row is invalid."""
+        if self._first:
+            yield self._skipped + 1, self._first, None
+        while True:
+            begin = self._skipped + self._reader.line_num + 1
+            try:
+                cells = next(self._reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield begin, [], f"not CSV: {error}"
+                continue
+            if self._lines.too_long:
+                yield begin, [], f"longer than {lines.LONGEST_LINE >> 20} MiB"
+            elif cells:
+                yield begin, cells, None
+
+
+def reader(source: Iterable[str], how: dialect.Dialect) -> Reader:
+    """Cells of each row of `source`, lines that keep their ends.
+
+    Raises:
+        csv.Error: while reading, a row is not CSV.
+    """
+    csv.field_size_limit(LONGEST_CELL)
+    if how.quoted:
+        return csv.reader(source, delimiter=how.delimiter, strict=True)
+    return csv.reader(_without_ends(source), delimiter=how.delimiter, quoting=csv.QUOTE_NONE, strict=True)
+
+
+def _without_ends(source: Iterable[str]) -> Iterator[str]:
+    """Lines without their ends: the csv module would take a carriage return inside a line for one."""
+    for line in source:
+        yield line.removesuffix("\n").removesuffix("\r")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import IO, Any
 
 from qembed.embed.inputs import STDIN, File, Inputs
@@ -48,12 +49,12 @@ class Reading:
     def __post_init__(self) -> None:
         self.total = sum(file.size for file in self.inputs.files)
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The name of the text column."""
         return self.text_column or "text"
 
-    @property
+    @cached_property
     def kept(self) -> list[str]:
         """The columns to read and keep; `text` is always available and need not be a column."""
         return [name for name in self.keep if name != "text" or self.text == "text"]
@@ -97,8 +98,6 @@ class Reading:
                 raise records.missing(column, option)
         if self.id_column is None and records.columns is not None:
             own = next((name for name in IDS if name in records.columns), None)
-            if own not in (None, IDS[0]):
-                self.note(file, f"ids are taken from the column {own!r}")
             return {**({own: "--id-column"} if own else {}), **self.required}
         return self.required
 
@@ -111,9 +110,9 @@ class Reading:
     def row(self, file: File, record: Record) -> Row:
         """The row of a record."""
         values = record.values
-        id_column = self.id_column or next((name for name in IDS if name in values), IDS[0])
+        id_column = self.id_column or (IDS[1] if IDS[1] in values and IDS[0] not in values else IDS[0])
         if id_column != IDS[0] and self.id_column is None:
-            self.note(file, f"ids are taken from the field {id_column!r}")
+            self.note(file, f"ids are taken from {id_column!r}")
         name, reason = self.id_of(file, record.number), record.reason
         try:
             own = id_text(values.get(id_column))
@@ -129,13 +128,16 @@ class Reading:
             reason = f"{self.text} is {'missing' if text is None else 'not a text'}"
         if not isinstance(text, str):
             return Row(record.place, _safe(name), reason=reason, columns=columns)
-        reason = reason or next(filter(None, map(problem_of, [name, text, *columns.values()])), None)
+        reason = reason or _problem(name, text, *columns.values())
         return Row(record.place, _safe(name), text if reason is None else _safe(text), reason, columns)
 
 
-def problem_of(value: Any) -> str | None:
-    """Why a string cannot be stored; None for other values."""
-    return problem(value) if isinstance(value, str) else None
+def _problem(*values: Any) -> str | None:
+    """Why one of the strings among `values` cannot be stored."""
+    for value in values:
+        if isinstance(value, str) and (reason := problem(value)):
+            return reason
+    return None
 
 
 def _safe(text: str) -> str:

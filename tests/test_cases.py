@@ -1,7 +1,7 @@
 """Inputs that a command once got wrong, one folder each in tests/cases, and what is right.
 
-To add a case: a folder `tests/cases/NN-name` with the smallest input that shows it, and a function here with `@case("NN-name")`.
-It gets the folder and pytest's request (`request.getfixturevalue("embed")`); `marks` are those of a test.
+To add a case: a folder `tests/cases/NN-name` with the smallest input that shows it, and here a function with the decorator
+`@case("NN-name")`. It gets the folder and pytest's request (`request.getfixturevalue("embed")`); `marks` are those of a test.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pytest
 from qembed.errors import BadInput, MissingExtra
 from qembed.quantize import calibration_texts
 from qembed.quantize.calibration import prepare
+from qembed.text.rows.options import RowOptions
 
 from .conftest import MakeCheckpoint, assert_refused, quantize
 
@@ -115,6 +116,21 @@ def test_file_names_may_contain_a_colon(tmp_path: Path) -> None:
     assert calibration_texts.read(f"{tmp_path / 'a:body.jsonl'}:body", 200, 0).texts[0].text == "body 0"
 
 
+def test_tables_of_spreadsheets(tmp_path: Path) -> None:
+    lines = [f'{number};"größer; {number},5"' for number in range(64)]
+    notes: list[str] = []
+    for name, encoding in (("a.csv", "utf-8-sig"), ("b.csv", "utf-16")):
+        (tmp_path / name).write_bytes("\r\n".join(["id;text", *lines]).encode(encoding))
+        sample = calibration_texts.read(str(tmp_path / name), 64, 0, on_note=notes.append)
+        assert sample.texts[3].text == "größer; 3,5"
+    assert notes[0] == f"{tmp_path / 'a.csv'}: read with the delimiter semicolon, by its header"
+    (tmp_path / "c.csv").write_bytes("\n".join(lines).encode("cp1252"))
+    options = RowOptions(";", "cp1252", header=False)
+    assert calibration_texts.read(f"{tmp_path / 'c.csv'}:2", 64, 0, options).texts[3].text == "größer; 3,5"
+    with pytest.raises(BadInput, match=r"no column 'text'; choose with c\.csv:COLUMN: 1, 2 \(the delimiter is semicolon"):
+        calibration_texts.read(str(tmp_path / "c.csv"), 64, 0, options)
+
+
 LINES = [json.dumps(row) for row in ROWS]
 
 
@@ -188,6 +204,12 @@ def test_long_texts_are_cut_and_counted_unless_they_exceed_the_context(make_chec
 def test_quantize_with_the_users_texts(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source, target = make_checkpoint(), tmp_path / "out"
     assert_refused(quantize("--model", source.folder, "--output", target, "--calibration", tmp_path / "no.txt"), "no such file")
+    refused = quantize("--model", source.folder, "--output", target, "--delimiter", ";")
+    assert_refused(refused, "--delimiter applies to CSV and TSV files")
+    (tmp_path / "few.csv").write_bytes("t\ngr\xf6\xdfer\n".encode("latin-1"))
+    few = ("--calibration", f"{tmp_path / 'few.csv'}:t")
+    assert_refused(quantize("--model", source.folder, "--output", target, *few), "--encoding, such as cp1252")
+    assert_refused(quantize("--model", source.folder, "--output", target, *few, "--encoding", "cp1252"), "1 texts, at least 64")
     (tmp_path / "few.txt").write_text("one\n")
     assert_refused(quantize("--model", source.folder, "--output", target, "--calibration", tmp_path / "few.txt"), "few.txt")
     assert not target.exists()

@@ -76,7 +76,9 @@ class Records(ABC):
 
     def missing(self, column: str, option: str) -> BadInput:
         """The error for a column that the file lacks; `option` chooses another."""
-        return BadInput(f"{self.name}: no column {column!r}; choose with {option}: {shown(self.columns or ())}{self.advice()}")
+        if not self.columns:
+            return BadInput(f"{self.name}: no column {column!r}: the file is empty")
+        return BadInput(f"{self.name}: no column {column!r}; choose with {option}: {shown(self.columns)}{self.advice()}")
 
     def advice(self) -> str:
         """What else could make the columns differ from what the user expects."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
@@ -41,7 +42,8 @@ class TableRecords(Records):
             iter(self._lines), file_format, options.delimiter, options.header, wanted
         )
         self.decimal_comma = self.dialect.delimiter != ","
-        self._reader = reader(rest, self.dialect)
+        self._feed = _Feed(rest, self._skipped)
+        self._reader = reader(self._feed, self.dialect)
         try:
             first: list[str] = next(filter(None, self._reader), [])
         except csv.Error as error:
@@ -85,22 +87,64 @@ class TableRecords(Records):
             self._lines.close()
 
     def _rows(self) -> Iterator[tuple[int, list[str], str | None]]:
-        """Number of the first line, cells, and the reason if a row is invalid."""
+        """Number of the first line, cells, and the reason if a row is invalid.
+
+        Of an invalid row of several lines only the first is left out: a quotation mark that is never closed would swallow the
+        rest of the file.
+        """
         if self._first:
             yield self._skipped + 1, self._first, None
         while True:
-            begin = self._skipped + self._reader.line_num + 1
+            begin = self._feed.begin()
             try:
                 cells = next(self._reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield begin, [], f"not CSV: {error}"
+                line = self._feed.rewind()
+                yield begin, [line.rstrip("\r\n")], f"not CSV: {error}"
                 continue
-            if self._lines.too_long:
+            if self._feed.too_long:
                 yield begin, [], f"longer than {lines.LONGEST_LINE >> 20} MiB"
             elif cells:
                 yield begin, cells, None
+
+
+class _Feed:
+    """Lines for the csv module that can be given again from the second line of the current row."""
+
+    def __init__(self, source: Iterator[str], before: int) -> None:
+        self._source = source
+        self._again: deque[str] = deque()
+        self._row: list[str] = []
+        self._number = before
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._source)
+        self._row.append(line)
+        self._number += 1
+        return line
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the current row has a line that was shortened."""
+        return any(len(line) >= lines.LONGEST_LINE for line in self._row)
+
+    def begin(self) -> int:
+        """Begin a row; returns the number of its first line."""
+        self._row.clear()
+        return self._number + 1
+
+    def rewind(self) -> str:
+        """Give all lines of the current row again except its first, which is returned."""
+        first, *rest = self._row
+        self._again.extendleft(reversed(rest))
+        self._number -= len(rest)
+        self._row.clear()
+        return first
 
 
 def reader(source: Iterable[str], how: dialect.Dialect) -> Reader:

@@ -148,6 +148,14 @@ def test_numbers_and_places_count_rows_and_lines(end: bytes, tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize("rest", [b"", b'4,"d"\n', b'4,""\n', b'4,"d, ""e"""\n5,f\n'])
+def test_a_quotation_mark_that_is_never_closed_costs_one_line(rest: bytes, tmp_path: Path) -> None:
+    _, found = records(tmp_path / "a.csv", b'id,text\n1,a\n2,"b\n3,c\n' + rest, wanted=("id",))
+    assert [one.values.get("id") for one in found] == ["1", None, "3", "4", "5"][: 3 + rest.count(b"\n")]
+    assert [(one.place, one.raw) for one in found if one.reason] == [("F, line 3", '2,"b')]
+    assert [one.place for one in found][2] == "F, line 4"
+
+
 def test_bytes_outside_the_wanted_columns_do_no_harm(tmp_path: Path) -> None:
     _, found = records(tmp_path / "a.csv", b"text,x\na,\xff\n")
     assert [(one.values, one.reason) for one in found] == [({"text": "a"}, None)]

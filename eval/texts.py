@@ -11,7 +11,7 @@ from qembed.errors import BadInput
 from qembed.files import sha256
 from qembed.text.rows.lines import problem
 from qembed.text.rows.options import RowOptions
-from qembed.text.rows.reader import DEFAULT, IDS, format_of, opened
+from qembed.text.rows.reader import DEFAULT, FIXED, IDS, format_of, opened
 from qembed.text.rows.record import Record
 from qembed.text.rows.values import NoId, id_text
 from qembed.text.texts import KINDS, Text
@@ -120,13 +120,13 @@ def _fitting(text: str, encoding: Encoding, tokenizer: Tokenizer, limit: int | N
     return shorter, len(encoding.ids)
 
 
-def lines(path: Path, options: RowOptions = DEFAULT) -> Iterator[tuple[int, str]]:
+def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers from 1 and the lines that are not blank; only a newline ends a line.
 
     Raises:
-        BadInput: the file cannot be read, or a line is not valid in its encoding.
+        BadInput: the file cannot be read, or a line is not UTF-8.
     """
-    with opened(path, "txt", options) as records:
+    with opened(path, "txt", FIXED) as records:
         for record in records.read({}):
             if record.reason:
                 raise BadInput(f"{record.place}: {record.reason}")

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput, MissingExtra
-from qembed.text.rows.parquet import ids_of
 from qembed.vectors.stored import COLUMNS
 
 BINARY = "binary"
@@ -115,12 +114,11 @@ def at(corpus: Corpus, positions: NDArray[np.intp]) -> NDArray[np.float32]:
 def others(corpus: Corpus) -> Iterator[Any]:
     """Everything but the vectors, as Arrow tables of at most TEXT_ROWS rows: `id` as strings, then the kept columns.
 
-    A row without an id is numbered.
-
     Raises:
         BadInput: a file is damaged.
     """
     import pyarrow as arrow
+    from pyarrow import compute
 
     done = 0
     for path in corpus.paths:
@@ -129,8 +127,11 @@ def others(corpus: Corpus) -> Iterator[Any]:
             columns = [*([ID] if has_id else []), *corpus.kept]
             # Even without columns Arrow reports the number of rows of a batch.
             for batch in file.iter_batches(TEXT_ROWS, columns=columns):
-                own = ids_of(batch.column(ID), str(path), done) if has_id else [None] * batch.num_rows
-                ids = arrow.array([name or str(done + row) for row, name in enumerate(own, 1)], arrow.string())
+                ids = (
+                    compute.cast(batch.column(ID), arrow.string())
+                    if has_id
+                    else arrow.array([str(done + row + 1) for row in range(batch.num_rows)], arrow.string())
+                )
                 done += batch.num_rows
                 yield arrow.table([ids, *(batch.column(name) for name in corpus.kept)], names=[ID, *corpus.kept])
 

@@ -65,7 +65,7 @@ def _texts(path: Path, kind: str, instruction: str | None) -> tuple[list[Text], 
     found: dict[str, Text] = {}
     blank: set[str] = set()
     for where, value in files.objects(path):
-        one = files.label(value.get("_id", value.get("id")), where, "_id")
+        one = files.text(value.get("_id", value.get("id")), where, "_id")
         title = value.get("title") if kind == "document" else None
         body = value.get("text")
         if isinstance(title, str) and title.strip():

@@ -12,7 +12,7 @@ from typing import Any
 from qembed.errors import BadInput
 from qembed.text.rows.lines import problem
 from qembed.text.rows.options import RowOptions
-from qembed.text.rows.reader import DEFAULT, FORMATS, opened
+from qembed.text.rows.reader import DEFAULT, FIXED, FORMATS, opened
 from qembed.text.rows.record import Record, shown
 from qembed.text.rows.values import NoId, id_text
 
@@ -24,13 +24,13 @@ NAMING = "FILE:COLUMN,COLUMN"
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
 
 
-def objects(path: Path, options: RowOptions = DEFAULT) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def objects(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Location ("FILE, line 3") and JSON object of each line that is not blank.
 
     Raises:
         BadInput: the file cannot be read, or a line is not a JSON object.
     """
-    with opened(path, "jsonl", options) as records:
+    with opened(path, "jsonl", FIXED) as records:
         for record in records.read({}):
             yield record.place, _valid(record)
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput, MissingExtra
-from qembed.text.rows.parquet import ids_of, values_of
 from qembed.text.texts import Text
 
 COLUMNS = ("vector", "embedding", "vectors", "embeddings")
@@ -111,7 +110,7 @@ def _table(path: Path) -> Stored:
                 )
             vectors[done : done + len(block)] = block
             done += len(block)
-            keys.extend(_keys(batch.column(1), matched_by, path, done - len(block)) if matched_by else ())
+            keys.extend(_keys(batch.column(1)) if matched_by else ())
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
     except arrow.ArrowException as error:
@@ -135,10 +134,5 @@ def _block(column: Any, path: Path, before: int) -> NDArray[np.float32]:
         raise BadInput(f"{path}, rows {before + 1} to {before + len(rows)}: not all are vectors of numbers") from error
 
 
-def _keys(column: Any, matched_by: str, path: Path, before: int) -> Iterator[str]:
-    """Ids in the form that the texts' ids have, or texts."""
-    keys = ids_of(column, str(path), before) if matched_by == "id" else values_of(column)
-    for number, key in enumerate(keys, before + 1):
-        if not isinstance(key, str):
-            raise BadInput(f"{path}, row {number}: {matched_by} is {'missing' if key is None else 'not a text'}")
-        yield key
+def _keys(column: Any) -> Iterator[str]:
+    return (str(value) for value in column.to_pylist())

@@ -80,6 +80,13 @@ def test_a_beir_folder_without_a_file(tmp_path: Path) -> None:
         beir.read(folder)
 
 
+def test_a_beir_folder_in_another_encoding_gets_no_advice_that_does_not_apply(tmp_path: Path) -> None:
+    folder = beir_folder(tmp_path / "set")
+    (folder / "queries.jsonl").write_bytes('{"_id": "q1", "text": "gr\xf6\xdfer"}'.encode("latin-1"))
+    with pytest.raises(BadInput, match=r"queries\.jsonl, line 1: not UTF-8 \(byte \d+\)$"):
+        beir.read(folder)
+
+
 def xquad(path: Path, language: str, texts: list[tuple[str, list[str]]]) -> Path:
     paragraphs = [
         {"context": context, "qas": [{"id": f"{row}{place}", "question": question} for place, question in enumerate(questions)]}

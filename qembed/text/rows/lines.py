@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import IO, Any, cast
 
 from qembed.errors import BadInput
+from qembed.text.rows.options import RowOptions
 from qembed.text.rows.record import HALF_PAIR
 
 LONGEST_LINE = 64 * 2**20
 """Characters. A longer line is an invalid record: a file without line breaks must not fill the memory."""
 UTF8 = "utf-8"
+NOT_UTF8 = "not UTF-8"
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -41,7 +43,7 @@ class Lines:
     """The lines of a binary stream with their ends. Invalid bytes become surrogates, see `problem`.
 
     `universal`: a carriage return alone ends a line too, as spreadsheets on the Macintosh write it; otherwise only a newline
-    does. `encoding`: None means UTF-8, or what a byte order mark says.
+    does. Without an encoding in `options` it is UTF-8, or what a byte order mark says.
 
     Attributes:
         encoding: of the stream.
@@ -50,16 +52,15 @@ class Lines:
         bytes_read: approximately.
     """
 
-    def __init__(self, name: str, stream: IO[bytes], encoding: str | None, universal: bool = False) -> None:
+    def __init__(self, name: str, stream: IO[bytes], options: RowOptions, universal: bool = False) -> None:
+        encoding = options.encoding
         # A stream without peek() is wrapped; the wrapper must live as long as the stream, which it would close.
         self._buffered: Any = stream if hasattr(stream, "peek") else io.BufferedReader(cast(io.RawIOBase, stream))
         head: bytes = self._buffered.peek(64)[:64]
         marked = next((what for mark, what in BYTE_ORDER_MARKS if head.startswith(mark)), None)
         if encoding is None and marked is None and _looks_like_utf16(head):
-            raise BadInput(
-                f"{name}: looks like UTF-16 without a byte order mark; read it with --encoding "
-                f"utf-16-{'be' if head[0] == 0 else 'le'}"
-            )
+            advice = f"; read it with --encoding utf-16-{'be' if head[0] == 0 else 'le'}" if options.adjustable else ""
+            raise BadInput(f"{name}: looks like UTF-16 without a byte order mark{advice}")
         if encoding and marked and not encoding.startswith(marked):
             raise BadInput(f"{name}: {marked.upper()} by its byte order mark; leave --encoding out")
         self.encoding = (encoding or marked or UTF8).removesuffix("-sig")
@@ -68,6 +69,8 @@ class Lines:
         self._text = io.TextIOWrapper(self._buffered, self.encoding, ERRORS, newline="" if universal else "\n")
         self._ends = ("\n", "\r") if universal else ("\n",)
         self._first = True
+        other = "cp1252" if self.encoding == UTF8 else UTF8
+        self._advice = f"; name the file's encoding with --encoding, such as {other}" if options.adjustable else ""
         self.too_long = False
         self.bytes_read = 0
 
@@ -90,28 +93,31 @@ class Lines:
 
     def problem(self, text: str, whole: bool = False) -> str | None:
         """Why `text`, the `whole` line or a cell, cannot be used; None if it can."""
-        return problem(text, self.encoding, whole)
+        at = None if text.isascii() else _invalid(text)
+        if at is None:
+            return None
+        if ord(text[at]) not in INVALID:
+            return HALF_PAIR
+        place = ""
+        if whole and self.encoding == UTF8:
+            place = f" (byte {len(text[:at].encode(errors='surrogateescape')) + 1})"
+        return f"not {self.encoding.upper()}{place}{self._advice}"
 
 
-def problem(text: str, encoding: str | None = None, whole: bool = False) -> str | None:
-    """Why `text` cannot be used: bytes that the encoding does not have, or half of a surrogate pair; None if it can.
-
-    `encoding` None: of a format that is always UTF-8. `whole`: `text` is a line, so the place in it is worth telling.
-    """
-    if text.isascii():
+def problem(text: str) -> str | None:
+    """Why a text from a format that is always UTF-8 cannot be used; None if it can."""
+    at = None if text.isascii() else _invalid(text)
+    if at is None:
         return None
+    return NOT_UTF8 if ord(text[at]) in INVALID else HALF_PAIR
+
+
+def _invalid(text: str) -> int | None:
+    """The index of the first surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        if ord(text[error.start]) not in INVALID:
-            return HALF_PAIR
-        if encoding is None:
-            return "not UTF-8"
-        place = ""
-        if whole and encoding == UTF8:
-            place = f" (byte {len(text[: error.start].encode(errors='surrogateescape')) + 1})"
-        other = "cp1252" if encoding == UTF8 else "utf-8"
-        return f"not {encoding.upper()}{place}; name the file's encoding with --encoding, such as {other}"
+        return error.start
     return None
 
 

@@ -14,11 +14,15 @@ TABLES = ("csv", "tsv")
 
 @dataclass(frozen=True)
 class RowOptions:
-    """Delimiter and encoding (None: decided by the file), and whether the first line of a table is its header."""
+    """Delimiter and encoding (None: decided by the file), and whether the first line of a table is its header.
+
+    `adjustable`: the command has options for them, so messages can advise these.
+    """
 
     delimiter: str | None = None
     encoding: str | None = None
     header: bool = True
+    adjustable: bool = True
 
     def check(self, formats: Collection[str]) -> None:
         """Check that the options apply to a file of one of `formats`.
@@ -46,8 +50,8 @@ def parse(delimiter: str | None, encoding: str | None, no_header: bool) -> RowOp
             raise BadInput(f"--delimiter {delimiter!r}: not one character, such as ';' or '|', or the word tab")
     if encoding is not None:
         try:
-            "".encode(encoding)  # codecs.lookup() alone also takes codecs from bytes to bytes, such as hex
+            "".encode(encoding, "replace")  # codecs.lookup() alone also takes codecs from bytes to bytes, such as hex
             encoding = codecs.lookup(encoding).name
-        except LookupError as error:
+        except (LookupError, UnicodeError) as error:
             raise BadInput(f"--encoding {encoding}: unknown; such as utf-8, utf-16, cp1252, latin-1, shift_jis") from error
     return RowOptions(delimiter, encoding, not no_header)

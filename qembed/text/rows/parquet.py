@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from qembed.errors import BadInput, MissingExtra
-from qembed.text.rows.lines import problem
+from qembed.text.rows.lines import NOT_UTF8, problem
 from qembed.text.rows.record import Record, Records
-from qembed.text.rows.values import UUID_BYTES, NoId, id_text
+from qembed.text.rows.values import UUID_BYTES
 
 BATCH = 1024
 SHOWN_ERROR = 200
-NOT_UTF8 = "not UTF-8"
 
 
 class ParquetRecords(Records):
@@ -54,7 +53,7 @@ class ParquetRecords(Records):
         try:
             for batch in self._file.iter_batches(batch_size=BATCH, columns=names):
                 self.bytes_read = self._size * number // total
-                columns = [values_of(batch.column(batch.schema.names.index(name)), name in uuids) for name in names]
+                columns = [_values(batch.column(batch.schema.names.index(name)), name in uuids) for name in names]
                 for row in range(batch.num_rows):
                     number += 1
                     values = {name: column[row] for name, column in zip(names, columns, strict=True)}
@@ -96,22 +95,7 @@ def _record(number: int, place: str, values: dict[str, Any]) -> Record:
     return Record(number, place, values, reason)
 
 
-def ids_of(column: Any, name: str, before: int) -> list[str | None]:
-    """The ids in an Arrow column of the file `name` as text (None: missing); `before` rows come before it.
-
-    Raises:
-        BadInput: a value cannot serve as an id.
-    """
-    ids = []
-    for number, value in enumerate(values_of(column), before + 1):
-        try:
-            ids.append(id_text(value))
-        except NoId as error:
-            raise BadInput(f"{name}, row {number}: no id: {error}") from error
-    return ids
-
-
-def values_of(column: Any, is_uuid: bool = False) -> list[Any]:
+def _values(column: Any, is_uuid: bool = False) -> list[Any]:
     """The values of an Arrow column as Python has them; `is_uuid`: bytes are UUIDs."""
     import pyarrow as arrow
 

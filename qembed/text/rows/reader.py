@@ -28,6 +28,8 @@ FORMATS = {
 IDS = ("id", "_id")
 """Columns that are taken for the id unless the user names one; the second is that of BEIR's sets."""
 DEFAULT = RowOptions()
+FIXED = RowOptions(adjustable=False)
+"""For files that have one form, such as those of public data sets."""
 
 
 def format_of(path: Path) -> str:

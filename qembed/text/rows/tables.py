@@ -36,8 +36,8 @@ class TableRecords(Records):
         wanted: Collection[str],
     ) -> None:
         super().__init__(name)
-        self._header = options.header
-        self._lines = lines.Lines(name, stream, options.encoding, universal=file_format == "csv")
+        self._header, self._adjustable = options.header, options.adjustable
+        self._lines = lines.Lines(name, stream, options, universal=file_format == "csv")
         self.dialect, rest, self._skipped = dialect.decide(
             iter(self._lines), file_format, options.delimiter, options.header, wanted
         )
@@ -60,6 +60,8 @@ class TableRecords(Records):
 
     def advice(self) -> str:
         """How to overrule what the reader took for the header and the delimiter."""
+        if not self._adjustable:
+            return ""
         no_header = "; if the first line is no header, add --no-header" if self._header else ""
         return f" (the delimiter is {self.dialect.title}; --delimiter names another{no_header})"
 

@@ -69,7 +69,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     if found.skipped:
         on_stage(f"{source}: {found.skipped} files are left out, their names tell no format that can be read")
     rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
-    rows.check({file.format for file in found.files})
+    rows.check({file.row_format for file in found.files})
     computing = (_servers if options["urls"] else _clustered if options["ray"] else _own)(options, on_stage)
     prompt = _prompt(options, DEFAULT_PROMPTS if computing.checkpoint is None else computing.checkpoint.prompts)
     texts = Texts(

@@ -14,6 +14,8 @@ STDIN = "-"
 BESIDE = (".ids.jsonl", ".rejects.jsonl")
 """What a run writes beside its output; no input, if it lies in a folder of them."""
 DOCUMENTS = (".pdf", ".docx", ".html", ".htm", ".md")
+TEXT_DOCUMENTS = (".txt", ".md")
+"""Documents that are plain text in some encoding; HTML names its own."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,13 @@ class File:
     path: Path
     name: str
     format: str
+
+    @property
+    def row_format(self) -> str:
+        """What the options of `qembed.text.rows` apply to: a format of rows, or "binary" for a document that is no text."""
+        if self.format != "document":
+            return self.format
+        return "txt" if self.name == STDIN or self.path.suffix.lower() in TEXT_DOCUMENTS else "binary"
 
     @property
     def size(self) -> int:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, Any
 
-from qembed.embed.inputs import STDIN, File, Inputs
+from qembed.embed.inputs import STDIN, TEXT_DOCUMENTS, File, Inputs
 from qembed.embed.rows import Row
 from qembed.errors import BadInput
-from qembed.text.rows.lines import problem
+from qembed.text.rows.lines import decoded, problem
 from qembed.text.rows.options import TABLES, RowOptions
 from qembed.text.rows.reader import IDS, opened
 from qembed.text.rows.record import Record, Records
@@ -206,4 +206,14 @@ def _document(file: File, reading: Reading) -> Iterator[Row]:
     except OSError as error:
         raise BadInput(f"{file.name}: cannot be read: {error.strerror or error}") from error
     kind = file.path.suffix.lower() if stream is None else ".txt"
-    yield Row(file.name, file.name, columns=dict.fromkeys(reading.kept), document=content, kind=kind)
+    columns = dict.fromkeys(reading.kept)
+    if kind not in TEXT_DOCUMENTS:
+        yield Row(file.name, file.name, columns=columns, document=content, kind=kind)
+        return
+    text, reason, note = decoded(file.name, content, reading.options)
+    if note:
+        reading.note(file, note)
+    if reason:
+        yield Row(file.name, file.name, None, reason, columns)
+    else:
+        yield Row(file.name, file.name, columns=columns, document=text.encode(), kind=kind)

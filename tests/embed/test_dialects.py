@@ -138,3 +138,18 @@ def test_a_chunks_kept_text_holds_no_nul(embed: Embed, tmp_path: Path) -> None:
     chunks = rows(out)
     assert len(chunks) > 1
     assert not any("\0" in chunk["text"] for chunk in chunks)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md"])
+def test_documents_that_are_text_have_an_encoding_too(name: str, embed: Embed, tmp_path: Path) -> None:
+    options = ["--txt", "document", "--keep", "text", "--force", "-o", tmp_path / "out.jsonl"]
+    for encoding, given in (("cp1252", ["--encoding", "cp1252"]), ("utf-16", []), ("utf-8-sig", [])):
+        (tmp_path / name).write_bytes("größer".encode(encoding))
+        assert embed(tmp_path / name, *options, *given).exit_code == 0
+        assert [row["text"] for row in rows(tmp_path / "out.jsonl")] == ["größer"]
+    (tmp_path / name).write_bytes("größer".encode("cp1252"))
+    assert embed(tmp_path / name, *options).exit_code == 4
+    assert "--encoding, such as cp1252" in rejects(tmp_path / "out.rejects.jsonl")[0]["reason"]
+    (tmp_path / "a.html").write_text("<p>a</p>")
+    refused = embed(tmp_path / "a.html", *options, "--encoding", "cp1252")
+    assert (refused.exit_code, "--encoding applies to" in refused.stderr) == (2, True)

@@ -87,6 +87,11 @@ class Lines:
                 self.bytes_read += len(rest) * self._width
             yield line
 
+    @property
+    def note(self) -> str | None:
+        """What the byte order mark decided, to be shown to the user."""
+        return f"read as {self.encoding.upper()}, by its byte order mark" if self.by_mark else None
+
     def close(self) -> None:
         """Leave the stream, without closing it."""
         self._text.detach()
@@ -102,6 +107,17 @@ class Lines:
         if whole and self.encoding == UTF8:
             place = f" (byte {len(text[:at].encode(errors='surrogateescape')) + 1})"
         return f"not {self.encoding.upper()}{place}{self._advice}"
+
+
+def decoded(name: str, content: bytes, options: RowOptions) -> tuple[str, str | None, str | None]:
+    """The text of a whole file, the reason if it is not valid in its encoding, and a note if a byte order mark decided that.
+
+    Raises:
+        BadInput: the encoding contradicts the byte order mark.
+    """
+    source = Lines(name, io.BytesIO(content), options)
+    text = "".join(source)
+    return text, source.problem(text, whole=True), source.note
 
 
 def problem(text: str) -> str | None:

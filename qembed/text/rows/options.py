@@ -10,6 +10,7 @@ from qembed.errors import BadInput
 
 NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 TABLES = ("csv", "tsv")
+BINARY = {"parquet", "binary"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class RowOptions:
     adjustable: bool = True
 
     def check(self, formats: Collection[str]) -> None:
-        """Check that the options apply to a file of one of `formats`.
+        """Check that the options apply to a file of one of `formats`, which may include BINARY ones.
 
         Raises:
             BadInput: they apply to none.
@@ -34,7 +35,7 @@ class RowOptions:
             for option, given in (("--delimiter", self.delimiter), ("--no-header", not self.header)):
                 if given:
                     raise BadInput(f"{option} applies to CSV and TSV files; there is none")
-        if self.encoding and not set(formats) - {"parquet"}:
+        if self.encoding and not set(formats) - BINARY:
             raise BadInput("--encoding applies to files of text, CSV, TSV and JSONL; there is none")
 
 

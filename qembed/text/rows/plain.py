@@ -18,8 +18,8 @@ class PlainRecords(Records):
     def __init__(self, name: str, stream: IO[bytes], options: RowOptions) -> None:
         super().__init__(name)
         self._lines = lines.Lines(name, stream, options)
-        if self._lines.by_mark:
-            self.notes.append(f"read as {self._lines.encoding.upper()}, by its byte order mark")
+        if note := self._lines.note:
+            self.notes.append(note)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[Record]:  # noqa: ARG002
         """The lines without their ends."""

@@ -55,8 +55,8 @@ class TableRecords(Records):
         self.columns = [cell.strip() for cell in first] if options.header else [str(n + 1) for n in range(len(first))]
         if self.dialect.reason:
             self.notes.append(f"read with the delimiter {self.dialect.title}, {self.dialect.reason}")
-        if self._lines.by_mark:
-            self.notes.append(f"read as {self._lines.encoding.upper()}, by its byte order mark")
+        if note := self._lines.note:
+            self.notes.append(note)
 
     def advice(self) -> str:
         """How to overrule what the reader took for the header and the delimiter."""

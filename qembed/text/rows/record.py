@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qembed.errors import BadInput
+from qembed.text.display import one_line
 
 SHOWN_COLUMNS = 30
 SHOWN_NAME = 40
@@ -99,6 +100,6 @@ class Records(ABC):
 
 def shown(columns: Sequence[str]) -> str:
     """Names of columns for a message, shortened: the first line of a file without a header can hold long texts."""
-    names = [name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}…" for name in columns[:SHOWN_COLUMNS]]
+    names = [one_line(name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}…") for name in columns[:SHOWN_COLUMNS]]
     more = f", and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
     return (", ".join(names) or "it has none").encode("utf-8", "replace").decode() + more

@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from qembed.errors import BadInput
 from qembed.text.rows import dialect, lines
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.record import Record, Records
-
-if TYPE_CHECKING:
-    from _csv import Reader
 
 LONGEST_CELL = 2**27
 """Characters; the csv module's own limit is 128 KiB, and a document can be longer."""
@@ -45,7 +42,7 @@ class TableRecords(Records):
         self._feed = _Feed(rest, self._skipped)
         self._reader = reader(self._feed, self.dialect)
         try:
-            first: list[str] = next(filter(None, self._reader), [])
+            first = next(filter(None, self._reader), [])
         except csv.Error as error:
             raise BadInput(f"{name}, line {self._skipped + 1}: not CSV: {error}") from error
         for cell in first:
@@ -149,19 +146,18 @@ class _Feed:
         return first
 
 
-def reader(source: Iterable[str], how: dialect.Dialect) -> Reader:
-    """Cells of each row of `source`, lines that keep their ends.
+def reader(source: Iterable[str], how: dialect.Dialect) -> Iterator[list[str]]:
+    """Cells of each row of `source`, lines that keep their ends; blank lines have none.
 
     Raises:
         csv.Error: while reading, a row is not CSV.
     """
+    if not how.quoted:
+        return (line.split(how.delimiter) if line else [] for line in _without_ends(source))
     csv.field_size_limit(LONGEST_CELL)
-    if how.quoted:
-        return csv.reader(source, delimiter=how.delimiter, strict=True)
-    return csv.reader(_without_ends(source), delimiter=how.delimiter, quoting=csv.QUOTE_NONE, strict=True)
+    return csv.reader(source, delimiter=how.delimiter, strict=True)
 
 
 def _without_ends(source: Iterable[str]) -> Iterator[str]:
-    """Lines without their ends: the csv module would take a carriage return inside a line for one."""
     for line in source:
         yield line.removesuffix("\n").removesuffix("\r")

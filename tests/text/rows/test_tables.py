@@ -156,6 +156,20 @@ def test_a_quotation_mark_that_is_never_closed_costs_one_line(rest: bytes, tmp_p
     assert [one.place for one in found][2] == "F, line 4"
 
 
+def test_a_tsv_cell_may_hold_a_carriage_return(tmp_path: Path) -> None:
+    _, found = records(tmp_path / "a.tsv", b"id\ttext\r\n1\ta\rb\r\n2\t\r\n")
+    assert [(one.values["text"], one.reason) for one in found] == [("a\rb", None), ("", None)]
+
+
+def test_names_of_columns_do_not_control_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"a\x1b[2Jb," + b"x" * 500 + b"\n1,2\n")
+    with opened(tmp_path / "a.csv") as source:
+        message = str(source.missing("text", "--text-column"))
+    assert "choose with --text-column: a [2Jb, xxx" in message
+    assert message.isprintable()
+    assert len(message) < 400
+
+
 def test_bytes_outside_the_wanted_columns_do_no_harm(tmp_path: Path) -> None:
     _, found = records(tmp_path / "a.csv", b"text,x\na,\xff\n")
     assert [(one.values, one.reason) for one in found] == [({"text": "a"}, None)]

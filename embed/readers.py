@@ -14,7 +14,7 @@ from qembed.errors import BadInput
 from qembed.text.rows.lines import decoded, problem
 from qembed.text.rows.options import TABLES, RowOptions
 from qembed.text.rows.reader import IDS, opened
-from qembed.text.rows.record import Record, Records
+from qembed.text.rows.record import Record, Records, shown
 from qembed.text.rows.values import NoId, id_text, storable
 
 FIRST_LINES = 1000
@@ -181,8 +181,7 @@ def _with_fields(rows: Iterator[Record], records: Records, required: Mapping[str
     def check(names: Sequence[str]) -> None:
         for column in names:
             if column not in fields:
-                choice = ", ".join(fields) or "it has none"
-                raise BadInput(f"{records.name}: no column {column!r}; choose with {required[column]}: {choice}")
+                raise BadInput(f"{records.name}: no column {column!r}; choose with {required[column]}: {shown(list(fields))}")
 
     for record in rows:
         if not checked:

@@ -12,7 +12,7 @@ from qembed.files import sha256
 from qembed.text.rows.lines import problem
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.reader import DEFAULT, FIXED, IDS, format_of, opened
-from qembed.text.rows.record import Record
+from qembed.text.rows.record import Record, shown
 from qembed.text.rows.values import NoId, id_text
 from qembed.text.texts import KINDS, Text
 
@@ -140,7 +140,8 @@ def _text(record: Record, column: str, ids: Sequence[str], id_required: bool) ->
         raise BadInput(f"{where}: {record.reason}")
     text = field(values, column, where)
     if text is None:
-        raise BadInput(f"{where}: no {column} field")
+        advice = "" if column in values else f"; choose one with --text-column: {shown(list(values))}"
+        raise BadInput(f"{where}: no {column} field{advice}")
     if not text.strip():
         raise BadInput(f"{where}: the text is empty")
     kind = field(values, "kind", where) or "document"

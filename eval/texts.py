@@ -56,7 +56,7 @@ def read(
         raise BadInput(f"{path}: plain text has no columns; leave {'--text-column' if text_column else '--id-column'} out")
     named = {column: "--text-column", **({id_column: "--id-column"} if id_column else {})}
     wanted = {**dict.fromkeys(FIELDS, ""), **named}
-    found = []
+    rows: list[Text] = []
     with opened(path, format, options, wanted) as records:
         for required, option in named.items():
             if not records.has(required):
@@ -70,10 +70,10 @@ def read(
         for record in records.read(wanted):
             if format == "txt" and record.reason is None and not record.values["text"].strip():
                 continue
-            found.append(_text(record, column, ids, id_column is not None))
-    if not found:
+            rows.append(_text(record, column, ids, id_column is not None))
+    if not rows:
         raise BadInput(f"{path}: holds no texts")
-    return Data(path, sha256(path), found)
+    return Data(path, sha256(path), rows)
 
 
 @dataclass(frozen=True)

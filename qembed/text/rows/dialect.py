@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 CANDIDATES = (",", ";", "\t", "|")
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+LONGEST_CELL = 2**27
+"""Characters; the csv module's own limit is 128 KiB, and a document can be longer."""
 HEAD_LINES = 100
 """A quoted name in a header may hold line breaks; a header is no longer than this."""
 REGULAR_ROWS = 20
@@ -57,45 +59,54 @@ def decide(
     """
     own = own_delimiter(file_format)
     first = next(lines, "")
-    said = SEPARATOR_LINE.fullmatch(first)
-    skipped = 0
-    if said:
-        skipped = 1
-        reason = "by its first line"
-    else:
-        lines = itertools.chain([first] if first else [], lines)
-    if delimiter is not None:
-        return Dialect(delimiter, _quoted(file_format, delimiter)), lines, skipped
-    if said:
-        return Dialect(said[1], _quoted(file_format, said[1]), None if said[1] == own else reason), lines, skipped
-    head = _Head(lines)
-    cells = {one: _cells(head, one, _quoted(file_format, one)) for one in sorted(CANDIDATES, key=lambda one: one != own)}
-    if header:
-        best = max(cells, key=lambda one: _rank(cells[one], wanted))
-    else:
-        best = (
-            own
-            if len(cells[own] or ()) > 1
-            else next((one for one in cells if _regular(head, one, _quoted(file_format, one))), own)
-        )
-    reason = "by its header" if header else "by its first lines"
-    return Dialect(best, _quoted(file_format, best), None if best == own else reason), head.whole(), skipped
+    separator = SEPARATOR_LINE.fullmatch(first)
+    if separator is None and first:
+        lines = itertools.chain([first], lines)
+    skipped = 0 if separator is None else 1
+    reason = None
+    if delimiter is None and separator:
+        delimiter, reason = separator[1], "by its first line"
+    elif delimiter is None:
+        head = _Head(lines)
+        delimiter = _by_header(head, file_format, wanted) if header else _by_rows(head, file_format)
+        lines, reason = head.whole(), "by its header" if header else "by its first lines"
+    return Dialect(delimiter, _quoted(file_format, delimiter), None if delimiter == own else reason), lines, skipped
+
+
+def _by_header(head: _Head, file_format: str, wanted: Collection[str]) -> str:
+    def rank(delimiter: str) -> tuple[int, int]:
+        cells = next(_rows(head, delimiter, _quoted(file_format, delimiter)), None) or []
+        return len({cell.strip() for cell in cells} & set(wanted)), len(cells)
+
+    return max(_candidates(file_format), key=rank)  # the first of equals
+
+
+def _by_rows(head: _Head, file_format: str) -> str:
+    def is_regular(delimiter: str) -> bool:
+        rows = list(itertools.islice(_rows(head, delimiter, _quoted(file_format, delimiter)), REGULAR_ROWS))
+        return len(rows) > 1 and None not in rows and len({len(cells or ()) for cells in rows}) == 1 < len(rows[0] or ())
+
+    own, *others = _candidates(file_format)
+    first = next(_rows(head, own, _quoted(file_format, own)), None)
+    return own if len(first or ()) > 1 else next(filter(is_regular, others), own)
+
+
+def _candidates(file_format: str) -> list[str]:
+    """The delimiters, the format's own first."""
+    own = own_delimiter(file_format)
+    return [own, *(delimiter for delimiter in CANDIDATES if delimiter != own)]
 
 
 def _quoted(file_format: str, delimiter: str) -> bool:
     return not (file_format == "tsv" and delimiter == "\t")
 
 
-def _rank(cells: list[str] | None, wanted: Collection[str]) -> tuple[int, int]:
-    """Greater for the likelier delimiter; Python's max() takes the first of equals."""
-    return (len({cell.strip() for cell in cells} & set(wanted)), len(cells)) if cells else (0, 0)
-
-
 class _Head:
     """The first lines of a file, which can be read several times."""
 
     def __init__(self, lines: Iterator[str]) -> None:
-        self._lines, self._seen = lines, []  # type: ignore[var-annotated]
+        self._lines = lines
+        self._seen: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         for number in range(HEAD_LINES):
@@ -110,22 +121,27 @@ class _Head:
         return itertools.chain(self._seen, self._lines)
 
 
-def _cells(head: Iterable[str], delimiter: str, quoted: bool) -> list[str] | None:
-    """The first row that is not blank, with this delimiter; None if that is no row."""
-    return next(_rows(head, delimiter, quoted), None)
-
-
-def _regular(head: Iterable[str], delimiter: str, quoted: bool) -> bool:
-    """Whether the delimiter gives the same number of columns, at least two, in each of the first rows."""
-    rows = list(itertools.islice(_rows(head, delimiter, quoted), REGULAR_ROWS))
-    return len(rows) > 1 and None not in rows and len({len(cells or ()) for cells in rows}) == 1 < len(rows[0] or ())
-
-
 def _rows(head: Iterable[str], delimiter: str, quoted: bool) -> Iterator[list[str] | None]:
-    rows = csv.reader(head, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True)
+    """The rows that are not blank; None for one that is no row, or has a quotation mark in a cell."""
     try:
-        for cells in rows:
-            if cells:
-                yield None if quoted and any('"' in cell for cell in cells) else cells
+        for cells in filter(None, reader(head, delimiter, quoted)):
+            yield None if quoted and any('"' in cell for cell in cells) else cells
     except csv.Error:
         yield None
+
+
+def reader(source: Iterable[str], delimiter: str, quoted: bool) -> Iterator[list[str]]:
+    """Cells of each row of `source`, lines that keep their ends; blank lines have none. `quoted`: cells may be quoted.
+
+    Raises:
+        csv.Error: while reading, a row is not CSV.
+    """
+    if not quoted:
+        return (line.split(delimiter) if line else [] for line in _without_ends(source))
+    csv.field_size_limit(LONGEST_CELL)
+    return csv.reader(source, delimiter=delimiter, strict=True)
+
+
+def _without_ends(source: Iterable[str]) -> Iterator[str]:
+    for line in source:
+        yield line.removesuffix("\n").removesuffix("\r")

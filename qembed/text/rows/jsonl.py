@@ -48,16 +48,16 @@ def _object(line: str) -> tuple[dict[str, Any], str | None]:
     except _Repeated as error:
         return {}, str(error)
     except (ValueError, RecursionError) as error:
-        said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        return {}, f"not JSON: {said}"[:SHOWN_ERROR]
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        return {}, f"not JSON: {why}"[:SHOWN_ERROR]
     return (value, None) if isinstance(value, dict) else ({}, "not a JSON object")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of `pairs`. Python's parser would keep the last of two fields of one name."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         names = [name for name, _ in pairs]
-        repeated = next(name for name in found if names.count(name) > 1)
+        repeated = next(name for name in value if names.count(name) > 1)
         raise _Repeated(f"two fields are named {repeated[:60]!r}")
-    return found
+    return value

@@ -38,10 +38,9 @@ def format_of(path: Path) -> str:
     Raises:
         BadInput: the name tells none.
     """
-    found = FORMATS.get(path.suffix.lower())
-    if found is None:
+    if path.suffix.lower() not in FORMATS:
         raise BadInput(f"{path}: unknown format; call it {', '.join(FORMATS)}")
-    return found
+    return FORMATS[path.suffix.lower()]
 
 
 @contextmanager

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import IO, Any
 
 from qembed.errors import BadInput
 from qembed.text.rows import dialect, lines
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.record import Record, Records
-
-LONGEST_CELL = 2**27
-"""Characters; the csv module's own limit is 128 KiB, and a document can be longer."""
 
 
 class TableRecords(Records):
@@ -40,7 +37,7 @@ class TableRecords(Records):
         )
         self.decimal_comma = self.dialect.delimiter != ","
         self._feed = _Feed(rest, self._skipped)
-        self._reader = reader(self._feed, self.dialect)
+        self._reader = dialect.reader(self._feed, self.dialect.delimiter, self.dialect.quoted)
         try:
             first = next(filter(None, self._reader), [])
         except csv.Error as error:
@@ -144,20 +141,3 @@ class _Feed:
         self._number -= len(rest)
         self._row.clear()
         return first
-
-
-def reader(source: Iterable[str], how: dialect.Dialect) -> Iterator[list[str]]:
-    """Cells of each row of `source`, lines that keep their ends; blank lines have none.
-
-    Raises:
-        csv.Error: while reading, a row is not CSV.
-    """
-    if not how.quoted:
-        return (line.split(how.delimiter) if line else [] for line in _without_ends(source))
-    csv.field_size_limit(LONGEST_CELL)
-    return csv.reader(source, delimiter=how.delimiter, strict=True)
-
-
-def _without_ends(source: Iterable[str]) -> Iterator[str]:
-    for line in source:
-        yield line.removesuffix("\n").removesuffix("\r")

@@ -114,6 +114,8 @@ def test_a_cell_may_be_longer_than_the_csv_module_takes_by_itself(read: Read, tm
     path = tmp_path / "a.csv"
     path.write_text(f"id,text\n1,{'x' * 200_000}\n")
     assert read(path, RowOptions(), "text") == ["x" * 200_000]
+    path.write_text(f"1;{'x' * 200_000}\n2;short\n")
+    assert read(path, RowOptions(header=False), "2") == ["x" * 200_000, "short"]
 
 
 def records(path: Path, content: bytes, options: RowOptions | None = None, wanted: tuple[str, ...] = ("text",)) -> Any:

@@ -61,6 +61,8 @@ class Lines:
         if encoding is None and marked is None and _looks_like_utf16(head):
             advice = f"; read it with --encoding utf-16-{'be' if head[0] == 0 else 'le'}" if options.adjustable else ""
             raise BadInput(f"{name}: looks like UTF-16 without a byte order mark{advice}")
+        if head and marked is None and encoding in ("utf-16", "utf-32"):
+            raise BadInput(f"{name}: no byte order mark; say --encoding {encoding}-le (Windows) or {encoding}-be")
         if encoding and marked and not encoding.startswith(marked):
             raise BadInput(f"{name}: {marked.upper()} by its byte order mark; leave --encoding out")
         self.encoding = (encoding or marked or UTF8).removesuffix("-sig")
@@ -94,7 +96,8 @@ class Lines:
 
     def close(self) -> None:
         """Leave the stream, without closing it."""
-        self._text.detach()
+        if not self._buffered.closed:
+            self._text.detach()
 
     def problem(self, text: str, whole: bool = False) -> str | None:
         """Why `text`, the `whole` line or a cell, cannot be used; None if it can."""

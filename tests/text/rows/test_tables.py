@@ -191,6 +191,7 @@ def test_a_line_without_end_is_one_invalid_row(tmp_path: Path, monkeypatch: pyte
         ("id,text\n".encode("utf-16-le"), RowOptions(), "without a byte order mark; read it with --encoding utf-16-le"),
         ("id,text\n".encode("utf-16-be"), RowOptions(), "--encoding utf-16-be"),
         ("id,text\n".encode("utf-16"), RowOptions(encoding="cp1252"), "UTF-16 by its byte order mark; leave --encoding out"),
+        ("id,text\n".encode("utf-16-le"), RowOptions(encoding="utf-16"), "no byte order mark; say --encoding utf-16-le"),
         ("id,text\n".encode("utf-8-sig"), RowOptions(encoding="cp1252"), "UTF-8 by its byte order mark"),
     ],
 )  # fmt: skip

@@ -19,6 +19,7 @@ from qembed.embed.windows import Texts
 from qembed.errors import BadInput
 from qembed.text.cleaning import clean
 from qembed.text.prompts import DEFAULT_PROMPTS, instruct
+from qembed.text.rows.options import parse as parse_row_options
 from qembed.vectors import dtypes
 from qembed.vllm import machine, plan
 from qembed.vllm.engine_options import parse as parse_engine_arg
@@ -67,6 +68,8 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     )
     if found.skipped:
         on_stage(f"{source}: {found.skipped} files are left out, their names tell no format that can be read")
+    rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
+    rows.check({file.row_format for file in found.files})
     computing = (_servers if options["urls"] else _clustered if options["ray"] else _own)(options, on_stage)
     prompt = _prompt(options, DEFAULT_PROMPTS if computing.checkpoint is None else computing.checkpoint.prompts)
     texts = Texts(
@@ -95,6 +98,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
         text_column=options["text_column"],
         id_column=options["id_column"],
         keep=tuple(dict.fromkeys(options["keep"])),
+        rows=rows,
         dtype=options["output_dtype"],
         about=about,
         identity={

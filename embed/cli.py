@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qembed.command.options import MODEL_HELP, Size
+from qembed.command.row_options import row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.command.signals import Interrupts
 from qembed.errors import Interrupted
@@ -40,10 +41,13 @@ computing, cluster = map(section, ("What computes", "On a Ray cluster"))
               ".csv, .jsonl, .fvecs (ids as for .npy).")  # fmt: skip
 @reading("--text-column", metavar="NAME", help="Column or field with the text.  [default: text]")
 @reading(
-    "--id-column", metavar="NAME", help="Column or field with the id.  [default: id if there is one, else the row's number]"
+    "--id-column",
+    metavar="NAME",
+    help="Column or field with the id.  [default: id or _id if there is one, else the row's number]",
 )
 @reading("--keep", multiple=True, metavar="NAME", help="Column or field to keep beside the vector; several if you like. 'text' "
          "keeps the text of the row, or of the chunk.")  # fmt: skip
+@row_options(reading)
 @reading("--input-format", type=click.Choice(["txt", "jsonl", "csv", "tsv", "parquet"]),
          help="Format of a file whose name does not tell, or of standard input.  [default for -: txt]")  # fmt: skip
 @reading("--txt", "text_is", type=click.Choice(["lines", "document"]),
@@ -190,7 +194,7 @@ def _with_progress(job: Job, console: Console) -> Finished:
                 said=f"{rows}{rejected}, {progress.rows_per_second:,.1f}/s{tokens}",
             )
 
-        return run.run(replace(job, engine=engine), tell)
+        return run.run(replace(job, engine=engine), tell, lambda note: console.print(note, style="dim", markup=False))
 
 
 def _on_cluster(job: Job, options: dict[str, Any], dimensions: int, console: Console) -> dict[str, Any]:
@@ -208,7 +212,7 @@ def _on_cluster(job: Job, options: dict[str, Any], dimensions: int, console: Con
             speed = done.vectors / max(time.monotonic() - began, 1e-9)
             status.update(f"{done.windows:,} parts, {done.vectors:,} vectors{rejected}, {speed:,.1f}/s with the start")
 
-        manifest = cluster.run(job, share, dimensions, tell)
+        manifest = cluster.run(job, share, dimensions, tell, lambda note: console.print(note, style="dim", markup=False))
     rejects = str(job.output / manifest["rejects"]) if manifest["rejects"] else None
     said = {name: value for name, value in manifest.items() if name not in ("parts", "columns", "qembed")}
     return {

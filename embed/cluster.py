@@ -68,10 +68,17 @@ class Work:
         return f"part-{file:05d}-{number:07d}.parquet"
 
 
-def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], None] = lambda _: None) -> dict[str, Any]:
+def run(
+    job: Job,
+    share: Share,
+    dimensions: int,
+    on_progress: Callable[[Done], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
     """Run the job, or the rest of an interrupted one; returns the manifest.
 
-    `job.output` becomes a folder with the parts, the manifest, and the rejects if there are any.
+    `job.output` becomes a folder with the parts, the manifest, and the rejects if there are any. `on_note` is called with what
+    was decided about the first file, such as its delimiter; the others are read on the nodes.
 
     Raises:
         BadInput: the input or the options cannot be used, or the output exists.
@@ -81,7 +88,7 @@ def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], N
     job = replace(job, output=job.output.resolve(), inputs=replace(job.inputs, files=files))
     if not job.partial.exists():
         _check_free(job)
-    first = next(windows(_reading(job, files[0]).rows(), job.texts, Mark(), 0), None)
+    first = next(windows(replace(_reading(job, files[0]), on_note=on_note).rows(), job.texts, Mark(), 0), None)
     if first is None and len(files) == 1:
         raise BadInput(f"{files[0].name}: holds no texts")
     about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
@@ -197,7 +204,7 @@ def _parts(work: Work, share: Share, done: frozenset[str]) -> Iterator[Mapping[s
 
 
 def _reading(job: Job, file: Any) -> Reading:
-    return Reading(Inputs([file], job.inputs.folder), job.text_column, job.id_column, job.keep)
+    return Reading(Inputs([file], job.inputs.folder), job.text_column, job.id_column, job.keep, job.rows)
 
 
 def _read(batch: Mapping[str, Any], work: Work, done: frozenset[str]) -> Iterator[dict[str, list[Any]]]:

@@ -13,6 +13,7 @@ from qembed.embed.engine import Engine
 from qembed.embed.inputs import Inputs
 from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS, VECTORS
 from qembed.embed.windows import SIZE, TOKENS, Texts
+from qembed.text.rows.options import RowOptions
 
 OpenEngine = Callable[[], AbstractContextManager[Engine]]
 
@@ -28,6 +29,7 @@ class Job:
         engine: opens the engine.
         text_column, id_column: columns of text and id; None for the defaults.
         keep: columns to copy to the output.
+        rows: delimiter, encoding and header of the input.
         dtype: of the stored vectors, one of `vectors.dtypes.DTYPES`.
         about: metadata of the vectors, for formats that can store it.
         identity: everything that the result depends on, except the rows.
@@ -43,6 +45,7 @@ class Job:
     text_column: str | None = None
     id_column: str | None = None
     keep: Sequence[str] = ()
+    rows: RowOptions = field(default_factory=RowOptions)
     dtype: str = "float32"
     about: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +81,9 @@ def settings_of(job: Job) -> dict[str, Any]:
         "columns": job.columns,
         "text column": job.text_column,
         "id column": job.id_column,
+        "delimiter": job.rows.delimiter,
+        "encoding": job.rows.encoding,
+        "header": job.rows.header,
         "prompt": job.texts.prompt,
         "cleaned": job.texts.cleaned,
         "truncate": job.texts.truncate,

@@ -10,7 +10,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from qembed.embed.writing import OnProgress, Writing, computed
 from qembed.errors import BadInput, QembedError
 from qembed.files import sync_folder
 
+OnNote = Callable[[str], None]
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 REJECTED = 4
 """Exit code of a run that is whole, and has rejected rows."""
@@ -72,8 +73,8 @@ def _check_free(job: Job) -> None:
             raise BadInput(f"{path} exists already; choose another --output, or --force to replace it")
 
 
-def run(job: Job, on_progress: OnProgress = lambda _: None) -> Finished:
-    """Run the job, or the rest of an interrupted one.
+def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = lambda _: None) -> Finished:
+    """Run the job, or the rest of an interrupted one. `on_note` is called with what the readers decided, such as a delimiter.
 
     Raises:
         BadInput: the input or the options cannot be used; with `strict`, a row cannot.
@@ -86,7 +87,7 @@ def run(job: Job, on_progress: OnProgress = lambda _: None) -> Finished:
         if not before.ended:
             _check_free(job)
             try:
-                _compute(job, kept, on_progress)
+                _compute(job, kept, on_progress, on_note)
             except BaseException:
                 if not kept.done.windows and not any((job.partial / name).exists() for name in spool.FILES):
                     journal.remove(job.partial)
@@ -99,9 +100,9 @@ def run(job: Job, on_progress: OnProgress = lambda _: None) -> Finished:
     return Finished(kept.done, dimensions, before.vectors, rejects, targets.get(IDS), time.monotonic() - began)
 
 
-def _compute(job: Job, kept: Journal, on_progress: OnProgress) -> None:
+def _compute(job: Job, kept: Journal, on_progress: OnProgress, on_note: OnNote) -> None:
     """Embed window after window until the input ends."""
-    reading = Reading(job.inputs, job.text_column, job.id_column, job.keep)
+    reading = Reading(job.inputs, job.text_column, job.id_column, job.keep, job.rows, on_note)
     with _ahead(_windows(job, reading, kept.done)) as coming:
         first = next(coming, None)
         if first is None and not kept.done.windows:

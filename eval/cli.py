@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from qembed.checkpoint.find import DEFAULT_MODEL
+from qembed.command.row_options import row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted, QembedError
 
@@ -58,8 +59,12 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
             "(matched by its column 'id' or 'text', if it has one).")  # fmt: skip
 @sides("--baseline-vectors", type=click.Path(path_type=Path), metavar="FILE", help="Stored vectors of the baseline.")
 @reading("--data", type=click.Path(path_type=Path), metavar="FILE",
-         help="Texts: .txt with one a line, or .jsonl with one object a line: text, and if you like id, kind "
+         help="Texts: .txt with one a line, or .jsonl, .csv, .tsv or .parquet with text, and if you like id, kind "
               "(query, document, code), language, instruction.  [default: the built-in held-out texts]")  # fmt: skip
+@reading("--text-column", metavar="NAME", help="Column or field of --data with the text.  [default: text]")
+@reading("--id-column", metavar="NAME", help="Column or field of --data with the id, by which --vectors are matched.  "
+         "[default: id or _id if there is one, else the row's number]")  # fmt: skip
+@row_options(reading, " of --data, --classification and --sts")
 @reading("--cache", type=click.Path(path_type=Path, file_okay=False), envvar="QEMBED_EVAL_CACHE", show_envvar=True,
          metavar="FOLDER", help="Where vectors are kept, so that a run that was broken off goes on where it was.  "
          "[default: qembed/eval in the user's cache folder]")  # fmt: skip
@@ -71,12 +76,12 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
          help="Queries, passages and relevance: a folder as BEIR has it (corpus.jsonl, queries.jsonl, qrels/test.tsv), or "
               "SQuAD's JSON; XQuAD's files of several languages, or a folder of them, are searched across them.")  # fmt: skip
 @tasking("--classification", metavar="PATH",
-         help="Labelled texts: .csv, .tsv or .jsonl with text, label and if you like language and split (train, test), or a "
-              "folder with train.csv and test.csv. FILE:COLUMN,COLUMN names other columns for text and label.")  # fmt: skip
+         help="Labelled texts: .csv, .tsv, .parquet or .jsonl with text, label and if you like language and split (train, "
+              "test), or a folder with train.csv and test.csv. FILE:COLUMN,COLUMN names other columns.")  # fmt: skip
 @tasking("--classifier", type=click.Choice(["logistic", "lightgbm"]), default="logistic", show_default=True,
          help="What is trained on the vectors: logistic regression (scikit-learn) or LightGBM.")  # fmt: skip
 @tasking("--sts", metavar="FILE",
-         help="Scored pairs: .csv, .tsv or .jsonl with sentence1, sentence2, score and if you like language. "
+         help="Scored pairs: .csv, .tsv, .parquet or .jsonl with sentence1, sentence2, score and if you like language. "
               "FILE:COLUMN,COLUMN,COLUMN names other columns.")  # fmt: skip
 @tasking("--instruction", metavar="TEXT",
          help="What the tasks' queries, labelled texts and pairs are for, in place of the model's own query prompt. "

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from qembed.checkpoint.find import DEFAULT_MODEL, INT4_SUFFIX
 from qembed.command import signals
+from qembed.command.row_options import row_options as add_row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
 from qembed.quantize.calibration_texts import BUILT_IN_COUNT, MIN_TEXTS
@@ -40,16 +41,6 @@ io = section("Input and output")
 method = section("Quantization")
 fitted = section("Calibration")
 computing = section("Device")
-
-
-class Rounding(click.Choice[str]):
-    """The ways to round, also by the names that they had before."""
-
-    ALIASES: ClassVar = {"compensated": "gptq", "nearest": "rtn"}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """One of the choices."""
-        return super().convert(self.ALIASES.get(value, value), param, ctx)
 
 
 @click.command("quantize", cls=SectionedCommand)
@@ -177,6 +168,7 @@ class Rounding(click.Choice[str]):
     "to 'text'. Rows whose 'kind' is 'query' get a prompt: their 'instruction', or the model's own.  "
     "[default: texts that ship with qembed]",
 )
+@add_row_options(fitted, " of --calibration")
 @fitted(
     "--calibration-texts",
     type=click.IntRange(min=MIN_TEXTS),
@@ -204,6 +196,9 @@ def command(
     verify: Path | None,
     as_json: bool,
     calibration: str | None,
+    delimiter: str | None,
+    encoding: str | None,
+    no_header: bool,
     calibration_texts: int,
     max_tokens: int,
     seed: int,
@@ -237,6 +232,7 @@ def command(
     from qembed.quantize import calibration_texts as texts
     from qembed.quantize.run import run
     from qembed.quantize.settings import QuantizationSettings
+    from qembed.text.rows.options import parse as parse_row_options
 
     if verify is not None:
         _verify(verify, device, threads, as_json)
@@ -247,6 +243,9 @@ def command(
     if method["engine"] == "autoawq":
         _reject_native_options(set(method))
     settings = QuantizationSettings(**{**method, "group_size": int(method["group_size"])})
+    row_options = parse_row_options(delimiter, encoding, no_header)
+    if calibration is None:
+        row_options.check(())
     torch_device = _device(device, threads)
     start = time.monotonic()
 
@@ -260,7 +259,7 @@ def command(
         if calibration is None:
             sample = texts.built_in(calibration_texts, seed)
         else:
-            sample = texts.read(calibration, calibration_texts, seed)
+            sample = texts.read(calibration, calibration_texts, seed, row_options, lambda note: click.echo(note, err=True))
         result = run(
             model,
             target,

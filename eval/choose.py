@@ -24,8 +24,7 @@ from qembed.eval.tasks.retrieval import Collection
 from qembed.eval.texts import Data
 from qembed.files import sha256
 from qembed.text.prompts import DEFAULT_PROMPTS
-from qembed.text.texts import Text
-from qembed.vectors import sources, stored
+from qembed.vectors import sources, vector_files
 from qembed.vectors.cache import default_folder
 from qembed.vectors.sources import Side
 
@@ -62,9 +61,9 @@ def check(options: Options) -> None:
 def data(options: Options) -> Data:
     """The texts: the user's, or the built-in ones; row numbers if both sides are files of vectors."""
     if options["data"] is None and options["vectors"] and options["baseline_vectors"]:
-        rows = len(stored.read(options["vectors"]).vectors)
+        files = [vector_files.read(options[name]) for name in ("vectors", "baseline_vectors")]
         path = Path(options["vectors"])
-        return Data(path, sha256(path), [Text(f"row {row}", f"row {row}") for row in range(1, rows + 1)])
+        return Data(path, sha256(path), vector_files.texts_of(*files))
     return texts.read(options["data"] or texts.HELDOUT)
 
 
@@ -92,7 +91,7 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
 
     known: Checkpoint | None = None
     if options["vectors"]:
-        candidate = sources.vectors(stored.read(options["vectors"]))
+        candidate = sources.vectors(vector_files.read(options["vectors"]))
     elif options["url"]:
         candidate = sources.server(options["url"])
         if _from_command_line("model"):
@@ -102,7 +101,7 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
         through_vllm = options["engine"] == "vllm" if options["engine"] else sources.has_vllm()
         candidate = sources.vllm(known) if through_vllm else sources.transformers(known)
     if options["baseline_vectors"]:
-        baseline = sources.vectors(stored.read(options["baseline_vectors"]))
+        baseline = sources.vectors(vector_files.read(options["baseline_vectors"]))
     elif options["baseline_url"]:
         baseline = sources.server(options["baseline_url"])
     else:

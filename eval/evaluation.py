@@ -23,6 +23,7 @@ from qembed.eval.texts import Data, Measured, cut
 from qembed.eval.thresholds import Thresholds, verdict
 from qembed.text.texts import Text
 from qembed.vectors.sources import Side
+from qembed.vectors.vector_files import VectorFile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,8 +88,8 @@ def compare(
     """
     sides = {"candidate": candidate, "baseline": baseline}
     for side in sides.values():
-        if side.stored is not None:
-            side.stored.of(data.texts)
+        if side.file is not None:
+            side.file.of(data.texts)
     parts = [("texts", data.texts), *((task.name, task.texts) for task in tasks)]
     limit = min((side.limit for side in sides.values() if side.limit is not None), default=None)
     inputs = [reader.inputs(texts, limit) for _, texts in parts]
@@ -96,8 +97,8 @@ def compare(
     scores: dict[str, list[Any]] = {}
     told: dict[str, dict[str, Any]] = {}
     for name, side in sides.items():
-        if side.stored is not None:
-            found[name], told[name] = [side.stored.of(data.texts)], _stored(side)
+        if side.file is not None:
+            found[name], told[name] = [side.file.of(data.texts)], _described(side.file)
             continue
         with _telling(reader, limit, inputs), Embedder(side, name, settings.cache, progress) as embedder:
             found[name] = [embedder.vectors(some, what) for (what, _), (some, _) in zip(parts, inputs, strict=True)]
@@ -177,14 +178,7 @@ def _repeated(texts: Sequence[Text]) -> int:
     return len(texts) - len(Counter((text.kind == "query", text.instruction, text.text) for text in texts))
 
 
-def _stored(side: Side) -> dict[str, Any]:
-    assert side.stored is not None
-    none = dict.fromkeys(("version", "weights", "device", "kernel", "url", "bytes", "seconds"))
-    return {
-        **none,
-        "engine": "file",
-        "model": side.stored.path.name,
-        "dtype": str(side.stored.vectors.dtype),
-        "computed": 0,
-        "from_cache": 0,
-    }
+def _described(file: VectorFile) -> dict[str, Any]:
+    """The description of a side whose vectors come from a file."""
+    unknown = dict.fromkeys(("version", "weights", "device", "kernel", "url", "bytes", "seconds"))
+    return {**unknown, "engine": "file", "model": file.path.name, "dtype": file.dtype, "computed": 0, "from_cache": 0}

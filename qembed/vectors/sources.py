@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from qembed.checkpoint.description import Checkpoint
 from qembed.client import about
 from qembed.errors import MissingExtra
-from qembed.vectors.stored import Stored
+from qembed.vectors.vector_files import VectorFile
 
 INT4 = "awq-int4"
 INT4_INT8 = "awq-int4, int8 token table"
@@ -59,7 +59,7 @@ class Side:
 
     `limit` is the longest text if known. `open` reports its progress to the function it is given. `identity` is everything
     that its vectors depend on besides the text (the cache key). `live`: this cannot be known for sure, because a URL may serve
-    another model tomorrow. `size` is the bytes of the checkpoint's tensors. A side with `stored` vectors from a file is never
+    another model tomorrow. `size` is the bytes of the checkpoint's tensors. A side whose vectors come from a `file` is never
     opened.
     """
 
@@ -68,7 +68,7 @@ class Side:
     identity: Mapping[str, Any] = field(default_factory=dict)
     live: bool = False
     size: int | None = None
-    stored: Stored | None = None
+    file: VectorFile | None = None
 
 
 def server(url: str) -> Side:
@@ -117,13 +117,13 @@ def transformers(checkpoint: Checkpoint, *, exact: bool = False) -> Side:
     return Side(context(checkpoint), partial(_transformers, checkpoint, exact), identity, size=size(checkpoint))
 
 
-def vectors(stored: Stored) -> Side:
+def vectors(file: VectorFile) -> Side:
     """Vectors computed elsewhere."""
 
     def never(_: OnStage) -> AbstractContextManager[Source]:
-        raise AssertionError("a side of stored vectors is not opened")
+        raise AssertionError("a side whose vectors come from a file is not opened")
 
-    return Side(None, never, stored=stored)
+    return Side(None, never, file=file)
 
 
 def has_vllm() -> bool:
@@ -144,7 +144,7 @@ def context(checkpoint: Checkpoint) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
-def stored(checkpoint: Checkpoint) -> str:
+def weight_format(checkpoint: Checkpoint) -> str:
     """The weight format: INT4, INT4_INT8, or the dtype of most tensors."""
     if checkpoint.is_int4:
         return INT4_INT8 if checkpoint.has_int8_table else INT4
@@ -177,9 +177,8 @@ def _transformers(checkpoint: Checkpoint, exact: bool, on_stage: OnStage) -> Ite
         return sum(tensor.nbytes for tensor in (*loaded.model.parameters(), *loaded.model.buffers()))
 
     version = metadata.version("transformers")
-    yield Source(
-        "transformers", checkpoint.name, stored(checkpoint), device, dtype, None, loaded.limit, embed, version, None, memory
-    )
+    weights = weight_format(checkpoint)
+    yield Source("transformers", checkpoint.name, weights, device, dtype, None, loaded.limit, embed, version, memory=memory)
     if device == "cuda":
         del loaded
         torch.cuda.empty_cache()
@@ -193,8 +192,8 @@ def _vllm(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Sou
     with supervisor.running(ServerSettings(checkpoint, port=0, clean=False, dtype=dtype), on_stage) as running:
         embed = partial(_through_client, running.url, running.model)
         yield Source(
-            "vllm", checkpoint.name, stored(checkpoint), running.device, running.dtype, running.url, running.limit, embed,
-            vllm_version(), running.model, running.memory, running.launch.choice.kernel,
+            "vllm", checkpoint.name, weight_format(checkpoint), running.device, running.dtype, running.url, running.limit,
+            embed, vllm_version(), running.model, running.memory, running.launch.choice.kernel,
         )  # fmt: skip
 
 

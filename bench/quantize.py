@@ -217,7 +217,7 @@ def vectors(folder: Path) -> NDArray[np.float32]:
     from qembed.vectors import reference
 
     sample = find(SAMPLE)
-    found = [text.prompted(sample.prompts) for text in texts.read(texts.HELDOUT).texts]
+    found = [text.model_input(sample.prompts) for text in texts.read(texts.HELDOUT).texts]
     cut = texts.cut(found, sample.tokenizer(), sample.config["max_position_embeddings"]).texts
     return reference.embed(reference.load(Checkpoint(folder.name, folder)), cut)
 

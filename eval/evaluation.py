@@ -21,6 +21,7 @@ from qembed.eval.embedding import Embedder
 from qembed.eval.tasks import Task
 from qembed.eval.texts import Data, Measured, cut
 from qembed.eval.thresholds import Thresholds, verdict
+from qembed.text.cleaning import clean
 from qembed.text.texts import Text
 from qembed.vectors.sources import Side
 from qembed.vectors.vector_files import VectorFile
@@ -44,9 +45,9 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Reader:
-    """Turns texts into model inputs: prompts by kind, and the tokenizer that measures long texts.
+    """Turns texts into model inputs as `qembed serve` and `qembed embed` do: cleaned, queries behind their prompt.
 
-    Without a tokenizer nothing is cut, and a server refuses texts that are too long.
+    The tokenizer measures long texts. Without one nothing is cut, and a server refuses texts that are too long.
     """
 
     prompts: Mapping[str, str]
@@ -54,11 +55,17 @@ class Reader:
 
     def inputs(self, texts: Sequence[Text], limit: int | None) -> tuple[list[str], Measured | None]:
         """The model inputs of texts, and their lengths if there is a tokenizer."""
-        prompted = [text.prompted(self.prompts) for text in texts]
+        inputs = [_model_input(text, self.prompts) for text in texts]
         if self.tokenizer is None:
-            return prompted, None
-        measured = cut(prompted, self.tokenizer, limit)
+            return inputs, None
+        measured = cut(inputs, self.tokenizer, limit)
         return measured.texts, measured
+
+
+def _model_input(text: Text, prompts: Mapping[str, str]) -> str:
+    if text.text.strip() and not clean(text.text).strip():
+        raise BadInput(f"{text.id}: the text is empty once invisible characters are removed")
+    return text.model_input(prompts)
 
 
 @dataclass(frozen=True)

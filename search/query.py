@@ -13,7 +13,9 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import INT4_SUFFIX, find
 from qembed.errors import BadInput, QembedError
 from qembed.search.store import Store
+from qembed.text.cleaning import clean
 from qembed.text.prompts import DEFAULT_PROMPTS, instruct
+from qembed.text.texts import model_input
 from qembed.vectors import sources
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
         progress.status(f"embedding with {named}") as status,
         side.open(lambda doing: status.update(f"{named}: {doing}")) as source,
     ):
-        found = source.embed([prompt + text for text in texts], lambda _: None)
+        found = source.embed([model_input(text, prompt) for text in texts], lambda _: None)
     return fitted(found, store, named)
 
 
@@ -89,7 +91,7 @@ def _prompt(prompts: Mapping[str, str], store: Store, asking: Asking) -> str:
     noted = store.source.get("instruction")
     instruction = asking.instruction or (noted if asking.prompt is None and isinstance(noted, str) else None)
     if instruction:
-        return instruct(instruction)
+        return instruct(clean(instruction))
     name = asking.prompt or "query"
     if name not in prompts:
         raise BadInput(f"--prompt {name}: the model has {', '.join(prompts)}")

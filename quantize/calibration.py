@@ -52,8 +52,8 @@ def prepare(texts: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int
     `seed` draws `check` rows to hold out for measuring fidelity.
 
     Raises:
-        BadInput: a text has only invisible characters; the tokenizer returns no ids, or an id outside the token table; or a text of the user is longer than the
-            model's context (texts that ship with qembed are cut to it instead).
+        BadInput: a text has only invisible characters; the tokenizer returns no ids, or an id outside the token table; or a
+            text of the user is longer than the model's context (texts that ship with qembed are cut to it instead).
     """
     tokenizer = checkpoint.tokenizer()
     if empty := next((text.id for text in texts.texts if not clean(text.text).strip()), None):

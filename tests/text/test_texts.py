@@ -70,7 +70,7 @@ def read_by_serve(text: Text, _: pytest.MonkeyPatch) -> str:
     return str(whole)
 
 
-def read_by_embed(text: Text, monkeypatch: pytest.MonkeyPatch) -> str:
+def read_by_embed(text: Text, _: pytest.MonkeyPatch) -> str:
     from qembed.embed import choose
 
     options = {"prompt": "query" if text.kind == "query" else None, "instruction": text.instruction, "clean": True}

@@ -14,6 +14,7 @@ from qembed.errors import MissingExtra
 from qembed.eval import fidelity, neighbours
 from qembed.eval.tasks import Metric, Outcome, Task, Vectors, ranking
 from qembed.rerank import Rerank
+from qembed.text.display import counted
 from qembed.text.texts import Text
 from qembed.vectors import ivf
 
@@ -119,7 +120,7 @@ def _measure(
 ) -> Outcome:
     relevant = collection.relevant
     depth = min(DEPTH, len(collection.passages))
-    own = _same(collection)
+    own = _own_passages(collection)
     found = Found(
         baseline=_search(*baseline, depth, own),
         candidate=_search(*candidate, depth, own),
@@ -132,15 +133,19 @@ def _measure(
         _metric("recall@10", gains, relevant, ranking.recall, 10),
         _metric("recall@100", gains, relevant, ranking.recall, 100),
         *_through_ivf(found, candidate, baseline, relevant, own),
-        *_across_languages(collection, candidate, baseline),
+        *_across_languages(collection, candidate, baseline, own),
     ]
     if rerank is not None:
         metrics.append(_reranked(collection, found, rerank))
-    return Outcome(metrics, collection.notes)
+    notes = list(collection.notes)
+    if own is not None:
+        queries = counted(int((own >= 0).sum()), "query", "queries")
+        notes.append(f"{queries} with a passage of the same id: that passage is no result, as in BEIR")
+    return Outcome(metrics, notes)
 
 
 def _search(queries: NDArray[np.float32], passages: NDArray[np.float32], depth: int, own: Lists | None) -> Lists:
-    """The nearest `depth` passages; a query that is itself a passage (Quora, ArguAna) is excluded from its results."""
+    """The nearest `depth` passages without each query's `own` (`_own_passages`)."""
     if own is None:
         return neighbours.nearest(queries, passages, depth)
     wider = neighbours.nearest(queries, passages, min(depth + 1, len(passages)))
@@ -156,10 +161,17 @@ def without(lists: Lists, own: Lists, depth: int) -> Lists:
     return kept
 
 
-def _same(collection: Collection) -> Lists | None:
-    """For each query the passage with the same id and text, −1 if there is none; None if no query has one."""
-    rows = {(text.id, text.text): row for row, text in enumerate(collection.passages)}
-    own = np.array([rows.get((text.id, text.text), -1) for text in collection.queries], np.intp)
+def _own_passages(collection: Collection) -> Lists | None:
+    """For each query the passage with the query's id, −1 if there is none; None if no query has one.
+
+    As in BEIR, whose Quora and ArguAna take their queries from the passages: what a query finds first there is itself. A
+    passage that is judged relevant is not the query itself: other sets give a question and its answer the same id.
+    """
+    rows = {text.id: row for row, text in enumerate(collection.passages)}
+    own = np.array([rows.get(text.id, -1) for text in collection.queries], np.intp)
+    for query, relevant in enumerate(collection.relevant):
+        if own[query] in relevant:
+            own[query] = -1
     return own if (own >= 0).any() else None
 
 
@@ -227,6 +239,7 @@ def _across_languages(
     collection: Collection,
     candidate: tuple[NDArray[np.float32], NDArray[np.float32]],
     baseline: tuple[NDArray[np.float32], NDArray[np.float32]],
+    own: Lists | None,
 ) -> list[Metric]:
     """nDCG@10 for each pair of languages, among the passages of one language; empty if there is only one pair."""
     asked = [text.language for text in collection.queries]
@@ -250,10 +263,11 @@ def _across_languages(
         queries = [query for query, one in enumerate(grades) if one and asked[query] == language]
         depth = min(10, len(rows))
         index = candidate[1][rows], baseline[1][rows]
+        here = None if own is None else np.array([place.get(int(own[query]), -1) for query in queries], np.intp)
         found = Found(
-            baseline=neighbours.nearest(baseline[0][queries], index[1], depth),
-            candidate=neighbours.nearest(candidate[0][queries], index[0], depth),
-            mixed=neighbours.nearest(candidate[0][queries], index[1], depth),
+            baseline=_search(baseline[0][queries], index[1], depth, here),
+            candidate=_search(candidate[0][queries], index[0], depth, here),
+            mixed=_search(candidate[0][queries], index[1], depth, here),
         )
         chosen = [grades[query] for query in queries]
         group = f"{language} → {other}"

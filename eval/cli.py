@@ -16,6 +16,9 @@ from qembed.checkpoint.find import DEFAULT_MODEL
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted, QembedError
 
+UNDECIDED = 5
+"""Exit code where there are too few texts to tell whether --max-task-drop is met."""
+
 sides = section("What to compare")
 reading = section("Texts")
 tasking = section("Tasks")
@@ -88,8 +91,8 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
 @gates("--min-cosine", type=float, metavar="X", help="Exit with 1 if the mean cosine at full dimension is below X (−1 to 1).")
 @gates("--min-p1", type=float, metavar="X", help="Exit with 1 if 1% of the texts have a cosine below X.")
 @gates("--max-task-drop", callback=_share, metavar="X%",
-       help="Exit with 1 if a task's main number is lower than the baseline's by more than X% of it. Without a task "
-            "all are run.")  # fmt: skip
+       help="Exit with 1 if a task's main number is lower than the baseline's by more than X% of it, with 5 if the texts are "
+            "too few to tell: its 95% interval reaches across X%. Without a task all are run.")  # fmt: skip
 @writing("--report", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
          help="Write the result to FILE.html (one page that needs nothing else), FILE.json or FILE.md.")  # fmt: skip
 @writing("--card", is_flag=True, help="Put the numbers into the model card (README.md) of the INT4 checkpoint.")
@@ -110,7 +113,7 @@ def command(**options: Any) -> None:
     qembed eval --compare before.json after.json     two earlier results
 
     Exit codes: 0 done, 1 a threshold was missed or a vector is unusable, 2 bad input, or a side that could not be measured, 3 a
-    package is missing, 130 interrupted.
+    package is missing, 5 too few texts to tell whether --max-task-drop is met, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
     from qembed.eval.report import card
     from qembed.eval.report import files as report_files
@@ -130,10 +133,12 @@ def command(**options: Any) -> None:
         if options["card"] and folder:
             stack.callback(lambda: click.echo(f"numbers written into {card.write(folder, found)}", err=True))
         _show(found, folder, options)
-        for line in found["verdict"]["failures"]:
+        for line in (*found["verdict"]["failures"], *found["verdict"]["undecided"]):
             click.echo(f"qembed: {line}", err=True)
-    if not found["verdict"]["passed"]:
+    if found["verdict"]["failures"]:
         raise SystemExit(1)
+    if found["verdict"]["undecided"]:
+        raise SystemExit(UNDECIDED)
 
 
 def _show(found: dict[str, Any], folder: Path | None, options: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from qembed.eval import fidelity, result
 from qembed.eval.embedding import Embedder
 from qembed.eval.tasks import Task
 from qembed.eval.texts import Data, Measured, cut
-from qembed.eval.thresholds import Thresholds, verdict
+from qembed.eval.thresholds import Thresholds, judged, verdict
 from qembed.text.cleaning import clean
 from qembed.text.texts import Text
 from qembed.vectors.sources import Side
@@ -153,6 +153,7 @@ def compare(
         "results": results,
         "tasks": records,
         "speed": None,
+        "gate": [task.record() for task in judged(records, thresholds)],
         "verdict": verdict(results, records, thresholds),
     }
 

@@ -100,7 +100,8 @@ def group(debug: bool) -> None:
 
     \b
     Exit codes: 0 done, 1 failed or a threshold was missed, 2 bad input,
-    3 a package is missing, 4 done, but rows were rejected (embed).
+    3 a package is missing, 4 done, but rows were rejected (embed),
+    5 too few texts to tell whether --max-task-drop is met (eval).
     Shell completion: eval "$(_QEMBED_COMPLETE=bash_source qembed)", or
     zsh_source, fish_source.
     """  # noqa: D301 - click wants the real backspace character

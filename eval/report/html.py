@@ -45,6 +45,7 @@ def page(result: Mapping[str, Any]) -> str:
         tables={
             "dimension": parts.summaries("Cosine by dimension", "dimension", found["by_dimension"]),
             "neighbours": parts.neighbours(result),
+            "gate": parts.gate(result),
             "worst": parts.worst(result),
             "speed": speed,
             "size": parts.size(result, baseline),

@@ -25,6 +25,7 @@ def document(result: Mapping[str, Any]) -> str:
             if len(found[name]) > 1
         ),
         parts.neighbours(result),
+        parts.gate(result),
         *(parts.task(task, baseline) for task in result["tasks"]),
         parts.worst(result),
         parts.speed(result, baseline),

@@ -34,7 +34,7 @@ class Table:
 
 def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict: a word, a sign that does not depend on colour, and lines with missed or set thresholds."""
-    settings, failures = result["settings"], result["verdict"]["failures"]
+    settings, failures, undecided = result["settings"], result["verdict"]["failures"], result["verdict"]["undecided"]
     asked = [
         f"{name}: {_threshold(key, settings[key])}"
         for key, name in (
@@ -46,7 +46,10 @@ def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
     ]
     if failures:
         missed = "a check failed" if len(failures) == 1 else f"{len(failures)} checks failed"
-        return {"kind": "missed", "sign": "✘", "title": f"No: {missed}", "lines": [one_line(line) for line in failures]}
+        return {"kind": "missed", "sign": "✘", "title": f"No: {missed}",
+                "lines": [one_line(line) for line in (*failures, *undecided)]}  # fmt: skip
+    if undecided:
+        return {"kind": "open", "sign": "?", "title": "Too few texts to tell", "lines": [one_line(line) for line in undecided]}
     if asked:
         return {"kind": "met", "sign": "✔", "title": "Yes: all thresholds are met", "lines": asked}
     return {"kind": "open", "sign": "○", "title": "No thresholds were set", "lines": []}
@@ -135,6 +138,32 @@ def task(said: Mapping[str, Any], baseline: str) -> Table:
         for metric in said["metrics"]
     ]
     return Table(words.task(said), columns, rows, said["notes"])
+
+
+def gate(result: Mapping[str, Any]) -> Table | None:
+    """The verdict on each task, if there is a threshold for them."""
+    if not result["gate"]:
+        return None
+    columns = ["task", "verdict", "drop", "95% interval", "texts", "texts needed"]
+    rows = [
+        Row(
+            [
+                one_line(f"{task['task']} ({task['data']}), {task['metric']}"),
+                task["verdict"],
+                words.percent(task["drop"]),
+                words.percents(task["interval"]),
+                f"{task['texts']:,}",
+                words.UNKNOWN if task["texts_needed"] is None else f"{task['texts_needed']:,}",
+            ],
+            words=[1],
+        )
+        for task in result["gate"]
+    ]
+    most = _threshold("max_task_drop", result["settings"]["max_task_drop"])
+    note = (
+        f"worse: the interval of the drop lies beyond {most}; not worse: within it; otherwise there are too few texts to tell"
+    )
+    return Table("Drop of the tasks", columns, rows, [note])
 
 
 def worst(result: Mapping[str, Any]) -> Table:

@@ -57,6 +57,8 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
         _print_speed(console, report["speed"], report["settings"]["baseline"].upper())
     for task in report["tasks"]:
         _print_task(console, task, report["settings"]["baseline"])
+    if (gate := parts.gate(report)) is not None:
+        _print_part(console, gate)
 
 
 def print_differences(console: Console, found: dict[str, Any], first: str, second: str) -> None:

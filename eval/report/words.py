@@ -79,6 +79,16 @@ def margin_percent(ends: Sequence[float] | None) -> str:
     return UNKNOWN if ends is None else f"{(ends[1] - ends[0]) / 2:.2%}"
 
 
+def percent(share: float | None) -> str:
+    """A share, or a dash for None."""
+    return UNKNOWN if share is None else f"{share:.2%}".replace("-", "−")
+
+
+def percents(ends: Sequence[float] | None) -> str:
+    """Both ends of the interval of a share."""
+    return UNKNOWN if ends is None else f"{percent(ends[0])}…{percent(ends[1])}"
+
+
 def megabytes(size: int | None) -> str:
     """A size in bytes."""
     return UNKNOWN if size is None else f"{size / 1e6:,.0f} MB"

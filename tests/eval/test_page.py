@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html import escape
@@ -12,15 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from qembed.checkpoint import model_card as cards
 from qembed.cli import group
 from qembed.errors import BadInput
 from qembed.eval import result
-from qembed.eval.report import card, files, html, markdown
+from qembed.eval.report import card, files, html, markdown, terminal
 from qembed.eval.tasks import Metric, Outcome, Task, speed
 from qembed.eval.tasks.speed import RequestShape
-from qembed.eval.thresholds import Thresholds, verdict
+from qembed.eval.thresholds import Thresholds, judged, verdict
 from qembed.report import plots
 from qembed.report.files import KINDS
 from qembed.text.texts import Text
@@ -65,6 +67,7 @@ def full(thresholds: Thresholds | None = None, count: int = 60) -> dict[str, Any
         "tasks": tasks,
         "speed": {"candidate": {**side, "memory": 900_000_000}, "baseline": {**other, "memory": 2_000_000_000},
                   "shapes": timed, "notes": []},
+        "gate": [task.record() for task in judged(tasks, thresholds)],
         "verdict": verdict(results, tasks, thresholds),
     }  # fmt: skip
 
@@ -128,7 +131,8 @@ def test_texts_and_names_are_shown_and_never_run() -> None:
     [
         (Thresholds(), "open", "No thresholds were set"),
         (Thresholds(0.5, 0.4, 0.5), "met", "Yes: all thresholds are met"),
-        (Thresholds(0.9999, 0.9999, 0.0), "missed", "No: 3 checks failed"),
+        (Thresholds(0.9999, 0.9999, 0.0), "missed", "No: 2 checks failed"),
+        (Thresholds(max_task_drop=0.0), "open", "Too few texts to tell"),
         (Thresholds(0.9999), "missed", "No: a check failed"),
     ],
 )
@@ -138,8 +142,19 @@ def test_the_verdict_comes_first(thresholds: Thresholds, kind: str, words: str) 
         assert words in text
         assert text.index(words) < text.index("osine by dimension" if text.startswith("#") else "By dimension")
     assert f'class="verdict {kind}"' in html.page(found)
-    for line in found["verdict"]["failures"]:
+    for line in (*found["verdict"]["failures"], *found["verdict"]["undecided"]):
         assert escape(" ".join(line.split()[:3])) in html.page(found)
+
+
+def test_all_reports_tell_what_the_gate_says_of_a_task() -> None:
+    found = full(Thresholds(max_task_drop=0.005))
+    (task,) = found["gate"]
+    assert task["verdict"] == "too few texts to tell"
+    out = io.StringIO()
+    terminal.print_tables(Console(file=out, width=200), found)
+    for text in (html.page(found), markdown.document(found), out.getvalue()):
+        for words in ("too few texts to tell", "1.41%", "−1.41%…4.23%", f"{task['texts_needed']:,}"):
+            assert words in text
 
 
 def test_all_reports_carry_the_same_numbers() -> None:

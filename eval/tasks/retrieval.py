@@ -98,13 +98,18 @@ def check_faiss() -> None:
 
 def through_ivf(queries: NDArray[np.float32], index: NDArray[np.float32], depth: int) -> Lists:
     """As `neighbours.nearest`, through FAISS's IVF-Flat with the settings of `_settings`; −1 if fewer are found."""
-    chosen = _settings(len(index))
-    searcher = ivf.empty(index.shape[1], chosen["clusters"])
-    searcher.train(index[ivf.training_rows(len(index), chosen["clusters"])])
-    searcher.add(index)
-    searcher.nprobe = chosen["probed"]
-    found: Lists = searcher.search(queries, depth)[1].astype(np.intp)
-    return found
+    rows: Lists = ivf_index(index).search(queries, depth)[1].astype(np.intp)
+    return rows
+
+
+def ivf_index(vectors: NDArray[np.float32]) -> Any:
+    """FAISS's IVF-Flat of unit vectors [n, d], as `qembed index --kind ivf-flat` builds it."""
+    settings = _settings(len(vectors))
+    rows = ivf.training_rows(len(vectors), settings["clusters"])
+    index = ivf.trained(vectors.shape[1], settings["clusters"], vectors[rows])
+    index.add(vectors)
+    index.nprobe = settings["probed"]
+    return index
 
 
 def _settings(passages: int) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from qembed import rerank
 from qembed.checkpoint.description import Checkpoint
@@ -82,8 +81,8 @@ def cache_folder(options: Options, progress: Console) -> Path | None:
         return None
 
 
-def sides(options: Options) -> tuple[Side, Side, Reader]:
-    """Candidate, baseline, and the reader of texts."""
+def sides(options: Options, explicit: AbstractSet[str]) -> tuple[Side, Side, Reader]:
+    """Candidate, baseline, and the reader of texts. `explicit` are the options that stand on the command line."""
 
     @cache
     def int4() -> Checkpoint:
@@ -94,7 +93,7 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
         candidate = sources.vectors(vector_files.read(options["vectors"]))
     elif options["url"]:
         candidate = sources.server(options["url"])
-        if _from_command_line("model"):
+        if "model" in explicit:
             candidate = replace(candidate, size=sources.size(int4()))
     else:
         known = int4()
@@ -114,20 +113,20 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
         else:
             baseline = sources.transformers(original, exact=exact)
         known = known or original
-    if known is None and _from_command_line("model"):
+    if known is None and "model" in explicit:
         known = int4()
     if known is None:
         return candidate, baseline, Reader(DEFAULT_PROMPTS, None)
     return candidate, baseline, Reader(known.prompts, known.tokenizer())
 
 
-def card_folder(options: Options) -> Path | None:
+def card_folder(options: Options, explicit: AbstractSet[str]) -> Path | None:
     """The folder of the INT4 checkpoint whose model card can take the numbers; None if only a server or a file is known.
 
     Raises:
         BadInput: --card is given and there is no such folder.
     """
-    known = not (options["url"] or options["vectors"]) or _from_command_line("model")
+    known = not (options["url"] or options["vectors"]) or "model" in explicit
     if known:
         return find_int4(options["model"]).folder
     if options["card"]:
@@ -224,7 +223,3 @@ def _collection(paths: list[Path], instruction: str | None) -> Collection:
     if any(path.suffix.lower() != ".json" for path in paths):
         raise BadInput(f"{paths[0]}: neither BEIR's folder (corpus.jsonl, queries.jsonl, qrels/test.tsv) nor SQuAD's .json")
     return squad.read(paths, instruction)
-
-
-def _from_command_line(option: str) -> bool:
-    return click.get_current_context().get_parameter_source(option) == click.core.ParameterSource.COMMANDLINE

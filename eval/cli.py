@@ -172,8 +172,9 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
     progress = Console(stderr=True)
     folder = choose.cache_folder(options, progress)
     tasks, scored, timed = choose.tasks(options, folder, progress)
-    candidate, baseline, reader = choose.sides(options)
-    checkpoint = choose.card_folder(options)
+    explicit = _explicit()
+    candidate, baseline, reader = choose.sides(options, explicit)
+    checkpoint = choose.card_folder(options, explicit)
     timing = choose.speed(options, candidate, baseline) if timed else None
     thresholds = Thresholds(options["min_cosine"], options["min_p1"], options["max_task_drop"])
     settings = evaluation.EvaluationSettings(options["baseline"], thresholds, folder)
@@ -189,9 +190,7 @@ def _compare(options: dict[str, Any]) -> None:
     """Print the differences between two results."""
     from qembed.eval import difference, result
 
-    context = click.get_current_context()
-    given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
-    if other := sorted(given - {"compare", "as_json"}):
+    if other := sorted(_explicit() - {"compare", "as_json"}):
         raise BadInput(f"--compare measures nothing; leave --{other[0].replace('_', '-')} out")
     first, second = map(result.read, options["compare"])
     for one, path in ((first, options["compare"][0]), (second, options["compare"][1])):
@@ -205,6 +204,13 @@ def _compare(options: dict[str, Any]) -> None:
     from qembed.eval.report import terminal
 
     terminal.print_differences(Console(), found, *map(str, options["compare"]))
+
+
+def _explicit() -> frozenset[str]:
+    """Names of the options that stand on the command line; not those with a default or from the environment."""
+    context = click.get_current_context()
+    source = click.core.ParameterSource.COMMANDLINE
+    return frozenset(name for name in context.params if context.get_parameter_source(name) is source)
 
 
 @contextmanager

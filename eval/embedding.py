@@ -67,7 +67,7 @@ class Embedder:
         self._cache.fill(digests, out)
         return out
 
-    def told(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """The description of the side for the result: `seconds` cover only the `computed` texts; `from_cache` were cached."""
         said = self._said()
         return {

@@ -57,7 +57,7 @@ class Counted:
 
 def embedded(counted: Counted, folder: Path | None, texts: list[str], **identity: Any) -> tuple[np.ndarray, dict[str, Any]]:
     with Embedder(counted.side(**identity), "candidate", folder, QUIET) as embedder:
-        return embedder.vectors(texts, "texts"), embedder.told()
+        return embedder.vectors(texts, "texts"), embedder.description()
 
 
 def test_a_second_run_opens_nothing_and_tells_the_same(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from qembed.text.prompts import DEFAULT_PROMPTS
 from qembed.vectors import sources, vector_files
 from qembed.vectors.cache import default_folder
 from qembed.vectors.sources import Side
+from qembed.vllm import api_keys
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,9 @@ def check(options: Options) -> None:
     for one, other, line in CLASHES:
         if options[one] and options[other]:
             raise BadInput(line)
+    asks = options["url"] or options["baseline_url"] or "://" in (options["rerank"] or "")
+    if options["api_key_file"] and not asks:
+        raise BadInput("--api-key-file is for running servers: name one with --url, --baseline-url or --rerank")
 
 
 def data(options: Options) -> Data:
@@ -92,7 +96,7 @@ def sides(options: Options, explicit: AbstractSet[str]) -> tuple[Side, Side, Rea
     if options["vectors"]:
         candidate = sources.vectors(vector_files.read(options["vectors"]))
     elif options["url"]:
-        candidate = sources.server(options["url"])
+        candidate = sources.server(options["url"], api_keys.first(options["api_key_file"]))
         if "model" in explicit:
             candidate = replace(candidate, size=sources.size(int4()))
     else:
@@ -102,7 +106,7 @@ def sides(options: Options, explicit: AbstractSet[str]) -> tuple[Side, Side, Rea
     if options["baseline_vectors"]:
         baseline = sources.vectors(vector_files.read(options["baseline_vectors"]))
     elif options["baseline_url"]:
-        baseline = sources.server(options["baseline_url"])
+        baseline = sources.server(options["baseline_url"], api_keys.first(options["api_key_file"]))
     else:
         original = find(options["baseline_model"] or source_of(int4()))
         if original.is_int4:
@@ -206,7 +210,10 @@ def _retrieval(options: Options, folder: Path | None, progress: Console) -> Task
     if not options["rerank"]:
         return retrieval.task(collection)
     named = options["rerank"]
-    reranker = rerank.through_server(named) if "://" in named else rerank.through_transformers(find(named))
+    if "://" in named:
+        reranker = rerank.through_server(named, api_keys.first(options["api_key_file"]))
+    else:
+        reranker = rerank.through_transformers(find(named))
     scoring = rerank.scoring(reranker, instruction, folder, progress)
     return retrieval.task(collection, scoring, reranker.name)
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from qembed.checkpoint.find import DEFAULT_MODEL
+from qembed.command.options import api_key_file_option
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted, QembedError
 
@@ -56,6 +57,7 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
 )
 @sides("--url", metavar="URL", help="Running server of the INT4 side (OpenAI-compatible), instead of starting one.")
 @sides("--baseline-url", metavar="URL", help="Running server of the baseline, instead of transformers.")
+@api_key_file_option(sides)
 @sides("--vectors", type=click.Path(path_type=Path), metavar="FILE",
        help="Stored vectors of the INT4 side: .npy, a row for each text of --data, or .parquet with a column 'vector' "
             "(matched by its column 'id' or 'text', if it has one).")  # fmt: skip
@@ -116,7 +118,6 @@ def command(**options: Any) -> None:
     package is missing, 5 too few texts to tell whether --max-task-drop is met, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
     from qembed.eval.report import card
-    from qembed.eval.report import files as report_files
     from qembed.report import files
 
     if options["compare"]:
@@ -129,10 +130,10 @@ def command(**options: Any) -> None:
     # What was measured is shown even where a report cannot be written.
     with _measuring(options), contextlib.ExitStack() as stack:
         for path in options["report"]:
-            stack.callback(report_files.write, path, found)
+            stack.callback(_write, path, found)
         if options["card"] and folder:
             stack.callback(lambda: click.echo(f"numbers written into {card.write(folder, found)}", err=True))
-        _show(found, folder, options)
+        _show(found, options)
         for line in (*found["verdict"]["failures"], *found["verdict"]["undecided"]):
             click.echo(f"qembed: {line}", err=True)
     if found["verdict"]["failures"]:
@@ -141,7 +142,15 @@ def command(**options: Any) -> None:
         raise SystemExit(UNDECIDED)
 
 
-def _show(found: dict[str, Any], folder: Path | None, options: dict[str, Any]) -> None:
+def _write(path: Path, found: dict[str, Any]) -> None:
+    """Write a report, and say so."""
+    from qembed.eval.report import files as report_files
+
+    report_files.write(path, found)
+    click.echo(f"report written to {path}", err=True)
+
+
+def _show(found: dict[str, Any], options: dict[str, Any]) -> None:
     """Print the result."""
     if options["as_json"]:
         click.echo(json.dumps(found, allow_nan=False, indent=2))
@@ -151,8 +160,6 @@ def _show(found: dict[str, Any], folder: Path | None, options: dict[str, Any]) -
         from qembed.eval.report import terminal
 
         terminal.print_tables(Console(), found)
-        if folder and not options["card"]:
-            click.echo(f"--card puts these numbers into {folder / 'README.md'}.")
 
 
 def _measured(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:

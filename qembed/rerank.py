@@ -105,7 +105,7 @@ def through_transformers(checkpoint: Checkpoint) -> Reranker:
     return Reranker(checkpoint.name, identity, lambda: _transformers(checkpoint, answers))
 
 
-def through_server(url: str) -> Reranker:
+def through_server(url: str, api_key: str | None = None) -> Reranker:
     """A Qwen3-Reranker on a vLLM server: as a classifier (`/classify`), or generating (`/v1/completions`).
 
     Raises:
@@ -113,10 +113,10 @@ def through_server(url: str) -> Reranker:
     """
     from qembed.vectors import sources
 
-    side = sources.server(url)
+    side = sources.server(url, api_key)
     identity = {**side.identity, "task": "rerank"}
     model = str(identity["model"])
-    return Reranker(f"{model} at {url}", identity, lambda: _server(str(identity["url"]), model, side.limit))
+    return Reranker(f"{model} at {url}", identity, lambda: _server(str(identity["url"]), model, side.limit, api_key))
 
 
 @contextmanager
@@ -166,10 +166,10 @@ def _transformers(checkpoint: Checkpoint, answers: Sequence[int]) -> Iterator[Sc
 
 
 @contextmanager
-def _server(base: str, model: str, limit: int | None) -> Iterator[Scorer]:
+def _server(base: str, model: str, limit: int | None, api_key: str | None) -> Iterator[Scorer]:
     from qembed.client import embeddings
 
-    with embeddings.connected(base, TIMEOUT) as api:
+    with embeddings.connected(base, TIMEOUT, api_key) as api:
         import openai
 
         generates = False

@@ -75,13 +75,13 @@ def text_column(store: Store, asked: str | None) -> str | None:
     return store.texts[0] if len(store.texts) == 1 else None
 
 
-def reranker(named: str) -> rerank.Reranker:
+def reranker(named: str, api_key: str | None = None) -> rerank.Reranker:
     """The Qwen3-Reranker `named` by hub id, folder, or URL of a vLLM server.
 
     Raises:
         BadInput: it is not a Qwen3-Reranker.
     """
-    return rerank.through_server(named) if "://" in named else rerank.through_transformers(find(named))
+    return rerank.through_server(named, api_key) if "://" in named else rerank.through_transformers(find(named))
 
 
 def reranked(

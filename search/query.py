@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,7 @@ class Asking:
         prompt: name of one of the model's prompts; None: the instruction recorded in the index, otherwise the prompt "query".
         instruction: a task description in place of `prompt`.
         any_model: skip the check that the model is the index's.
+        api_key: goes with requests to `url`; None: the key in the environment.
     """
 
     url: str | None = None
@@ -41,6 +42,7 @@ class Asking:
     prompt: str | None = None
     instruction: str | None = None
     any_model: bool = False
+    api_key: str | None = field(default=None, repr=False)
 
 
 def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Console) -> NDArray[np.float32]:
@@ -59,7 +61,7 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
     prompts = known.prompts if known else DEFAULT_PROMPTS
     prompt = _prompt(prompts, store, asking)
     if asking.url:
-        side = sources.server(asking.url)
+        side = sources.server(asking.url, asking.api_key)
         named = str(side.identity["model"])
         if not asking.any_model:
             check_model(store, named)

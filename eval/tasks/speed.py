@@ -182,7 +182,7 @@ def _sending(source: Source) -> Iterator[Send]:
         return
     from qembed.client import embeddings
 
-    with embeddings.connected(source.url, TIMEOUT) as api:
+    with embeddings.connected(source.url, TIMEOUT, source.api_key) as api:
         yield lambda batch: api.embeddings.create(model=str(source.served), input=list(batch))
 
 

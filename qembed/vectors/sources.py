@@ -36,7 +36,7 @@ class Source:
     `embed` takes texts with their prompts, calls a function with the number of texts after each batch, and returns [texts, d]
     float32. `limit` is the longest text in tokens, including the appended last token. `version` is the engine's. `served` is
     the model name for requests to `url`. `memory` returns the bytes in use. `kernel` is the INT4 kernel that `qembed serve`
-    chose.
+    chose. `api_key` goes with requests to `url` (None: the one in the environment).
     """
 
     engine: str
@@ -51,6 +51,7 @@ class Source:
     served: str | None = None
     memory: Callable[[], int | None] = lambda: None
     kernel: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,19 @@ class Side:
     file: VectorFile | None = None
 
 
-def server(url: str) -> Side:
-    """A running OpenAI-compatible server, which is asked at once for its model.
+def server(url: str, api_key: str | None = None) -> Side:
+    """A running OpenAI-compatible server, which is asked at once for its model. `api_key` None: the key in the environment.
 
     Raises:
         BadInput: `url` is not a URL, nothing answers there, a key is required, or the answer is not from such a server.
     """
     from qembed.client import embeddings
 
-    told = about.about(url)
-    embed = partial(_through_client, url, told.model)
+    told = about.about(url, api_key)
+    embed = partial(_through_client, url, told.model, api_key=api_key)
     source = Source(
         "server", told.model, told.weights, told.device, told.dtype, url, told.limit, embed, told.version, told.model,
-        partial(about.memory, url), told.kernel,
+        partial(about.memory, url, api_key), told.kernel, api_key,
     )  # fmt: skip
     identity = {"engine": "server", "url": embeddings.base(url), **asdict(told)}
     return Side(told.limit, lambda _: nullcontext(source), identity, live=True)
@@ -221,7 +222,9 @@ def vllm_version() -> str | None:
     return None
 
 
-def _through_client(url: str, model: str, texts: Sequence[str], on_done: OnDone) -> NDArray[np.float32]:
+def _through_client(
+    url: str, model: str, texts: Sequence[str], on_done: OnDone, api_key: str | None = None
+) -> NDArray[np.float32]:
     from qembed.client import embeddings
 
     heard = 0
@@ -231,4 +234,4 @@ def _through_client(url: str, model: str, texts: Sequence[str], on_done: OnDone)
         on_done(done - heard)
         heard = done
 
-    return embeddings.embed(texts, url=url, model=model, on_progress=progressed, finite=False)
+    return embeddings.embed(texts, url=url, model=model, on_progress=progressed, finite=False, api_key=api_key)

@@ -279,7 +279,25 @@ def test_a_server_that_wants_a_key_says_how_to_give_it(start_server: Callable[[]
     monkeypatch.delenv("QEMBED_API_KEY", raising=False)
     result = qembed("--url", server.url, "--baseline-url", server.url, "--data", data)
     assert result.exit_code == 2
-    assert one_line(result) == f"qembed: {server.url}: the server asks for a key; set QEMBED_API_KEY"
+    assert one_line(result) == f"qembed: {server.url}: the server asks for a key; give --api-key-file or QEMBED_API_KEY"
+
+
+def test_the_key_may_come_from_a_file(start_server: Callable[[], Any], data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("QEMBED_API_KEY", "wrong-key")
+    (tmp_path / "keys").write_text("# the first is sent\nfirst-key\nsecond-key\n")
+    candidate, baseline = start_server(), start_server()
+    candidate.key = baseline.key = "first-key"
+    candidate.about = {"dtype": "bfloat16", "device": "cpu", "weights": "awq-int4"}
+    given = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
+    assert qembed(*given).exit_code == 2
+    result = qembed(*given, "--api-key-file", tmp_path / "keys")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["candidate"]["dtype"] == "bfloat16"
+    (tmp_path / "keys").write_text("# none\n")
+    assert "keys: no key in it" in one_line(qembed(*given, "--api-key-file", tmp_path / "keys"))
+    unused = qembed("--model", "sample", "--data", data, "--api-key-file", tmp_path / "keys")
+    assert unused.exit_code == 2
+    assert "--api-key-file is for running servers" in one_line(unused)
 
 
 def test_what_was_measured_is_shown_where_the_report_cannot_be_written(

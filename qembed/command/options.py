@@ -10,6 +10,7 @@ import click
 
 from qembed import sizes
 from qembed.checkpoint.find import DEFAULT_MODEL, SAMPLE
+from qembed.command.sections import Function
 from qembed.errors import BadInput
 
 MODEL_HELP = (
@@ -31,11 +32,12 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
-def api_key_file_option(option: Callable[..., Any] = click.option) -> Any:
+def api_key_file_option(option: Callable[..., Any] = click.option) -> Callable[[Function], Function]:
     """The option --api-key-file of a command that sends requests; `option` is `click.option`, or puts it under a heading."""
-    return option(
+    decorator: Callable[[Function], Function] = option(
         "--api-key-file",
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
         help="Key to send to running servers: the first line of FILE.  [default: the first in QEMBED_API_KEY]",
     )
+    return decorator

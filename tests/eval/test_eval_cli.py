@@ -172,7 +172,7 @@ def test_ctrl_c_is_130_and_says_what_is_kept(int4: Path, data: Path, monkeypatch
     monkeypatch.setattr(evaluation, "compare", interrupted)
     result = evaluated(int4, data)
     assert result.exit_code == 130
-    assert one_line(result) == "qembed: interrupted; vectors that were computed are kept: the same command goes on from there"
+    assert one_line(result) == "qembed: interrupted; computed vectors are in the cache: run the same command to continue"
     assert one_line(evaluated(int4, data, "--no-cache")) == "qembed: interrupted"
 
 

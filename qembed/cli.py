@@ -17,7 +17,7 @@ COMMANDS = {
     "index": ("qembed.search.index_cli", "Put vectors into a FAISS index, and measure what it misses."),
     "search": ("qembed.search.cli", "Ask an index for what is nearest to a text."),
     "embed": ("qembed.embed.cli", "Turn texts into vectors, from a file to a file."),
-    "eval": ("qembed.eval.cli", "Tell what INT4 costs against FP16."),
+    "eval": ("qembed.eval.cli", "Measure what INT4 costs against FP16."),
     "doctor": ("qembed.serve.doctor", "Tell what this machine can do, and what is missing."),
 }
 

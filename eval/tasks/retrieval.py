@@ -51,7 +51,7 @@ class Gains:
 
 
 @dataclass(frozen=True)
-class Found:
+class Rankings:
     """Ranked passage rows [q, depth] of the baseline, of the candidate, and of the candidate's queries on the baseline's
     index.
     """
@@ -126,22 +126,22 @@ def _measure(
     relevant = collection.relevant
     depth = min(DEPTH, len(collection.passages))
     own = _own_passages(collection)
-    found = Found(
+    rankings = Rankings(
         baseline=_search(*baseline, depth, own),
         candidate=_search(*candidate, depth, own),
         mixed=_search(candidate[0], baseline[1], depth, own),
     )
-    gains = _gains(found, relevant)
+    gains = _gains(rankings, relevant)
     metrics = [
         _metric("nDCG@10", gains, relevant, ranking.ndcg, 10, main=True),
         _metric("mAP@10", gains, relevant, ranking.average_precision, 10),
         _metric("recall@10", gains, relevant, ranking.recall, 10),
         _metric("recall@100", gains, relevant, ranking.recall, 100),
-        *_through_ivf(found, candidate, baseline, relevant, own),
+        *_through_ivf(rankings, candidate, baseline, relevant, own),
         *_across_languages(collection, candidate, baseline, own),
     ]
     if rerank is not None:
-        metrics.append(_reranked(collection, found, rerank))
+        metrics.append(_reranked(collection, rankings, rerank))
     notes = list(collection.notes)
     if own is not None:
         queries = counted(int((own >= 0).sum()), "query", "queries")
@@ -180,11 +180,11 @@ def _own_passages(collection: Collection) -> Lists | None:
     return own if (own >= 0).any() else None
 
 
-def _gains(found: Found, relevant: Relevant) -> Gains:
+def _gains(rankings: Rankings, relevant: Relevant) -> Gains:
     return Gains(
-        baseline=ranking.gains(found.baseline, relevant),
-        candidate=ranking.gains(found.candidate, relevant),
-        mixed=None if found.mixed is None else ranking.gains(found.mixed, relevant),
+        baseline=ranking.gains(rankings.baseline, relevant),
+        candidate=ranking.gains(rankings.candidate, relevant),
+        mixed=None if rankings.mixed is None else ranking.gains(rankings.mixed, relevant),
     )
 
 
@@ -198,7 +198,7 @@ def _metric(
     group: str | None = None,
     main: bool = False,
 ) -> Metric:
-    grades = [list(one.values()) for one in relevant]
+    grades = [list(of_query.values()) for of_query in relevant]
     mixed = None if gains.mixed is None else float(score(gains.mixed, grades, depth).mean())
     baseline, candidate = (score(side, grades, depth) for side in (gains.baseline, gains.candidate))
     return paired(name, baseline, candidate, group=group, mixed=mixed, main=main)
@@ -219,7 +219,7 @@ def paired(
 
 
 def _through_ivf(
-    exact: Found,
+    exact: Rankings,
     candidate: tuple[NDArray[np.float32], NDArray[np.float32]],
     baseline: tuple[NDArray[np.float32], NDArray[np.float32]],
     relevant: Relevant,
@@ -230,13 +230,13 @@ def _through_ivf(
     for queries, passages in (baseline, candidate):
         wider = through_ivf(queries, passages, min(depth + (own is not None), len(passages)))
         lists.append(wider if own is None else without(wider, own, depth))
-    kept = [
-        neighbours.shared(found, best[:, :depth], depth)
-        for found, best in zip(lists, (exact.baseline, exact.candidate), strict=True)
+    overlaps = [
+        neighbours.shared(retrieved, best[:, :depth], depth)
+        for retrieved, best in zip(lists, (exact.baseline, exact.candidate), strict=True)
     ]
     return [
-        _metric("nDCG@10, IVF", _gains(Found(*lists), relevant), relevant, ranking.ndcg, 10),
-        paired("IVF vs exact@10", *kept),
+        _metric("nDCG@10, IVF", _gains(Rankings(*lists), relevant), relevant, ranking.ndcg, 10),
+        paired("IVF vs exact@10", *overlaps),
     ]
 
 
@@ -247,50 +247,50 @@ def _across_languages(
     own: Lists | None,
 ) -> list[Metric]:
     """nDCG@10 for each pair of languages, among the passages of one language; empty if there is only one pair."""
-    asked = [text.language for text in collection.queries]
-    written = [text.language for text in collection.passages]
+    query_languages = [text.language for text in collection.queries]
+    passage_languages = [text.language for text in collection.passages]
     pairs = sorted(
         {
-            (asked[query], written[row])
+            (query_languages[query], passage_languages[row])
             for query, grades in enumerate(collection.relevant)
             for row in grades
-            if asked[query] and written[row]
+            if query_languages[query] and passage_languages[row]
         },
         key=lambda pair: (pair[0] != pair[1], pair),
     )
     if len(pairs) < 2:
         return []
     metrics = []
-    for language, other in pairs:
-        rows = np.flatnonzero([one == other for one in written])
+    for language, passage_language in pairs:
+        rows = np.flatnonzero([other == passage_language for other in passage_languages])
         place = {int(row): position for position, row in enumerate(rows)}
-        grades = [{place[row]: grade for row, grade in one.items() if row in place} for one in collection.relevant]
-        queries = [query for query, one in enumerate(grades) if one and asked[query] == language]
+        grades = [{place[row]: grade for row, grade in of_query.items() if row in place} for of_query in collection.relevant]
+        queries = [query for query, of_query in enumerate(grades) if of_query and query_languages[query] == language]
         depth = min(10, len(rows))
         index = candidate[1][rows], baseline[1][rows]
         here = None if own is None else np.array([place.get(int(own[query]), -1) for query in queries], np.intp)
-        found = Found(
+        retrieved = Rankings(
             baseline=_search(baseline[0][queries], index[1], depth, here),
             candidate=_search(candidate[0][queries], index[0], depth, here),
             mixed=_search(candidate[0][queries], index[1], depth, here),
         )
-        chosen = [grades[query] for query in queries]
-        group = f"{language} → {other}"
-        metrics.append(_metric("nDCG@10", _gains(found, chosen), chosen, ranking.ndcg, 10, group=group))
+        relevant = [grades[query] for query in queries]
+        group = f"{language} → {passage_language}"
+        metrics.append(_metric("nDCG@10", _gains(retrieved, relevant), relevant, ranking.ndcg, 10, group=group))
     return metrics
 
 
-def _reranked(collection: Collection, found: Found, rerank: Rerank) -> Metric:
+def _reranked(collection: Collection, rankings: Rankings, rerank: Rerank) -> Metric:
     """nDCG@10 after the reranker has sorted the best RERANKED of each side."""
-    assert found.mixed is not None
-    tops = {name: getattr(found, name)[:, :RERANKED] for name in ("baseline", "candidate", "mixed")}
-    wanted = sorted(
+    assert rankings.mixed is not None
+    tops = {name: getattr(rankings, name)[:, :RERANKED] for name in ("baseline", "candidate", "mixed")}
+    pairs = sorted(
         {(query, int(row)) for lists in tops.values() for query, rows in enumerate(lists) for row in rows if row >= 0}
     )
     texts = [text.text for text in collection.queries], [text.text for text in collection.passages]
-    scores = dict(zip(wanted, rerank(*texts, wanted), strict=True))
+    scores = dict(zip(pairs, rerank(*texts, pairs), strict=True))
     ordered = {name: _by_score(lists, scores) for name, lists in tops.items()}
-    return _metric("nDCG@10, reranked", _gains(Found(**ordered), collection.relevant), collection.relevant, ranking.ndcg, 10)
+    return _metric("nDCG@10, reranked", _gains(Rankings(**ordered), collection.relevant), collection.relevant, ranking.ndcg, 10)
 
 
 def _by_score(lists: Lists, scores: Mapping[tuple[int, int], float]) -> Lists:

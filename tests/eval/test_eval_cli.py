@@ -270,7 +270,7 @@ def test_what_a_server_tells_of_itself_is_in_the_result(start_server: Callable[[
     shown = qembed(*given).stdout
     assert "INT4 weights, a running server (vLLM 9.9)" in shown
     assert "computed in bfloat16" in shown
-    assert "in a dtype that it does not tell" in shown
+    assert "dtype not reported" in shown
 
 
 def test_a_server_that_wants_a_key_says_how_to_give_it(start_server: Callable[[], Any], data: Path, monkeypatch: Any) -> None:

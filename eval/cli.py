@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from qembed.checkpoint.find import DEFAULT_MODEL
-from qembed.command.options import api_key_file_option
+from qembed.command.options import JSON_HELP, api_key_file_option
+from qembed.command.outputs import refuse_inputs
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted, QembedError
 
@@ -100,7 +101,7 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
 @writing("--card", is_flag=True, help="Write the numbers into the model card (README.md) of the INT4 checkpoint.")
 @writing("--compare", nargs=2, type=click.Path(path_type=Path), metavar="A.json B.json",
          help="Measure nothing; compare two results, and tell which differences are within noise.")  # fmt: skip
-@writing("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")
+@writing("--json", "as_json", is_flag=True, help=JSON_HELP)
 def command(**options: Any) -> None:
     """Measure what INT4 costs against FP16: the cosine between both vectors of each text.
 
@@ -125,6 +126,7 @@ def command(**options: Any) -> None:
         return
     for path in options["report"]:
         files.check(path)
+    refuse_inputs("--report", options["report"], _inputs(options))
     with _exit_code_1_reserved(options):
         result, folder = _measure(options)
     # The result is shown even if a report cannot be written.
@@ -142,6 +144,15 @@ def command(**options: Any) -> None:
         raise SystemExit(UNDECIDED)
 
 
+def _inputs(options: dict[str, Any]) -> Iterator[Path]:
+    """The files that the options name: texts, vectors, data of tasks, checkpoints."""
+    names = [options[name] for name in ("data", "vectors", "baseline_vectors", "model", "baseline_model", "sts")]
+    for name in filter(None, (*names, options["classification"], *options["retrieval"])):
+        path = next((path for path in (Path(name), Path(str(name).rpartition(":")[0] or name)) if path.exists()), None)
+        if path is not None:  # a hub id is none; FILE:COLUMN,COLUMN is one without its columns
+            yield from path.rglob("*") if path.is_dir() else [path]
+
+
 def _write(path: Path, result: dict[str, Any]) -> None:
     """Write a report, and say so."""
     from qembed.eval.report import files as report_files
@@ -153,7 +164,7 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 def _show(result: dict[str, Any], options: dict[str, Any]) -> None:
     """Print the result."""
     if options["as_json"]:
-        click.echo(json.dumps(result, allow_nan=False, indent=2))
+        click.echo(json.dumps(result, allow_nan=False))
     else:
         from rich.console import Console
 
@@ -204,7 +215,7 @@ def _compare(options: dict[str, Any]) -> None:
         difference.check(read, path)
     differences = difference.compare(first, second)
     if options["as_json"]:
-        click.echo(json.dumps(differences, allow_nan=False, indent=2))
+        click.echo(json.dumps(differences, allow_nan=False))
         return
     from rich.console import Console
 

@@ -185,7 +185,8 @@ def _sending(source: Source) -> Iterator[Send]:
     from qembed.client import embeddings
 
     with embeddings.connected(source.url, TIMEOUT, source.api_key) as api:
-        yield lambda batch: api.embeddings.create(model=str(source.served), input=list(batch))
+        fields = dict(source.fields) or None
+        yield lambda batch: api.embeddings.create(model=str(source.served), input=list(batch), extra_body=fields)
 
 
 def _described(source: Source) -> dict[str, Any]:

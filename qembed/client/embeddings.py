@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 TIMEOUT = 300.0
 ASKING_SECONDS = 30.0
+AS_IT_IS = {"prompt_name": ""}
+"""The field with which `qembed serve` puts no prompt before a text, whatever its --default-prompt. Other servers refuse it."""
 
 
 def embed(
@@ -32,13 +34,14 @@ def embed(
     on_progress: Callable[[int], None] | None = None,
     finite: bool = True,
     api_key: str | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> NDArray[np.float32]:
     """The vectors [len(texts), dimensions] of `texts`, in their order, from the server at `url`.
 
     `model` None: the server's only model. `dimensions` None: whole vectors. Each request has `batch_size` texts and times out
     after `timeout` seconds. `on_progress` is called with the number of finished texts. `api_key` None: the key, if one is
     required, comes from QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False vectors that contain NaN or infinity are
-    returned as they are.
+    returned as they are. Requests have `fields` beside OpenAI's.
 
     Raises:
         BadInput: no texts, or the server rejects them; the message is the server's.
@@ -54,7 +57,9 @@ def embed(
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
             # The openai package asks for base64 and decodes it, which is exact and a third of the size of JSON numbers.
-            answer = server.embeddings.create(model=name, input=batch, dimensions=dimensions or openai.omit)
+            answer = server.embeddings.create(
+                model=name, input=batch, dimensions=dimensions or openai.omit, extra_body=dict(fields) if fields else None
+            )
             rows.extend(item.embedding for item in sorted(answer.data, key=lambda item: item.index))
             if len(rows) != start + len(batch):
                 raise QembedError(f"{url}: {len(answer.data)} vectors for {len(batch)} texts")

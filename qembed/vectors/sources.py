@@ -36,7 +36,7 @@ class Source:
     `embed` takes texts with their prompts, calls a function with the number of texts after each batch, and returns [texts, d]
     float32. `limit` is the longest text in tokens, including the appended last token. `version` is the engine's. `served` is
     the model name for requests to `url`. `memory` returns the bytes in use. `kernel` is the INT4 kernel that `qembed serve`
-    chose. `api_key` goes with requests to `url` (None: the one in the environment).
+    chose. `api_key` goes with requests to `url` (None: the one in the environment), and so do `fields`, beside OpenAI's.
     """
 
     engine: str
@@ -52,6 +52,7 @@ class Source:
     memory: Callable[[], int | None] = lambda: None
     kernel: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,12 @@ def server(url: str, api_key: str | None = None) -> Side:
     from qembed.client import embeddings
 
     told = about.about(url, api_key)
-    embed = partial(_through_client, url, told.model, api_key=api_key)
+    # The texts have their prompt. Only `qembed serve` reports its weights, and only it has prompts of its own.
+    fields = {} if told.weights is None else embeddings.AS_IT_IS
+    embed = partial(_through_client, url, told.model, api_key=api_key, fields=fields)
     source = Source(
         "server", told.model, told.weights, told.device, told.dtype, url, told.limit, embed, told.version, told.model,
-        partial(about.memory, url, api_key), told.kernel, api_key,
+        partial(about.memory, url, api_key), told.kernel, api_key, fields,
     )  # fmt: skip
     identity = {"engine": "server", "url": embeddings.base(url), **asdict(told)}
     return Side(told.limit, lambda _: nullcontext(source), identity, live=True)
@@ -223,7 +226,12 @@ def vllm_version() -> str | None:
 
 
 def _through_client(
-    url: str, model: str, texts: Sequence[str], on_done: OnDone, api_key: str | None = None
+    url: str,
+    model: str,
+    texts: Sequence[str],
+    on_done: OnDone,
+    api_key: str | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> NDArray[np.float32]:
     from qembed.client import embeddings
 
@@ -234,4 +242,4 @@ def _through_client(
         on_done(done - heard)
         heard = done
 
-    return embeddings.embed(texts, url=url, model=model, on_progress=progressed, finite=False, api_key=api_key)
+    return embeddings.embed(texts, url=url, model=model, on_progress=progressed, finite=False, api_key=api_key, fields=fields)

@@ -273,6 +273,18 @@ def test_what_a_server_tells_of_itself_is_in_the_result(start_server: Callable[[
     assert "dtype not reported" in shown
 
 
+def test_a_qembed_server_is_asked_to_add_no_prompt_and_others_are_not(start_server: Callable[[], Any], data: Path) -> None:
+    candidate, baseline = start_server(), start_server()
+    candidate.about = {"dtype": "bfloat16", "device": "cpu", "weights": "awq-int4"}
+    given = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
+    assert qembed(*given).exit_code == 0
+    assert candidate.fields == {"prompt_name="}
+    assert baseline.fields == set()
+    candidate.fields.clear()
+    assert qembed(*given, "--no-cache", "--task", "speed", "--speed-batches", 1, "--speed-lengths", 3).exit_code == 0
+    assert candidate.fields == {"prompt_name="}
+
+
 def test_a_server_that_wants_a_key_says_how_to_give_it(start_server: Callable[[], Any], data: Path, monkeypatch: Any) -> None:
     server = start_server()
     server.key = "first-key"

@@ -279,6 +279,21 @@ def test_a_report_that_cannot_be_written_is_told_at_once(int4: Path, tmp_path: P
     assert words in line
 
 
+def test_a_report_never_replaces_an_input(int4: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy-AWQ-INT4"
+    shutil.copytree(int4, copy)
+    (tmp_path / "squad.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / "squad.json")
+    for report in (copy / "config.json", tmp_path / "squad.json", tmp_path / "link.json"):
+        done = evaluated(copy, tmp_path, "--retrieval", tmp_path / "squad.json", "--report", report)
+        assert done.exit_code == 2
+        assert f"--report {report}" in done.stderr
+        assert "would be lost" in done.stderr
+    assert json.loads((copy / "config.json").read_text())["model_type"] == "qwen3"
+
+
 def test_a_card_without_a_checkpoint_is_told_at_once(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.eye(4))
     given = ("--vectors", tmp_path / "v.npy", "--baseline-vectors", tmp_path / "v.npy", "--card")

@@ -220,7 +220,7 @@ def vectors(folder: Path) -> NDArray[np.float32]:
     from qembed.vectors import reference
 
     sample = find(SAMPLE)
-    prompted = [text.prompted(sample.prompts) for text in texts.read(texts.HELDOUT).texts]
+    prompted = [text.model_input(sample.prompts) for text in texts.read(texts.HELDOUT).texts]
     cut = texts.cut(prompted, sample.tokenizer(), sample.config["max_position_embeddings"]).texts
     return reference.embed(reference.load(Checkpoint(folder.name, folder)), cut)
 

@@ -336,7 +336,7 @@ def _finish(work: Work) -> None:
         (work.parts / REJECTS).unlink()
     if not parts:
         types = dict.fromkeys(work.shape.columns, "string")
-        empty = VectorBlock(dtypes.stored(_none(work.shape), work.job.dtype), [], {name: [] for name in work.shape.columns})
+        empty = VectorBlock(dtypes.encode(_none(work.shape), work.job.dtype), [], {name: [] for name in work.shape.columns})
         name = work.name(0, 0)
         sizes = _write(parquet.table(empty, parquet.schema(work.shape, types), work.shape), work.parts / name)
         parts = [{"file": name, "vectors": 0, **sizes}]

@@ -18,8 +18,9 @@ from qembed.embed.chunking import Span, chunks
 from qembed.embed.documents import Document
 from qembed.embed.rows import Reject, Row
 from qembed.errors import BadInput
-from qembed.text.cleaning import clean, has_surrogate
+from qembed.text.cleaning import has_surrogate
 from qembed.text.rows.values import storable
+from qembed.text.texts import model_input
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -78,11 +79,8 @@ class Texts:
     def count(self, texts: Sequence[str]) -> list[int]:
         """Token counts of `texts` including appended tokens, without the prompt."""
         assert self.tokenizer is not None
-        return [len(one.ids) for one in self.tokenizer.encode_batch_fast([self.clean(text) for text in texts])]
-
-    def clean(self, text: str) -> str:
-        """The text as the server would clean it."""
-        return clean(text) if self.cleaned else text
+        inputs = [model_input(text, cleaned=self.cleaned) for text in texts]
+        return [len(one.ids) for one in self.tokenizer.encode_batch_fast(inputs)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +239,11 @@ def _made(candidates: Iterable[_Candidate], texts: Texts) -> Iterator[tuple[_Can
 
 
 def _together(candidates: Sequence[_Candidate], texts: Texts) -> Iterator[tuple[_Candidate, Item | Reject]]:
-    whole = [texts.clean(one.text) if one.reason is None else "" for one in candidates]
-    reasons = [one.reason or _empty(one.text, text) for one, text in zip(candidates, whole, strict=True)]
-    whole = [text if reason else texts.prompt + text for text, reason in zip(whole, reasons, strict=True)]
+    whole = [
+        model_input(one.text, texts.prompt, cleaned=texts.cleaned) if one.reason is None else texts.prompt for one in candidates
+    ]
+    cleaned = [text[len(texts.prompt) :] for text in whole]
+    reasons = [one.reason or _empty(one.text, text) for one, text in zip(candidates, cleaned, strict=True)]
     encoded: dict[int, Encoding] = {}
     if texts.tokenizer is not None:
         wanted = [place for place, reason in enumerate(reasons) if reason is None]

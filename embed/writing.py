@@ -147,7 +147,7 @@ def embedded(window: Window, engine: Engine, job: Job, unfit: Unfit) -> tuple[Ve
 def _told_apart(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
     """The stored vectors of a window, and its rejects."""
     made, reasons = results
-    stored = dtypes.stored(made, job.dtype)
+    stored = dtypes.encode(made, job.dtype)
     block = _block(window, stored, job.columns, reasons)
     if found := unfit(block):
         left = [place for place in range(len(window.items)) if place not in reasons]

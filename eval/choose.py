@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from qembed import rerank
 from qembed.checkpoint.description import Checkpoint
@@ -27,10 +26,10 @@ from qembed.text.prompts import DEFAULT_PROMPTS
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.options import parse as parse_row_options
 from qembed.text.rows.reader import FORMATS
-from qembed.text.texts import Text
-from qembed.vectors import sources, stored
+from qembed.vectors import sources, vector_files
 from qembed.vectors.cache import default_folder
 from qembed.vectors.sources import Side
+from qembed.vllm import api_keys
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,14 +60,17 @@ def check(options: Options) -> None:
         if options[one] and options[other]:
             raise BadInput(line)
     row_options(options)
+    asks = options["url"] or options["baseline_url"] or "://" in (options["rerank"] or "")
+    if options["api_key_file"] and not asks:
+        raise BadInput("--api-key-file is for running servers: name one with --url, --baseline-url or --rerank")
 
 
 def data(options: Options) -> Data:
     """The texts: the user's, or the built-in ones; row numbers if both sides are files of vectors."""
     if options["data"] is None and options["vectors"] and options["baseline_vectors"]:
-        rows = len(stored.read(options["vectors"]).vectors)
+        files = [vector_files.read(options[name]) for name in ("vectors", "baseline_vectors")]
         path = Path(options["vectors"])
-        return Data(path, sha256(path), [Text(f"row {row}", f"row {row}") for row in range(1, rows + 1)])
+        return Data(path, sha256(path), vector_files.texts_of(*files))
     if options["data"] is None:
         if option := next((name for name in ("text_column", "id_column") if options[name]), None):
             raise BadInput(f"--{option.replace('_', '-')} applies to --data")
@@ -109,8 +111,8 @@ def cache_folder(options: Options, progress: Console) -> Path | None:
         return None
 
 
-def sides(options: Options) -> tuple[Side, Side, Reader]:
-    """Candidate, baseline, and the reader of texts."""
+def sides(options: Options, explicit: AbstractSet[str]) -> tuple[Side, Side, Reader]:
+    """Candidate, baseline, and the reader of texts. `explicit` are the options that stand on the command line."""
 
     @cache
     def int4() -> Checkpoint:
@@ -118,19 +120,19 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
 
     known: Checkpoint | None = None
     if options["vectors"]:
-        candidate = sources.vectors(stored.read(options["vectors"]))
+        candidate = sources.vectors(vector_files.read(options["vectors"]))
     elif options["url"]:
-        candidate = sources.server(options["url"])
-        if _from_command_line("model"):
+        candidate = sources.server(options["url"], api_keys.first(options["api_key_file"]))
+        if "model" in explicit:
             candidate = replace(candidate, size=sources.size(int4()))
     else:
         known = int4()
         through_vllm = options["engine"] == "vllm" if options["engine"] else sources.has_vllm()
         candidate = sources.vllm(known) if through_vllm else sources.transformers(known)
     if options["baseline_vectors"]:
-        baseline = sources.vectors(stored.read(options["baseline_vectors"]))
+        baseline = sources.vectors(vector_files.read(options["baseline_vectors"]))
     elif options["baseline_url"]:
-        baseline = sources.server(options["baseline_url"])
+        baseline = sources.server(options["baseline_url"], api_keys.first(options["api_key_file"]))
     else:
         original = find(options["baseline_model"] or source_of(int4()))
         if original.is_int4:
@@ -141,20 +143,20 @@ def sides(options: Options) -> tuple[Side, Side, Reader]:
         else:
             baseline = sources.transformers(original, exact=exact)
         known = known or original
-    if known is None and _from_command_line("model"):
+    if known is None and "model" in explicit:
         known = int4()
     if known is None:
         return candidate, baseline, Reader(DEFAULT_PROMPTS, None)
     return candidate, baseline, Reader(known.prompts, known.tokenizer())
 
 
-def card_folder(options: Options) -> Path | None:
+def card_folder(options: Options, explicit: AbstractSet[str]) -> Path | None:
     """The folder of the INT4 checkpoint whose model card can take the numbers; None if only a server or a file is known.
 
     Raises:
         BadInput: --card is given and there is no such folder.
     """
-    known = not (options["url"] or options["vectors"]) or _from_command_line("model")
+    known = not (options["url"] or options["vectors"]) or "model" in explicit
     if known:
         return find_int4(options["model"]).folder
     if options["card"]:
@@ -238,7 +240,10 @@ def _retrieval(options: Options, folder: Path | None, progress: Console) -> Task
     if not options["rerank"]:
         return retrieval.task(collection)
     named = options["rerank"]
-    reranker = rerank.through_server(named) if "://" in named else rerank.through_transformers(find(named))
+    if "://" in named:
+        reranker = rerank.through_server(named, api_keys.first(options["api_key_file"]))
+    else:
+        reranker = rerank.through_transformers(find(named))
     scoring = rerank.scoring(reranker, instruction, folder, progress)
     return retrieval.task(collection, scoring, reranker.name)
 
@@ -255,7 +260,3 @@ def _collection(paths: list[Path], instruction: str | None) -> Collection:
     if any(path.suffix.lower() != ".json" for path in paths):
         raise BadInput(f"{paths[0]}: neither BEIR's folder (corpus.jsonl, queries.jsonl, qrels/test.tsv) nor SQuAD's .json")
     return squad.read(paths, instruction)
-
-
-def _from_command_line(option: str) -> bool:
-    return click.get_current_context().get_parameter_source(option) == click.core.ParameterSource.COMMANDLINE

@@ -3,7 +3,7 @@
 A difference of two means is within noise if it is at most √(a² + b²), with a and b half the widths of their 95% intervals, as
 for independent measurements. For the same texts that is conservative, because variation common to both is included. The
 interval of a task's metric is that of its difference to the baseline, so these differences are compared. Without an interval
-nothing is said about noise.
+it is left open whether a difference is noise.
 """
 
 from __future__ import annotations
@@ -46,20 +46,21 @@ class Difference:
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers that both results have, and notes about other differences."""
-    return {"notes": list(_notes(first, second)), "differences": [one.record() for one in _differences(first, second)]}
+    differences = [difference.record() for difference in _differences(first, second)]
+    return {"notes": list(_notes(first, second)), "differences": differences}
 
 
-def check(found: Mapping[str, Any], path: Path) -> None:
+def check(result: Mapping[str, Any], path: Path) -> None:
     """Check that a result is complete and well-formed, by comparing it with itself.
 
     Raises:
         BadInput: the result read from `path` is damaged.
     """
     try:
-        compare(found, found)
+        compare(result, result)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise BadInput(f"{path}: not a whole result of `qembed eval` ({said})") from error
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadInput(f"{path}: not a whole result of `qembed eval` ({message})") from error
 
 
 def noise(*intervals: Sequence[float] | None) -> float | None:
@@ -82,10 +83,10 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterato
                 yield from _means(f"{label} {name}", left[part][name], right[part][name])
     if left["neighbours"] and right["neighbours"]:
         for key, name in words.NEIGHBOURS.items():
-            one, other = left["neighbours"][key], right["neighbours"][key]
-            for depth in one["overlap"]:
-                spread = noise(one["interval"][depth], other["interval"][depth])
-                yield Difference(f"top {depth} kept, {name}", one["overlap"][depth], other["overlap"][depth], spread)
+            here, there = left["neighbours"][key], right["neighbours"][key]
+            for depth in here["overlap"]:
+                spread = noise(here["interval"][depth], there["interval"][depth])
+                yield Difference(f"top {depth} kept, {name}", here["overlap"][depth], there["overlap"][depth], spread)
     yield from _tasks(first["tasks"], second["tasks"])
 
 
@@ -95,15 +96,15 @@ def _means(name: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> Iter
 
 
 def _tasks(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> Iterator[Difference]:
-    known = {_key(task): {(one["name"], one["group"]): one for one in task["metrics"]} for task in first}
+    metrics = {_key(task): {(earlier["name"], earlier["group"]): earlier for earlier in task["metrics"]} for task in first}
     for task in second:
-        for other in task["metrics"]:
-            one = known.get(_key(task), {}).get((other["name"], other["group"]))
-            if one is None or one["difference"] is None or other["difference"] is None:
+        for metric in task["metrics"]:
+            earlier = metrics.get(_key(task), {}).get((metric["name"], metric["group"]))
+            if earlier is None or earlier["difference"] is None or metric["difference"] is None:
                 continue
-            group = f" {other['group']}" if other["group"] else ""
-            name = f"{task['task']} ({task['data']['name']}): {other['name']}{group}, INT4 − baseline"
-            yield Difference(name, one["difference"], other["difference"], noise(one["interval"], other["interval"]))
+            group = f" {metric['group']}" if metric["group"] else ""
+            name = f"{task['task']} ({task['data']['name']}): {metric['name']}{group}, INT4 − baseline"
+            yield Difference(name, earlier["difference"], metric["difference"], noise(earlier["interval"], metric["interval"]))
 
 
 def _key(task: Mapping[str, Any]) -> tuple[str, str, str | None]:

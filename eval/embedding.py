@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
 CHUNK = 64
 SENTINEL = "qembed looks whether this server still gives the vectors that it gave before."
+"""A text whose vector tells whether a server still runs the same model. Changing it would discard every cache."""
 SAME = 0.9999
-SAID = ("engine", "version", "model", "weights", "device", "dtype", "kernel", "url")
+"""Cosine from which two vectors of one text count as those of one model."""
+DESCRIPTION = ("engine", "version", "model", "weights", "device", "dtype", "kernel", "url")
+"""Fields of a `Source` that describe a side in the result."""
+NOTE = "said"
+"""The note with them in the cache."""
 
 
 class Embedder:
@@ -37,7 +42,7 @@ class Embedder:
         self._folder, self._progress = folder, progress
         self._stack = ExitStack()
         self._source: Source | None = None
-        self._computed = self._kept = 0
+        self._computed = self._from_cache = 0
         self._seconds = 0.0
 
     def __enter__(self) -> Embedder:
@@ -59,32 +64,32 @@ class Embedder:
         """
         digests = [cache.digest(text) for text in inputs]
         known = self._cache.known(digests)
-        wanted = {one: text for one, text in zip(digests, inputs, strict=True) if one not in known}
-        self._kept += len(set(digests) & known)
-        if wanted:
-            self._compute(wanted, what)
+        missing = {digest: text for digest, text in zip(digests, inputs, strict=True) if digest not in known}
+        self._from_cache += len(set(digests) & known)
+        if missing:
+            self._compute(missing, what)
         out = arrays.empty((len(inputs), self._cache.dimension(digests[0])), self._folder)
         self._cache.fill(digests, out)
         return out
 
-    def told(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """The description of the side for the result: `seconds` cover only the `computed` texts; `from_cache` were cached."""
-        said = self._said()
+        fields = self._source_fields()
         return {
-            **{name: said.get(name) for name in SAID},
-            "url": said["url"] if self.side.live else None,
+            **{name: fields.get(name) for name in DESCRIPTION},
+            "url": fields["url"] if self.side.live else None,
             "bytes": self.side.size,
             "seconds": round(self._seconds, 3),
             "computed": self._computed,
-            "from_cache": self._kept,
+            "from_cache": self._from_cache,
         }
 
-    def _compute(self, wanted: dict[bytes, str], what: str) -> None:
+    def _compute(self, missing: dict[bytes, str], what: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         source = self._opened()
-        # Like lengths together need little padding, and the longest first shows at once whether the memory suffices.
-        pairs = sorted(wanted.items(), key=lambda pair: -len(pair[1]))
+        # Texts of similar length need little padding; starting with the longest shows at once whether the memory suffices.
+        pairs = sorted(missing.items(), key=lambda pair: -len(pair[1]))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
         done = 0
         with Progress(*columns, console=self._progress) as bar:
@@ -92,48 +97,48 @@ class Embedder:
             started = time.monotonic()
             try:
                 for start in range(0, len(pairs), CHUNK):
-                    part = pairs[start : start + CHUNK]
-                    found = source.embed([text for _, text in part], lambda count: bar.advance(task, count))
-                    self._cache.put([one for one, _ in part], found)
-                    done += len(part)
+                    chunk = pairs[start : start + CHUNK]
+                    vectors = source.embed([text for _, text in chunk], lambda count: bar.advance(task, count))
+                    self._cache.put([digest for digest, _ in chunk], vectors)
+                    done += len(chunk)
             except QembedError as error:
-                raise type(error)(f"{error}{self._kept_so_far(done, len(pairs))}") from error
+                raise type(error)(f"{error}{self._advice(done, len(pairs))}") from error
             finally:
                 self._computed += done
                 self._seconds += time.monotonic() - started
 
-    def _kept_so_far(self, done: int, total: int) -> str:
-        """End of an error message: what is not lost."""
+    def _advice(self, done: int, total: int) -> str:
+        """End of an error message: what is not lost, and how to continue."""
         if self._folder is None or not done:
             return ""
-        return f" ({done} of {total} vectors are kept in {self._folder}: the same command goes on from there)"
+        return f" ({done} of {total} vectors are in the cache {self._folder}: run the same command to continue)"
 
     def _opened(self) -> Source:
         if self._source is None:
             with self._progress.status(f"{self.name}: opening") as status:
                 source = self._stack.enter_context(self.side.open(lambda doing: status.update(f"{self.name}: {doing}")))
             self._source = source
-            self._cache.note("said", {name: getattr(source, name) for name in SAID})
+            self._cache.note(NOTE, {name: getattr(source, name) for name in DESCRIPTION})
             if self.side.live and not self._cache.known([cache.digest(SENTINEL)]):
                 self._cache.put([cache.digest(SENTINEL)], source.embed([SENTINEL], lambda _: None))
         return self._source
 
-    def _said(self) -> dict[str, Any]:
-        if self._source is None and self._cache.noted("said") is None:
+    def _source_fields(self) -> dict[str, Any]:
+        if self._source is None and self._cache.read_note(NOTE) is None:
             self._opened()
-        found: dict[str, Any] = self._cache.noted("said")
-        return found
+        fields: dict[str, Any] = self._cache.read_note(NOTE)
+        return fields
 
     def _check_sentinel(self) -> None:
         """Clear the cache of a server that now returns other vectors: another model behind the same URL and name."""
-        one = cache.digest(SENTINEL)
-        if self._cache.known([one]):
+        sentinel = cache.digest(SENTINEL)
+        if self._cache.known([sentinel]):
             with self.side.open(lambda _: None) as source:
                 now = source.embed([SENTINEL], lambda _: None).astype(np.float64)[0]
-            then = np.empty((1, self._cache.dimension(one)), np.float32)
-            self._cache.fill([one], then)
-            lengths = np.linalg.norm(now) * np.linalg.norm(then[0])
-            if len(now) == then.shape[1] and now @ then[0] >= SAME * lengths > 0:
+            before = np.empty((1, self._cache.dimension(sentinel)), np.float32)
+            self._cache.fill([sentinel], before)
+            lengths = np.linalg.norm(now) * np.linalg.norm(before[0])
+            if len(now) == before.shape[1] and now @ before[0] >= SAME * lengths > 0:
                 return
-            self._progress.print(f"{self.name}: the server gives other vectors than before; those in the cache are left out")
+            self._progress.print(f"{self.name}: the server returns other vectors than before; its cached vectors are discarded")
         self._cache.clear()

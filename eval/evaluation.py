@@ -20,9 +20,11 @@ from qembed.eval import fidelity, result
 from qembed.eval.embedding import Embedder
 from qembed.eval.tasks import Task
 from qembed.eval.texts import Data, Measured, cut
-from qembed.eval.thresholds import Thresholds, verdict
+from qembed.eval.thresholds import Thresholds, judged, verdict
+from qembed.text.cleaning import clean
 from qembed.text.texts import Text
 from qembed.vectors.sources import Side
+from qembed.vectors.vector_files import VectorFile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,9 +45,9 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Reader:
-    """Turns texts into model inputs: prompts by kind, and the tokenizer that measures long texts.
+    """Turns texts into model inputs as `qembed serve` and `qembed embed` do: cleaned, queries behind their prompt.
 
-    Without a tokenizer nothing is cut, and a server refuses texts that are too long.
+    The tokenizer measures long texts. Without one nothing is cut, and a server refuses texts that are too long.
     """
 
     prompts: Mapping[str, str]
@@ -53,11 +55,17 @@ class Reader:
 
     def inputs(self, texts: Sequence[Text], limit: int | None) -> tuple[list[str], Measured | None]:
         """The model inputs of texts, and their lengths if there is a tokenizer."""
-        prompted = [text.prompted(self.prompts) for text in texts]
+        inputs = [_model_input(text, self.prompts) for text in texts]
         if self.tokenizer is None:
-            return prompted, None
-        measured = cut(prompted, self.tokenizer, limit)
+            return inputs, None
+        measured = cut(inputs, self.tokenizer, limit)
         return measured.texts, measured
+
+
+def _model_input(text: Text, prompts: Mapping[str, str]) -> str:
+    if text.text.strip() and not clean(text.text).strip():
+        raise BadInput(f"{text.id}: the text is empty once invisible characters are removed")
+    return text.model_input(prompts)
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,17 @@ class SelfScoring:
     name: str
     score: Callable[[Embed], Any]
     record: Callable[[Any, Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a side gives: the vectors [n, d] of the texts and of each task, the scores of tasks that request vectors
+    themselves, and its description for the result.
+    """
+
+    vectors: Sequence[Vectors]
+    scores: Sequence[Any]
+    description: Mapping[str, Any]
 
 
 def compare(
@@ -82,75 +101,110 @@ def compare(
     """The result of `candidate` against `baseline` on the texts of `data`, and on `tasks`.
 
     Raises:
-        BadInput: the vectors of both sides differ in length, or stored vectors do not belong to the texts.
+        BadInput: the vectors of both sides differ in length, or vectors from a file do not belong to the texts.
         QembedError: a side cannot be started, or fails.
     """
-    sides = {"candidate": candidate, "baseline": baseline}
-    for side in sides.values():
-        if side.stored is not None:
-            side.stored.of(data.texts)
-    parts = [("texts", data.texts), *((task.name, task.texts) for task in tasks)]
-    limit = min((side.limit for side in sides.values() if side.limit is not None), default=None)
-    inputs = [reader.inputs(texts, limit) for _, texts in parts]
-    found: dict[str, list[Vectors]] = {}
-    scores: dict[str, list[Any]] = {}
-    told: dict[str, dict[str, Any]] = {}
-    for name, side in sides.items():
-        if side.stored is not None:
-            found[name], told[name] = [side.stored.of(data.texts)], _stored(side)
-            continue
-        with _telling(reader, limit, inputs), Embedder(side, name, settings.cache, progress) as embedder:
-            found[name] = [embedder.vectors(some, what) for (what, _), (some, _) in zip(parts, inputs, strict=True)]
-
-            def embed(texts: Sequence[Text], asked: Embedder = embedder) -> Vectors:
-                return asked.vectors(reader.inputs(texts, limit)[0], "texts of a task")
-
-            scores[name] = [task.score(embed) for task in self_scoring]
-            told[name] = embedder.told()
-    _check_dimensions(found, told)
+    for side in (candidate, baseline):
+        if side.file is not None:
+            side.file.of(data.texts)
+    parts = [Part("texts", data.texts), *(Part(task.name, task.texts) for task in tasks)]
+    limit = min((side.limit for side in (candidate, baseline) if side.limit is not None), default=None)
+    embedding = Embedding(reader, limit, parts, [reader.inputs(part.texts, limit) for part in parts], self_scoring)
+    left = _embedded(candidate, "candidate", embedding, settings, progress)
+    right = _embedded(baseline, "baseline", embedding, settings, progress)
+    _check_dimensions(left, right)
+    measured = embedding.inputs[0][1]
     with progress.status("comparing"):
-        measured = inputs[0][1]
-        results = result.results(data.texts, found["candidate"][0], found["baseline"][0], measured.tokens if measured else None)
-    records = []
-    for task, left, right in zip(tasks, found["candidate"][1:], found["baseline"][1:], strict=True):
-        with progress.status(f"{task.name}: measuring"):
-            record = task.record(task.measure(left, right))
-        unusable = {side: int((~fidelity.usable(one)).sum()) for side, one in (("candidate", left), ("baseline", right))}
-        records.append({**record, "unusable": unusable})
-    records += [
-        task.record(left, right)
-        for task, left, right in zip(self_scoring, scores.get("candidate", []), scores.get("baseline", []), strict=True)
-    ]
-    thresholds = settings.thresholds
+        results = result.results(data.texts, left.vectors[0], right.vectors[0], measured.tokens if measured else None)
+    records = [*_task_records(tasks, left, right, progress), *_self_scored_records(self_scoring, left, right)]
     return {
         **result.surroundings(),
-        **{name: told[name] for name in sides},
-        "data": {
-            "file": data.path.name,
-            "sha256": data.sha256,
-            "texts": len(data.texts),
-            "limit": limit,
-            "cut": measured.cut if measured else 0,
-            "duplicates": _repeated(data.texts),
-        },
-        "settings": {
-            "baseline": settings.baseline,
-            "min_cosine": thresholds.min_cosine,
-            "min_p1": thresholds.min_p1,
-            "max_task_drop": thresholds.max_task_drop,
-            "percentiles": fidelity.PERCENTILE_METHOD,
-            "interval": bootstrap.LEVEL,
-            "resamples": bootstrap.RESAMPLES,
-        },
+        "candidate": left.description,
+        "baseline": right.description,
+        "data": _data_record(data, limit, measured),
+        "settings": _settings_record(settings),
         "results": results,
         "tasks": records,
         "speed": None,
-        "verdict": verdict(results, records, thresholds),
+        "gate": [task.record() for task in judged(records, settings.thresholds)],
+        "verdict": verdict(results, records, settings.thresholds),
+    }
+
+
+@dataclass(frozen=True)
+class Part:
+    """Texts that are embedded together, and their label on the progress bar."""
+
+    label: str
+    texts: Sequence[Text]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What both sides embed: `parts` with their model inputs (and lengths), and the tasks that request vectors themselves."""
+
+    reader: Reader
+    limit: int | None
+    parts: Sequence[Part]
+    inputs: Sequence[tuple[Sequence[str], Measured | None]]
+    self_scoring: Sequence[SelfScoring]
+
+
+def _embedded(side: Side, name: str, embedding: Embedding, settings: EvaluationSettings, progress: Console) -> Embedded:
+    """Open a side, embed everything, and close it."""
+    if side.file is not None:
+        return Embedded([side.file.of(embedding.parts[0].texts)], [], _described(side.file))
+    reader, limit = embedding.reader, embedding.limit
+    with _advising(reader, limit, embedding.inputs), Embedder(side, name, settings.cache, progress) as embedder:
+
+        def embed(texts: Sequence[Text]) -> Vectors:
+            return embedder.vectors(reader.inputs(texts, limit)[0], "texts of a task")
+
+        vectors = [
+            embedder.vectors(inputs, part.label) for part, (inputs, _) in zip(embedding.parts, embedding.inputs, strict=True)
+        ]
+        scores = [task.score(embed) for task in embedding.self_scoring]
+        return Embedded(vectors, scores, embedder.description())
+
+
+def _task_records(tasks: Sequence[Task], left: Embedded, right: Embedded, progress: Console) -> Iterator[dict[str, Any]]:
+    for task, candidate, baseline in zip(tasks, left.vectors[1:], right.vectors[1:], strict=True):
+        with progress.status(f"{task.name}: measuring"):
+            record = task.record(task.measure(candidate, baseline))
+        sides = {"candidate": candidate, "baseline": baseline}
+        yield {**record, "unusable": {name: int((~fidelity.usable(side)).sum()) for name, side in sides.items()}}
+
+
+def _self_scored_records(tasks: Sequence[SelfScoring], left: Embedded, right: Embedded) -> Iterator[dict[str, Any]]:
+    for task, candidate, baseline in zip(tasks, left.scores, right.scores, strict=True):
+        yield task.record(candidate, baseline)
+
+
+def _data_record(data: Data, limit: int | None, measured: Measured | None) -> dict[str, Any]:
+    return {
+        "file": data.path.name,
+        "sha256": data.sha256,
+        "texts": len(data.texts),
+        "limit": limit,
+        "cut": measured.cut if measured else 0,
+        "duplicates": _repeated(data.texts),
+    }
+
+
+def _settings_record(settings: EvaluationSettings) -> dict[str, Any]:
+    return {
+        "baseline": settings.baseline,
+        "min_cosine": settings.thresholds.min_cosine,
+        "min_p1": settings.thresholds.min_p1,
+        "max_task_drop": settings.thresholds.max_task_drop,
+        "percentiles": fidelity.PERCENTILE_METHOD,
+        "interval": bootstrap.LEVEL,
+        "resamples": bootstrap.RESAMPLES,
     }
 
 
 @contextmanager
-def _telling(reader: Reader, limit: int | None, inputs: Sequence[tuple[Sequence[str], Measured | None]]) -> Iterator[None]:
+def _advising(reader: Reader, limit: int | None, inputs: Sequence[tuple[Sequence[str], Measured | None]]) -> Iterator[None]:
     """If nothing could be cut and a server refuses a text, add advice to the error."""
     try:
         yield
@@ -163,12 +217,12 @@ def _telling(reader: Reader, limit: int | None, inputs: Sequence[tuple[Sequence[
         raise
 
 
-def _check_dimensions(found: Mapping[str, Sequence[Vectors]], told: Mapping[str, Mapping[str, Any]]) -> None:
-    left, right = (found[name][0].shape[1] for name in ("candidate", "baseline"))
-    if left != right:
+def _check_dimensions(left: Embedded, right: Embedded) -> None:
+    dimensions = [side.vectors[0].shape[1] for side in (left, right)]
+    if dimensions[0] != dimensions[1]:
         raise BadInput(
-            f"the two sides cannot be compared: {told['candidate']['model']} has {left} dimensions,"
-            f" {told['baseline']['model']} has {right}"
+            f"the two sides cannot be compared: {left.description['model']} has {dimensions[0]} dimensions,"
+            f" {right.description['model']} has {dimensions[1]}"
         )
 
 
@@ -177,14 +231,7 @@ def _repeated(texts: Sequence[Text]) -> int:
     return len(texts) - len(Counter((text.kind == "query", text.instruction, text.text) for text in texts))
 
 
-def _stored(side: Side) -> dict[str, Any]:
-    assert side.stored is not None
-    none = dict.fromkeys(("version", "weights", "device", "kernel", "url", "bytes", "seconds"))
-    return {
-        **none,
-        "engine": "file",
-        "model": side.stored.path.name,
-        "dtype": str(side.stored.vectors.dtype),
-        "computed": 0,
-        "from_cache": 0,
-    }
+def _described(file: VectorFile) -> dict[str, Any]:
+    """The description of a side whose vectors come from a file."""
+    unknown = dict.fromkeys(("version", "weights", "device", "kernel", "url", "bytes", "seconds"))
+    return {**unknown, "engine": "file", "model": file.path.name, "dtype": file.dtype, "computed": 0, "from_cache": 0}

@@ -49,10 +49,10 @@ def cosines(candidate: NDArray[np.floating[Any]], baseline: NDArray[np.floating[
     """
     if candidate.shape != baseline.shape or candidate.ndim != 2:
         raise ValueError(f"two arrays [texts, dimensions] of one shape are needed, not {candidate.shape} and {baseline.shape}")
-    found = np.empty(len(candidate))
+    values = np.empty(len(candidate))
     for block in row_blocks(len(candidate)):
-        found[block] = np.einsum("nd,nd->n", unit(candidate[block]), unit(baseline[block]))
-    return found.clip(-1.0, 1.0)
+        values[block] = np.einsum("nd,nd->n", unit(candidate[block]), unit(baseline[block]))
+    return values.clip(-1.0, 1.0)
 
 
 def cosines_at(
@@ -78,15 +78,15 @@ def summarize_columns(values: NDArray[np.float64]) -> list[Summary]:
 
     Columns with NaN in the same rows, as is usual for the dimensions of the same texts, share bootstrap draws.
     """
-    found: dict[int, Summary] = {}
+    summaries: dict[int, Summary] = {}
     patterns: dict[bytes, list[int]] = {}
     for column in range(values.shape[1]):
         patterns.setdefault(np.isfinite(values[:, column]).tobytes(), []).append(column)
     for columns in patterns.values():
         defined = values[np.isfinite(values[:, columns[0]])][:, columns]
-        for place, interval in enumerate(bootstrap.of_means(defined)):
-            found[columns[place]] = replace(_summary(len(values), defined[:, place]), interval=interval)
-    return [found[column] for column in range(values.shape[1])]
+        for position, interval in enumerate(bootstrap.of_means(defined)):
+            summaries[columns[position]] = replace(_summary(len(values), defined[:, position]), interval=interval)
+    return [summaries[column] for column in range(values.shape[1])]
 
 
 def _summary(count: int, defined: NDArray[np.float64]) -> Summary:
@@ -139,19 +139,19 @@ def zero(vectors: NDArray[np.floating[Any]]) -> int:
 def duplicates(vectors: NDArray[np.floating[Any]], texts: Sequence[str]) -> int:
     """Number of rows equal, bit by bit, to an earlier vector of another text; repeated texts do not count."""
     seen: dict[bytes, str] = {}
-    found = 0
+    count = 0
     for row, text in zip(vectors, texts, strict=True):
         first = seen.setdefault(hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest(), text)
-        found += first != text
-    return found
+        count += first != text
+    return count
 
 
 def usable(vectors: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     """Mask [n] of rows that are finite and not zero."""
-    found = np.empty(len(vectors), np.bool_)
+    mask = np.empty(len(vectors), np.bool_)
     for block in row_blocks(len(vectors)):
-        found[block] = np.isfinite(vectors[block]).all(axis=1) & vectors[block].any(axis=1)
-    return found
+        mask[block] = np.isfinite(vectors[block]).all(axis=1) & vectors[block].any(axis=1)
+    return mask
 
 
 def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -167,10 +167,10 @@ def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def unit_or_zero(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Rows [n, d] scaled to unit length in float32; zero, which is near to nothing, for unusable rows."""
     rows, width = vectors.shape
-    found = arrays.empty((rows, width))
+    scaled = arrays.empty((rows, width))
     for block in row_blocks(rows):
-        found[block] = np.nan_to_num(unit(vectors[block]))
-    return found
+        scaled[block] = np.nan_to_num(unit(vectors[block]))
+    return scaled
 
 
 def row_blocks(count: int) -> Iterator[slice]:

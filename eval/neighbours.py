@@ -43,8 +43,8 @@ class Neighbours:
 class Comparison:
     """`candidate`: queries and index of the candidate. `mixed`: the candidate's queries on the baseline's index.
 
-    `texts` have usable vectors on both sides; `queries` of them were looked up among all, and all pairs among `paired` were
-    correlated. Both are drawn by a fixed seed if there are more texts.
+    `texts` have usable vectors on both sides. `queries` of them are searched among all, and all pairs among `paired` of
+    them are correlated; both are drawn by a fixed seed if there are more texts.
     """
 
     texts: int
@@ -60,30 +60,30 @@ def compare(candidate: Vectors, baseline: Vectors) -> Comparison | None:
     if len(usable) < 3:
         return None
     random = np.random.default_rng(SEED)
-    asked = _drawn(random, len(usable), QUERIES)
+    queries = _drawn(random, len(usable), QUERIES)
     left, right = (
         fidelity.unit_or_zero(vectors if len(usable) == len(vectors) else vectors[usable]) for vectors in (candidate, baseline)
     )
     deepest = min(max(DEPTHS), len(usable) - 1)
-    reference = nearest(right[asked], right, deepest, asked)
+    reference = nearest(right[queries], right, deepest, queries)
     pairs = _drawn(random, len(usable), PAIRED)
     rows, columns = np.triu_indices(len(pairs), 1)
-    similar = (right[pairs] @ right[pairs].T)[rows, columns]
+    reference_similarities = (right[pairs] @ right[pairs].T)[rows, columns]
 
     def measured(index: Vectors) -> Neighbours:
-        lists = nearest(left[asked], index, deepest, asked)
-        kept = {str(depth): shared(lists, reference, min(depth, deepest)) for depth in DEPTHS}
+        lists = nearest(left[queries], index, deepest, queries)
+        shares = {str(depth): shared(lists, reference, min(depth, deepest)) for depth in DEPTHS}
         products = left[pairs] @ index[pairs].T
-        # The old index asked by the new server knows two similarities of a pair: either text may be the query.
-        here = (products[rows, columns] + products[columns, rows]) / 2
-        correlation = spearman(here, similar)
+        # Between queries of one side and an index of the other, a pair has two similarities: either text may be the query.
+        similarities = (products[rows, columns] + products[columns, rows]) / 2
+        correlation = spearman(similarities, reference_similarities)
         return Neighbours(
-            overlap={depth: float(shares.mean()) for depth, shares in kept.items()},
-            interval={depth: bootstrap.of_mean(shares) for depth, shares in kept.items()},
+            overlap={depth: float(values.mean()) for depth, values in shares.items()},
+            interval={depth: bootstrap.of_mean(values) for depth, values in shares.items()},
             spearman=correlation if np.isfinite(correlation) else None,
         )
 
-    return Comparison(len(usable), len(asked), len(pairs), measured(left), measured(right))
+    return Comparison(len(usable), len(queries), len(pairs), measured(left), measured(right))
 
 
 def nearest(queries: Vectors, index: Vectors, depth: int, own: NDArray[np.intp] | None = None) -> NDArray[np.intp]:
@@ -92,13 +92,13 @@ def nearest(queries: Vectors, index: Vectors, depth: int, own: NDArray[np.intp] 
     `own` [q] are rows to exclude, one per query: the query itself. Ties are ordered by row. Exact; processes blocks of
     queries, so that products take at most BLOCK_BYTES.
     """
-    found = np.empty((len(queries), depth), np.intp)
+    rows = np.empty((len(queries), depth), np.intp)
     for block in blocks(len(queries), len(index)):
         products = np.asarray(queries[block] @ index.T)
         if own is not None:
             products[np.arange(len(products)), own[block]] = -np.inf
-        found[block] = _best(products, depth)
-    return found
+        rows[block] = _best(products, depth)
+    return rows
 
 
 def shared(lists: NDArray[np.intp], reference: NDArray[np.intp], depth: int) -> NDArray[np.float64]:
@@ -115,7 +115,7 @@ def blocks(queries: int, indexed: int) -> Iterator[slice]:
 
 def _best(products: NDArray[Any], depth: int) -> NDArray[np.intp]:
     if depth < products.shape[1]:
-        # Equal to the last that is kept may be left out by the partition; the lowest rows are wanted, so all those compete.
+        # Ties are ordered by row, so all rows that tie with the last of the `depth` best compete for its place.
         least = np.partition(products, products.shape[1] - depth, axis=1)[:, -depth]
         chosen = [np.flatnonzero(row >= bound) for row, bound in zip(products, least, strict=True)]
         return np.stack(

@@ -29,6 +29,6 @@ def ranks(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     ordered = values[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     ends = np.append(starts[1:], len(values))
-    found = np.empty(len(values))
-    found[order] = np.repeat((starts + 1 + ends) / 2, ends - starts)
-    return found
+    result = np.empty(len(values))
+    result[order] = np.repeat((starts + 1 + ends) / 2, ends - starts)
+    return result

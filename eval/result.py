@@ -28,7 +28,10 @@ The object keeps these keys; new ones may come, and `schema` rises when one chan
                 candidate's queries; null where there is none), `difference` (candidate − baseline) with its `interval`,
                 `count`, and whether it is the `main` number, which --max-task-drop looks at
     speed       null, or see `qembed.eval.tasks.speed`
-    verdict     `passed`, and `failures`, one line each
+    gate        with --max-task-drop, for each task: `task`, `data`, `metric`, `verdict` ("worse", "not worse" or "too few texts
+                to tell"), `drop` and its 95% `interval` as shares of the baseline's number, `texts`, and `texts_needed` to tell
+                (null where they tell, or no number would): see `qembed.eval.noninferiority`
+    verdict     `passed`, and one line for each of `failures` and of `undecided`
 
 A summary has `count`, `undefined` (texts without a cosine, because a vector is zero or not finite), `mean`, `median`, `p5`,
 `p1`, `minimum` and `interval` (of the mean, 95%); null if no cosine is defined.

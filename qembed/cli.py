@@ -17,7 +17,7 @@ COMMANDS = {
     "index": ("qembed.search.index_cli", "Put vectors into a FAISS index, and measure what it misses."),
     "search": ("qembed.search.cli", "Ask an index for what is nearest to a text."),
     "embed": ("qembed.embed.cli", "Turn texts into vectors, from a file to a file."),
-    "eval": ("qembed.eval.cli", "Tell what INT4 costs against FP16."),
+    "eval": ("qembed.eval.cli", "Measure what INT4 costs against FP16."),
     "doctor": ("qembed.serve.doctor", "Tell what this machine can do, and what is missing."),
 }
 
@@ -100,7 +100,8 @@ def group(debug: bool) -> None:
 
     \b
     Exit codes: 0 done, 1 failed or a threshold was missed, 2 bad input,
-    3 a package is missing, 4 done, but rows were rejected (embed).
+    3 a package is missing, 4 done, but rows were rejected (embed),
+    5 too few texts to tell whether --max-task-drop is met (eval).
     Shell completion: eval "$(_QEMBED_COMPLETE=bash_source qembed)", or
     zsh_source, fish_source.
     """  # noqa: D301 - click wants the real backspace character

@@ -109,7 +109,7 @@ def through_transformers(checkpoint: Checkpoint) -> Reranker:
     return Reranker(checkpoint.name, identity, lambda: _transformers(checkpoint, answers))
 
 
-def through_server(url: str) -> Reranker:
+def through_server(url: str, api_key: str | None = None) -> Reranker:
     """A Qwen3-Reranker on a vLLM server: as a classifier (`/classify`), or generating (`/v1/completions`).
 
     Raises:
@@ -117,10 +117,10 @@ def through_server(url: str) -> Reranker:
     """
     from qembed.vectors import sources
 
-    server = sources.server(url)
+    server = sources.server(url, api_key)
     identity = {**server.identity, "task": "rerank"}
     model = str(identity["model"])
-    return Reranker(f"{model} at {url}", identity, lambda: _server(str(identity["url"]), model, server.limit))
+    return Reranker(f"{model} at {url}", identity, lambda: _server(str(identity["url"]), model, server.limit, api_key))
 
 
 @contextmanager
@@ -178,11 +178,11 @@ def _load(checkpoint: Checkpoint, device: str) -> Any:
 
 
 @contextmanager
-def _server(base: str, model: str, limit: int | None) -> Iterator[Scorer]:
+def _server(base: str, model: str, limit: int | None, api_key: str | None) -> Iterator[Scorer]:
     """Connect to the server at `base`, whose context holds `limit` tokens (None: unknown)."""
     from qembed.client import embeddings
 
-    with embeddings.connected(base, TIMEOUT) as api:
+    with embeddings.connected(base, TIMEOUT, api_key) as api:
         yield _RerankServer(api, base, model, limit).score
 
 

@@ -10,6 +10,7 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
 from qembed.quantize import calibration_texts
 from qembed.quantize.calibration_texts import Texts
+from qembed.text.cleaning import clean
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,14 @@ def prepare(texts: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int
     `seed` draws `check` rows to hold out for measuring fidelity.
 
     Raises:
-        BadInput: the tokenizer returns no ids, or an id outside the token table; or a text of the user is longer than the
-            model's context (texts that ship with qembed are cut to it instead).
+        BadInput: a text has only invisible characters; the tokenizer returns no ids, or an id outside the token table; or a
+            text of the user is longer than the model's context (texts that ship with qembed are cut to it instead).
     """
     tokenizer = checkpoint.tokenizer()
-    encoded = [tokenizer.encode(text.prompted(checkpoint.prompts)).ids for text in texts.texts]
+    if empty := next((text.id for text in texts.texts if not clean(text.text).strip()), None):
+        raise BadInput(f"{empty}: the text is empty once invisible characters are removed")
+    inputs = [text.model_input(checkpoint.prompts) for text in texts.texts]
+    encoded = [tokenizer.encode(text).ids for text in inputs]
     vocabulary, context = checkpoint.config["vocab_size"], checkpoint.config.get("max_position_embeddings")
     for text, row in zip(texts.texts, encoded, strict=True):
         if not row:
@@ -68,6 +72,6 @@ def prepare(texts: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int
     tokenizer.enable_truncation(length)
     cut = [number for number, row in enumerate(encoded) if len(row) > length]
     for number in cut:
-        encoded[number] = tokenizer.encode(texts.texts[number].prompted(checkpoint.prompts)).ids
+        encoded[number] = tokenizer.encode(inputs[number]).ids
     held_out = frozenset(random.Random(seed).sample(range(len(encoded)), check))
     return Calibration(encoded, held_out, texts.source, texts.sha256, len(cut), length, seed)

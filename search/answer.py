@@ -79,13 +79,13 @@ def text_column(store: Store, name: str | None) -> str | None:
     return store.texts[0] if len(store.texts) == 1 else None
 
 
-def reranker(name: str) -> rerank.Reranker:
+def reranker(name: str, api_key: str | None = None) -> rerank.Reranker:
     """The Qwen3-Reranker `name`, given by hub id, folder, or URL of a vLLM server.
 
     Raises:
         BadInput: it is not a Qwen3-Reranker.
     """
-    return rerank.through_server(name) if "://" in name else rerank.through_transformers(find(name))
+    return rerank.through_server(name, api_key) if "://" in name else rerank.through_transformers(find(name))
 
 
 def reranked(

@@ -115,13 +115,11 @@ def _empty(corpus: Corpus, settings: IndexSettings, on_stage: Callable[[str, int
         _reserve(index, corpus)
         return index
     count = clusters(corpus.rows, settings.nlist)
-    index = ivf.empty(corpus.dimensions, count)
     rows = ivf.training_rows(corpus.rows, count)
     on_stage(f"drawing {len(rows):,} vectors to find {count:,} clusters", 0)
     sample = corpora.at(corpus, rows)
     on_stage(f"finding {count:,} clusters", 0)
-    index.train(sample)
-    return index
+    return ivf.trained(corpus.dimensions, count, sample)
 
 
 def _reserve(flat: Any, corpus: Corpus) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from qembed.command.options import api_key_file_option
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
 from qembed.text import strict_json
@@ -37,6 +38,7 @@ output = section("Output")
          help="Number of nearest texts that the reranker reads.  [default: 50]")  # fmt: skip
 @searching("--text-column", metavar="NAME", help="Column with the texts.  [default: text, or the only column of strings]")
 @embedding("--url", metavar="URL", help="Running server (OpenAI-compatible) with the index's model.")
+@api_key_file_option(embedding)
 @embedding("--model", metavar="MODEL", help="Hub id, folder, or 'sample'.  [default: the model recorded in the index]")
 @embedding("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True,
         help="What runs the model without --url. vLLM answers faster but takes longer to start.")  # fmt: skip
@@ -74,6 +76,7 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
 
     from qembed.search import answer, query, store
+    from qembed.vllm import api_keys
 
     texts = _texts(options["texts"])
     if options["candidates"] and not options["rerank"]:
@@ -82,6 +85,9 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
         raise BadInput("--prompt and --instruction both say what stands before the question: leave one out")
     if options["url"] and options["engine"] != "transformers":
         raise BadInput("--engine says what runs the model here; with --url a server does: leave one out")
+    if options["api_key_file"] and not (options["url"] or "://" in (options["rerank"] or "")):
+        raise BadInput("--api-key-file is for running servers: name one with --url or --rerank")
+    api_key = api_keys.first(options["api_key_file"])
     progress = Console(stderr=True)
     with progress.status(f"reading {options['index']}"):
         opened = store.read(options["index"])
@@ -95,9 +101,15 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
             else "keeps none: embed with them kept"
         )
         raise BadInput(f"--rerank reads texts, and {opened.path} {kept}")
-    model = answer.reranker(options["rerank"]) if options["rerank"] else None
+    model = answer.reranker(options["rerank"], api_key) if options["rerank"] else None
     who = query.Asking(
-        options["url"], options["model"], options["engine"], options["prompt"], options["instruction"], options["any_model"]
+        options["url"],
+        options["model"],
+        options["engine"],
+        options["prompt"],
+        options["instruction"],
+        options["any_model"],
+        api_key,
     )
     vectors = query.vectors(texts, opened, who, progress)
     answers = answer.hits(opened, vectors, depth, look)

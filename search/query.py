@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,9 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import INT4_SUFFIX, find
 from qembed.errors import BadInput, QembedError
 from qembed.search.store import Store
+from qembed.text.cleaning import clean
 from qembed.text.prompts import DEFAULT_PROMPTS, instruct
+from qembed.text.texts import model_input
 from qembed.vectors import sources
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Asking:
         prompt: name of one of the model's prompts; None: the instruction recorded in the index, otherwise the prompt "query".
         instruction: a task description in place of `prompt`.
         any_model: skip the check that the model is the index's.
+        api_key: goes with requests to `url`; None: the key in the environment.
     """
 
     url: str | None = None
@@ -39,6 +42,7 @@ class Asking:
     prompt: str | None = None
     instruction: str | None = None
     any_model: bool = False
+    api_key: str | None = field(default=None, repr=False)
 
 
 def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Console) -> NDArray[np.float32]:
@@ -57,7 +61,7 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
     prompts = checkpoint.prompts if checkpoint else DEFAULT_PROMPTS
     prompt = _prompt(prompts, store, asking)
     if asking.url:
-        embedder = sources.server(asking.url)
+        embedder = sources.server(asking.url, asking.api_key)
         name = str(embedder.identity["model"])
         if not asking.any_model:
             check_model(store, name)
@@ -69,7 +73,7 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
         progress.status(f"embedding with {name}") as status,
         embedder.open(lambda stage: status.update(f"{name}: {stage}")) as source,
     ):
-        embedded = source.embed([prompt + text for text in texts], lambda _: None)
+        embedded = source.embed([model_input(text, prompt) for text in texts], lambda _: None)
     return fitted(embedded, store, name)
 
 
@@ -89,7 +93,7 @@ def _prompt(prompts: Mapping[str, str], store: Store, asking: Asking) -> str:
     recorded = store.source.get("instruction")
     instruction = asking.instruction or (recorded if asking.prompt is None and isinstance(recorded, str) else None)
     if instruction:
-        return instruct(instruction)
+        return instruct(clean(instruction))
     name = asking.prompt or "query"
     if name not in prompts:
         raise BadInput(f"--prompt {name}: the model has {', '.join(prompts)}")

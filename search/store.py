@@ -21,8 +21,9 @@ from qembed.errors import BadInput, QembedError
 from qembed.files import sha256, sync_path
 from qembed.search import corpus as corpora
 from qembed.search.build import KINDS, Kind
-from qembed.search.corpus import ABOUT, ABOUT_INDEX, Corpus
+from qembed.search.corpus import ABOUT_INDEX, Corpus
 from qembed.vectors import ivf
+from qembed.vectors.parquet import METADATA, metadata
 
 FORMAT = 1
 
@@ -158,7 +159,7 @@ def read(path: Path) -> Store:
             if not name.is_file():
                 continue
             schema = parquet.read_schema(name)
-            about = corpora.note(schema, ABOUT_INDEX, name)
+            about = metadata(schema, ABOUT_INDEX, name)
             if about.get("sha256") == digest:
                 break
         else:
@@ -182,7 +183,7 @@ def read(path: Path) -> Store:
         raise BadInput(f"{path}: {index.ntotal} vectors, and {rows} ids in {names[0].name}; make it again with qembed index")
     columns = [name for name in schema.names if name != corpora.ID]
     texts = [name for name in columns if str(schema.field(name).type) in ("string", "large_string", "string_view")]
-    return Store(path, index, about, corpora.note(schema, ABOUT, names[0]), columns, texts)
+    return Store(path, index, about, metadata(schema, METADATA, names[0]), columns, texts)
 
 
 def _partial(path: Path) -> Path:
@@ -201,7 +202,7 @@ def _write_index(index: Any, partial: Path) -> None:
 def _write_ids(partial: Path, corpus: Corpus, about: Mapping[str, Any], on_stage: Callable[[str, int], None]) -> None:
     from pyarrow import parquet
 
-    notes = {ABOUT: json.dumps(corpus.about, ensure_ascii=False), ABOUT_INDEX: json.dumps(about, ensure_ascii=False)}
+    notes = {METADATA: json.dumps(corpus.about, ensure_ascii=False), ABOUT_INDEX: json.dumps(about, ensure_ascii=False)}
     writer, done = None, 0
     try:
         for table in corpora.others(corpus):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from qembed.eval.readers import files
 from qembed.eval.tasks.retrieval import Collection
 from qembed.eval.texts import lines
 from qembed.files import sha256
+from qembed.text.cleaning import clean
+from qembed.text.display import counted
 from qembed.text.texts import Text
 
 SPLITS = ("test", "dev", "validation", "train")
@@ -24,32 +27,40 @@ def read(folder: Path, instruction: str | None = None) -> Collection:
     """The collection in `folder`, with the qrels of the split `test`, or else the first existing one of SPLITS.
 
     `corpus.jsonl` has objects with `_id`, `text` and optionally `title`, which is put before the text; `queries.jsonl`
-    likewise. Both may have a `language` (or `lang`), at the top level or under `metadata`. Queries without qrels are left out,
-    and so are passages with neither title nor text, which public sets contain; a note says so.
+    likewise. Both may have a `language` (or `lang`), at the top level or under `metadata`. Public sets have judgements of
+    queries and passages that are not there, and passages with neither title nor text: these are left out, and so are queries
+    without a relevant passage. Notes count what is left out, but for queries that the split does not judge.
 
     Raises:
-        BadInput: a file is missing, empty or malformed, or the qrels contain an unknown id.
+        BadInput: a file is missing, empty or malformed, or nothing is left of the judgements.
     """
     corpus, queries, qrels = folder / "corpus.jsonl", folder / "queries.jsonl", _qrels(folder)
     passages, blank = _texts(corpus, "document", None)
     asked, _ = _texts(queries, "query", instruction)
     passage_rows = {text.id: row for row, text in enumerate(passages)}
-    relevant: dict[str, dict[int, int]] = {text.id: {} for text in asked}
-    for where, query, passage, grade in _judged(qrels):
-        if query not in relevant:
-            raise BadInput(f"{where}: the query {query!r} is not in {queries.name}")
-        if passage in blank:
-            raise BadInput(f"{where}: the passage {passage!r} has neither title nor text in {corpus.name}")
-        if passage not in passage_rows:
-            raise BadInput(f"{where}: the passage {passage!r} is not in {corpus.name}")
-        if grade > 0:
-            relevant[query][passage_rows[passage]] = grade
+    judged: dict[str, dict[int, int]] = {text.id: {} for text in asked}
+    left_out: Counter[str] = Counter()
+    judgements = _judgements(qrels)
+    for query, passage, grade in judgements:
+        if query not in judged:
+            left_out[f"queries that are not in {queries.name}"] += 1
+        elif passage in blank:
+            left_out["passages without title and text"] += 1
+        elif passage not in passage_rows:
+            left_out[f"passages that are not in {corpus.name}"] += 1
+        else:
+            judged[query][passage_rows[passage]] = grade
+    relevant = {query: {row: grade for row, grade in grades.items() if grade > 0} for query, grades in judged.items()}
     kept = [text for text in asked if relevant[text.id]]
+    notes = [f"left out: {counted(count, 'judgement')} of {what}" for what, count in left_out.items()]
     if not kept:
-        raise BadInput(f"{qrels}: names no relevant passage for any query")
+        raise BadInput(f"{qrels}: names no relevant passage for any query{''.join(f'; {note}' for note in notes)}")
+    if blank:
+        notes.append(f"left out: {counted(len(blank), 'passage')} without title and text")
+    if lost := len({query for query, _, _ in judgements if query in judged} - {text.id for text in kept}):
+        notes.append(f"left out: {counted(lost, 'judged query', 'judged queries')} without a relevant passage")
     digest = sha256(corpus, queries, qrels)
-    notes = (f"{len(blank)} passages without title and text are left out",) if blank else ()
-    return Collection(folder.name, digest, kept, passages, [relevant[text.id] for text in kept], notes)
+    return Collection(folder.name, digest, kept, passages, [relevant[text.id] for text in kept], tuple(notes))
 
 
 def _qrels(folder: Path) -> Path:
@@ -72,7 +83,7 @@ def _texts(path: Path, kind: str, instruction: str | None) -> tuple[list[Text], 
             body = f"{title} {body}".strip() if isinstance(body, str) else title
         if one in found or one in blank:
             raise BadInput(f"{where}: the _id {one!r} was there before")
-        if kind == "document" and isinstance(body, str) and not body.strip():
+        if kind == "document" and isinstance(body, str) and not clean(body).strip():
             blank.add(one)
             continue
         metadata: Any = value.get("metadata")
@@ -83,9 +94,9 @@ def _texts(path: Path, kind: str, instruction: str | None) -> tuple[list[Text], 
     return list(found.values()), blank
 
 
-def _judged(path: Path) -> list[tuple[str, str, str, int]]:
-    """Location, query id, passage id and grade of each line after the header."""
-    found = []
+def _judgements(path: Path) -> list[tuple[str, str, int]]:
+    """Query id, passage id and grade of each line after the header."""
+    judgements = []
     for number, line in lines(path):
         where = f"{path}, line {number}"
         cells = line.split("\t")
@@ -95,9 +106,9 @@ def _judged(path: Path) -> list[tuple[str, str, str, int]]:
             del cells[1]
         try:
             query, passage, grade = (cell.strip() for cell in cells)
-            found.append((where, query, passage, int(float(grade))))
+            judgements.append((query, passage, int(float(grade))))
         except (ValueError, OverflowError) as error:
             raise BadInput(f"{where}: not query-id, corpus-id and score with tabs between") from error
-    if not found:
+    if not judgements:
         raise BadInput(f"{path}: holds no judgements")
-    return found
+    return judgements

@@ -13,24 +13,24 @@ from qembed.report import files
 
 
 def body(result: Mapping[str, Any]) -> str:
-    """The text of the section: cosines by dimension, neighbours, tasks, and what ran where."""
-    found = result["results"]
-    overall, near = found["overall"], found["neighbours"]
+    """The text of the section: cosines by dimension, neighbours, tasks, and what ran on each side."""
+    results = result["results"]
+    overall, neighbours = results["overall"], results["neighbours"]
     baseline = result["settings"]["baseline"].upper()
     mean = f"{words.number(overall['mean'])} (± {words.margin(overall['interval'])})"
-    p5, p1, least = (words.number(overall[key]) for key in ("p5", "p1", "minimum"))
+    p5, p1, minimum = (words.number(overall[key]) for key in ("p5", "p1", "minimum"))
     lines = [
         f"Cosine similarity between the INT4 and the {baseline} vectors of {overall['count']} texts: mean {mean},"
-        f" 5% below {p5}, 1% below {p1}, least {least}."
+        f" 5% below {p5}, 1% below {p1}, minimum {minimum}."
     ]
-    if near:
-        share = near["candidate"]["overlap"]["10"]
+    if neighbours:
+        share = neighbours["candidate"]["overlap"]["10"]
         lines.append(f"Of the ten nearest neighbours of a text {share:.1%} are the same.")
-    tables = [parts.summaries("", "dimension", found["by_dimension"]), *(_task(task, baseline) for task in result["tasks"])]
+    tables = [parts.summaries("", "dimension", results["by_dimension"]), *(_task(task, baseline) for task in result["tasks"])]
     for table in tables:
         lines += ["", *([f"{table.title}:", ""] if table.title else []), *markdown.rows(table)]
-    ran = f"{words.side(result['candidate'])}; against {words.side(result['baseline'])}"
-    lines += ["", f"Measured by `qembed eval` {result['qembed']} on {result['created'][:10]}: {ran}."]
+    sides = f"{words.side(result['candidate'])}; against {words.side(result['baseline'])}"
+    lines += ["", f"Measured by `qembed eval` {result['qembed']} on {result['created'][:10]}: {sides}."]
     return "\n".join(lines)
 
 
@@ -49,7 +49,7 @@ def write(folder: Path, result: Mapping[str, Any]) -> Path:
     return path
 
 
-def _task(said: Mapping[str, Any], baseline: str) -> parts.Table:
+def _task(record: Mapping[str, Any], baseline: str) -> parts.Table:
     """The main metrics of a task."""
-    table = parts.task({**said, "metrics": [metric for metric in said["metrics"] if metric["group"] is None]}, baseline)
+    table = parts.task({**record, "metrics": [metric for metric in record["metrics"] if metric["group"] is None]}, baseline)
     return parts.Table(table.title, table.columns, table.rows)

@@ -13,19 +13,19 @@ def page(result: Mapping[str, Any]) -> str:
     """The HTML page. Texts and names are escaped."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    found = result["results"]
-    overall, histogram = found["overall"], found["histogram"]
+    results = result["results"]
+    overall, histogram = results["overall"], results["histogram"]
     baseline = result["settings"]["baseline"].upper()
     groups = [
-        {"title": f"By {title}", "svg": plots.groups(_ordered(name, found[name]))}
+        {"title": f"By {title}", "svg": plots.groups(_ordered(name, results[name]))}
         for name, title in words.GROUPS.items()
-        if len(found[name]) > 1
+        if len(results[name]) > 1
     ]
     tasks = []
-    for said in result["tasks"]:
-        table = parts.task(said, baseline)
+    for record in result["tasks"]:
+        table = parts.task(record, baseline)
         tasks.append({"title": table.title, "columns": table.columns, "rows": table.rows, "notes": table.notes,
-                      "svg": plots.differences(said["metrics"])})  # fmt: skip
+                      "svg": plots.differences(record["metrics"])})  # fmt: skip
     loader = ChoiceLoader([PackageLoader("qembed.eval.report", ""), PackageLoader("qembed.report", "")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     speed = parts.speed(result, baseline)
@@ -34,17 +34,18 @@ def page(result: Mapping[str, Any]) -> str:
         verdict=parts.verdict(result),
         numbers=parts.numbers(result),
         texts=words.data(result["data"]),
-        counts=words.counts(found["vectors"]),
+        counts=words.counts(results["vectors"]),
         plots={
             "histogram": plots.histogram(
                 histogram["edges"], histogram["counts"], {name: overall[name] for name in ("minimum", "p1", "p5", "mean")}
             ),
-            "dimensions": plots.dimensions(found["by_dimension"]),
+            "dimensions": plots.dimensions(results["by_dimension"]),
             "groups": groups,
         },
         tables={
-            "dimension": parts.summaries("Cosine by dimension", "dimension", found["by_dimension"]),
+            "dimension": parts.summaries("Cosine by dimension", "dimension", results["by_dimension"]),
             "neighbours": parts.neighbours(result),
+            "gate": parts.gate(result),
             "worst": parts.worst(result),
             "speed": speed,
             "size": parts.size(result, baseline),

@@ -10,21 +10,22 @@ from qembed.eval.report import parts, words
 
 def document(result: Mapping[str, Any]) -> str:
     """The same numbers as the HTML page, as Markdown tables."""
-    found = result["results"]
+    results = result["results"]
     baseline = result["settings"]["baseline"].upper()
     verdict = parts.verdict(result)
     lines = [f"# What INT4 costs: {_safe(result['candidate']['model'])}", "", f"**{verdict['sign']} {verdict['title']}**", ""]
     lines += [f"- {_safe(line)}" for line in verdict["lines"]] + [""]
     lines += [f"- {number['name']}: **{number['value']}** ({number['note']})" for number in parts.numbers(result)] + [""]
-    lines += [f"{_safe(line)}." for line in (words.data(result["data"]), *words.counts(found["vectors"]))] + [""]
+    lines += [f"{_safe(line)}." for line in (words.data(result["data"]), *words.counts(results["vectors"]))] + [""]
     tables = [
-        parts.summaries("Cosine by dimension", "dimension", found["by_dimension"]),
+        parts.summaries("Cosine by dimension", "dimension", results["by_dimension"]),
         *(
-            parts.summaries(f"Cosine by {title}", title, found[name])
+            parts.summaries(f"Cosine by {title}", title, results[name])
             for name, title in words.GROUPS.items()
-            if len(found[name]) > 1
+            if len(results[name]) > 1
         ),
         parts.neighbours(result),
+        parts.gate(result),
         *(parts.task(task, baseline) for task in result["tasks"]),
         parts.worst(result),
         parts.speed(result, baseline),

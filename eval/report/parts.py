@@ -33,9 +33,9 @@ class Table:
 
 
 def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict: a word, a sign that does not depend on colour, and lines with missed or set thresholds."""
-    settings, failures = result["settings"], result["verdict"]["failures"]
-    asked = [
+    """The verdict: a word, a sign that does not depend on colour, and a line per threshold: missed, undecided or set."""
+    settings, failures, undecided = result["settings"], result["verdict"]["failures"], result["verdict"]["undecided"]
+    thresholds = [
         f"{name}: {_threshold(key, settings[key])}"
         for key, name in (
             ("min_cosine", "mean cosine at least"),
@@ -45,78 +45,82 @@ def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
         if settings[key] is not None
     ]
     if failures:
-        missed = "a check failed" if len(failures) == 1 else f"{len(failures)} checks failed"
-        return {"kind": "missed", "sign": "✘", "title": f"No: {missed}", "lines": [one_line(line) for line in failures]}
-    if asked:
-        return {"kind": "met", "sign": "✔", "title": "Yes: all thresholds are met", "lines": asked}
+        title = "a check failed" if len(failures) == 1 else f"{len(failures)} checks failed"
+        return {"kind": "missed", "sign": "✘", "title": f"No: {title}",
+                "lines": [one_line(line) for line in (*failures, *undecided)]}  # fmt: skip
+    if undecided:
+        return {"kind": "open", "sign": "?", "title": "Too few texts to tell", "lines": [one_line(line) for line in undecided]}
+    if thresholds:
+        return {"kind": "met", "sign": "✔", "title": "Yes: all thresholds are met", "lines": thresholds}
     return {"kind": "open", "sign": "○", "title": "No thresholds were set", "lines": []}
 
 
 def numbers(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """The key numbers, shown first."""
-    overall, near = result["results"]["overall"], result["results"]["neighbours"]
-    found = [
+    overall, kept_neighbours = result["results"]["overall"], result["results"]["neighbours"]
+    entries = [
         _number("mean cosine", words.number(overall["mean"]), f"± {words.margin(overall['interval'])}"),
         _number("1% of texts below", words.number(overall["p1"]), f"lowest {words.number(overall['minimum'])}"),
     ]
-    if near:
-        share = near["candidate"]["overlap"]["10"]
-        found.append(_number("10 nearest kept", f"{share:.1%}", f"old index {near['mixed']['overlap']['10']:.1%}"))
+    if kept_neighbours:
+        share = kept_neighbours["candidate"]["overlap"]["10"]
+        entries.append(_number("10 nearest kept", f"{share:.1%}", f"old index {kept_neighbours['mixed']['overlap']['10']:.1%}"))
     for task in result["tasks"]:
         for metric in task["metrics"]:
             if metric["main"]:
                 note = f"{words.number(metric['baseline'])} → {words.number(metric['candidate'])}"
-                found.append(_number(f"{task['task']}, {metric['name']}", words.signed(metric["difference"]), note))
+                entries.append(_number(f"{task['task']}, {metric['name']}", words.signed(metric["difference"]), note))
     sizes = [result[side]["bytes"] for side in ("candidate", "baseline")]
     if all(sizes):
-        found.append(
+        entries.append(
             _number("size", f"{sizes[0] / sizes[1]:.0%}", f"{words.megabytes(sizes[0])} of {words.megabytes(sizes[1])}")
         )
-    return found
+    return entries
 
 
 def summaries(title: str, label: str, groups: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row per group of cosines."""
-    undefined = any(one["undefined"] for one in groups.values())
+    undefined = any(summary["undefined"] for summary in groups.values())
     columns = [label, "texts", *(["undefined"] if undefined else []), "mean", "± 95%", *list(SUMMARY.values())[1:]]
     rows = [
         Row(
             [
                 name,
-                str(one["count"]),
-                *([str(one["undefined"])] if undefined else []),
-                words.number(one["mean"], 5),
-                words.margin(one["interval"], 5),
-                *(words.number(one[key], 5) for key in list(SUMMARY)[1:]),
+                str(summary["count"]),
+                *([str(summary["undefined"])] if undefined else []),
+                words.number(summary["mean"], 5),
+                words.margin(summary["interval"], 5),
+                *(words.number(summary[key], 5) for key in list(SUMMARY)[1:]),
             ]
         )
-        for name, one in groups.items()
+        for name, summary in groups.items()
     ]
     return Table(title, columns, rows)
 
 
 def neighbours(result: Mapping[str, Any]) -> Table | None:
     """How many neighbours are kept, for both kinds of index."""
-    near = result["results"]["neighbours"]
-    if near is None:
+    comparison = result["results"]["neighbours"]
+    if comparison is None:
         return None
     columns = ["queries → index", "top 1", "± 95%", "top 10", "± 95%", "ρ of similarities"]
     rows = []
     for key, name in words.NEIGHBOURS.items():
-        one = near[key]
+        kept = comparison[key]
         shares = [
             cell
-            for depth in one["overlap"]
-            for cell in (f"{one['overlap'][depth]:.2%}", words.margin_percent(one["interval"][depth]))
+            for depth in kept["overlap"]
+            for cell in (f"{kept['overlap'][depth]:.2%}", words.margin_percent(kept["interval"][depth]))
         ]
-        rows.append(Row([name, *shares, words.number(one["spearman"], 5)]))
-    note = f"{near['queries']} of {near['texts']} texts were looked up among all; ρ is over all pairs of {near['paired']} texts"
+        rows.append(Row([name, *shares, words.number(kept["spearman"], 5)]))
+    queries, texts, paired = (comparison[name] for name in ("queries", "texts", "paired"))
+    note = f"{queries} of {texts} texts are queries, searched among all; ρ is over all pairs of {paired} texts"
     return Table("Neighbours kept", columns, rows, [note])
 
 
-def task(said: Mapping[str, Any], baseline: str) -> Table:
+def task(record: Mapping[str, Any], baseline: str) -> Table:
     """A row per metric of a task."""
-    mixed = any(metric["mixed"] is not None for metric in said["metrics"])
+    mixed = any(metric["mixed"] is not None for metric in record["metrics"])
     columns = ["metric", "group", "n", baseline, "INT4", "difference", "95% interval", *(["old index"] if mixed else [])]
     rows = [
         Row(
@@ -132,9 +136,35 @@ def task(said: Mapping[str, Any], baseline: str) -> Table:
             ],
             main=metric["main"],
         )
-        for metric in said["metrics"]
+        for metric in record["metrics"]
     ]
-    return Table(words.task(said), columns, rows, said["notes"])
+    return Table(words.task(record), columns, rows, record["notes"])
+
+
+def gate(result: Mapping[str, Any]) -> Table | None:
+    """The verdict on each task, if there is a threshold for them."""
+    if not result["gate"]:
+        return None
+    columns = ["task", "verdict", "drop", "95% interval", "texts", "texts needed"]
+    rows = [
+        Row(
+            [
+                one_line(f"{task['task']} ({task['data']}), {task['metric']}"),
+                task["verdict"],
+                words.percent(task["drop"]),
+                words.percents(task["interval"]),
+                f"{task['texts']:,}",
+                words.UNKNOWN if task["texts_needed"] is None else f"{task['texts_needed']:,}",
+            ],
+            words=[1],
+        )
+        for task in result["gate"]
+    ]
+    most = _threshold("max_task_drop", result["settings"]["max_task_drop"])
+    note = (
+        f"worse: the interval of the drop lies beyond {most}; not worse: within it; otherwise there are too few texts to tell"
+    )
+    return Table("Drop of the tasks", columns, rows, [note])
 
 
 def worst(result: Mapping[str, Any]) -> Table:
@@ -157,8 +187,8 @@ def worst(result: Mapping[str, Any]) -> Table:
 
 def speed(result: Mapping[str, Any], baseline: str) -> Table | None:
     """A row per batch size and length."""
-    found = result["speed"]
-    if found is None:
+    measured = result["speed"]
+    if measured is None:
         return None
     columns = [
         "request",
@@ -166,7 +196,7 @@ def speed(result: Mapping[str, Any], baseline: str) -> Table | None:
         *(f"{name} {what}" for what in ("texts/s", "tokens/s", "p50/p99 ms") for name in (baseline, "INT4")),
     ]
     rows = []
-    for shape in found["shapes"]:
+    for shape in measured["shapes"]:
         sides = [shape[name] for name in ("baseline", "candidate")]
         rows.append(
             Row(
@@ -180,7 +210,7 @@ def speed(result: Mapping[str, Any], baseline: str) -> Table | None:
                 ]
             )
         )
-    return Table("Speed", [*columns, "ratio"], rows, words.speed_notes(found))
+    return Table("Speed", [*columns, "ratio"], rows, words.speed_notes(measured))
 
 
 def size(result: Mapping[str, Any], baseline: str) -> Table:
@@ -197,7 +227,7 @@ def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Software, models, machine and versions of both sides."""
     machine, data = result["machine"], result["data"]
     where = f"{machine['architecture']}, {machine['cores']} cores" + (f", {machine['gpu']}" if machine["gpu"] else "")
-    found = [
+    entries = [
         ("candidate", words.side(result["candidate"])),
         ("baseline", words.side(result["baseline"])),
         ("texts", f"{words.data(data)} (SHA-256 {data['sha256'][:SHA]}…)"),
@@ -206,16 +236,16 @@ def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("intervals", f"{result['settings']['interval']:.0%}, bootstrap of {result['settings']['resamples']} draws"),
         ("percentiles", f"{result['settings']['percentiles']} interpolation"),
     ]
-    for one in result["tasks"]:
-        chosen = ", ".join(f"{name}: {_plain(value)}" for name, value in one["settings"].items() if value is not None)
+    for record in result["tasks"]:
+        chosen = ", ".join(f"{name}: {_plain(value)}" for name, value in record["settings"].items() if value is not None)
         if chosen:
-            found.append((one["task"], chosen))
-    return found
+            entries.append((record["task"], chosen))
+    return entries
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {one}" for name, one in value.items())
+        return ", ".join(f"{name} {part}" for name, part in value.items())
     return str(value)
 
 

@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 SHOWN = {"median": "median", "p5": "p5", "p1": "p1", "minimum": "min"}
 TEXT = 12
-"""What a column of words has room for at least."""
+"""Least width of a column of words."""
 
 
 def print_tables(console: Console, report: dict[str, Any]) -> None:
     """Print the result: what ran, cosines by dimension, kind, language and length, neighbours, worst texts, tasks."""
     from rich.markup import escape
 
-    found, data = report["results"], report["data"]
+    results, data = report["results"], report["data"]
     for side in ("candidate", "baseline"):
         console.print(f"{side + ':':<11}{escape(words.side(report[side]))}", highlight=False, soft_wrap=True)
     console.print(f"texts:     {escape(words.data(data))}", highlight=False, soft_wrap=True)
-    for line in words.counts(found["vectors"]):
+    for line in words.counts(results["vectors"]):
         console.print(f"           {line}", highlight=False, soft_wrap=True)
     console.print()
-    _print_summaries(console, "Cosine by dimension", "dimension", found["by_dimension"])
+    _print_summaries(console, "Cosine by dimension", "dimension", results["by_dimension"])
     for name, title in words.GROUPS.items():
-        if len(found[name]) > 1:
-            groups = dict(sorted(found[name].items())) if name == "by_language" else found[name]
+        if len(results[name]) > 1:
+            groups = dict(sorted(results[name].items())) if name == "by_language" else results[name]
             label = title
             if name == "by_length":
                 label = next(iter(groups)).split()[-1]
@@ -43,7 +43,7 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
         table.add_column(name)
     table.add_column("cosine", justify="right")
     table.add_column("text", no_wrap=True, overflow="ellipsis", max_width=36)
-    for row in found["worst"]:
+    for row in results["worst"]:
         beginning = one_line(row["text"])
         table.add_row(
             escape(one_line(row["id"])),
@@ -57,38 +57,46 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
         _print_speed(console, report["speed"], report["settings"]["baseline"].upper())
     for task in report["tasks"]:
         _print_task(console, task, report["settings"]["baseline"])
+    if (gate := parts.gate(report)) is not None:
+        _print_part(console, gate)
 
 
-def print_differences(console: Console, found: dict[str, Any], first: str, second: str) -> None:
+def print_differences(console: Console, comparison: dict[str, Any], first: str, second: str) -> None:
     """Print two results side by side; differences beyond noise come first."""
-    for note in found["notes"]:
+    for note in comparison["notes"]:
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     titles = {False: "More than noise", None: "Without an interval", True: "Within noise"}
     for kind, title in titles.items():
-        rows = [one for one in found["differences"] if one["within_noise"] is kind and one["difference"]]
-        same = sum(one["within_noise"] is kind and not one["difference"] for one in found["differences"])
-        said = f"{title}: {len(rows)}" + (f", and {same} the same" if same else "")
+        rows = [
+            difference
+            for difference in comparison["differences"]
+            if difference["within_noise"] is kind and difference["difference"]
+        ]
+        same = sum(
+            difference["within_noise"] is kind and not difference["difference"] for difference in comparison["differences"]
+        )
+        heading = f"{title}: {len(rows)}" + (f", and {same} the same" if same else "")
         if not rows:
-            console.print(said, highlight=False)
+            console.print(heading, highlight=False)
             continue
-        table = _table(said)
+        table = _table(heading)
         table.add_column("number")
         for name in ("first", "second", "difference", "noise"):
             table.add_column(name, justify="right")
-        for one in rows:
+        for difference in rows:
             table.add_row(
-                one["name"],
-                words.number(one["first"], 5),
-                words.number(one["second"], 5),
-                words.signed(one["difference"], 5),
-                words.number(one["noise"], 5),
+                difference["name"],
+                words.number(difference["first"], 5),
+                words.number(difference["second"], 5),
+                words.signed(difference["difference"], 5),
+                words.number(difference["noise"], 5),
             )
         _print_table(console, table)
     console.print(f"first: {first}   second: {second}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_speed(console: Console, speed: dict[str, Any], baseline: str) -> None:
-    table = _table("Speed: the same requests to both, in turn")
+    table = _table("Speed: both sides answer the same requests in turn")
     names = (
         "texts",
         "tokens",
@@ -118,7 +126,7 @@ def _print_summaries(console: Console, title: str, label: str, summaries: dict[s
     table = _table(title)
     table.add_column(label, justify="right" if label == "dimension" else "left")
     undefined = any(summary["undefined"] for summary in summaries.values())
-    # All fits into 80 columns, so where texts are undefined the median stands in the other reports alone.
+    # To fit into 80 columns, the median is left out where texts are undefined; the other reports have it.
     shown = {key: name for key, name in SHOWN.items() if not (undefined and key == "median")}
     for name in ("texts", *(["undefined"] if undefined else []), "mean", "± 95%", *shown.values()):
         table.add_column(name, justify="right")
@@ -185,7 +193,7 @@ def _print_table(console: Console, table: Table) -> None:
 
     console.print(table.title, style="bold", highlight=False, soft_wrap=True)
     table.title = None
-    needed = 2 * len(table.columns) + 2  # what stands between them
+    needed = 2 * len(table.columns) + 2  # the gaps between columns
     for column in table.columns:
         cells = [line for cell in (column.header, *column.cells) for line in str(cell).splitlines()]
         widest = max(map(cell_len, cells), default=0)

@@ -14,44 +14,48 @@ NEIGHBOURS = {"candidate": "candidate → candidate", "mixed": "candidate → ba
 UNKNOWN = "–"
 
 
-def side(said: dict[str, Any]) -> str:
-    """What ran on one side."""
-    weights = WEIGHTS.get(said["weights"], f"{said['weights']} weights") if said["weights"] else None
-    engine = f"{said['engine']} {said['version']}" if said.get("version") else said["engine"]
-    how = {"server": "a running server", "file": "stored vectors"}.get(said["engine"], f"through {engine}")
-    if said["engine"] == "server" and said.get("version"):
-        how += f" (vLLM {said['version']})"
-    stored = "stored in" if said["engine"] == "file" else "computed in"
-    computed = f"{stored} {said['dtype']}" if said["dtype"] else "in a dtype that it does not tell"
-    kernel = f"by {NAMES.get(said['kernel'], said['kernel'])}" if said.get("kernel") else None
-    where = f"at {said['url']}" if said["url"] else f"on {said['device']}" if said["device"] else None
-    cached = said.get("from_cache")
-    kept = f"{cached} of {cached + said['computed']} vectors from the cache" if cached else None
-    return ", ".join(part for part in (said["model"], weights, how, where, computed, kernel, kept) if part)
+def side(description: dict[str, Any]) -> str:
+    """What ran on one side: model, weights, engine, place, dtype and kernel."""
+    weights = WEIGHTS.get(description["weights"], f"{description['weights']} weights") if description["weights"] else None
+    engine = f"{description['engine']} {description['version']}" if description.get("version") else description["engine"]
+    where_it_ran = {"server": "a running server", "file": "stored vectors"}.get(description["engine"], f"through {engine}")
+    if description["engine"] == "server" and description.get("version"):
+        where_it_ran += f" (vLLM {description['version']})"
+    verb = "stored in" if description["engine"] == "file" else "computed in"
+    computed = f"{verb} {description['dtype']}" if description["dtype"] else "dtype not reported"
+    kernel = f"by {NAMES.get(description['kernel'], description['kernel'])}" if description.get("kernel") else None
+    where = (
+        f"at {description['url']}" if description["url"] else f"on {description['device']}" if description["device"] else None
+    )
+    cached = description.get("from_cache")
+    from_cache = f"{cached} of {cached + description['computed']} vectors from the cache" if cached else None
+    return ", ".join(
+        part for part in (description["model"], weights, where_it_ran, where, computed, kernel, from_cache) if part
+    )
 
 
-def data(said: dict[str, Any]) -> str:
+def data(record: dict[str, Any]) -> str:
     """Which texts were used."""
-    shortened = f", {said['cut']} cut at {said['limit']} tokens" if said["cut"] else ""
-    repeated = f", {said['duplicates']} of them twice" if said["duplicates"] else ""
-    return f"{said['texts']} from {said['file']}{shortened}{repeated}"
+    shortened = f", {record['cut']} cut at {record['limit']} tokens" if record["cut"] else ""
+    repeated = f", {record['duplicates']} of them repeated" if record["duplicates"] else ""
+    return f"{record['texts']} from {record['file']}{shortened}{repeated}"
 
 
 def counts(vectors: dict[str, dict[str, int]]) -> list[str]:
     """A line per side that has unusable or repeated vectors."""
     names = {"not_finite": "with NaN or infinity", "zero": "zero", "duplicate": "the same as another text's"}
     lines = []
-    for name, found in vectors.items():
-        parts = [f"{found[key]} {what}" for key, what in names.items() if found[key]]
+    for name, counted in vectors.items():
+        parts = [f"{counted[key]} {what}" for key, what in names.items() if counted[key]]
         if parts:
             lines.append(f"{name} vectors: {', '.join(parts)}")
     return lines
 
 
-def task(said: Mapping[str, Any]) -> str:
+def task(record: Mapping[str, Any]) -> str:
     """The name of a task and its data."""
-    sizes = [f"{value:,} {name}" for name, value in said["data"].items() if isinstance(value, int)]
-    return one_line(f"{said['task']}: {said['data']['name']}") + (f" ({', '.join(sizes)})" if sizes else "")
+    sizes = [f"{value:,} {name}" for name, value in record["data"].items() if isinstance(value, int)]
+    return one_line(f"{record['task']}: {record['data']['name']}") + (f" ({', '.join(sizes)})" if sizes else "")
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -77,6 +81,16 @@ def margin(ends: Sequence[float] | None, digits: int = 4) -> str:
 def margin_percent(ends: Sequence[float] | None) -> str:
     """Half the width of an interval of a share."""
     return UNKNOWN if ends is None else f"{(ends[1] - ends[0]) / 2:.2%}"
+
+
+def percent(share: float | None) -> str:
+    """A share, or a dash for None."""
+    return UNKNOWN if share is None else f"{share:.2%}".replace("-", "−")
+
+
+def percents(ends: Sequence[float] | None) -> str:
+    """Both ends of the interval of a share."""
+    return UNKNOWN if ends is None else f"{percent(ends[0])}…{percent(ends[1])}"
 
 
 def megabytes(size: int | None) -> str:

@@ -50,16 +50,16 @@ def _loaded(name: str) -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtra("--task mteb:NAME needs the mteb package: pip install 'qembed[mteb]'") from error
     try:
-        found = mteb.get_task(name)
+        mteb_task = mteb.get_task(name)
     except KeyError as error:
         raise BadInput(f"mteb:{name}: mteb {mteb.__version__} has no such task: {_short(error.args[0])}") from error
-    if set(found.metadata.modalities) != {"text"}:
-        raise BadInput(f"mteb:{name}: a task about {', '.join(found.metadata.modalities)}, not about texts alone")
+    if set(mteb_task.metadata.modalities) != {"text"}:
+        raise BadInput(f"mteb:{name}: a task about {', '.join(mteb_task.metadata.modalities)}, not about texts alone")
     try:
-        found.load_data()
+        mteb_task.load_data()
     except Exception as error:
         raise BadInput(f"mteb:{name}: its data cannot be loaded ({type(error).__name__}: {_short(error)})") from error
-    return found
+    return mteb_task
 
 
 def _scores(task: Any, embed: Embed) -> list[Part]:
@@ -68,13 +68,13 @@ def _scores(task: Any, embed: Embed) -> list[Part]:
 
     logging.getLogger("mteb").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="qembed-mteb-") as folder:
-        answer = mteb.evaluate(_model(embed), task, cache=None, show_progress_bar=False, prediction_folder=folder)
+        evaluated = mteb.evaluate(_model(embed), task, cache=None, show_progress_bar=False, prediction_folder=folder)
         path = Path(folder, getattr(task, "prediction_file_name", ""))  # a task made of tasks has none
         predicted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    (result,) = answer.task_results
+    (result,) = evaluated.task_results
     parts = []
-    for split, found in result.scores.items():
-        for scores in found:
+    for split, subsets in result.scores.items():
+        for scores in subsets:
             subset, score = str(scores["hf_subset"]), float(scores["main_score"])
             data = getattr(task, "dataset", None) or {}
             data = data.get(subset, data).get(split)
@@ -121,16 +121,18 @@ def _record(name: str, loaded: Any, candidate: list[Part], baseline: list[Part])
     for group in [None, *(subsets if len(subsets) > 1 else [])]:
         sides = [[part for part in side if group in (None, part.subset)] for side in (baseline, candidate)]
         scores = [float(np.mean([part.score for part in side])) if side else np.nan for side in sides]
-        known = [score if np.isfinite(score) else None for score in scores]
+        values = [score if np.isfinite(score) else None for score in scores]
         rows = [[part.rows for part in side if part.rows is not None] for side in sides]
-        whole = all(len(found) == len(side) for found, side in zip(rows, sides, strict=True))
-        interval = mteb_rows.interval(rows[1], rows[0]) if whole and len(rows[0]) == len(rows[1]) else None
-        count = sum(len(one.values) for one in rows[1]) if whole else 0
-        metrics.append(Metric(str(loaded.metadata.main_score), known[0], known[1], interval, count, group, main=group is None))
+        complete = all(len(known) == len(side) for known, side in zip(rows, sides, strict=True))
+        interval = mteb_rows.interval(rows[1], rows[0]) if complete and len(rows[0]) == len(rows[1]) else None
+        count = sum(len(part_rows.values) for part_rows in rows[1]) if complete else 0
+        metrics.append(
+            Metric(str(loaded.metadata.main_score), values[0], values[1], interval, count, group, main=group is None)
+        )
     data = {"name": name, "sha256": None, "revision": str(loaded.metadata.revision)}
-    plan = Task(f"mteb:{name}", data, [], lambda *_: Outcome([]))
-    notes = [] if metrics[0].interval else ["mteb tells one score of the whole set, so there is no interval"]
-    return plan.record(Outcome(metrics, notes))
+    described = Task(f"mteb:{name}", data, [], lambda *_: Outcome([]))
+    notes = [] if metrics[0].interval else ["mteb reports one score of the whole set, so there is no interval"]
+    return described.record(Outcome(metrics, notes))
 
 
 def _short(error: object) -> str:

@@ -46,17 +46,17 @@ def read(predicted: Any, data: Any, task: Any, score: float) -> Rows | None:
     name = str(task.metadata.main_score)
     try:
         if ranked := RANKED_NAME.match(name):
-            found = Rows(_ranked(predicted, data["relevant_docs"], task, RANKED[ranked[1]], int(ranked[2])))
+            rows = Rows(_ranked(predicted, data["relevant_docs"], task, RANKED[ranked[1]], int(ranked[2])))
         elif name == "accuracy":
             right = np.array(predicted) == np.array(data[task.label_column_name])
-            found = Rows(right.mean(axis=0).astype(np.float64))  # over mteb's repetitions, each with other texts to train on
+            rows = Rows(right.mean(axis=0).astype(np.float64))  # over mteb's repetitions, each with other texts to train on
         elif name in SPEARMAN:
-            found = Rows(np.array(predicted["cosine_scores"], np.float64), np.array(data["score"], np.float64))
+            rows = Rows(np.array(predicted["cosine_scores"], np.float64), np.array(data["score"], np.float64))
         else:
             return None
     except (LookupError, TypeError, ValueError, AttributeError):
         return None
-    return found if abs(found.score() - score) < SAME else None
+    return rows if abs(rows.score() - score) < SAME else None
 
 
 def interval(candidate: Sequence[Rows], baseline: Sequence[Rows]) -> bootstrap.Interval | None:

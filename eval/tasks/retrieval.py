@@ -14,6 +14,7 @@ from qembed.errors import MissingExtra
 from qembed.eval import fidelity, neighbours
 from qembed.eval.tasks import Metric, Outcome, Task, Vectors, ranking
 from qembed.rerank import Rerank
+from qembed.text.display import counted
 from qembed.text.texts import Text
 from qembed.vectors import ivf
 
@@ -50,7 +51,7 @@ class Gains:
 
 
 @dataclass(frozen=True)
-class Found:
+class Rankings:
     """Ranked passage rows [q, depth] of the baseline, of the candidate, and of the candidate's queries on the baseline's
     index.
     """
@@ -97,13 +98,18 @@ def check_faiss() -> None:
 
 def through_ivf(queries: NDArray[np.float32], index: NDArray[np.float32], depth: int) -> Lists:
     """As `neighbours.nearest`, through FAISS's IVF-Flat with the settings of `_settings`; −1 if fewer are found."""
-    chosen = _settings(len(index))
-    searcher = ivf.empty(index.shape[1], chosen["clusters"])
-    searcher.train(index[ivf.training_rows(len(index), chosen["clusters"])])
-    searcher.add(index)
-    searcher.nprobe = chosen["probed"]
-    found: Lists = searcher.search(queries, depth)[1].astype(np.intp)
-    return found
+    rows: Lists = ivf_index(index).search(queries, depth)[1].astype(np.intp)
+    return rows
+
+
+def ivf_index(vectors: NDArray[np.float32]) -> Any:
+    """FAISS's IVF-Flat of unit vectors [n, d], as `qembed index --kind ivf-flat` builds it."""
+    settings = _settings(len(vectors))
+    rows = ivf.training_rows(len(vectors), settings["clusters"])
+    index = ivf.trained(vectors.shape[1], settings["clusters"], vectors[rows])
+    index.add(vectors)
+    index.nprobe = settings["probed"]
+    return index
 
 
 def _settings(passages: int) -> dict[str, Any]:
@@ -119,28 +125,32 @@ def _measure(
 ) -> Outcome:
     relevant = collection.relevant
     depth = min(DEPTH, len(collection.passages))
-    own = _same(collection)
-    found = Found(
+    own = _own_passages(collection)
+    rankings = Rankings(
         baseline=_search(*baseline, depth, own),
         candidate=_search(*candidate, depth, own),
         mixed=_search(candidate[0], baseline[1], depth, own),
     )
-    gains = _gains(found, relevant)
+    gains = _gains(rankings, relevant)
     metrics = [
         _metric("nDCG@10", gains, relevant, ranking.ndcg, 10, main=True),
         _metric("mAP@10", gains, relevant, ranking.average_precision, 10),
         _metric("recall@10", gains, relevant, ranking.recall, 10),
         _metric("recall@100", gains, relevant, ranking.recall, 100),
-        *_through_ivf(found, candidate, baseline, relevant, own),
-        *_across_languages(collection, candidate, baseline),
+        *_through_ivf(rankings, candidate, baseline, relevant, own),
+        *_across_languages(collection, candidate, baseline, own),
     ]
     if rerank is not None:
-        metrics.append(_reranked(collection, found, rerank))
-    return Outcome(metrics, collection.notes)
+        metrics.append(_reranked(collection, rankings, rerank))
+    notes = list(collection.notes)
+    if own is not None:
+        queries = counted(int((own >= 0).sum()), "query", "queries")
+        notes.append(f"{queries} with a passage of the same id: that passage is no result, as in BEIR")
+    return Outcome(metrics, notes)
 
 
 def _search(queries: NDArray[np.float32], passages: NDArray[np.float32], depth: int, own: Lists | None) -> Lists:
-    """The nearest `depth` passages; a query that is itself a passage (Quora, ArguAna) is excluded from its results."""
+    """The nearest `depth` passages without each query's `own` (`_own_passages`)."""
     if own is None:
         return neighbours.nearest(queries, passages, depth)
     wider = neighbours.nearest(queries, passages, min(depth + 1, len(passages)))
@@ -156,18 +166,25 @@ def without(lists: Lists, own: Lists, depth: int) -> Lists:
     return kept
 
 
-def _same(collection: Collection) -> Lists | None:
-    """For each query the passage with the same id and text, −1 if there is none; None if no query has one."""
-    rows = {(text.id, text.text): row for row, text in enumerate(collection.passages)}
-    own = np.array([rows.get((text.id, text.text), -1) for text in collection.queries], np.intp)
+def _own_passages(collection: Collection) -> Lists | None:
+    """For each query the passage with the query's id, −1 if there is none; None if no query has one.
+
+    As in BEIR, whose Quora and ArguAna take their queries from the passages: what a query finds first there is itself. A
+    passage that is judged relevant is not the query itself: other sets give a question and its answer the same id.
+    """
+    rows = {text.id: row for row, text in enumerate(collection.passages)}
+    own = np.array([rows.get(text.id, -1) for text in collection.queries], np.intp)
+    for query, relevant in enumerate(collection.relevant):
+        if own[query] in relevant:
+            own[query] = -1
     return own if (own >= 0).any() else None
 
 
-def _gains(found: Found, relevant: Relevant) -> Gains:
+def _gains(rankings: Rankings, relevant: Relevant) -> Gains:
     return Gains(
-        baseline=ranking.gains(found.baseline, relevant),
-        candidate=ranking.gains(found.candidate, relevant),
-        mixed=None if found.mixed is None else ranking.gains(found.mixed, relevant),
+        baseline=ranking.gains(rankings.baseline, relevant),
+        candidate=ranking.gains(rankings.candidate, relevant),
+        mixed=None if rankings.mixed is None else ranking.gains(rankings.mixed, relevant),
     )
 
 
@@ -181,7 +198,7 @@ def _metric(
     group: str | None = None,
     main: bool = False,
 ) -> Metric:
-    grades = [list(one.values()) for one in relevant]
+    grades = [list(of_query.values()) for of_query in relevant]
     mixed = None if gains.mixed is None else float(score(gains.mixed, grades, depth).mean())
     baseline, candidate = (score(side, grades, depth) for side in (gains.baseline, gains.candidate))
     return paired(name, baseline, candidate, group=group, mixed=mixed, main=main)
@@ -202,7 +219,7 @@ def paired(
 
 
 def _through_ivf(
-    exact: Found,
+    exact: Rankings,
     candidate: tuple[NDArray[np.float32], NDArray[np.float32]],
     baseline: tuple[NDArray[np.float32], NDArray[np.float32]],
     relevant: Relevant,
@@ -213,13 +230,13 @@ def _through_ivf(
     for queries, passages in (baseline, candidate):
         wider = through_ivf(queries, passages, min(depth + (own is not None), len(passages)))
         lists.append(wider if own is None else without(wider, own, depth))
-    kept = [
-        neighbours.shared(found, best[:, :depth], depth)
-        for found, best in zip(lists, (exact.baseline, exact.candidate), strict=True)
+    overlaps = [
+        neighbours.shared(retrieved, best[:, :depth], depth)
+        for retrieved, best in zip(lists, (exact.baseline, exact.candidate), strict=True)
     ]
     return [
-        _metric("nDCG@10, IVF", _gains(Found(*lists), relevant), relevant, ranking.ndcg, 10),
-        paired("IVF vs exact@10", *kept),
+        _metric("nDCG@10, IVF", _gains(Rankings(*lists), relevant), relevant, ranking.ndcg, 10),
+        paired("IVF vs exact@10", *overlaps),
     ]
 
 
@@ -227,51 +244,53 @@ def _across_languages(
     collection: Collection,
     candidate: tuple[NDArray[np.float32], NDArray[np.float32]],
     baseline: tuple[NDArray[np.float32], NDArray[np.float32]],
+    own: Lists | None,
 ) -> list[Metric]:
     """nDCG@10 for each pair of languages, among the passages of one language; empty if there is only one pair."""
-    asked = [text.language for text in collection.queries]
-    written = [text.language for text in collection.passages]
+    query_languages = [text.language for text in collection.queries]
+    passage_languages = [text.language for text in collection.passages]
     pairs = sorted(
         {
-            (asked[query], written[row])
+            (query_languages[query], passage_languages[row])
             for query, grades in enumerate(collection.relevant)
             for row in grades
-            if asked[query] and written[row]
+            if query_languages[query] and passage_languages[row]
         },
         key=lambda pair: (pair[0] != pair[1], pair),
     )
     if len(pairs) < 2:
         return []
     metrics = []
-    for language, other in pairs:
-        rows = np.flatnonzero([one == other for one in written])
+    for language, passage_language in pairs:
+        rows = np.flatnonzero([other == passage_language for other in passage_languages])
         place = {int(row): position for position, row in enumerate(rows)}
-        grades = [{place[row]: grade for row, grade in one.items() if row in place} for one in collection.relevant]
-        queries = [query for query, one in enumerate(grades) if one and asked[query] == language]
+        grades = [{place[row]: grade for row, grade in of_query.items() if row in place} for of_query in collection.relevant]
+        queries = [query for query, of_query in enumerate(grades) if of_query and query_languages[query] == language]
         depth = min(10, len(rows))
         index = candidate[1][rows], baseline[1][rows]
-        found = Found(
-            baseline=neighbours.nearest(baseline[0][queries], index[1], depth),
-            candidate=neighbours.nearest(candidate[0][queries], index[0], depth),
-            mixed=neighbours.nearest(candidate[0][queries], index[1], depth),
+        here = None if own is None else np.array([place.get(int(own[query]), -1) for query in queries], np.intp)
+        retrieved = Rankings(
+            baseline=_search(baseline[0][queries], index[1], depth, here),
+            candidate=_search(candidate[0][queries], index[0], depth, here),
+            mixed=_search(candidate[0][queries], index[1], depth, here),
         )
-        chosen = [grades[query] for query in queries]
-        group = f"{language} → {other}"
-        metrics.append(_metric("nDCG@10", _gains(found, chosen), chosen, ranking.ndcg, 10, group=group))
+        relevant = [grades[query] for query in queries]
+        group = f"{language} → {passage_language}"
+        metrics.append(_metric("nDCG@10", _gains(retrieved, relevant), relevant, ranking.ndcg, 10, group=group))
     return metrics
 
 
-def _reranked(collection: Collection, found: Found, rerank: Rerank) -> Metric:
+def _reranked(collection: Collection, rankings: Rankings, rerank: Rerank) -> Metric:
     """nDCG@10 after the reranker has sorted the best RERANKED of each side."""
-    assert found.mixed is not None
-    tops = {name: getattr(found, name)[:, :RERANKED] for name in ("baseline", "candidate", "mixed")}
-    wanted = sorted(
+    assert rankings.mixed is not None
+    tops = {name: getattr(rankings, name)[:, :RERANKED] for name in ("baseline", "candidate", "mixed")}
+    pairs = sorted(
         {(query, int(row)) for lists in tops.values() for query, rows in enumerate(lists) for row in rows if row >= 0}
     )
     texts = [text.text for text in collection.queries], [text.text for text in collection.passages]
-    scores = dict(zip(wanted, rerank(*texts, wanted), strict=True))
+    scores = dict(zip(pairs, rerank(*texts, pairs), strict=True))
     ordered = {name: _by_score(lists, scores) for name, lists in tops.items()}
-    return _metric("nDCG@10, reranked", _gains(Found(**ordered), collection.relevant), collection.relevant, ranking.ndcg, 10)
+    return _metric("nDCG@10, reranked", _gains(Rankings(**ordered), collection.relevant), collection.relevant, ranking.ndcg, 10)
 
 
 def _by_score(lists: Lists, scores: Mapping[tuple[int, int], float]) -> Lists:

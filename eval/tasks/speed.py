@@ -51,17 +51,17 @@ def shapes(batches: Sequence[int], lengths: Sequence[int], limit: int | None) ->
     Raises:
         BadInput: none is left.
     """
-    asked = [RequestShape(batch, tokens) for tokens in lengths for batch in batches]
-    within = [shape for shape in asked if limit is None or shape.tokens <= limit]
-    kept = [shape for shape in within if shape.batch * shape.tokens <= MOST_TOKENS or shape.batch == 1]
+    requested = [RequestShape(batch, tokens) for tokens in lengths for batch in batches]
+    within = [shape for shape in requested if limit is None or shape.tokens <= limit]
+    fitting = [shape for shape in within if shape.batch * shape.tokens <= MOST_TOKENS or shape.batch == 1]
     notes = []
-    if len(within) < len(asked):
+    if len(within) < len(requested):
         notes.append(f"lengths over the context of {limit} tokens are left out")
-    if len(kept) < len(within):
+    if len(fitting) < len(within):
         notes.append(f"requests of more than {MOST_TOKENS} tokens are left out")
-    if not kept:
+    if not fitting:
         raise BadInput(f"--speed-lengths: all are over the context of {limit} tokens")
-    return kept, notes
+    return fitting, notes
 
 
 def texts(shape: RequestShape, pool: Sequence[str], tokenizer: Tokenizer | None, first: int) -> list[str]:
@@ -69,12 +69,14 @@ def texts(shape: RequestShape, pool: Sequence[str], tokenizer: Tokenizer | None,
 
     So a prefix cache, if a server has one, meets no text twice. Without a tokenizer a word counts as a token.
     """
-    found = []
+    texts_of_request = []
     for number in range(first, first + shape.batch):
         words = [pool[(number * 7 + place) % len(pool)] for place in range(shape.tokens + 1)]
         text = " ".join([f"{number}:", *words])
-        found.append(_shortened(text, tokenizer, shape.tokens) if tokenizer else " ".join(text.split()[: shape.tokens]))
-    return found
+        texts_of_request.append(
+            _shortened(text, tokenizer, shape.tokens) if tokenizer else " ".join(text.split()[: shape.tokens])
+        )
+    return texts_of_request
 
 
 def measure(
@@ -101,16 +103,16 @@ def measure(
                     side.open(lambda doing, name=name, status=status: status.update(f"{name}: {doing}"))  # type: ignore[misc]
                 )
         sends = {name: stack.enter_context(_sending(source)) for name, source in sources.items()}
-        found = []
+        shapes_measured = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=progress) as bar:
             task = bar.add_task("speed", total=len(chosen))
             for shape in chosen:
                 bar.update(task, description=f"speed: {shape.batch} × {shape.tokens} tokens")
-                found.append(record(shape, rounds(shape, sends, pool, tokenizer)))
+                shapes_measured.append(record(shape, rounds(shape, sends, pool, tokenizer)))
                 bar.advance(task)
-        said = {name: {**_said(source), "memory": source.memory()} for name, source in sources.items()}
-    return {**said, "shapes": found, "notes": [*notes, *unlike(said["candidate"], said["baseline"])]}
+        sides = {name: {**_described(source), "memory": source.memory()} for name, source in sources.items()}
+    return {**sides, "shapes": shapes_measured, "notes": [*notes, *unlike(sides["candidate"], sides["baseline"])]}
 
 
 def unlike(candidate: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iterator[str]:
@@ -121,11 +123,11 @@ def unlike(candidate: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iterato
         if candidate[name] != baseline[name] and (name == "engine" or candidate["engine"] == baseline["engine"]):
             yield f"the two sides {what} ({candidate[name]}, {baseline[name]}), so the ratio is not that of the weights alone"
     for name, what in (("device", "on"), ("dtype", "in")):
-        here, there = candidate[name], baseline[name]
-        if here is None or there is None:
-            yield f"what {name} the ratio is of is not known: a server does not tell"
-        elif here != there:
-            yield f"the two sides computed {what} {here} and {what} {there}, so the ratio is not that of the weights alone"
+        left, right = candidate[name], baseline[name]
+        if left is None or right is None:
+            yield f"the {name} of a side is not known, so the ratio may not be that of the weights alone"
+        elif left != right:
+            yield f"the two sides computed {what} {left} and {what} {right}, so the ratio is not that of the weights alone"
 
 
 def rounds(
@@ -150,7 +152,7 @@ def rounds(
 
 
 def record(shape: RequestShape, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """What the rounds come to."""
+    """The entry of a request shape in the result, from the seconds of its rounds."""
     sides = {}
     for name, values in seconds.items():
         p50, p99 = np.percentile(values, [50, 99])
@@ -176,17 +178,18 @@ def record(shape: RequestShape, seconds: dict[str, list[float]]) -> dict[str, An
 
 @contextmanager
 def _sending(source: Source) -> Iterator[Send]:
-    """A function that sends one request and waits for its vectors, over a connection that stays."""
+    """A function that sends one request and waits for its vectors, over a persistent connection."""
     if source.url is None:
         yield lambda batch: source.embed(batch, lambda _: None)
         return
     from qembed.client import embeddings
 
-    with embeddings.connected(source.url, TIMEOUT) as api:
-        yield lambda batch: api.embeddings.create(model=str(source.served), input=list(batch))
+    with embeddings.connected(source.url, TIMEOUT, source.api_key) as api:
+        fields = dict(source.fields) or None
+        yield lambda batch: api.embeddings.create(model=str(source.served), input=list(batch), extra_body=fields)
 
 
-def _said(source: Source) -> dict[str, Any]:
+def _described(source: Source) -> dict[str, Any]:
     return {name: getattr(source, name) for name in ("engine", "version", "model", "weights", "device", "dtype")}
 
 

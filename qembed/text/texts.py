@@ -1,13 +1,23 @@
-"""A text with what decides how a model reads it: its kind and its instruction."""
+"""What a model reads of a text, the same in every command: cleaned, behind the prompt of its kind.
+
+Documents take no prompt, as the server gives none to a request that asks for none. A checkpoint's prompt "document" is used
+where the user names it (`qembed embed --prompt document`, `"prompt_name": "document"`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qembed.text.cleaning import clean
 from qembed.text.prompts import instruct
 
 KINDS = ("query", "document", "code")
+
+
+def model_input(text: str, prompt: str = "", *, cleaned: bool = True) -> str:
+    """`text` as the model reads it: behind `prompt`, and cleaned (`qembed.text.cleaning`) unless the user wants it as it is."""
+    return prompt + (clean(text) if cleaned else text)
 
 
 @dataclass(frozen=True)
@@ -28,10 +38,10 @@ class Text:
     language: str | None = None
     instruction: str | None = None
 
-    def prompted(self, prompts: Mapping[str, str]) -> str:
-        """The text as the model reads it, with `prompts` by name: a query's own instruction comes before the prompt "query"."""
+    def model_input(self, prompts: Mapping[str, str]) -> str:
+        """The text as the model reads it, with `prompts` by name: a query's own instruction goes before the prompt "query"."""
         if self.kind != "query":
-            return prompts.get("document", "") + self.text
+            return model_input(self.text)
         if self.instruction is not None:
-            return instruct(self.instruction) + self.text
-        return prompts.get("query", "") + self.text
+            return model_input(self.text, instruct(clean(self.instruction)))
+        return model_input(self.text, prompts.get("query", ""))

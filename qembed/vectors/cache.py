@@ -46,17 +46,17 @@ class Cache:
 
     def known(self, digests: Sequence[bytes]) -> set[bytes]:
         """The subset of `digests` with a vector in the cache."""
-        found: set[bytes] = set()
+        known: set[bytes] = set()
         for start in range(0, len(digests), BATCH):
-            part = digests[start : start + BATCH]
-            marks = ",".join("?" * len(part))
-            found.update(row[0] for row in self._run(f"SELECT text FROM vectors WHERE text IN ({marks})", part))
-        return found
+            batch = digests[start : start + BATCH]
+            placeholders = ",".join("?" * len(batch))
+            known.update(row[0] for row in self._run(f"SELECT text FROM vectors WHERE text IN ({placeholders})", batch))
+        return known
 
     def put(self, digests: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
         """Store `vectors` [n, d]; they are on disk when this returns."""
         rows = zip(digests, (row.tobytes() for row in np.ascontiguousarray(vectors, "<f4")), strict=True)
-        with self._complaining(), self._connection:
+        with self._errors_named(), self._connection:
             self._connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
     def fill(self, digests: Sequence[bytes], out: NDArray[np.float32]) -> None:
@@ -67,53 +67,53 @@ class Cache:
             QembedError: a vector has another length.
         """
         for start in range(0, len(digests), BATCH):
-            part = digests[start : start + BATCH]
-            marks = ",".join("?" * len(part))
-            found = dict(self._run(f"SELECT text, vector FROM vectors WHERE text IN ({marks})", part))
-            for place, one in enumerate(part):
-                vector = np.frombuffer(found[one], "<f4")
+            batch = digests[start : start + BATCH]
+            placeholders = ",".join("?" * len(batch))
+            vectors = dict(self._run(f"SELECT text, vector FROM vectors WHERE text IN ({placeholders})", batch))
+            for row, text_digest in enumerate(batch, start):
+                vector = np.frombuffer(vectors[text_digest], "<f4")
                 if len(vector) != out.shape[1]:
                     raise QembedError(f"vectors of {len(vector)} and of {out.shape[1]} dimensions from one model")
-                out[start + place] = vector
+                out[row] = vector
 
-    def dimension(self, one: bytes) -> int:
+    def dimension(self, text_digest: bytes) -> int:
         """The length of the vector of a known digest."""
-        ((size,),) = self._run("SELECT length(vector) FROM vectors WHERE text = ?", [one])
+        ((size,),) = self._run("SELECT length(vector) FROM vectors WHERE text = ?", [text_digest])
         return int(size) // 4
 
     def count(self) -> int:
         """The number of vectors."""
-        ((found,),) = self._run("SELECT count(*) FROM vectors", [])
-        return int(found)
+        ((count,),) = self._run("SELECT count(*) FROM vectors", [])
+        return int(count)
 
     def note(self, name: str, value: Any) -> None:
         """Store metadata as JSON."""
-        with self._complaining(), self._connection:
+        with self._errors_named(), self._connection:
             self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, json.dumps(value)))
 
-    def noted(self, name: str) -> Any:
+    def read_note(self, name: str) -> Any:
         """Metadata stored by `note`, or None."""
         rows = self._run("SELECT value FROM notes WHERE name = ?", [name])
         return json.loads(rows[0][0]) if rows else None
 
     def clear(self) -> None:
         """Delete everything."""
-        with self._complaining(), self._connection:
+        with self._errors_named(), self._connection:
             self._connection.execute("DELETE FROM vectors")
             self._connection.execute("DELETE FROM notes")
 
     def _run(self, statement: str, values: Sequence[Any]) -> list[Any]:
-        with self._complaining():
+        with self._errors_named():
             return self._connection.execute(statement, values).fetchall()
 
     @contextmanager
-    def _complaining(self) -> Iterator[None]:
+    def _errors_named(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
             raise QembedError(f"{self._path}: {error}; name another folder with --cache, or use --no-cache") from error
         except sqlite3.DatabaseError as error:
-            raise BadInput(f"{self._path}: a damaged cache ({error}); delete it, its vectors are computed again") from error
+            raise BadInput(f"{self._path}: a damaged cache ({error}); delete it: its vectors are computed again") from error
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def opened(folder: Path | None, key: Mapping[str, Any]) -> Iterator[Cache]:
         BadInput: the folder cannot be created, or the file is not a cache.
     """
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="qembed-eval-") as made, opened(Path(made), key) as cache:
+        with tempfile.TemporaryDirectory(prefix="qembed-eval-") as temporary, opened(Path(temporary), key) as cache:
             yield cache
         return
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Converts unit vectors to stored formats: float32, float16, int8, or one bit per dimension. Functions of arrays."""
+"""The formats in which vectors are stored: float32, float16, int8, or one bit per dimension. Functions of arrays."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "int8", "binary")
 INT8_MOST = 127
+BITS = 8
+"""Dimensions per byte of a binary vector."""
 
 
-def stored(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+def encode(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """Vectors [n, d] float32 in `dtype`, one of DTYPES.
 
     int8: each vector times 127 / max|x|, rounded to nearest, so that each uses the full range. The factor is not stored:
@@ -31,6 +33,18 @@ def stored(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     return vectors.astype(dtype)
 
 
+def decode(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Vectors [n, d] float32 from what `encode` returns, up to a positive factor per vector, which no cosine depends on.
+
+    Bits become 1 and −1, so that the order of cosines is that of the numbers of equal bits.
+    """
+    import numpy as np
+
+    if dtype == "binary":
+        return np.unpackbits(stored, axis=1).astype(np.float32) * 2 - 1
+    return stored.astype(np.float32, copy=False)
+
+
 def width(dimensions: int, dtype: str) -> int:
     """The number of elements of a stored vector of `dimensions`.
 
@@ -39,9 +53,9 @@ def width(dimensions: int, dtype: str) -> int:
     """
     if dtype != "binary":
         return dimensions
-    if dimensions % 8:
-        raise BadInput(f"--output-dtype binary: {dimensions} dimensions do not fill whole bytes; a multiple of 8 does")
-    return dimensions // 8
+    if dimensions % BITS:
+        raise BadInput(f"--output-dtype binary: {dimensions} dimensions do not fill whole bytes; a multiple of {BITS} does")
+    return dimensions // BITS
 
 
 def element(dtype: str) -> str:

@@ -46,10 +46,11 @@ def draw(rows: int, count: int) -> NDArray[np.intp]:
     return np.sort(np.random.default_rng(SEED).choice(rows, count, replace=False))
 
 
-def empty(dimensions: int, count: int) -> Any:
-    """An untrained, empty index of `count` clusters."""
+def trained(dimensions: int, count: int, sample: NDArray[np.float32]) -> Any:
+    """An empty index of `count` clusters, found by spherical k-means in `sample` [n, dimensions] (`training_rows`)."""
     faiss = library()
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, count, faiss.METRIC_INNER_PRODUCT)
     index.cp.spherical = True  # cluster centres as unit vectors: nearest by the measure that is searched with
     index.cp.min_points_per_centroid = 1  # otherwise it warns on stderr about small collections
+    index.train(sample)
     return index

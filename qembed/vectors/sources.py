@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from qembed.checkpoint.description import Checkpoint
 from qembed.client import about
 from qembed.errors import MissingExtra
-from qembed.vectors.stored import Stored
+from qembed.vectors.vector_files import VectorFile
 
 INT4 = "awq-int4"
 INT4_INT8 = "awq-int4, int8 token table"
@@ -36,7 +36,7 @@ class Source:
     `embed` takes texts with their prompts, calls a function with the number of texts after each batch, and returns [texts, d]
     float32. `limit` is the longest text in tokens, including the appended last token. `version` is the engine's. `served` is
     the model name for requests to `url`. `memory` returns the bytes in use. `kernel` is the INT4 kernel that `qembed serve`
-    chose.
+    chose. `api_key` goes with requests to `url` (None: the one in the environment), and so do `fields`, beside OpenAI's.
     """
 
     engine: str
@@ -51,6 +51,8 @@ class Source:
     served: str | None = None
     memory: Callable[[], int | None] = lambda: None
     kernel: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Side:
 
     `limit` is the longest text if known. `open` reports its progress to the function it is given. `identity` is everything
     that its vectors depend on besides the text (the cache key). `live`: this cannot be known for sure, because a URL may serve
-    another model tomorrow. `size` is the bytes of the checkpoint's tensors. A side with `stored` vectors from a file is never
+    another model tomorrow. `size` is the bytes of the checkpoint's tensors. A side whose vectors come from a `file` is never
     opened.
     """
 
@@ -68,22 +70,24 @@ class Side:
     identity: Mapping[str, Any] = field(default_factory=dict)
     live: bool = False
     size: int | None = None
-    stored: Stored | None = None
+    file: VectorFile | None = None
 
 
-def server(url: str) -> Side:
-    """A running OpenAI-compatible server, which is asked at once for its model.
+def server(url: str, api_key: str | None = None) -> Side:
+    """A running OpenAI-compatible server, which is asked at once for its model. `api_key` None: the key in the environment.
 
     Raises:
         BadInput: `url` is not a URL, nothing answers there, a key is required, or the answer is not from such a server.
     """
     from qembed.client import embeddings
 
-    told = about.about(url)
-    embed = partial(_through_client, url, told.model)
+    told = about.about(url, api_key)
+    # The texts have their prompt. Only `qembed serve` reports its weights, and only it has prompts of its own.
+    fields = {} if told.weights is None else embeddings.AS_IT_IS
+    embed = partial(_through_client, url, told.model, api_key=api_key, fields=fields)
     source = Source(
         "server", told.model, told.weights, told.device, told.dtype, url, told.limit, embed, told.version, told.model,
-        partial(about.memory, url), told.kernel,
+        partial(about.memory, url, api_key), told.kernel, api_key, fields,
     )  # fmt: skip
     identity = {"engine": "server", "url": embeddings.base(url), **asdict(told)}
     return Side(told.limit, lambda _: nullcontext(source), identity, live=True)
@@ -117,13 +121,13 @@ def transformers(checkpoint: Checkpoint, *, exact: bool = False) -> Side:
     return Side(context(checkpoint), partial(_transformers, checkpoint, exact), identity, size=size(checkpoint))
 
 
-def vectors(stored: Stored) -> Side:
+def vectors(file: VectorFile) -> Side:
     """Vectors computed elsewhere."""
 
     def never(_: OnStage) -> AbstractContextManager[Source]:
-        raise AssertionError("a side of stored vectors is not opened")
+        raise AssertionError("a side whose vectors come from a file is not opened")
 
-    return Side(None, never, stored=stored)
+    return Side(None, never, file=file)
 
 
 def has_vllm() -> bool:
@@ -144,7 +148,7 @@ def context(checkpoint: Checkpoint) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
-def stored(checkpoint: Checkpoint) -> str:
+def weight_format(checkpoint: Checkpoint) -> str:
     """The weight format: INT4, INT4_INT8, or the dtype of most tensors."""
     if checkpoint.is_int4:
         return INT4_INT8 if checkpoint.has_int8_table else INT4
@@ -177,9 +181,8 @@ def _transformers(checkpoint: Checkpoint, exact: bool, on_stage: OnStage) -> Ite
         return sum(tensor.nbytes for tensor in (*loaded.model.parameters(), *loaded.model.buffers()))
 
     version = metadata.version("transformers")
-    yield Source(
-        "transformers", checkpoint.name, stored(checkpoint), device, dtype, None, loaded.limit, embed, version, None, memory
-    )
+    weights = weight_format(checkpoint)
+    yield Source("transformers", checkpoint.name, weights, device, dtype, None, loaded.limit, embed, version, memory=memory)
     if device == "cuda":
         del loaded
         torch.cuda.empty_cache()
@@ -193,8 +196,8 @@ def _vllm(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Sou
     with supervisor.running(ServerSettings(checkpoint, port=0, clean=False, dtype=dtype), on_stage) as running:
         embed = partial(_through_client, running.url, running.model)
         yield Source(
-            "vllm", checkpoint.name, stored(checkpoint), running.device, running.dtype, running.url, running.limit, embed,
-            vllm_version(), running.model, running.memory, running.launch.choice.kernel,
+            "vllm", checkpoint.name, weight_format(checkpoint), running.device, running.dtype, running.url, running.limit,
+            embed, vllm_version(), running.model, running.memory, running.launch.choice.kernel,
         )  # fmt: skip
 
 
@@ -222,7 +225,14 @@ def vllm_version() -> str | None:
     return None
 
 
-def _through_client(url: str, model: str, texts: Sequence[str], on_done: OnDone) -> NDArray[np.float32]:
+def _through_client(
+    url: str,
+    model: str,
+    texts: Sequence[str],
+    on_done: OnDone,
+    api_key: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> NDArray[np.float32]:
     from qembed.client import embeddings
 
     heard = 0
@@ -232,4 +242,4 @@ def _through_client(url: str, model: str, texts: Sequence[str], on_done: OnDone)
         on_done(done - heard)
         heard = done
 
-    return embeddings.embed(texts, url=url, model=model, on_progress=progressed, finite=False)
+    return embeddings.embed(texts, url=url, model=model, on_progress=progressed, finite=False, api_key=api_key, fields=fields)

@@ -10,6 +10,7 @@ from typing import Any
 from qembed.serve.gate.errors import bad
 from qembed.text.cleaning import clean, has_surrogate
 from qembed.text.prompts import instruct
+from qembed.text.texts import model_input
 from qembed.vllm.gate_rules import Rules
 
 ENCODINGS = ("float", "base64")
@@ -54,7 +55,7 @@ def read(raw: bytes, rules: Rules, count: Count) -> Batch:
     max_tokens = _truncation(content, rules)
     prompt = _prompt(content, rules)
     if isinstance(inputs[0], str):
-        inputs = [prompt + _text(str(text), index, rules) for index, text in enumerate(inputs)]
+        inputs = [_text(str(text), index, prompt, rules) for index, text in enumerate(inputs)]
     elif prompt and (content.get("prompt_name") or content.get("instruction")):
         raise bad("a prompt cannot be put before token ids; send texts", "prompt", "prompt_name")
     if max_tokens is not None:  # vLLM would tokenize the whole text before it truncates
@@ -144,15 +145,15 @@ def _inputs(value: Any, rules: Rules) -> Sequence[str | list[int]]:
     return inputs
 
 
-def _text(text: str, index: int, rules: Rules) -> str:
-    """The text at `index` of the request, cleaned if the rules say so."""
+def _text(text: str, index: int, prompt: str, rules: Rules) -> str:
+    """The text at `index` of the request as the model reads it, cleaned if the rules say so."""
     if has_surrogate(text):
         raise bad(f"input[{index}] holds half of a surrogate pair, which is not a character", "surrogate")
-    cleaned = clean(text) if rules.clean else text
-    if not cleaned.strip():
+    whole = model_input(text, prompt, cleaned=rules.clean)
+    if not whole[len(prompt) :].strip():
         detail = " after invisible characters are removed" if text.strip() else ""
         raise bad(f"input[{index}] is empty{detail}", "empty")
-    return cleaned
+    return whole
 
 
 def _prompt(content: dict[str, Any], rules: Rules) -> str:

@@ -15,6 +15,8 @@ import pytest
 from qembed.eval.embedding import SENTINEL
 from tests.answering import Asked, answering
 
+OPENAI_FIELDS = ("model", "input", "encoding_format", "dimensions")
+
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -30,6 +32,7 @@ class FakeServer:
         self.dimension = 64
         self.limit: int | None = None
         self.noise = 0.0
+        self.fields: set[str] = set()  # of requests, beside OpenAI's
         self.inputs: list[str] = []  # less the sentence that `qembed eval` recognizes a server by
         self.dies_after: int | None = None
         self.changed: dict[str, list[float]] = {}
@@ -68,6 +71,7 @@ class FakeServer:
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         if self.dies_after is not None and len(self.inputs) >= self.dies_after:
             return 500, {"error": {"message": "the engine is dead", "type": "x", "code": 500}}
+        self.fields |= {f"{name}={value}" for name, value in body.items() if name not in OPENAI_FIELDS}
         self.inputs += [text for text in texts if text != SENTINEL]
         data = []
         for index, text in enumerate(texts):

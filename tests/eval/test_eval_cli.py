@@ -69,7 +69,8 @@ def test_json_is_all_there_is_on_standard_output(int4: Path, data: Path) -> None
     assert set(found["results"]["by_language"]) == {"en", "de"}
     assert set(found["results"]["by_kind"]) == {"query", "document", "code"}
     assert 0.5 < found["results"]["overall"]["mean"] < 0.9999
-    assert found["verdict"] == {"passed": True, "failures": []}
+    assert found["verdict"] == {"passed": True, "failures": [], "undecided": []}
+    assert found["gate"] == []
 
 
 def test_the_numbers_are_those_of_the_reference(int4: Path, fp16: Path, data: Path) -> None:
@@ -171,7 +172,7 @@ def test_ctrl_c_is_130_and_says_what_is_kept(int4: Path, data: Path, monkeypatch
     monkeypatch.setattr(evaluation, "compare", interrupted)
     result = evaluated(int4, data)
     assert result.exit_code == 130
-    assert one_line(result) == "qembed: interrupted; vectors that were computed are kept: the same command goes on from there"
+    assert one_line(result) == "qembed: interrupted; computed vectors are in the cache: run the same command to continue"
     assert one_line(evaluated(int4, data, "--no-cache")) == "qembed: interrupted"
 
 
@@ -269,7 +270,19 @@ def test_what_a_server_tells_of_itself_is_in_the_result(start_server: Callable[[
     shown = qembed(*given).stdout
     assert "INT4 weights, a running server (vLLM 9.9)" in shown
     assert "computed in bfloat16" in shown
-    assert "in a dtype that it does not tell" in shown
+    assert "dtype not reported" in shown
+
+
+def test_a_qembed_server_is_asked_to_add_no_prompt_and_others_are_not(start_server: Callable[[], Any], data: Path) -> None:
+    candidate, baseline = start_server(), start_server()
+    candidate.about = {"dtype": "bfloat16", "device": "cpu", "weights": "awq-int4"}
+    given = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
+    assert qembed(*given).exit_code == 0
+    assert candidate.fields == {"prompt_name="}
+    assert baseline.fields == set()
+    candidate.fields.clear()
+    assert qembed(*given, "--no-cache", "--task", "speed", "--speed-batches", 1, "--speed-lengths", 3).exit_code == 0
+    assert candidate.fields == {"prompt_name="}
 
 
 def test_a_server_that_wants_a_key_says_how_to_give_it(start_server: Callable[[], Any], data: Path, monkeypatch: Any) -> None:
@@ -278,7 +291,25 @@ def test_a_server_that_wants_a_key_says_how_to_give_it(start_server: Callable[[]
     monkeypatch.delenv("QEMBED_API_KEY", raising=False)
     result = qembed("--url", server.url, "--baseline-url", server.url, "--data", data)
     assert result.exit_code == 2
-    assert one_line(result) == f"qembed: {server.url}: the server asks for a key; set QEMBED_API_KEY"
+    assert one_line(result) == f"qembed: {server.url}: the server asks for a key; give --api-key-file or QEMBED_API_KEY"
+
+
+def test_the_key_may_come_from_a_file(start_server: Callable[[], Any], data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("QEMBED_API_KEY", "wrong-key")
+    (tmp_path / "keys").write_text("# the first is sent\nfirst-key\nsecond-key\n")
+    candidate, baseline = start_server(), start_server()
+    candidate.key = baseline.key = "first-key"
+    candidate.about = {"dtype": "bfloat16", "device": "cpu", "weights": "awq-int4"}
+    given = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
+    assert qembed(*given).exit_code == 2
+    result = qembed(*given, "--api-key-file", tmp_path / "keys")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["candidate"]["dtype"] == "bfloat16"
+    (tmp_path / "keys").write_text("# none\n")
+    assert "keys: no key in it" in one_line(qembed(*given, "--api-key-file", tmp_path / "keys"))
+    unused = qembed("--model", "sample", "--data", data, "--api-key-file", tmp_path / "keys")
+    assert unused.exit_code == 2
+    assert "--api-key-file is for running servers" in one_line(unused)
 
 
 def test_what_was_measured_is_shown_where_the_report_cannot_be_written(

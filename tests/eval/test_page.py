@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html import escape
@@ -12,15 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from qembed.checkpoint import model_card as cards
 from qembed.cli import group
 from qembed.errors import BadInput
 from qembed.eval import result
-from qembed.eval.report import card, files, html, markdown
+from qembed.eval.report import card, files, html, markdown, terminal
 from qembed.eval.tasks import Metric, Outcome, Task, speed
 from qembed.eval.tasks.speed import RequestShape
-from qembed.eval.thresholds import Thresholds, verdict
+from qembed.eval.thresholds import Thresholds, judged, verdict
 from qembed.report import plots
 from qembed.report.files import KINDS
 from qembed.text.texts import Text
@@ -65,6 +67,7 @@ def full(thresholds: Thresholds | None = None, count: int = 60) -> dict[str, Any
         "tasks": tasks,
         "speed": {"candidate": {**side, "memory": 900_000_000}, "baseline": {**other, "memory": 2_000_000_000},
                   "shapes": timed, "notes": []},
+        "gate": [task.record() for task in judged(tasks, thresholds)],
         "verdict": verdict(results, tasks, thresholds),
     }  # fmt: skip
 
@@ -128,7 +131,8 @@ def test_texts_and_names_are_shown_and_never_run() -> None:
     [
         (Thresholds(), "open", "No thresholds were set"),
         (Thresholds(0.5, 0.4, 0.5), "met", "Yes: all thresholds are met"),
-        (Thresholds(0.9999, 0.9999, 0.0), "missed", "No: 3 checks failed"),
+        (Thresholds(0.9999, 0.9999, 0.0), "missed", "No: 2 checks failed"),
+        (Thresholds(max_task_drop=0.0), "open", "Too few texts to tell"),
         (Thresholds(0.9999), "missed", "No: a check failed"),
     ],
 )
@@ -138,8 +142,19 @@ def test_the_verdict_comes_first(thresholds: Thresholds, kind: str, words: str) 
         assert words in text
         assert text.index(words) < text.index("osine by dimension" if text.startswith("#") else "By dimension")
     assert f'class="verdict {kind}"' in html.page(found)
-    for line in found["verdict"]["failures"]:
+    for line in (*found["verdict"]["failures"], *found["verdict"]["undecided"]):
         assert escape(" ".join(line.split()[:3])) in html.page(found)
+
+
+def test_all_reports_tell_what_the_gate_says_of_a_task() -> None:
+    found = full(Thresholds(max_task_drop=0.005))
+    (task,) = found["gate"]
+    assert task["verdict"] == "too few texts to tell"
+    out = io.StringIO()
+    terminal.print_tables(Console(file=out, width=200), found)
+    for text in (html.page(found), markdown.document(found), out.getvalue()):
+        for words in ("too few texts to tell", "1.41%", "−1.41%…4.23%", f"{task['texts_needed']:,}"):
+            assert words in text
 
 
 def test_all_reports_carry_the_same_numbers() -> None:
@@ -243,7 +258,9 @@ def test_reports_and_card_from_the_command(int4: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert json.loads(reports[1].read_text()) == json.loads(done.stdout)
     assert not (copy / "README.md").exists()
-    assert f"--card puts these numbers into {copy / 'README.md'}." in evaluated(copy, tmp_path).stdout
+    for path in reports:
+        assert f"report written to {path}" in done.stderr
+    assert "README.md" not in evaluated(copy, tmp_path).output
     done = evaluated(copy, tmp_path, "--card")
     assert f"numbers written into {copy / 'README.md'}" in done.stderr
     mean = json.loads(reports[1].read_text())["results"]["overall"]["mean"]
@@ -260,6 +277,21 @@ def test_a_report_that_cannot_be_written_is_told_at_once(int4: Path, tmp_path: P
     assert done.exit_code == 2
     (line,) = done.stderr.splitlines()
     assert words in line
+
+
+def test_a_report_never_replaces_an_input(int4: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy-AWQ-INT4"
+    shutil.copytree(int4, copy)
+    (tmp_path / "squad.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / "squad.json")
+    for report in (copy / "config.json", tmp_path / "squad.json", tmp_path / "link.json"):
+        done = evaluated(copy, tmp_path, "--retrieval", tmp_path / "squad.json", "--report", report)
+        assert done.exit_code == 2
+        assert f"--report {report}" in done.stderr
+        assert "would be lost" in done.stderr
+    assert json.loads((copy / "config.json").read_text())["model_type"] == "qwen3"
 
 
 def test_a_card_without_a_checkpoint_is_told_at_once(tmp_path: Path) -> None:

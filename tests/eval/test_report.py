@@ -52,6 +52,7 @@ def full_report(results: dict[str, Any]) -> dict[str, Any]:
         "results": results,
         "tasks": [],
         "speed": None,
+        "gate": [],
         "verdict": verdict(results, [], Thresholds()),
     }
 
@@ -96,6 +97,7 @@ def test_unusable_vectors_fail_the_verdict_and_are_told() -> None:
     assert verdict(found, [], Thresholds()) == {
         "passed": False,
         "failures": ["1 candidate vectors hold NaN or infinity", "1 baseline vectors are zero"],
+        "undecided": [],
     }
     json.dumps(found, allow_nan=False)
     assert "undefined" in printed(found)
@@ -112,10 +114,11 @@ def test_nothing_but_unusable_vectors_is_a_failure_and_not_a_crash() -> None:
 def test_the_threshold_is_the_mean_at_full_dimension() -> None:
     found = result.results(TEXTS, CANDIDATE, BASELINE)
     mean = found["overall"]["mean"]
-    assert verdict(found, [], Thresholds(mean)) == {"passed": True, "failures": []}
+    assert verdict(found, [], Thresholds(mean)) == {"passed": True, "failures": [], "undecided": []}
     assert verdict(found, [], Thresholds(0.61)) == {
         "passed": False,
         "failures": ["mean cosine at dimension 2 is 0.600000, below --min-cosine 0.61"],
+        "undecided": [],
     }
 
 

@@ -79,7 +79,7 @@ def test_two_servers_are_measured(
     assert all(shape["low"] <= shape["ratio"] <= shape["high"] for shape in found["shapes"])
     assert found["candidate"]["memory"] is None
     shown = run(start_server, tmp_path, "--speed-batches", "1", "--speed-lengths", "3").stdout
-    assert "Speed: the same requests to both, in turn" in shown
+    assert "Speed: both sides answer the same requests in turn" in shown
     assert "memory –" in shown
 
 
@@ -105,7 +105,7 @@ SAID = {"engine": "vllm", "version": "1", "device": "cpu", "dtype": "float32"}
     [
         ({}, []),
         ({"dtype": "bfloat16"}, ["the two sides computed in float32 and in bfloat16"]),
-        ({"dtype": None}, ["what dtype the ratio is of is not known"]),
+        ({"dtype": None}, ["the dtype of a side is not known"]),
         ({"device": "cuda"}, ["the two sides computed on cpu and on cuda"]),
         ({"engine": "server", "version": "2"}, ["the two sides ran through different engines (vllm, server)"]),
         ({"version": "2"}, ["the two sides ran through different versions (1, 2)"]),

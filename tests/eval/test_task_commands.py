@@ -67,28 +67,46 @@ def test_the_same_vectors_make_no_difference(start_server: Start, few: Path) -> 
     assert {one["difference"] for task in found.values() for one in task["metrics"]} == {0}
 
 
-def test_a_drop_beyond_the_threshold_is_exit_code_1_and_a_line_each(start_server: Start, few: Path, tmp_path: Path) -> None:
-    (tmp_path / "p.csv").write_text("sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\ng,h,4\n")
+def test_a_drop_beyond_the_threshold_is_exit_code_1_and_too_few_texts_are_5(
+    start_server: Start, few: Path, tmp_path: Path
+) -> None:
+    names = [f"w{row}" for row in range(40)]
+    lines = [f"{name},x{name},{row}" for row, name in enumerate(names)]
+    (tmp_path / "p.csv").write_text("\n".join(["sentence1,sentence2,score", *lines, ""]))
     candidate, baseline = start_server(), start_server()
 
-    def vectors(cosines: list[float]) -> dict[str, list[float]]:
-        pairs = zip("aceg", "bdfh", cosines, strict=True)
+    def vectors(order: list[int]) -> dict[str, list[float]]:
+        """Vectors whose cosines rise with `order`."""
+        cosines = [(place + 1) / 50 for place in order]
+        pairs = zip(names, cosines, strict=True)
         return {
             text: vector
-            for first, second, cosine in pairs
-            for text, vector in ((first, [1.0, 0.0]), (second, [cosine, (1 - cosine**2) ** 0.5]))
+            for name, cosine in pairs
+            for text, vector in ((name, [1.0, 0.0]), (f"x{name}", [cosine, (1 - cosine**2) ** 0.5]))
         } | {text: [1.0, 0.0] for text in ("one", "two", "three")}
 
-    baseline.changed = vectors([0.1, 0.2, 0.3, 0.4])
-    candidate.changed = vectors([0.1, 0.3, 0.2, 0.4])
+    baseline.changed = vectors(list(range(40)))
+    candidate.changed = vectors([*range(30), *range(39, 29, -1)])
     candidate.dimension = baseline.dimension = 2
     given = ("--sts", tmp_path / "p.csv", "--data", few)
-    # Spearman falls from 1 to 0.8.
-    missed = run(candidate, baseline, *given, "--max-task-drop", "10%")
-    assert missed.exit_code == 1
-    (line,) = [line for line in missed.stderr.splitlines() if line.startswith("qembed:")]
-    assert line == "qembed: sts (p.csv): Spearman falls from 1.0000 to 0.8000, by 20.000%, more than --max-task-drop 10%"
-    assert run(candidate, baseline, *given, "--max-task-drop", "0.21").exit_code == 0
+
+    def gate(drop: str, code: int) -> tuple[dict[str, Any], list[str]]:
+        result = run(candidate, baseline, *given, "--json", "--max-task-drop", drop)
+        assert result.exit_code == code, result.stderr
+        (task,) = json.loads(result.stdout)["gate"]
+        return task, [line for line in result.stderr.splitlines() if line.startswith("qembed:")]
+
+    task, (line,) = gate("0.1%", 1)
+    assert task["verdict"] == "worse"
+    assert "sts (p.csv): Spearman falls by" in line
+    assert "more than --max-task-drop 0.1%" in line
+    task, lines = gate("20%", 0)
+    assert (task["verdict"], lines) == ("not worse", [])
+    undecided, (line,) = gate(f"{task['drop']:.3f}", 5)
+    assert undecided["verdict"] == "too few texts to tell"
+    assert undecided["texts"] == 40
+    assert undecided["texts_needed"] > 40
+    assert "40 texts cannot tell" in line
 
 
 def test_a_threshold_for_tasks_runs_them(start_server: Start, few: Path) -> None:

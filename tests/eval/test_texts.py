@@ -73,13 +73,13 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         texts.read(write(tmp_path, "latin.txt", "a\nna\xefve".encode("latin-1")))
 
 
-def test_queries_get_a_prompt_and_others_the_document_prompt() -> None:
+def test_queries_get_a_prompt_and_others_none() -> None:
     prompts = {"query": "Q: ", "document": "D: "}
-    assert Text("1", "cats", "query").prompted(prompts) == "Q: cats"
+    assert Text("1", "cats", "query").model_input(prompts) == "Q: cats"
     own = Text("1", "cats", "query", instruction="Find pets")
-    assert own.prompted(prompts) == "Instruct: Find pets\nQuery:cats"
-    assert Text("1", "cats", "document").prompted(prompts) == "D: cats"
-    assert Text("1", "cats()", "code", instruction="ignored").prompted(prompts) == "D: cats()"
+    assert own.model_input(prompts) == "Instruct: Find pets\nQuery:cats"
+    assert Text("1", "cats", "document").model_input(prompts) == "cats"
+    assert Text("1", "cats()", "code", instruction="ignored").model_input(prompts) == "cats()"
 
 
 def test_long_texts_are_cut_at_their_end_to_the_limit(fp16: Path) -> None:

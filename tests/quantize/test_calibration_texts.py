@@ -60,9 +60,9 @@ def test_every_format_yields_texts_kinds_and_instructions(
     assert [text.text for text in sample.texts] == [row["text"] for row in ROWS]
     assert [text.kind for text in sample.texts] == [row["kind"] for row in ROWS]
     prompts = {"query": "Q: ", "document": ""}
-    assert sample.texts[0].prompted(prompts) == "Instruct: Find it\nQuery:text 0"
-    assert sample.texts[1].prompted(prompts) == "text 1"
-    assert sample.texts[3].prompted(prompts) == "Q: text 3"
+    assert sample.texts[0].model_input(prompts) == "Instruct: Find it\nQuery:text 0"
+    assert sample.texts[1].model_input(prompts) == "text 1"
+    assert sample.texts[3].model_input(prompts) == "Q: text 3"
     assert sample.source == name
     assert calibration_texts.read(f"{tmp_path / name}:body", 1000, 0).texts[5].text == "body 5"
 

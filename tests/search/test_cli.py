@@ -67,6 +67,15 @@ def test_prompts_and_instructions(index: tuple[Path, FakeServer]) -> None:
     assert "leave one out" in refused("search", "x", "--index", path, "--prompt", "query", "--instruction", "i")
 
 
+def test_the_key_may_come_from_a_file(index: tuple[Path, FakeServer], tmp_path: Path) -> None:
+    path, fake = index
+    fake.key = "first-key"
+    (tmp_path / "keys").write_text("first-key\n")
+    assert "asks for a key" in refused("search", "x", "--index", path, "--url", fake.url)
+    said("search", "x", "--index", path, "--url", fake.url, "--api-key-file", tmp_path / "keys")
+    assert "for running servers" in refused("search", "x", "--index", path, "--api-key-file", tmp_path / "keys")
+
+
 def test_questions_come_from_standard_input_too(index: tuple[Path, FakeServer]) -> None:
     path, fake = index
     done = CliRunner().invoke(group, ["search", "-", "--index", str(path), "--url", fake.url, "--json"], input="one\n\ntwo\n")

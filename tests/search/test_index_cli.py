@@ -231,13 +231,13 @@ def test_files_that_hold_no_vectors_are_refused_in_a_line(tmp_path: Path) -> Non
 
     floats = arrow.array(clustered(4).tolist(), arrow.list_(arrow.float32()))
     assert "no column vector or embedding; it has id, text" in refusal({"id": ["a"], "text": ["b"]})
-    assert "not lists of floats" in refusal({"vector": [1.0, 2.0]})
+    assert "not lists of numbers" in refusal({"vector": [1.0, 2.0]})
     assert "lists of int32, not vectors" in refusal({"vector": arrow.array([[1, 2]], arrow.list_(arrow.int32()))})
     assert "lists of uint8, not vectors" in refusal({"vector": arrow.array([[1, 2]], arrow.list_(arrow.uint8()))})
-    assert "row 2: 3 dimensions, not 2" in refusal({"vector": [[1.0, 2.0], [1.0, 2.0, 3.0]]})
-    assert "row 2: 0 dimensions" in refusal({"vector": [[1.0, 2.0], None]})
+    assert "row 2: 3 numbers, not 2" in refusal({"vector": [[1.0, 2.0], [1.0, 2.0, 3.0]]})
+    assert "row 2: 0 numbers" in refusal({"vector": [[1.0, 2.0], None]})
     assert "row 2: a number of the vector is missing" in refusal({"vector": [[1.0, 2.0], [1.0, None]]})
-    assert "row 3: 0 dimensions" in refusal(
+    assert "row 3: 0 numbers" in refusal(
         {"vector": arrow.array([[1.0, 2.0], [3.0, 1.0], None], arrow.list_(arrow.float32(), 2))}
     )
     assert "holds no vectors" in refusal({"vector": arrow.array([], arrow.list_(arrow.float32(), 8))})
@@ -252,7 +252,7 @@ def test_files_that_hold_no_vectors_are_refused_in_a_line(tmp_path: Path) -> Non
     write(tmp_path / "note.parquet", clustered(4), about=None)
     table = parquet.read_table(tmp_path / "note.parquet").replace_schema_metadata({"qembed": "{"})
     parquet.write_table(table, tmp_path / "note.parquet")
-    assert "its note 'qembed' is not JSON" in refusal(None, "note.parquet")
+    assert "its metadata 'qembed' is not JSON" in refusal(None, "note.parquet")
 
 
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path: Path) -> None:

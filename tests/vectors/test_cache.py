@@ -57,7 +57,7 @@ class Counted:
 
 def embedded(counted: Counted, folder: Path | None, texts: list[str], **identity: Any) -> tuple[np.ndarray, dict[str, Any]]:
     with Embedder(counted.side(**identity), "candidate", folder, QUIET) as embedder:
-        return embedder.vectors(texts, "texts"), embedder.told()
+        return embedder.vectors(texts, "texts"), embedder.description()
 
 
 def test_a_second_run_opens_nothing_and_tells_the_same(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_was_computed_before_a_failure_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "CHUNK", 2)
-    with pytest.raises(QembedError, match=r"the engine is dead \(4 of 10 vectors are kept in .*: the same command goes on"):
+    with pytest.raises(QembedError, match=r"the engine is dead \(4 of 10 vectors are in the cache .*: run the same command"):
         embedded(Counted(fails_at="text 5"), tmp_path, TEXTS)
     counted = Counted()
     embedded(counted, tmp_path, TEXTS)
@@ -149,7 +149,7 @@ def test_a_server_that_dies_half_way_loses_nothing(start_server: Start, monkeypa
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"qembed: {baseline.url}")
     assert "the engine is dead" in last
-    assert "112 of 288 vectors are kept in" in last
+    assert "112 of 288 vectors are in the cache" in last
     assert "Traceback" not in result.output
     baseline.dies_after = None
     asked = len(candidate.inputs)
@@ -166,7 +166,7 @@ def test_a_server_that_serves_another_model_now_is_asked_anew(start_server: Star
     first = json.loads(qembed(candidate, baseline, "--json").stdout)
     candidate.noise = 0.1
     again = qembed(candidate, baseline, "--json")
-    assert "gives other vectors than before" in again.stderr
+    assert "returns other vectors than before" in again.stderr
     found = json.loads(again.stdout)
     assert found["candidate"]["from_cache"] == 0
     assert found["baseline"]["from_cache"] == 288

@@ -137,7 +137,7 @@ def test_an_int8_table_is_read_as_the_format_defines(int4: Path, tmp_path: Path)
     expected = qweight * (0.4 + 0.6 * (qweight / 127) ** 2) * scales * columns
     torch.testing.assert_close(found["embed_tokens.weight"], expected, rtol=1e-6, atol=0)
     assert set(found) == set(dict(reference.weights(find(str(int4)))))
-    assert sources.stored(made) == "awq-int4, int8 token table"
+    assert sources.weight_format(made) == "awq-int4, int8 token table"
     assert np.isfinite(reference.embed(reference.load(made), TEXTS)).all()
 
 

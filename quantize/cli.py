@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -40,16 +40,6 @@ io = section("Input and output")
 method = section("Quantization")
 fitted = section("Calibration")
 computing = section("Device")
-
-
-class Rounding(click.Choice[str]):
-    """The ways to round, also by the names that they had before."""
-
-    ALIASES: ClassVar = {"compensated": "gptq", "nearest": "rtn"}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """One of the choices."""
-        return super().convert(self.ALIASES.get(value, value), param, ctx)
 
 
 @click.command("quantize", cls=SectionedCommand)
@@ -295,7 +285,7 @@ def _verify(folder: Path, device: str, threads: int | None, as_json: bool) -> No
     if as_json:
         click.echo(strict_json.dumps(result, indent=2))
     else:
-        for line in result["findings"]:
+        for line in [*result["findings"], *result["notes"]]:
             click.echo(line)
         if fidelity := result["fidelity"]:
             cosines = f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}"

@@ -33,33 +33,39 @@ MakeCheckpoint = Callable[..., Checkpoint]
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
     """A function that writes a random checkpoint (float16, one token per byte) into a folder and opens it."""
 
-    def make(family: str = "qwen3", *, prefix: str = "", shards: int = 1, dtype: str = "float16", **changes: Any) -> Checkpoint:
-        import torch
-        from safetensors.torch import save_file
-        from transformers import AutoConfig, AutoModel
-
-        folder = tmp_path / f"tiny-{family}"
-        folder.mkdir()
-        config = {**SIZES, "model_type": family, **({"head_dim": 64} if family == "qwen3" else {}), **changes}
-        (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}))
-        torch.manual_seed(0)
-        model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
-        tensors = {}
-        for name, tensor in model.state_dict().items():
-            values = torch.randn_like(tensor) * 0.12 if tensor.ndim == 2 else 1 + 0.3 * torch.randn_like(tensor)
-            tensors[prefix + name] = values.to(getattr(torch, dtype))
-        names = sorted(tensors)
-        if shards == 1:
-            save_file(tensors, folder / "model.safetensors")
-        else:
-            weight_map = {name: f"model-{i % shards}.safetensors" for i, name in enumerate(names)}
-            for shard in set(weight_map.values()):
-                save_file({name: tensors[name] for name in names if weight_map[name] == shard}, folder / shard)
-            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        _byte_tokenizer().save(str(folder / "tokenizer.json"))
-        return find(str(folder))
+    def make(family: str = "qwen3", **options: Any) -> Checkpoint:
+        return write_checkpoint(tmp_path / f"tiny-{family}", family, **options)
 
     return make
+
+
+def write_checkpoint(
+    folder: Path, family: str, *, prefix: str = "", shards: int = 1, dtype: str = "float16", **changes: Any
+) -> Checkpoint:
+    """Write a random checkpoint into the new `folder`; `changes` are fields of config.json."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModel
+
+    folder.mkdir()
+    config = {**SIZES, "model_type": family, **({"head_dim": 64} if family == "qwen3" else {}), **changes}
+    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}))
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        values = torch.randn_like(tensor) * 0.12 if tensor.ndim == 2 else 1 + 0.3 * torch.randn_like(tensor)
+        tensors[prefix + name] = values.to(getattr(torch, dtype))
+    names = sorted(tensors)
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+    else:
+        weight_map = {name: f"model-{i % shards}.safetensors" for i, name in enumerate(names)}
+        for shard in set(weight_map.values()):
+            save_file({name: tensors[name] for name in names if weight_map[name] == shard}, folder / shard)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    _byte_tokenizer().save(str(folder / "tokenizer.json"))
+    return find(str(folder))
 
 
 def _byte_tokenizer() -> Any:

@@ -13,6 +13,7 @@ from typing import IO, Any
 from qembed.embed.inputs import STDIN, File, Inputs
 from qembed.embed.rows import Row
 from qembed.errors import BadInput, MissingExtra
+from qembed.installation import how_to_install
 from qembed.text import tables
 
 LONGEST_LINE = 64 * 2**20
@@ -264,7 +265,7 @@ def _parquet(file: File, reading: Reading) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"{file.name}: reading Parquet needs pyarrow; install it: pip install 'qembed[parquet]'") from error
+        raise MissingExtra(f"{file.name}: reading Parquet needs pyarrow; install it: {how_to_install('parquet')}") from error
     before, number = reading.done, 0
     try:
         with pyarrow.parquet.ParquetFile(file.path) as table:

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from qembed.installation import how_to_install, version
+
 COMMANDS = {
     "quantize": ("qembed.quantize.cli", "Turn an FP16 checkpoint into an AWQ INT4 one."),
     "serve": ("qembed.serve.cli", "Serve a checkpoint through vLLM behind the OpenAI embeddings API."),
@@ -65,7 +67,7 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             if ctx.params.get("debug") or (error.name or "").startswith("qembed"):
                 raise
-            click.echo(f"qembed: {error.name} is not installed; install qembed with its requirements (see README)", err=True)
+            click.echo(f"qembed: {error.name} is not installed, which qembed needs: {how_to_install()}", err=True)
             ctx.exit(3)
         except KeyboardInterrupt:  # before a command could say what is left
             click.echo("qembed: interrupted", err=True)
@@ -87,7 +89,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
-@click.version_option(package_name="qembed")
+@click.version_option(version(), prog_name="qembed")
 def group(debug: bool) -> None:
     """Run embedding models in a fraction of the memory: quantize to AWQ INT4, serve through vLLM, measure the loss.
 

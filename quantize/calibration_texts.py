@@ -13,6 +13,7 @@ from typing import Any
 
 from qembed.errors import BadInput, MissingExtra
 from qembed.files import sha256
+from qembed.installation import how_to_install
 from qembed.text import tables
 from qembed.text.texts import KINDS, Text
 
@@ -157,7 +158,7 @@ def _parquet(path: Path, column: str) -> Iterator[Text]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"{path}: reading Parquet needs pyarrow; install it: pip install 'qembed[parquet]'") from error
+        raise MissingExtra(f"{path}: reading Parquet needs pyarrow; install it: {how_to_install('parquet')}") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             _require_column(file.schema_arrow.names, column, path)

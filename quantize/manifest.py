@@ -7,7 +7,7 @@ import json
 import os
 import statistics
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from qembed.checkpoint.description import MANIFEST, Checkpoint
 from qembed.checkpoint.find import SAMPLE
 from qembed.checkpoint.int8_table import INT8
 from qembed.files import sha256
+from qembed.installation import version
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.settings import QuantizationSettings, Report
 
@@ -48,8 +49,8 @@ def contents(
     separate = (Path(MANIFEST), Path("config.json"), Path(model_card.FILE))
     return sealed(
         {
-            "qembed": version("qembed"),
-            "engine": {"name": settings.engine, "version": version("autoawq" if settings.engine == "autoawq" else "qembed")},
+            "qembed": version(),
+            "engine": {"name": settings.engine, "version": _engine_version(settings)},
             "source": dict(source),
             "calibration": calibration_record(calibration),
             "settings": {
@@ -71,6 +72,10 @@ def contents(
             "model_card": model_card.digest((folder / model_card.FILE).read_bytes()),
         }
     )
+
+
+def _engine_version(settings: QuantizationSettings) -> str:
+    return metadata.version("autoawq") if settings.engine == "autoawq" else version()
 
 
 def sealed(contents: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
 from qembed.files import sha256, write_atomically
+from qembed.installation import version
 from qembed.quantize import autoawq, checks, layerwise, manifest, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
@@ -152,8 +153,9 @@ def fingerprint(
     companions = {name: sha256(path) for name in ("config.json", "tokenizer.json") if (path := source.folder / name).exists()}
     cuda = device.type == "cuda"
     return {
-        **{name: version(name) for name in ("qembed", "torch", "transformers")},
-        **({"autoawq": version("autoawq")} if settings.engine == "autoawq" else {}),
+        "qembed": version(),
+        **{name: metadata.version(name) for name in ("torch", "transformers")},
+        **({"autoawq": metadata.version("autoawq")} if settings.engine == "autoawq" else {}),
         **origin["sha256"],
         **companions,
         "calibration": hashlib.sha256(rows).hexdigest(),

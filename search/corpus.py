@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput, MissingExtra
+from qembed.installation import how_to_install
 from qembed.vectors.stored import COLUMNS
 
 BINARY = "binary"
@@ -29,7 +30,7 @@ READ_BYTES = 2 * 2**20  # Arrow takes about ten times as much to assemble a batc
 BLOCK_BYTES = 16 * 2**20
 TEXT_ROWS = 4096
 BUFFER_BYTES = 2**20
-NEEDS = "needs pyarrow and FAISS: pip install 'qembed[search]'"
+NEEDS = f"needs pyarrow and FAISS: {how_to_install('search')}"
 
 
 @dataclass(frozen=True)

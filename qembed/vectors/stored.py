@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput, MissingExtra
+from qembed.installation import how_to_install
 from qembed.text.texts import Text
 
 COLUMNS = ("vector", "embedding", "vectors", "embeddings")
@@ -89,7 +90,7 @@ def _table(path: Path) -> Stored:
         import pyarrow as arrow
         from pyarrow import parquet
     except ModuleNotFoundError as error:
-        raise MissingExtra("Parquet needs pyarrow: pip install 'qembed[eval]'") from error
+        raise MissingExtra(f"Parquet needs pyarrow: {how_to_install('parquet')}") from error
     try:
         file = parquet.ParquetFile(path)
         names = file.schema_arrow.names

@@ -243,4 +243,4 @@ def test_fewer_vectors_than_the_default_are_all_told(tmp_path: Path, start_serve
 def test_a_missing_package_is_exit_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "v.parquet", np.eye(4, dtype=np.float32))
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    assert "pip install 'qembed[search]'" in refused("index", source, "-o", tmp_path / "i.faiss", code=3)
+    assert "pip install 'faiss-cpu" in refused("index", source, "-o", tmp_path / "i.faiss", code=3)

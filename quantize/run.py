@@ -76,8 +76,11 @@ def run(
         quantize = partial(layerwise.quantize, on_refine=partial(on_step, "refining"))
     source = find(model)
     target = target.expanduser()
-    if source.folder.resolve() == target.resolve() or source.folder.resolve() in target.resolve().parents:
+    folders = (source.folder.resolve(), target.resolve())
+    if folders[0] == folders[1] or folders[0] in folders[1].parents:
         raise BadInput(f"{target}: is the source checkpoint or inside it; choose another --output")
+    if folders[1] in folders[0].parents:
+        raise BadInput(f"{target}: holds the source checkpoint, which would be lost; choose another --output")
     shape = checks.shape_of(source, settings.group_size)
     writer.companions(source)
     calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
@@ -93,6 +96,7 @@ def run(
                 report = Report(**read_json(report_path))
             else:
                 parts = Parts(work.parts)
+                on_step("layers", 0, shape.layers)
                 report = quantize(
                     source, shape, calibration, settings, device, parts, lambda done: on_step("layers", done, shape.layers)
                 )

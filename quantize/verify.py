@@ -21,7 +21,7 @@ from qembed.quantize.hidden import Stream
 from qembed.quantize.layerwise import BATCH_TOKENS, dequantize_layer
 from qembed.quantize.table import Rows, gather, half
 from qembed.quantize.verify_files import OnStep, check_files
-from qembed.text.display import one_line
+from qembed.text.display import counted, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +58,10 @@ def verify(folder: Path, model: str | None, device: torch.device, on_step: OnSte
         try:
             shape = sizes_of(checkpoint)
             damage += _check_tensors(checkpoint, shape, on_step, trusted=not damage)
-        except (BadInput, OSError) as error:
+        except BadInput as error:
             damage.append(str(error))
+        except OSError as error:
+            damage.append(f"{folder}: cannot be read: {error.strerror or error}")
     findings = damage if has_manifest else files.findings + damage
     result: dict[str, Any] = {"checkpoint": str(folder), "files": files.hashed, "notes": _lines(files.notes)}
     result |= {"findings": _lines(findings), "source": "not compared: the checkpoint is damaged", "fidelity": None}
@@ -170,7 +172,7 @@ def _check_tensors(checkpoint: Checkpoint, shape: Architecture, on_step: OnStep,
         return
     stored = checkpoint.shapes()
     if (layers := _layer_count(checkpoint)) != shape.layers:  # before anything loops over the layers of config.json
-        yield f"{config_path}: num_hidden_layers is {shape.layers}, the tensors are those of {layers} layers"
+        yield f"{config_path}: num_hidden_layers is {shape.layers}, the tensors are those of {counted(layers, 'layer')}"
         return
     expected_tensors = _expected_linears(checkpoint, shape, group_size)
     sizes_agree = all(stored.get(name, (None,))[0] == size for name, (size, _) in expected_tensors.items())
@@ -247,8 +249,10 @@ def _source(checkpoint: Checkpoint, manifest: Mapping[str, Any], model: str | No
             path = source.folder / name
             if not path.is_file() or sha256(path) != digest:
                 return f"not compared: source not available: {path} has changed"
-    except (BadInput, OSError) as error:
+    except BadInput as error:
         return f"not compared: source not available: {error}"
+    except OSError as error:
+        return f"not compared: source not available: {error.filename}: {error.strerror or error}"
     return source
 
 
@@ -275,6 +279,7 @@ def _fidelity(
     prepared = prepare(texts, checkpoint, max_tokens=calibration.get("max_tokens", MAX_TOKENS), check=check, seed=seed)
     rows = [prepared.rows[number] for number in sorted(prepared.check)[:TEXTS]]
     done = 0
+    on_step("running layers", done, 2 * shape.layers)
 
     def on_layer() -> None:
         nonlocal done

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qembed.errors import BadInput, QembedError
 from qembed.search import corpus as corpora
 from qembed.search.corpus import Corpus
+from qembed.text.display import counted
 from qembed.vectors import ivf
 
 Kind = Literal["flat", "ivf-flat", "hnsw"]
@@ -52,7 +53,7 @@ def clusters(rows: int, asked: int | None) -> int:
     if asked is None:
         return ivf.clusters(rows)
     if asked > rows:
-        raise BadInput(f"--nlist {asked}: there are only {rows:,} vectors")
+        raise BadInput(f"--nlist {asked}: there are only {counted(rows, 'vector')}")
     return asked
 
 

@@ -15,6 +15,8 @@ MODEL_HELP = (
     f"this directory.  [default: what `qembed quantize` made here; with --fp16 its source, or else {DEFAULT_MODEL}]"
 )
 
+JSON_HELP = "Print one JSON object, on one line and alone on standard output; for an error too."
+
 
 class Size(click.ParamType[int]):
     """A size in bytes, written like 3GiB."""

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
+from qembed.command.completion import model_names
+
+MODEL_OPTIONS = frozenset({"--model", "--baseline-model"})
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -16,6 +20,12 @@ class Option(click.Option):
     def __init__(self, *arguments: Any, section: str = "Other options", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.section = section
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completions of the value; an option that names a model gets the models that are here, in all commands."""
+        if MODEL_OPTIONS.intersection(self.opts):
+            return [CompletionItem(name) for name in model_names(incomplete)]
+        return super().shell_complete(ctx, incomplete)
 
 
 class SectionedCommand(click.Command):

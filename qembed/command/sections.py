@@ -15,9 +15,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Option(click.Option):
-    """An option under the heading `section`."""
+    """An option under the heading `section`, which shows its default unless its help does."""
 
     def __init__(self, *arguments: Any, section: str = "Other options", **settings: Any) -> None:
+        settings.setdefault("show_default", "[default: " not in (settings.get("help") or ""))
         super().__init__(*arguments, **settings)
         self.section = section
 

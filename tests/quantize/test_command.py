@@ -296,8 +296,8 @@ def test_progress_leaves_the_check_before_the_first_layer_begins(
         return real(*arguments, **options)
 
     @contextmanager
-    def progress(description: str, on_update: Any = None) -> Iterator[Any]:
-        yield lambda stage, done, total: steps.append((stage, done))
+    def progress(*_: Any) -> Iterator[Any]:
+        yield lambda stage, done, _: steps.append((stage, done))
 
     monkeypatch.setattr(layerwise, "quantize", first_layer)
     monkeypatch.setattr("qembed.quantize.cli._progress", progress)

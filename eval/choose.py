@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from qembed import rerank
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find, find_int4, source_of

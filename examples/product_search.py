@@ -43,7 +43,7 @@ def retrieve(work: Path, queries: list[dict[str, Any]], options: argparse.Namesp
     products, index = work / "products.parquet", work / "products.faiss"
     source = ["--url", options.url] if options.url else ["--model", options.model]
     qembed("embed", DATA / "products.jsonl", "-o", products, "--keep", "name", "--keep", "text", *source)
-    qembed("index", products, "-o", index)
+    qembed("index", products, "-o", index, "--force")
     server = ["--url", options.url] if options.url else []
     reranking = ["--rerank", options.rerank, "--candidates", CANDIDATES] if options.rerank else []
     lines = "\n".join(query["text"] for query in queries)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
 from qembed.files import sha256, write_atomically
+from qembed.installation import version
 from qembed.quantize import autoawq, checks, layerwise, manifest, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
@@ -75,8 +76,11 @@ def run(
         quantize = partial(layerwise.quantize, on_refine=partial(on_step, "refining"))
     source = find(model)
     target = target.expanduser()
-    if source.folder.resolve() == target.resolve() or source.folder.resolve() in target.resolve().parents:
+    folders = (source.folder.resolve(), target.resolve())
+    if folders[0] == folders[1] or folders[0] in folders[1].parents:
         raise BadInput(f"{target}: is the source checkpoint or inside it; choose another --output")
+    if folders[1] in folders[0].parents:
+        raise BadInput(f"{target}: holds the source checkpoint, which would be lost; choose another --output")
     shape = checks.shape_of(source, settings.group_size)
     writer.companions(source)
     calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
@@ -92,6 +96,7 @@ def run(
                 report = Report(**read_json(report_path))
             else:
                 parts = Parts(work.parts)
+                on_step("layers", 0, shape.layers)
                 report = quantize(
                     source, shape, calibration, settings, device, parts, lambda done: on_step("layers", done, shape.layers)
                 )
@@ -152,8 +157,9 @@ def fingerprint(
     companions = {name: sha256(path) for name in ("config.json", "tokenizer.json") if (path := source.folder / name).exists()}
     cuda = device.type == "cuda"
     return {
-        **{name: version(name) for name in ("qembed", "torch", "transformers")},
-        **({"autoawq": version("autoawq")} if settings.engine == "autoawq" else {}),
+        "qembed": version(),
+        **{name: metadata.version(name) for name in ("torch", "transformers")},
+        **({"autoawq": metadata.version("autoawq")} if settings.engine == "autoawq" else {}),
         **origin["sha256"],
         **companions,
         "calibration": hashlib.sha256(rows).hexdigest(),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qembed.errors import BadInput, QembedError
 from qembed.search import corpus as corpora
 from qembed.search.corpus import Corpus
+from qembed.text.display import counted
 from qembed.vectors import ivf
 
 Kind = Literal["flat", "ivf-flat", "hnsw"]
@@ -52,7 +53,7 @@ def clusters(rows: int, nlist: int | None) -> int:
     if nlist is None:
         return ivf.clusters(rows)
     if nlist > rows:
-        raise BadInput(f"--nlist {nlist}: there are only {rows:,} vectors")
+        raise BadInput(f"--nlist {nlist}: there are only {counted(rows, 'vector')}")
     return nlist
 
 

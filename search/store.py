@@ -86,17 +86,20 @@ def ids_path(path: Path) -> Path:
     return path.with_name(path.name + corpora.IDS)
 
 
-def check(path: Path) -> None:
+def check(path: Path, *, force: bool) -> None:
     """Check that an index can be written to `path`, before long work begins.
 
     Raises:
-        BadInput: it is a folder, its folder is missing or read-only, or its suffix belongs to another kind of file.
+        BadInput: it exists and `force` is off, it is a folder, its folder is missing or read-only, or its suffix belongs to
+            another kind of file.
     """
     if path.suffix.lower() in (".parquet", ".npy", ".csv", ".jsonl"):
         raise BadInput(f"-o {path}: the output is a FAISS index; name it {path.stem}.faiss")
     for file in (path, ids_path(path)):
         if file.is_dir():
             raise BadInput(f"-o {path}: {file} is a folder")
+        if file.exists() and not force:
+            raise BadInput(f"-o {path}: {file} exists already; choose another name, or --force to replace it")
     if not path.parent.is_dir():
         raise BadInput(f"-o {path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):

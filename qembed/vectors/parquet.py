@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput, MissingExtra
+from qembed.installation import how_to_install
 from qembed.vectors import dtypes
 
 COLUMNS = ("vector", "embedding", "vectors", "embeddings")
@@ -28,7 +29,7 @@ UNRECORDED = {**FLOATS, "int8": "int8"}
 RECORDED = {**{dtype: tuple(FLOATS) for dtype in FLOATS.values()}, "int8": ("int8",), "binary": ("uint8",)}
 """Element types by the format that the metadata records."""
 BUFFER_BYTES = 2**20
-NEEDS = "Parquet needs pyarrow: pip install 'qembed[parquet]'"
+NEEDS = f"Parquet needs pyarrow; install it: {how_to_install('parquet')}"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from qembed.checkpoint.description import Checkpoint
 from qembed.client import about
 from qembed.errors import MissingExtra
+from qembed.installation import how_to_install
 from qembed.vectors.vector_files import VectorFile
 
 INT4 = "awq-int4"
@@ -102,7 +103,10 @@ def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
         MissingExtra: vLLM is not installed.
     """
     if not has_vllm():
-        raise MissingExtra("vLLM is not installed: install qembed[gpu] or qembed[cpu], or use the engine transformers")
+        raise MissingExtra(
+            f"vLLM is not installed: on an NVIDIA GPU {how_to_install('gpu')}, on a CPU {how_to_install('cpu')}; "
+            "or use --engine transformers"
+        )
     from qembed.vllm import kernels, machine, plan
     from qembed.vllm.settings import ServerSettings, chosen
 

@@ -182,10 +182,10 @@ def test_parquet_errors(tmp_path: Path) -> None:
         calibration_texts.read(str(tmp_path / "c.parquet"), 288, 0)
 
 
-def test_parquet_without_pyarrow_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtra, match=r"qembed\[parquet\]"):
+    with pytest.raises(MissingExtra, match=r"pip install '?pyarrow"):
         calibration_texts.read(str(tmp_path / "a.parquet"), 288, 0)
 
 

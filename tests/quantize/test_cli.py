@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find, source_of
-from qembed.quantize import parts
+from qembed.cli import group
+from qembed.quantize import layerwise, parts
 from qembed.quantize.model_card import SHARE_OF_AWQ_ERROR
 from tests.checkpoints import MakeCheckpoint
 
@@ -175,3 +179,58 @@ def test_threads_option_sets_torchs_threads(
     source = make_checkpoint()
     assert quantize("--model", source.folder, "--output", tmp_path / "out", "--threads", "3", "--device", "cpu").exit_code == 0
     assert threads == [3]
+
+
+def test_what_to_run_next_is_printed_and_fits_the_folder(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source = make_checkpoint()
+    result = quantize("--model", source.folder, "-o", tmp_path / "my model")
+    assert result.exit_code == 0, result.output
+    commands = [shlex.split(line.removeprefix("next:")) for line in result.stdout.splitlines() if "qembed " in line]
+    assert [words[:2] for words in commands] == [["qembed", "serve"], ["qembed", "eval"]]
+    for words in commands:
+        assert find(words[words.index("--model") + 1]).is_int4
+        parameters = group.get_command(None, words[1]).make_context(words[1], words[2:]).params  # type: ignore
+        assert parameters["model"] == str(tmp_path / "my model")
+
+
+def test_text_column_is_file_and_column(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source, texts = make_checkpoint(), tmp_path / "t.csv"
+    texts.write_text("body,text\n" + "".join(f"a body {row},\n" for row in range(80)))
+    by_name = quantize("--model", source.folder, "-o", tmp_path / "a", "--calibration", texts, "--text-column", "body")
+    assert by_name.exit_code == 0, by_name.output
+    assert quantize("--model", source.folder, "-o", tmp_path / "b", "--calibration", f"{texts}:body").exit_code == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    both = ("--calibration", f"{texts}:body", "--text-column", "body")
+    assert_refused(quantize("--model", source.folder, "-o", tmp_path / "c", *both), "leave one out")
+    assert_refused(quantize("--model", source.folder, "-o", tmp_path / "c", "--text-column", "body"), "--calibration FILE")
+    moved = texts.rename(tmp_path / "a" / "t.csv")
+    result = quantize("--model", source.folder, "-o", tmp_path / "a", "--force", "--calibration", f"{moved}:body")
+    assert_refused(result, "calibration texts", "would be lost")
+    assert moved.exists()
+
+
+def test_a_folder_that_holds_the_source_is_not_replaced(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source = make_checkpoint()
+    (tmp_path / "qembed.json").write_text("{}")
+    assert_refused(quantize("--model", source.folder, "-o", tmp_path, "--force"), "holds the source checkpoint")
+    assert source.folder.is_dir()
+
+
+def test_progress_leaves_the_check_before_the_first_layer_begins(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[str, int]] = []
+    real = layerwise.quantize
+
+    def first_layer(*arguments: Any, **options: Any) -> Any:
+        steps.append(("quantize is called", 0))
+        return real(*arguments, **options)
+
+    @contextmanager
+    def progress(*_: Any) -> Iterator[Any]:
+        yield lambda stage, done, _: steps.append((stage, done))
+
+    monkeypatch.setattr(layerwise, "quantize", first_layer)
+    monkeypatch.setattr("qembed.quantize.cli._progress", progress)
+    assert quantize("--model", make_checkpoint().folder, "-o", tmp_path / "out").exit_code == 0
+    assert steps[steps.index(("quantize is called", 0)) - 1] == ("layers", 0)

@@ -60,7 +60,8 @@ def qembed(*arguments: object) -> tuple[int, str, str]:
 
 def said(*arguments: object) -> Any:
     """What a command that succeeds says with --json."""
-    code, out, err = qembed(*arguments, "--json")
+    again = ["--force"] if arguments[0] == "index" else []
+    code, out, err = qembed(*arguments, *again, "--json")
     assert code == 0, err
     return json.loads(out)
 

@@ -87,8 +87,8 @@ def test_the_table_shows_ids_cosines_and_texts(index: tuple[Path, FakeServer]) -
     code, out, _ = qembed("search", TEXTS[9], "--index", path, "--url", fake.url, "--prompt", "document", "-k", 2)
     assert code == 0
     header, first, _ = out.splitlines()
-    assert header.split() == ["cosine", "id", "text"]
-    assert first.split() == ["1", "1.0000", "doc9", *TEXTS[9].split()]
+    assert header.split() == ["cosine", "id", "length", "text"]
+    assert first.split() == ["1", "1.0000", "doc9", str(len(TEXTS[9])), *TEXTS[9].split()]
 
 
 @pytest.mark.parametrize(("kind", "option"), [("ivf-flat", "--nprobe"), ("hnsw", "--ef-search")])
@@ -182,7 +182,7 @@ def test_a_reranker_puts_the_nearest_into_its_own_order(
     found = said(*ask)
     assert (len(judge.prompts), len(found["queries"][0]["hits"]), found["reranker"]) == (50, 4, f"r at {judge.url}")
     _, out, _ = qembed(*ask)
-    assert out.splitlines()[0].split() == ["rerank", "cosine", "id", "text"]
+    assert out.splitlines()[0].split() == ["rerank", "cosine", "id", "length", "text"]
 
 
 def test_a_reranker_through_transformers(index: tuple[Path, FakeServer], reranker: Path) -> None:
@@ -205,7 +205,7 @@ def test_texts_to_rerank_come_from_the_column_that_holds_them(
         said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
         return ["search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url, "--rerank", judge.url]
 
-    assert "keeps none: embed with them kept" in refused(*made({}))
+    assert "keeps none: make its vectors with qembed embed --keep text" in refused(*made({}))
     ask = made({"title": ["a"] * 80, "body": TEXTS, "stock": range(80)})
     assert "keeps title, body: name one with --text-column" in refused(*ask)
     assert "keeps title, body" in refused(*ask, "--text-column", "stock")
@@ -249,7 +249,29 @@ def test_fewer_vectors_than_the_default_are_all_told(tmp_path: Path, start_serve
     assert len(said("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)["queries"][0]["hits"]) == 3
 
 
+def test_all_kept_columns_are_shown_and_a_hint_where_there_are_none(tmp_path: Path, start_server: START) -> None:
+    fake = start_server()
+    vectors = np.array([fake.vector(text) for text in TEXTS[:3]], np.float32)
+
+    def shown(columns: dict[str, Any]) -> tuple[str, str]:
+        write(tmp_path / "v.parquet", vectors, columns)
+        said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+        code, out, err = qembed("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)
+        assert code == 0
+        return out, err
+
+    out, err = shown({"body": ["[b]one[/b]", "two\nlines", "three"], "title": ["t1", "t2", None], "stock": [4, 5, 6]})
+    assert out.splitlines()[0].split() == ["cosine", "id", "body", "title", "stock"]
+    for cell in ("[b]one[/b]", "two lines", "three", "t1", "t2", "4", "5", "6"):
+        assert cell in out
+    assert "--keep" not in err
+    out, err = shown({})
+    assert out.splitlines()[0].split() == ["cosine", "id"]
+    assert "qembed embed --keep" in err
+    assert said("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)["columns"] == []
+
+
 def test_a_missing_package_is_exit_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "v.parquet", np.eye(4, dtype=np.float32))
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    assert "pip install 'qembed[search]'" in refused("index", source, "-o", tmp_path / "i.faiss", code=3)
+    assert "pip install 'faiss-cpu" in refused("index", source, "-o", tmp_path / "i.faiss", code=3)

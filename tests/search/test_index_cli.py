@@ -125,7 +125,7 @@ def test_real_queries_are_taken_where_there_are_some(tmp_path: Path) -> None:
     vectors, queries = clustered(2000), clustered(1100, seed=3)
     write(tmp_path / "v.parquet", vectors)
     write(tmp_path / "q.parquet", queries)
-    arguments = ["index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", "ivf-flat", "--queries"]
+    arguments = ["index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--force", "--kind", "ivf-flat", "--queries"]
     found = said(*arguments, tmp_path / "q.parquet")["recall"]
     assert (found["queries"], found["source"]) == (1000, str(tmp_path / "q.parquet"))
     opened = store.read(tmp_path / "i.faiss")
@@ -204,7 +204,7 @@ def test_the_report_plots_recall_against_time_and_needs_nothing_else(tmp_path: P
     assert tags.names.count("svg") == 1
     assert tags.names.count("circle") == len(found["recall"]["points"]) > 1
     assert f"ef_search {found['width']}, the smallest that finds 95%" in page
-    qembed("index", tmp_path / "v.parquet", "-o", output, "--report", tmp_path / "r.html")
+    qembed("index", tmp_path / "v.parquet", "-o", output, "--force", "--report", tmp_path / "r.html")
     assert "its answers are exact" in (tmp_path / "r.html").read_text()
 
 
@@ -263,7 +263,7 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path
     assert "only 20 vectors" in refused("index", source, "-o", output, "--kind", "ivf-flat", "--nlist", 21)
     assert "there is no folder" in refused("index", source, "-o", tmp_path / "no" / "i.faiss")
     assert "is a folder" in refused("index", source, "-o", tmp_path)
-    assert "name it v.faiss" in refused("index", source, "-o", source)
+    assert "name it v.faiss" in refused("index", source, "-o", tmp_path / "v.npy")
     assert "name it .html or .json" in refused("index", source, "-o", output, "--report", "r.md")
     assert not output.exists()
 
@@ -294,7 +294,7 @@ def test_what_was_there_stays_whole_when_a_new_index_cannot_be_written(tmp_path:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({300_000}, {300_000}))\n"
         "from qembed.cli import main\n"
-        f"sys.argv = ['qembed', 'index', {str(second)!r}, '-o', {str(output)!r}]\n"
+        f"sys.argv = ['qembed', 'index', {str(second)!r}, '-o', {str(output)!r}, '--force']\n"
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -318,7 +318,7 @@ def test_a_run_that_ended_between_the_two_files_is_finished_by_the_next_look(
         real(source, target)
 
     monkeypatch.setattr(os, "replace", killed)
-    assert qembed("index", second, "-o", output)[0] == 130
+    assert qembed("index", second, "-o", output, "--force")[0] == 130
     monkeypatch.setattr(os, "replace", real)
     opened = store.read(output)
     assert opened.rows == 50
@@ -360,7 +360,8 @@ def test_memory_is_the_index_and_a_batch_whatever_the_size_of_the_file(tmp_path:
         code = (
             "import sys\n"
             "from qembed.cli import group\n"
-            f"group.main(['index', {str(source)!r}, '-o', {str(tmp_path / 'i.faiss')!r}, '--json'], standalone_mode=False)\n"
+            f"arguments = ['index', {str(source)!r}, '-o', {str(tmp_path / 'i.faiss')!r}, '--force', '--json']\n"
+            "group.main(arguments, standalone_mode=False)\n"
             "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1], file=sys.stderr)\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -373,3 +374,27 @@ def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, monkeypatc
     source = write(tmp_path / "v.parquet", clustered(20))
     monkeypatch.setattr(corpus, "vectors", lambda _: iter([clustered(10)]))
     assert "it was changed while it was read" in refused("index", source, "-o", tmp_path / "i.faiss")
+
+
+def test_an_index_is_replaced_only_with_force_and_never_its_input(tmp_path: Path) -> None:
+    source = write(tmp_path / "v.parquet", clustered(20))
+    output = tmp_path / "i.faiss"
+    said("index", source, "-o", output)
+    before = output.read_bytes(), store.ids_path(output).read_bytes()
+    assert "--force to replace it" in refused("index", source, "-o", output)
+    output.unlink()
+    assert "--force to replace it" in refused("index", source, "-o", output)
+    output.write_bytes(before[0])
+    link = tmp_path / "link.faiss"
+    link.symlink_to(source)
+    assert "is the input" in refused("index", source, "-o", link, "--force")
+    own_ids = store.ids_path(tmp_path / "j.faiss")
+    source.rename(own_ids)
+    assert "is the input" in refused("index", own_ids, "-o", tmp_path / "j.faiss", "--force")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    own_ids.rename(folder / "v.parquet")
+    link.unlink()
+    link.symlink_to(folder / "v.parquet")
+    assert "is the input" in refused("index", folder, "-o", link, "--force")
+    assert (output.read_bytes(), store.ids_path(output).read_bytes()) == before

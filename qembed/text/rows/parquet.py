@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qembed.errors import BadInput, MissingExtra
+from qembed.installation import how_to_install
 from qembed.text.rows.lines import NOT_UTF8, problem
 from qembed.text.rows.record import Record, Records
 from qembed.text.rows.values import UUID_BYTES
@@ -30,7 +31,7 @@ class ParquetRecords(Records):
             import pyarrow
             import pyarrow.parquet
         except ModuleNotFoundError as error:
-            raise MissingExtra(f"{name}: reading Parquet needs pyarrow; install it: pip install 'qembed[parquet]'") from error
+            raise MissingExtra(f"{name}: reading Parquet needs pyarrow; install it: {how_to_install('parquet')}") from error
         self._errors = pyarrow.ArrowException
         try:
             self._file = pyarrow.parquet.ParquetFile(path)

@@ -181,9 +181,11 @@ def _sending(source: Source) -> Iterator[Send]:
         yield lambda batch: source.embed(batch, lambda _: None)
         return
     from qembed.client import embeddings
+    from qembed.client.about import as_it_is
 
+    own_prompts = as_it_is(source.url)
     with embeddings.connected(source.url, TIMEOUT) as api:
-        yield lambda batch: api.embeddings.create(model=str(source.served), input=list(batch))
+        yield lambda batch: api.embeddings.create(model=str(source.served), input=list(batch), extra_body=own_prompts)
 
 
 def _said(source: Source) -> dict[str, Any]:

@@ -35,8 +35,9 @@ def embed(
     """The vectors [len(texts), dimensions] of `texts`, in their order, from the server at `url`.
 
     `model` None: the server's only model. `dimensions` None: whole vectors. Each request has `batch_size` texts and times out
-    after `timeout` seconds. `on_progress` is called with the number of finished texts. The key, if one is required, comes from
-    QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False vectors that contain NaN or infinity are returned as they are.
+    after `timeout` seconds. The server puts no prompt before the texts (`about.as_it_is`). `on_progress` is called with the
+    number of finished texts. The key, if one is required, comes from QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False
+    vectors that contain NaN or infinity are returned as they are.
 
     Raises:
         BadInput: no texts, or the server rejects them; the message is the server's.
@@ -44,15 +45,20 @@ def embed(
     """
     import openai
 
+    from qembed.client.about import as_it_is
+
     if not texts:
         raise BadInput("there are no texts to embed")
     rows: list[list[float]] = []
     with connected(url, timeout) as server:
         name = model or _only_model(server, url)
+        own_prompts = as_it_is(url)
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
             # The openai package asks for base64 and decodes it, which is exact and a third of the size of JSON numbers.
-            answer = server.embeddings.create(model=name, input=batch, dimensions=dimensions or openai.omit)
+            answer = server.embeddings.create(
+                model=name, input=batch, dimensions=dimensions or openai.omit, extra_body=own_prompts
+            )
             rows.extend(item.embedding for item in sorted(answer.data, key=lambda item: item.index))
             if len(rows) != start + len(batch):
                 raise QembedError(f"{url}: {len(answer.data)} vectors for {len(batch)} texts")

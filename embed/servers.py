@@ -12,6 +12,7 @@ from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any
 
 from qembed.client import embeddings
+from qembed.client.about import as_it_is
 from qembed.embed.engine import NOT_FINITE, Engine, sorted_batches
 from qembed.embed.spool import Result
 from qembed.embed.windows import Item
@@ -34,11 +35,12 @@ PROBE = "qembed"
 
 @dataclass
 class Server:
-    """A server, and its number of consecutive failures."""
+    """A server, the fields that keep it from adding a prompt of its own, and its number of consecutive failures."""
 
     url: str
     api: openai.OpenAI
     model: str
+    as_it_is: Mapping[str, str]
     failures: int = 0
     since: float = 0.0
 
@@ -155,10 +157,10 @@ class _Refused(Exception):
 def _ask(servers: Servers, server: Server, texts: list[str], last: bool = False) -> list[Any]:
     import openai
 
-    more: dict[str, Any] = {"extra_body": {"truncate_prompt_tokens": -1}} if servers.truncate else {}
+    fields = {**server.as_it_is, **({"truncate_prompt_tokens": -1} if servers.truncate else {})}
     try:
         answer = server.api.embeddings.create(
-            model=server.model, input=texts, dimensions=openai.omit if servers.cut is None else servers.cut, **more
+            model=server.model, input=texts, dimensions=openai.omit if servers.cut is None else servers.cut, extra_body=fields
         )
         rows = [item.embedding for item in sorted(answer.data, key=lambda item: item.index)]
     except openai.APIConnectionError as error:  # a timeout, too
@@ -196,7 +198,7 @@ def opened(
         servers = []
         for url, model in models.items():
             api = openai.OpenAI(base_url=embeddings.base(url) + "/v1", api_key=embeddings.key(), timeout=timeout, max_retries=0)
-            servers.append(Server(url, stack.enter_context(api), model))
+            servers.append(Server(url, stack.enter_context(api), model, as_it_is(url)))
         try:
             yield Servers(servers, cut, truncate, on_wait)
         except _Refused as error:

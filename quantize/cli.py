@@ -190,7 +190,12 @@ computing = section("Device")
 )
 @fitted("--seed", type=int, default=0, show_default=True, help="Random seed; draws the texts and those held out.")
 @computing("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N. auto is a GPU if there is one.")
-@computing("--threads", type=click.IntRange(min=1), metavar="N", help="Number of CPU threads.  [default: all cores]")
+@computing(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of CPU threads.  [default: the CPU cores that this process may use, by affinity and quota]",
+)
 def command(
     model: str,
     output: Path | None,
@@ -278,6 +283,7 @@ def command(
             force=force,
             resume=resume,
             on_step=on_step,
+            warn=lambda message: click.echo(f"qembed: warning: {message}", err=True),
         )
     result["seconds"] = round(time.monotonic() - start, 1)
     if as_json:
@@ -385,8 +391,9 @@ def _device(name: str, threads: int | None) -> torch.device:
     """
     import torch
 
-    if threads:
-        torch.set_num_threads(threads)
+    from qembed.vllm import machine
+
+    torch.set_num_threads(threads or len(machine.cores()))
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -45,6 +45,7 @@ def run(
     force: bool,
     resume: bool,
     on_step: Callable[[str, int, int], None],
+    warn: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Quantize `model` into the folder `target`; returns a summary of the result (JSON types only).
 
@@ -62,6 +63,7 @@ def run(
         force: replace an existing checkpoint that qembed wrote.
         resume: continue an interrupted run after its last finished layer, if there is one.
         on_step: called as (stage, steps done, steps in all); stages are "checking tensors", "layers" and "refining".
+        warn: called with each warning, before anything is computed.
 
     Raises:
         BadInput: the model, its tensors or the target are unusable.
@@ -83,6 +85,8 @@ def run(
         raise BadInput(f"{target}: holds the source checkpoint, which would be lost; choose another --output")
     shape = checks.shape_of(source, settings.group_size)
     writer.companions(source)
+    if (unknown_tokens := source.vocabulary_warning) is not None:
+        warn(f"{source.folder}: {unknown_tokens}")
     calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
     if settings.engine == "native":
         settings = replace(settings, last_share=layerwise.last_share(settings, calibration))
@@ -120,6 +124,7 @@ def run(
         "token_table": manifest.token_table_record(settings, report),
         "fidelity": manifest.fidelity_record(report),
         "calibration": manifest.calibration_record(calibration),
+        "warnings": [source.vocabulary_warning] if source.vocabulary_warning else [],
     }
 
 

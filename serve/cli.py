@@ -29,6 +29,7 @@ from qembed.vllm.gate_rules import VARIABLE
 from qembed.vllm.settings import (
     HANG_TIMEOUT,
     HOST,
+    KEEP_ALIVE,
     LOCAL,
     MAX_CLIENT_BATCH,
     MAX_NUM_BATCHED_TOKENS,
@@ -161,7 +162,16 @@ engine_options = section("Engine")
 @network(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="API keys, one per line; requests without one get status 401.  [default: QEMBED_API_KEY, separated by commas]",
+    help="API keys, one per line, KEY or NAME:KEY (names are for metrics and the access log); requests without one get status "
+    "401. Read again when it changes, and on SIGHUP.  [default: QEMBED_API_KEY, separated by commas]",
+)
+@network(
+    "--keep-alive",
+    type=click.IntRange(1),
+    metavar="SECONDS",
+    default=KEEP_ALIVE,
+    show_default=True,
+    help="How long an idle connection stays open; longer than a proxy in front keeps it.",
 )
 @network("--ssl-certfile", type=click.Path(exists=True, dir_okay=False), help="Certificate, for HTTPS.")
 @network("--ssl-keyfile", type=click.Path(exists=True, dir_okay=False), help="Key of the certificate.")
@@ -196,6 +206,11 @@ engine_options = section("Engine")
 )
 @operation(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Format of the log on stderr."
+)
+@operation(
+    "--access-log",
+    is_flag=True,
+    help="Log each request to stderr, without texts: id, method, path, status, seconds, texts, tokens, and the key's name.",
 )
 @operation("--log-requests", is_flag=True, help="Log the texts of each request to stderr.  [default: texts are not logged]")
 @operation("--verbose", is_flag=True, help="Show the engine's log on stderr.  [default: only the cause of a failure]")
@@ -246,7 +261,8 @@ def command(
     """  # noqa: D301 - click wants the real backspace character
     settings = ServerSettings(
         checkpoint=find_served(int4, model),
-        keys=api_keys.find(api_key_file, os.environ),
+        keys=api_keys.named(api_key_file, os.environ),
+        key_file=api_key_file,
         engine_args=tuple(map(parse_engine_arg, engine_args)),
         **options,
     )
@@ -312,13 +328,15 @@ def _show_command(launch: Launch) -> int:
 
 
 def _warnings(settings: ServerSettings, key_file: Path | None) -> Iterator[str]:
-    """Warnings about missing keys, missing encryption, a readable key file, and the limits of SGLang."""
+    """Warnings: tokens that the model lacks, missing keys, missing encryption, a readable key file, the limits of SGLang."""
+    if (unknown_tokens := settings.checkpoint.vocabulary_warning) is not None:
+        yield f"{settings.checkpoint.folder}: {unknown_tokens}; such texts get status 400"
     if settings.host not in LOCAL and not settings.keys:
         yield f"anyone who can reach {settings.host or 'this machine'} can use this server: no key is set (--api-key-file)"
     if settings.keys and settings.host not in LOCAL and settings.ssl_certfile is None:
         yield "keys and texts cross the network unencrypted: give --ssl-certfile, or put a proxy with TLS in front"
-    if key_file is not None and api_keys.is_exposed(key_file):
-        yield f"{key_file}: every user of this machine can read the keys in it; chmod 600 {key_file}"
+    if key_file is not None and (others := api_keys.readers(key_file)) is not None:
+        yield f"{key_file}: {others} can read the keys in it; chmod 600 {key_file}"
     if settings.engine == "sglang":
         yield f"with SGLang {sglang.LIMITATIONS}"
 

@@ -2,14 +2,16 @@
 
 vLLM's console script fails in its CPU build, and `vllm.entrypoints.openai.api_server` is deprecated.
 
-Standard input is a pipe from the parent, with two lines: first the rules of the gate (`qembed.vllm.gate_rules`), which are not
-arguments because they hold hashes of keys; later DRAIN and a number of seconds, to stop the server. When the parent dies the
-pipe closes, and this process ends. A command from `qembed serve --print-command` has the rules in its environment instead.
+Standard input is a pipe from the parent, with lines: first the rules of the gate (`qembed.vllm.gate_rules`), which are not
+arguments because they hold hashes of keys; later KEYS with other keys, or DRAIN and a number of seconds, to stop the server.
+When the parent dies the pipe closes, and this process ends. A command from `qembed serve --print-command` has the rules in its
+environment instead.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import runpy
 import signal
@@ -18,6 +20,7 @@ import stat
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 
 from qembed.serve.gate import gate
@@ -75,8 +78,10 @@ def main() -> None:
 
 
 def _follow_parent(reader: object) -> None:
-    """Drain when the parent says so, and end when it does."""
+    """Drain or replace the keys when the parent says so, and end when it does."""
     while line := reader.readline():  # type: ignore[attr-defined]
+        if line.startswith(gate_rules.KEYS):
+            _replace_keys(line)
         if line.startswith(gate_rules.DRAIN):
             _drain(float(line.split()[1]))
             os.kill(os.getpid(), signal.SIGTERM)
@@ -95,11 +100,20 @@ def _drain(seconds: float) -> None:
     Without this, vLLM would answer 500 to the requests that it is computing when it stops.
     """
     deadline = time.monotonic() + seconds
-    for load in gate.LOAD:
+    for load in [guard.load for guard in gate.GATES]:
         load.draining = True
         while load.requests and time.monotonic() < deadline:
             time.sleep(POLL)
     time.sleep(2 * POLL)  # for the last answer to be sent
+
+
+def _replace_keys(line: bytes) -> None:
+    """Replace the API keys: of the gate, or of the one that vLLM is about to create."""
+    keys = json.loads(line.partition(b" ")[2])
+    assert gate.RULES is not None
+    gate.RULES = replace(gate.RULES, keys=keys)
+    for guard in gate.GATES:
+        guard.keys = keys
 
 
 def _use_socket(number: int) -> None:

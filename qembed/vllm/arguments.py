@@ -111,10 +111,18 @@ def user_arguments(launch: Launch) -> list[str]:
     return [word for name, value in launch.settings.engine_args for word in engine_options.option(name, value)]
 
 
-def rules(launch: Launch, token: str, restarts: int, listener: int | None = None) -> Rules:
+def rules(
+    launch: Launch,
+    token: str,
+    restarts: int,
+    listener: int | None = None,
+    suspects: int | None = None,
+    keys: Mapping[str, str] | None = None,
+) -> Rules:
     """The rules of the gate. If keys are required, `token` is one more, for the process that starts the server.
 
-    `listener` is the file descriptor of the listening socket, if vLLM is to use qembed's.
+    `listener` is the file descriptor of the listening socket, if vLLM is to use qembed's; `suspects` that of the table of texts
+    in flight; `keys` are those in force (None: those of the settings).
     """
     settings = launch.settings
     return Rules(
@@ -129,15 +137,24 @@ def rules(launch: Launch, token: str, restarts: int, listener: int | None = None
         clean=settings.clean,
         truncate=settings.truncate,
         allow_token_ids=settings.allow_token_ids,
-        keys=[api_keys.hashed(key) for key in (*settings.keys, token)] if settings.keys else [],
+        table_rows=settings.checkpoint.table_rows(),
+        checks_ids=settings.checkpoint.vocabulary_warning is not None,
+        keys=key_hashes(settings.keys if keys is None else keys, token),
         plan=plan_table.lines(launch.plan, launch.device) | {"total": launch.plan.total},
         parts=settings.tensor_parallel_size * settings.data_parallel_size,
         restarts=restarts,
         about=_about(launch),
         listener=listener,
+        suspects=suspects,
+        access_log=settings.access_log,
         log_texts=settings.log_requests,
         engine_args=[name for name, _ in settings.engine_args],
     )
+
+
+def key_hashes(keys: Mapping[str, str], token: str) -> dict[str, str | None]:
+    """The names of keys by hash, with `token` for qembed itself; empty if no key is required."""
+    return {**api_keys.hashes(keys), api_keys.hashed(token): None} if keys else {}
 
 
 def _about(launch: Launch) -> dict[str, str]:
@@ -156,6 +173,7 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
         "HF_HUB_OFFLINE": "1",  # the checkpoint is a local folder
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(launch.settings.keep_alive),
     }
     for name in SECRETS:
         variables.pop(name, None)

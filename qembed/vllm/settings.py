@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import short_name
@@ -22,6 +24,8 @@ MAX_QUEUE = 4096
 MAX_BODY = 32 * 2**20
 STARTUP_TIMEOUT = 600.0
 SHUTDOWN_TIMEOUT = 10.0
+KEEP_ALIVE = 75
+"""Longer than the usual proxies keep an idle connection (60 s), so that none sends a request as the server closes it."""
 HANG_TIMEOUT = 120.0
 MAX_RESTARTS = 5
 # With vLLM's default of 128 tokens on a CPU, 32 short sequences would take 4,096 tokens of mostly empty cache.
@@ -53,12 +57,15 @@ class ServerSettings:
         truncate: whether texts that are too long are truncated, unless the request says otherwise.
         default_prompt: the name of the prompt for requests without one.
         allow_token_ids: whether token ids are accepted instead of texts.
-        keys: API keys, one of which a request must have; empty: no key is required.
+        keys: the name of each API key, one of which a request must have; empty: no key is required.
+        key_file: the file that they come from, which is read again when it changes.
         ssl_certfile, ssl_keyfile: both or neither; both for HTTPS.
+        keep_alive: seconds that an idle connection stays open.
         hang_timeout: how long texts may wait while nothing is computed (`watchdog`); 0: no limit.
         max_restarts: maximum restarts in a row of a server that ended.
         log_format: "text", or "json" for one JSON object per line.
         log_requests: whether texts are logged.
+        access_log: whether each request is logged, without texts.
         engine: "vllm" or "sglang".
         engine_args: further settings of the engine, such as ("max-log-len", "5").
     """
@@ -82,15 +89,18 @@ class ServerSettings:
     truncate: bool = False
     default_prompt: str | None = None
     allow_token_ids: bool = False
-    keys: tuple[str, ...] = field(default=(), repr=False)
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    key_file: Path | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     startup_timeout: float = STARTUP_TIMEOUT
     shutdown_timeout: float = SHUTDOWN_TIMEOUT
+    keep_alive: int = KEEP_ALIVE
     hang_timeout: float = HANG_TIMEOUT
     max_restarts: int = MAX_RESTARTS
     log_format: str = "text"
     log_requests: bool = False
+    access_log: bool = False
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
     engine: str = "vllm"

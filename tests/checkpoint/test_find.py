@@ -78,8 +78,21 @@ def test_a_folder_that_is_named_is_served_from_where_it_was_quantized_to(tmp_pat
 
 def test_a_folder_called_int4_that_is_not() -> None:
     write(Path("sample-AWQ-INT4"))
-    with pytest.raises(BadInput, match="not an AWQ INT4"):
-        find.find_int4("sample")
+    for model in ("sample", "sample-AWQ-INT4", "./sample-AWQ-INT4", None):  # None: the only such folder here
+        with pytest.raises(BadInput, match="sample-AWQ-INT4: not an AWQ INT4"):
+            find.find_int4(model)
+    write(Path("other-AWQ-INT4"), int4=True)
+    assert find.find_int4(None).name == "other-AWQ-INT4"
+
+
+@pytest.mark.parametrize(
+    "model", ["/missing/m-AWQ-INT4", "/missing/m", "~/missing/m", "./missing", "../m-AWQ-INT4", "a/b/c", "models/m-AWQ-INT4"]
+)
+def test_a_missing_folder_is_not_taken_for_a_source_model(model: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        find.find_int4(model)
+    assert str(caught.value).startswith(f"{model}: no such folder")
+    assert "AWQ-INT4-AWQ-INT4" not in str(caught.value)
 
 
 def test_a_checkpoint_with_an_int8_token_table_is_int4_too(tmp_path: Path) -> None:

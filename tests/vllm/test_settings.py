@@ -255,13 +255,13 @@ def test_memory_chooses_sizes_and_given_ones_stay(checkpoint: Checkpoint) -> Non
 
 
 def test_keys_are_passed_only_as_hashes(checkpoint: Checkpoint) -> None:
-    settings = ServerSettings(checkpoint, keys=("secret-one",))
+    settings = ServerSettings(checkpoint, keys={"secret-one": "mine"})
     launch = resolve(settings, CPU, Cpu(), 1)
     env = environment(launch, {"QEMBED_API_KEY": "secret-one", "OPENAI_API_KEY": "secret-two"}, [0])
     for text in (str(arguments(launch)), str(env), repr(settings), repr(launch), rules(launch, "token", 0).dump().decode()):
         assert "secret" not in text
-    assert len(rules(launch, "token", 0).keys) == 2
-    assert rules(resolve(ServerSettings(checkpoint), CPU, Cpu(), 1), "token", 0).keys == []
+    assert sorted(rules(launch, "token", 0).keys.values(), key=str) == [None, "mine"]
+    assert rules(resolve(ServerSettings(checkpoint), CPU, Cpu(), 1), "token", 0).keys == {}
 
 
 def test_parallel_sizes_and_engine_args_become_arguments(checkpoint: Checkpoint) -> None:

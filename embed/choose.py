@@ -20,7 +20,7 @@ from qembed.errors import BadInput
 from qembed.text.cleaning import clean
 from qembed.text.prompts import DEFAULT_PROMPTS, instruct
 from qembed.vectors import dtypes
-from qembed.vllm import machine, plan
+from qembed.vllm import api_keys, machine, plan
 from qembed.vllm.engine_options import parse as parse_engine_arg
 from qembed.vllm.settings import Launch, ServerSettings
 
@@ -126,6 +126,8 @@ def check(source: str, options: Options) -> None:
             if options[name]:
                 option = "--engine-arg" if name == "engine_args" else f"--{name.replace('_', '-')}"
                 raise BadInput(f"--url names a server that runs already; leave {option} out")
+    elif options["api_key_file"]:
+        raise BadInput("--api-key-file has the key of running servers; add --url, or leave it out")
     if options["ray"]:
         _check_ray(source, options)
     elif options["ray_workers"] or options["ray_cpus"] or options["ray_gpus"]:
@@ -216,8 +218,9 @@ def _clustered(options: Options, _: OnStage) -> Computing:
 
 
 def _servers(options: Options, on_stage: OnStage) -> Computing:
+    api_key = api_keys.first(options["api_key_file"])
     urls = list(dict.fromkeys(embeddings.base(url) for url in options["urls"]))
-    models = {url: embeddings.served(url) for url in urls}
+    models = {url: embeddings.served(url, api_key) for url in urls}
     names = {name for name, _ in models.values()}
     if len(names) > 1:
         said = ", ".join(f"{url} {name}" for url, (name, _) in models.items())
@@ -233,6 +236,7 @@ def _servers(options: Options, on_stage: OnStage) -> Computing:
         options["truncate"],
         options["timeout"],
         on_stage,
+        api_key,
     )
     limit = min(limits, default=None) if checkpoint is not None else None
     (name,) = names

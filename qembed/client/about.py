@@ -26,7 +26,7 @@ class About:
     kernel: str | None = None
 
 
-def about(url: str) -> About:
+def about(url: str, api_key: str | None = None) -> About:
     """Query the OpenAI-compatible server at `url`.
 
     Raises:
@@ -34,43 +34,49 @@ def about(url: str) -> About:
     """
     from qembed.client import embeddings
 
-    model, limit = embeddings.served(url)
-    told = _serving(url)
+    model, limit = embeddings.served(url, api_key)
+    told = _serving(url, api_key)
     return About(
-        model, limit, _version(url), told.get("device"), told.get("dtype"), told.get("weights"), told.get("kernel") or None
+        model,
+        limit,
+        _version(url, api_key),
+        told.get("device"),
+        told.get("dtype"),
+        told.get("weights"),
+        told.get("kernel") or None,
     )
 
 
-def memory(url: str) -> int | None:
+def memory(url: str, api_key: str | None = None) -> int | None:
     """Bytes in use as reported by a `qembed serve` at `url`; None for other servers."""
     from qembed.client import metrics
 
-    told = metrics.total(metrics.parse(_text(url, "/metrics") or ""), MEMORY)
+    told = metrics.total(metrics.parse(_text(url, "/metrics", api_key) or ""), MEMORY)
     return None if told is None else int(told)
 
 
-def _version(url: str) -> str | None:
+def _version(url: str, api_key: str | None) -> str | None:
     """The answer of vLLM's /version; other servers have no such path."""
     try:
-        said = json.loads(_text(url, "/version") or "")
+        said = json.loads(_text(url, "/version", api_key) or "")
     except (ValueError, RecursionError):
         return None
     version = said.get("version") if isinstance(said, dict) else None
     return version if isinstance(version, str) else None
 
 
-def _serving(url: str) -> dict[str, str]:
+def _serving(url: str, api_key: str | None) -> dict[str, str]:
     """The labels of `qembed serve`'s metric SERVING; stock vLLM has no metric for its dtype."""
     from qembed.client import metrics
 
-    found = metrics.parse(_text(url, "/metrics") or "").get(SERVING, {})
+    found = metrics.parse(_text(url, "/metrics", api_key) or "").get(SERVING, {})
     return dict(next(iter(found), ()))
 
 
-def _text(url: str, path: str) -> str | None:
+def _text(url: str, path: str, api_key: str | None) -> str | None:
     from qembed.client import embeddings
 
-    headers = {"Authorization": f"Bearer {embeddings.key()}"}
+    headers = {"Authorization": f"Bearer {api_key or embeddings.key()}"}
     try:
         status, body = http.request(embeddings.base(url) + path, headers=headers, timeout=ASKING_SECONDS, largest=LARGEST)
     except (OSError, ValueError, HTTPException):

@@ -31,12 +31,14 @@ def embed(
     timeout: float = TIMEOUT,
     on_progress: Callable[[int], None] | None = None,
     finite: bool = True,
+    api_key: str | None = None,
 ) -> NDArray[np.float32]:
     """The vectors [len(texts), dimensions] of `texts`, in their order, from the server at `url`.
 
     `model` None: the server's only model. `dimensions` None: whole vectors. Each request has `batch_size` texts and times out
-    after `timeout` seconds. `on_progress` is called with the number of finished texts. The key, if one is required, comes from
-    QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False vectors that contain NaN or infinity are returned as they are.
+    after `timeout` seconds. `on_progress` is called with the number of finished texts. `api_key` None: the key, if one is
+    required, comes from QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False vectors that contain NaN or infinity are
+    returned as they are.
 
     Raises:
         BadInput: no texts, or the server rejects them; the message is the server's.
@@ -47,7 +49,7 @@ def embed(
     if not texts:
         raise BadInput("there are no texts to embed")
     rows: list[list[float]] = []
-    with connected(url, timeout) as server:
+    with connected(url, timeout, api_key) as server:
         name = model or _only_model(server, url)
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
@@ -61,7 +63,7 @@ def embed(
     return _matrix(rows, url, finite)
 
 
-def served(url: str) -> tuple[str, int | None]:
+def served(url: str, api_key: str | None = None) -> tuple[str, int | None]:
     """The first model that the server at `url` lists, and its longest text if the server reports it (vLLM does).
 
     Raises:
@@ -76,13 +78,13 @@ def served(url: str) -> tuple[str, int | None]:
         known = False
     if not known:
         raise BadInput(f"{url}: not the URL of a server, such as http://127.0.0.1:8000")
-    api = openai.OpenAI(base_url=base(url) + "/v1", api_key=key(), timeout=ASKING_SECONDS, max_retries=0)
+    api = openai.OpenAI(base_url=base(url) + "/v1", api_key=api_key or key(), timeout=ASKING_SECONDS, max_retries=0)
     try:
         models = list(api.models.list())
     except openai.APIConnectionError as error:
         raise BadInput(f"{url}: nothing answers there; is the server up?") from error
     except openai.AuthenticationError as error:
-        raise BadInput(f"{url}: the server asks for a key; set QEMBED_API_KEY") from error
+        raise BadInput(f"{url}: the server asks for a key; give --api-key-file or QEMBED_API_KEY") from error
     except openai.APIStatusError as error:
         raise BadInput(f"{url}: not an OpenAI-compatible server: /v1/models answers {error.status_code}") from error
     except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
@@ -105,12 +107,12 @@ def key() -> str:
 
 
 @contextmanager
-def connected(url: str, timeout: float) -> Iterator[openai.OpenAI]:
+def connected(url: str, timeout: float, api_key: str | None = None) -> Iterator[openai.OpenAI]:
     """An openai client of the server at `url`; its exceptions are converted to QembedError."""
     import openai
 
     try:
-        with openai.OpenAI(base_url=base(url) + "/v1", api_key=key(), timeout=timeout) as server:
+        with openai.OpenAI(base_url=base(url) + "/v1", api_key=api_key or key(), timeout=timeout) as server:
             yield server
     except openai.APITimeoutError as error:
         raise QembedError(f"{url}: no answer within {timeout:g} s") from error

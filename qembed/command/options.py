@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,3 +29,13 @@ class Size(click.ParamType[int]):
             return value if isinstance(value, int) else sizes.parse(value)
         except BadInput as error:
             self.fail(str(error), param, ctx)
+
+
+def api_key_file_option(option: Callable[..., Any] = click.option) -> Any:
+    """The option --api-key-file of a command that sends requests; `option` is `click.option`, or puts it under a heading."""
+    return option(
+        "--api-key-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Key to send to running servers: the first line of FILE.  [default: the first in QEMBED_API_KEY]",
+    )

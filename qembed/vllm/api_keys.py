@@ -40,6 +40,15 @@ def find(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
     return keys
 
 
+def first(file: Path | None) -> str | None:
+    """The key that a client sends: the first in `file`; None without a file.
+
+    Raises:
+        BadInput: as `find` does.
+    """
+    return None if file is None else find(file, {})[0]
+
+
 def is_exposed(file: Path) -> bool:
     """Whether every user of this machine can read `file`."""
     return bool(file.stat().st_mode & stat.S_IROTH)

@@ -14,10 +14,12 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find_served, short_name
 from qembed.client import embeddings
 from qembed.embed import connection, engine, inputs, servers, windows
+from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, OpenEngine
 from qembed.embed.windows import Texts
 from qembed.errors import BadInput
 from qembed.text.cleaning import clean
+from qembed.targets import is_same_file
 from qembed.text.prompts import DEFAULT_PROMPTS, instruct
 from qembed.vectors import dtypes
 from qembed.vllm import api_keys, machine, plan
@@ -62,9 +64,8 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     """
     check(source, options)
     output, rejects, chunk = Path(options["output"]), options["rejects"], options["chunk_tokens"]
-    found = inputs.find(
-        source, options["input_format"], options["text_is"] or ("document" if chunk else "lines"), _written(output, rejects)
-    )
+    found = inputs.find(source, options["input_format"], options["text_is"] or ("document" if chunk else "lines"), set())
+    found, replaced = _without_targets(found, output, rejects)
     if found.skipped:
         on_stage(f"{source}: {found.skipped} files are left out, their names tell no format that can be read")
     computing = (_servers if options["urls"] else _clustered if options["ray"] else _own)(options, on_stage)
@@ -105,6 +106,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
         rejects=None if rejects is None else Path(rejects),
         strict=options["strict"],
         force=options["force"],
+        replaced=replaced,
     )
     return made, computing.dimensions
 
@@ -268,8 +270,16 @@ def _check_chunks(texts: Texts) -> None:
         )
 
 
-def _written(output: Path, rejects: Path | None) -> set[Path]:
-    """The paths that the run writes. If they lie in the input folder, they are not inputs."""
+def _without_targets(found: Inputs, output: Path, rejects: Path | None) -> tuple[Inputs, list[Path]]:
+    """The inputs without files in a folder that the run writes itself, and these files.
+
+    They exist before the run only if an earlier run wrote them, or if they are texts of the user's.
+    """
     stem = output.with_suffix("")
-    mine = [output, *(stem.with_name(stem.name + end) for end in inputs.BESIDE)]
-    return {path.resolve() for path in (*mine, *([] if rejects is None else [rejects]))}
+    written = [output, *(stem.with_name(stem.name + end) for end in inputs.BESIDE), *([] if rejects is None else [rejects])]
+    existing = [path for path in written if path.exists()]
+    if not found.folder or not existing:
+        return found, []
+    replaced = [file.path for file in found.files if any(is_same_file(file.path, path) for path in existing)]
+    files = [file for file in found.files if file.path not in replaced]
+    return (replace(found, files=files) if files else found), replaced

@@ -92,6 +92,7 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
             "all are run.")  # fmt: skip
 @writing("--report", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
          help="Write the result to FILE.html (one page that needs nothing else), FILE.json or FILE.md.")  # fmt: skip
+@writing("--force", is_flag=True, help="Replace reports that exist.")
 @writing("--card", is_flag=True, help="Put the numbers into the model card (README.md) of the INT4 checkpoint.")
 @writing("--compare", nargs=2, type=click.Path(path_type=Path), metavar="A.json B.json",
          help="Measure nothing; tell two results apart, and which differences are within noise.")  # fmt: skip
@@ -112,6 +113,7 @@ def command(**options: Any) -> None:
     Exit codes: 0 done, 1 a threshold was missed or a vector is unusable, 2 bad input, or a side that could not be measured, 3 a
     package is missing, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
+    from qembed.eval import targets
     from qembed.eval.report import card
     from qembed.eval.report import files as report_files
     from qembed.report import files
@@ -121,6 +123,7 @@ def command(**options: Any) -> None:
         return
     for path in options["report"]:
         files.check(path)
+    targets.check(options)
     with _measuring(options):
         found, folder = _measured(options)
     # What was measured is shown even where a report cannot be written.

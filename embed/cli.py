@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qembed.command.options import MODEL_HELP, Size
+from qembed.command.options import MODEL_HELP, Size, api_key_file_option
 from qembed.command.row_options import row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.command.signals import Interrupts
@@ -77,8 +77,8 @@ computing, cluster = map(section, ("What computes", "On a Ray cluster"))
 @computing("--int4/--fp16", default=True, show_default=True, help="Use the INT4 checkpoint, or the original it came from.")
 @computing("--model", envvar="QEMBED_MODEL", show_envvar=True, metavar="MODEL", help=MODEL_HELP)
 @computing("--url", "urls", multiple=True, metavar="URL",
-           help="A running server in place of an engine in this process; several share the work. The key, if they want one, "
-                "is in QEMBED_API_KEY.")  # fmt: skip
+           help="A running server in place of an engine in this process; several share the work.")  # fmt: skip
+@api_key_file_option(computing)
 @computing("--timeout", type=click.FloatRange(1), default=300.0, show_default=True, help="Seconds that a request to a server "
            "may take.")  # fmt: skip
 @computing("--dtype", type=click.Choice(["auto", "float16", "bfloat16", "float32"]), default="auto", show_default=True,

@@ -37,6 +37,7 @@ from qembed.embed.windows import Mark, Window, windows
 from qembed.embed.writing import embedded
 from qembed.errors import BadInput, QembedError
 from qembed.files import sync, sync_folder
+from qembed.targets import already_exists, check_folder
 from qembed.vectors import dtypes
 
 MANIFEST = "manifest.json"
@@ -119,9 +120,11 @@ def run(
 
 
 def _check_free(job: Job) -> None:
-    if job.output.exists() and (not job.force or not (job.output / MANIFEST).exists()):
-        why = "--force to replace it" if (job.output / MANIFEST).exists() or not job.force else "delete it: it is none of ours"
-        raise BadInput(f"{job.output} exists already; choose another --output, or {why}")
+    check_folder(job.output, [*job.replaced, *(file.path for file in job.inputs.files)])
+    if job.output.exists() and not job.force:
+        raise BadInput(already_exists(job.output))
+    if job.output.exists() and not (job.output / MANIFEST).exists():
+        raise BadInput(f"{job.output}: not written by qembed embed --ray, so --force keeps it; choose another --output")
 
 
 def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> None:

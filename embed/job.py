@@ -13,6 +13,7 @@ from qembed.embed.engine import Engine
 from qembed.embed.inputs import Inputs
 from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS, VECTORS
 from qembed.embed.windows import SIZE, TOKENS, Texts
+from qembed.targets import Target
 from qembed.text.rows.options import RowOptions
 
 OpenEngine = Callable[[], AbstractContextManager[Engine]]
@@ -36,6 +37,7 @@ class Job:
         rejects: file for rows without a vector.
         strict: whether a row that cannot be embedded ends the run.
         force: whether existing files are replaced.
+        replaced: input files that the job would replace; it is refused unless they are its own finished output.
     """
 
     inputs: Inputs
@@ -52,6 +54,7 @@ class Job:
     rejects: Path | None = None
     strict: bool = False
     force: bool = False
+    replaced: Sequence[Path] = ()
 
     @property
     def partial(self) -> Path:
@@ -70,6 +73,10 @@ class Job:
         sides = {IDS: stem.with_name(stem.name + ".ids.jsonl")} if IDS in formats.kind(self.output, self.dtype).files else {}
         rejects = self.rejects or stem.with_name(stem.name + ".rejects.jsonl")
         return {**sides, REJECTS: rejects, VECTORS: self.output}
+
+    def target(self, name: str) -> Target:
+        """The file `name` of `targets`, with the option that decides its path."""
+        return Target(self.targets[name], "--rejects" if name == REJECTS and self.rejects is not None else "--output")
 
 
 def settings_of(job: Job) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import itertools
 import os
 import queue
@@ -25,7 +26,8 @@ from qembed.embed.spool import Spool
 from qembed.embed.windows import Window, windows
 from qembed.embed.writing import OnProgress, Writing, computed
 from qembed.errors import BadInput, QembedError
-from qembed.files import sync_folder
+from qembed.files import appearing, sync_folder, sync_path
+from qembed.targets import already_exists, check_targets
 
 OnNote = Callable[[str], None]
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -53,24 +55,18 @@ def check(job: Job) -> None:
         MissingExtra: Parquet without pyarrow.
     """
     formats.kind(job.output, job.dtype)
-    if not job.output.parent.is_dir():
-        raise BadInput(f"{job.output.parent}: no such folder; make it first")
-    if job.rejects is not None and not job.rejects.parent.is_dir():
-        raise BadInput(f"{job.rejects.parent}: no such folder; make it first")
     taken = {"id", "vector", *(CHUNK_COLUMNS if job.texts.chunk_tokens else ())}
     for name in job.keep:
         if name in taken:
             raise BadInput(f"--keep {name}: the output has a column of that name of its own")
     if not (job.partial / journal.NAME).exists():
-        _check_free(job)
+        _check_targets(job)
 
 
-def _check_free(job: Job) -> None:
-    for path in job.targets.values():
-        if path.is_dir():
-            raise BadInput(f"{path}: a folder; give another name")
-        if path.exists() and not job.force:
-            raise BadInput(f"{path} exists already; choose another --output, or --force to replace it")
+def _check_targets(job: Job) -> None:
+    """Check that no file that the job writes is one that it reads, or one that is there and must stay."""
+    inputs = [*job.replaced, *(file.path for file in job.inputs.files)]
+    check_targets([job.target(name) for name in reversed(job.targets)], inputs, force=job.force)
 
 
 def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = lambda _: None) -> Finished:
@@ -85,8 +81,9 @@ def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = la
     with on_disk(job), journal.opened(job.partial, settings_of(job), job.force) as kept:
         before = kept.done
         if not before.ended:
-            _check_free(job)
+            _check_targets(job)
             try:
+                journal.claim(job.partial, list(job.targets.values()))
                 _compute(job, kept, on_progress, on_note)
             except BaseException:
                 if not kept.done.windows and not any((job.partial / name).exists() for name in spool.FILES):
@@ -136,12 +133,16 @@ def _windows(job: Job, reading: Reading, start: Done) -> Iterator[Window]:
 def _put_in_place(job: Job, kept: Journal) -> None:
     """Rename the files to their final names. Can be repeated after an interruption."""
     done, targets = kept.done, job.targets
-    for name, target in targets.items():
-        source = job.partial / name
-        if name == REJECTS and not done.rejected:
-            target.unlink(missing_ok=True)
-        elif source.exists():
-            _move(source, target)
+    missing = [name for name in targets if (job.partial / name).exists() and not (name == REJECTS and not done.rejected)]
+    for name in missing:
+        target = job.target(name)
+        check_targets([target], [file.path for file in job.inputs.files], force=True)
+        if not job.force and target.path.exists() and not filecmp.cmp(job.partial / name, target.path, shallow=False):
+            raise BadInput(f"{already_exists(target.path, target.option)}; it was not there when the run began")
+    if not done.rejected and job.force and targets[REJECTS].is_file():
+        targets[REJECTS].unlink()
+    for name in missing:
+        _move(job.partial / name, targets[name])
     sync_folder(job.output.parent)
 
 
@@ -152,7 +153,9 @@ def _move(source: Path, target: Path) -> None:
     except OSError:
         if source.stat().st_dev == target.parent.stat().st_dev:
             raise
-        shutil.copyfile(source, target)
+        with appearing(target) as temporary:
+            shutil.copyfile(source, temporary)
+            sync_path(temporary)
 
 
 @contextlib.contextmanager

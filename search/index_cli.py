@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qembed.command.options import JSON_HELP
-from qembed.command.outputs import refuse_inputs
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
+from qembed.targets import Target, check_targets
 from qembed.text import strict_json
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def _build_index(options: dict[str, Any]) -> dict[str, Any]:
     vectors = corpus.read(options["vectors"])
     inputs = [*vectors.paths, *([options["queries"]] if options["queries"] else [])]
     outputs = (output, store.ids_path(output))
-    refuse_inputs("-o", outputs, inputs)
-    refuse_inputs("--report", options["report"], [*inputs, *outputs])
+    reports = [Target(path, "--report") for path in options["report"]]
+    check_targets([*(Target(path) for path in outputs), *reports], inputs, force=options["force"])
     store.check(output, force=options["force"])
     applied_settings = settings.noted(vectors.rows)
     queries = _queries(options["queries"], vectors) if options["queries"] else None

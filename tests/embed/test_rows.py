@@ -122,12 +122,11 @@ def test_a_folder_is_read_by_name_with_all_below_it_but_not_what_is_written(embe
     (tmp_path / "c.csv").write_text("text\nfrom c\n")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     (tmp_path / ".hidden.txt").write_text("hidden\n")
-    out = tmp_path / "vectors.jsonl"
+    out = tmp_path / "vectors.npy"
     for options in ([], ["--force"]):
         done = embed(tmp_path, "-o", out, *options)
         assert done.exit_code == 0, done.output
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
-        assert [row["id"] for row in rows] == ["a.jsonl:1", "own", "c.csv:1", "b/one.txt:1"]
+        assert ids(out) == ["a.jsonl:1", "own", "c.csv:1", "b/one.txt:1"]
 
 
 def test_standard_input(embed: Embed, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from click.testing import CliRunner, Result
 from qembed.checkpoint import model_card
 from qembed.cli import group
 from qembed.quantize.manifest import sealed
+from tests.checkpoints import write_checkpoint
 
-from .conftest import contents, quantize, write_checkpoint
+from .conftest import contents, quantize
 
 pytestmark = pytest.mark.slow
 

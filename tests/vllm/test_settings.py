@@ -15,7 +15,8 @@ from qembed.vllm.arguments import arguments, environment, rules, server_environm
 from qembed.vllm.devices import PRESETS, Target
 from qembed.vllm.kernels import Cpu
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
-from tests.vllm.conftest import CONFIG, make
+from tests.checkpoints import write_placeholder
+from tests.vllm.conftest import CONFIG
 
 CPU, L4, T4 = Target("cpu", "CPU"), PRESETS["L4"], PRESETS["T4"]
 WITH_BFLOAT16 = Cpu(frozenset({"avx512f", "avx512_bf16"}))
@@ -70,7 +71,7 @@ def test_a_setting_of_vllm_that_needs_a_cache_brings_it(checkpoint: Checkpoint, 
 
 
 def test_the_default_context_is_halved_until_it_fits(tmp_path: Path) -> None:
-    long = make(tmp_path / "long", {**CONFIG, "max_position_embeddings": 32768})
+    long = write_placeholder(tmp_path / "long", {**CONFIG, "max_position_embeddings": 32768})
     whole = resolve(ServerSettings(long), CPU, Cpu(), 1)
     assert whole.max_model_len == 32768
     tight = Target("cpu", "CPU", whole.plan.total - 1, whole.plan.total - 1)

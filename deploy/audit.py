@@ -1,7 +1,7 @@
 """Known vulnerabilities of what is in the images, by pip-audit: `python deploy/audit.py cpu gpu router`   (`make audit`).
 
-pip-audit says "No known vulnerabilities found" also where it could ask about nothing, as without a network; here that is a
-warning. Exit codes: 0 nothing found, or nobody could be asked; 1 found.
+pip-audit also reports "No known vulnerabilities found" if it could look nothing up, as without a network; here that is a
+warning. Exit codes: 0 none found, or none could be looked up; 1 some found.
 """
 
 from __future__ import annotations

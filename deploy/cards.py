@@ -1,7 +1,7 @@
 """Which model fits which card: the table of docs/deploy.md, from the memory plan (`python deploy/cards.py`).
 
-The plan needs the shapes of a checkpoint and its config, not its values, so each model is a file of headers here, whose data
-takes no room on the disk. Sizes are those of the models' own config.json.
+The plan needs a checkpoint's config and shapes, not its values. So each model is written as a sparse file: a header, and data
+that takes no space on disk. Sizes are from the models' own config.json.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def shapes(size: str, int4: bool) -> Shapes:
 
 
 def write(size: str, int4: bool, folder: Path) -> Checkpoint:
-    """A checkpoint in `folder` whose file has a header and a hole."""
+    """Write a checkpoint into `folder` whose safetensors file is sparse: a header, then a hole."""
     hidden, mlp, heads, layers, vocabulary, positions = MODELS[size]
     config: dict[str, object] = {
         "architectures": ["Qwen3ForCausalLM"],
@@ -105,12 +105,12 @@ def write(size: str, int4: bool, folder: Path) -> Checkpoint:
 
 
 def planned(checkpoint: Checkpoint, card: str, length: int) -> Launch:
-    """What `qembed serve --plan --device-memory CARD --max-model-len LENGTH` plans."""
+    """The plan of `qembed serve --plan --device-memory CARD --max-model-len LENGTH`."""
     return resolve(ServerSettings(checkpoint, max_model_len=length), devices.named(card), Cpu(), 8000)
 
 
 def longest(checkpoint: Checkpoint, card: str) -> str:
-    """The longest text that `qembed serve --plan --device-memory CARD --memory …` finds room for, beside 31 others."""
+    """The longest text, in tokens, that fits on the card beside 31 others; "–" if not even the shortest limit does."""
     target = devices.named(card)
     try:
         found = resolve(ServerSettings(checkpoint, memory=target.free, max_num_seqs=32), target, Cpu(), 8000)

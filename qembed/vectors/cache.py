@@ -133,7 +133,8 @@ def opened(folder: Path | None, key: Mapping[str, Any]) -> Iterator[Cache]:
         folder.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, timeout=60)
     except (OSError, sqlite3.Error) as error:
-        raise BadInput(f"{folder}: no place for a cache ({error}); name another with --cache, or use --no-cache") from error
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{folder}: no place for a cache ({reason}); name another with --cache, or use --no-cache") from error
     cache = Cache(connection, path)
     try:
         for table in TABLES:

@@ -114,7 +114,7 @@ def command(**options: Any) -> None:
     prompt, documents none. Texts longer than the context are cut at the same place for both sides, and counted.
 
     \b
-    qembed eval --baseline fp16                      the output of `qembed quantize`
+    qembed eval --baseline fp16                      what `qembed quantize` wrote
     qembed eval --model sample --min-cosine 0.95     as a gate
     qembed eval --url http://127.0.0.1:8000 --json   a running server
     qembed eval --task all --report page.html        all tasks, as a page

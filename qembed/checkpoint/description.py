@@ -168,8 +168,11 @@ class Checkpoint:
         rows = self.table_rows()
         beyond = {token: id_ for token, id_ in tokenizer.get_vocab().items() if id_ >= rows}
         vocabulary = Vocabulary(tokenizer, rows, beyond)
-        if any(id_ >= rows for id_ in tokenizer.encode("").ids):
-            raise BadInput(f"{self.folder}: {vocabulary.warning()}; the tokenizer adds one to every text")
+        if (last := max(tokenizer.encode("").ids, default=0)) >= rows:
+            raise BadInput(
+                f"{self.folder}: the tokenizer adds a token with the id {last} to every text, and the token table has only "
+                f"{rows} rows; change the tokenizer, or resize the model's table (resize_token_embeddings)"
+            )
         return vocabulary
 
     @cached_property

@@ -38,6 +38,8 @@ class Fake(Server):
             return 401, {"error": {"message": "no key"}}
         if asked.path == "/metrics":
             return 200, b'qembed_serving{weights="int4",dtype="float32"} 1\n' if self.qembed else b""
+        if asked.path == "/version":
+            return 200, b'{"version": "1", "qembed": "1", "default_prompt": "query"}' if self.qembed else b"{}"
         if not asked.body:
             return 200, {"object": "list", "data": [{"id": self.model, "object": "model"}]}
         texts = asked.body["input"]

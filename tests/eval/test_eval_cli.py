@@ -321,7 +321,9 @@ def test_what_was_measured_is_shown_where_the_report_cannot_be_written(
     monkeypatch.setattr("qembed.eval.report.files.replace", full)
     result = evaluated(int4, data, "--json", "--report", tmp_path / "page.html", "--min-cosine", "1")
     assert result.exit_code == 2
-    assert json.loads(result.stdout)["results"]["overall"]["count"] > 0
+    measured, failed = map(json.loads, result.stdout.splitlines())
+    assert measured["results"]["overall"]["count"] > 0
+    assert failed["error"]["message"] == "disk full"
     assert [line for line in result.stderr.splitlines() if line.startswith("qembed: ")][1:] == ["qembed: disk full"]
 
 

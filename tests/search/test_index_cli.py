@@ -262,7 +262,7 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path
     assert "a setting of --kind hnsw" in refused("index", source, "-o", output, "--kind", "ivf-flat", "--m", 4)
     assert "only 20 vectors" in refused("index", source, "-o", output, "--kind", "ivf-flat", "--nlist", 21)
     assert "there is no folder" in refused("index", source, "-o", tmp_path / "no" / "i.faiss")
-    assert "is a folder" in refused("index", source, "-o", tmp_path)
+    assert "a folder" in refused("index", source, "-o", tmp_path)
     assert "name it v.faiss" in refused("index", source, "-o", tmp_path / "v.npy")
     assert "name it .html or .json" in refused("index", source, "-o", output, "--report", "r.md")
     assert not output.exists()

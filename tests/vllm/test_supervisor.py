@@ -263,5 +263,5 @@ def test_too_little_memory_is_reported_before_anything_starts(
 ) -> None:
     fake_vllm.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr(machine, "target", lambda: Target("cpu", "CPU", 2**30, 2**28))
-    assert fail(ServerSettings(checkpoint, port=0)).startswith("CPU has 256 MiB free, and the plan needs 1.5 GiB: weights")
+    assert fail(ServerSettings(checkpoint, port=0)).startswith("CPU has 256 MiB free, and the plan needs 764 MiB: weights")
     assert not (tmp_path / "ran").exists()

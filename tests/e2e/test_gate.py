@@ -10,7 +10,6 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from qembed import __version__
 from qembed.checkpoint.find import find
 from tests.e2e.http import EMBEDDINGS, JSON, Answer, embed, metric, send
 from tests.e2e.launcher import QEMBED, Launched
@@ -222,7 +222,15 @@ def test_only_what_an_embedding_server_needs_is_open(int4_server: Launched) -> N
     for path in ("/invocations", "/ping", "/load", "/server_info", "/v2/embed", "/", "/metrics/", "/v1/embeddings/"):
         assert send(int4_server.url, "GET", path).status == 404, path
     described = send(int4_server.url, "GET", "/openapi.json").json["paths"]
-    assert set(described) == {"/health", "/version", "/metrics", "/openapi.json", "/v1/models", EMBEDDINGS}
+    assert set(described) == {
+        "/health",
+        "/version",
+        "/metrics",
+        "/openapi.json",
+        "/v1/models",
+        "/v1/models/{model}",
+        EMBEDDINGS,
+    }
 
 
 def test_edges_of_http_are_answered(int4_server: Launched) -> None:
@@ -239,7 +247,7 @@ def test_edges_of_http_are_answered(int4_server: Launched) -> None:
     assert (model["id"], model["object"]) == (int4_server.model, "model")
     version = send(url, "GET", "/version").json
     assert version["version"]
-    assert version["qembed"] == metadata.version("qembed")
+    assert version["qembed"] == __version__
     assert metric(url, "qembed_build_info") == 1
     named = send(url, "POST", EMBEDDINGS, BODY, {**JSON, "X-Request-Id": "mine-1"})
     assert (named.status, named.headers["x-request-id"]) == (200, "mine-1")

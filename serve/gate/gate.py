@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qembed import __version__
+from qembed import installation
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
 from qembed.serve.gate import body, openapi, request, response
@@ -156,7 +156,7 @@ class Gate:
     async def _version(self, scope: Scope, receive: Receive) -> bytes:
         """vLLM's answer with qembed's version, and the prompt for requests without one, which clients have to know."""
         _, raw = await collect(self.app, scope, receive)
-        own = {"qembed": __version__, "default_prompt": self.rules.default_prompt}
+        own = {"qembed": installation.version(), "default_prompt": self.rules.default_prompt}
         return json.dumps({**json.loads(raw), **own}).encode()
 
     async def _model(self, scope: Scope, receive: Receive) -> bytes:

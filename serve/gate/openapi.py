@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from qembed import __version__
+from qembed.installation import version
 from qembed.vllm.gate_rules import Rules
 
 ERROR = {
@@ -76,7 +76,7 @@ def document(rules: Rules) -> bytes:
     }
     content = {
         "openapi": "3.1.0",
-        "info": {"title": "qembed", "version": __version__},
+        "info": {"title": "qembed", "version": version()},
         "paths": paths,
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if rules.keys else {},
     }

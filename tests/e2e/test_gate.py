@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from qembed import __version__
+from qembed import installation
 from qembed.checkpoint.find import find
 from tests.e2e.http import EMBEDDINGS, JSON, Answer, embed, metric, send
 from tests.e2e.launcher import QEMBED, Launched
@@ -247,7 +247,7 @@ def test_edges_of_http_are_answered(int4_server: Launched) -> None:
     assert (model["id"], model["object"]) == (int4_server.model, "model")
     version = send(url, "GET", "/version").json
     assert version["version"]
-    assert version["qembed"] == __version__
+    assert version["qembed"] == installation.version()
     assert metric(url, "qembed_build_info") == 1
     named = send(url, "POST", EMBEDDINGS, BODY, {**JSON, "X-Request-Id": "mine-1"})
     assert (named.status, named.headers["x-request-id"]) == (200, "mine-1")

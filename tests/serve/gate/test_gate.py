@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qembed import __version__
+from qembed import installation
 from qembed.serve.gate import Gate, body, metrics
 from qembed.serve.gate import engine as engine_module
 from qembed.serve.gate import gate as gate_module
@@ -287,7 +287,7 @@ def test_one_model_is_described_by_name() -> None:
 def test_the_version_names_qembed_and_the_default_prompt() -> None:
     gate = Gate(Routes(), replace(RULES, prompts={"query": "q:"}, default_prompt="query"))
     answer = asyncio.run(call(gate, path="/version", method="GET", headers=()))[1]
-    assert answer == {"version": "0.32", "qembed": __version__, "default_prompt": "query"}
+    assert answer == {"version": "0.32", "qembed": installation.version(), "default_prompt": "query"}
 
 
 def test_the_request_id_is_the_clients_if_it_is_sane() -> None:
@@ -347,7 +347,7 @@ def test_metrics_count_by_name_of_key() -> None:
         ("qembed_key_texts_total", "unnamed"): 2,
         ("qembed_key_tokens_total", "unnamed"): 7,
     }
-    version = {"version": __version__}
+    version = {"version": installation.version()}
     build = next(metric for metric in gate.metrics.registry.collect() if metric.name == "qembed_build_info")
     assert build.samples[0].labels.items() >= version.items()
 

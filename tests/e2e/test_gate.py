@@ -266,6 +266,19 @@ def test_an_idle_connection_outlives_that_of_the_usual_proxies(int4_server: Laun
         assert b" 200 " in wire.recv(4096)
 
 
+def test_every_listening_socket_is_on_the_loopback_interface(int4_server: Launched) -> None:
+    import psutil
+
+    sockets = [
+        connection.laddr
+        for pid in [int4_server.process.pid, *int4_server.started()]
+        for connection in psutil.Process(pid).net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert urlsplit(int4_server.url).port in {address.port for address in sockets}
+    assert {address.ip for address in sockets} <= {"127.0.0.1", "::1"}
+
+
 def test_our_numbers_stand_beside_vllms(int4_server: Launched) -> None:
     url = int4_server.url
     texts, refused = metric(url, "qembed_texts_total"), metric(url, "qembed_refused_total")

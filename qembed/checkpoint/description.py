@@ -168,8 +168,12 @@ class Checkpoint:
         rows = self.table_rows()
         beyond = {token: id_ for token, id_ in tokenizer.get_vocab().items() if id_ >= rows}
         vocabulary = Vocabulary(tokenizer, rows, beyond)
-        if any(id_ >= rows for id_ in tokenizer.encode("").ids):
-            raise BadInput(f"{self.folder}: {vocabulary.warning()}; the tokenizer adds one to every text")
+        appended = max(tokenizer.encode("").ids, default=0)
+        if appended >= rows:
+            raise BadInput(
+                f"{self.folder}: the tokenizer adds the token {tokenizer.id_to_token(appended)!r} (id {appended}) to every text, "
+                f"but the token table has {rows} rows; the tokenizer is not this model's"
+            )
         return vocabulary
 
     @cached_property

@@ -171,8 +171,8 @@ class Checkpoint:
         appended = max(tokenizer.encode("").ids, default=0)
         if appended >= rows:
             raise BadInput(
-                f"{self.folder}: the tokenizer adds the token {tokenizer.id_to_token(appended)!r} (id {appended}) to every text, "
-                f"but the token table has {rows} rows; the tokenizer is not this model's"
+                f"{self.folder}: the tokenizer adds the token {tokenizer.id_to_token(appended)!r} (id {appended}) to every "
+                f"text, but the token table has {rows} rows; the tokenizer is not this model's"
             )
         return vocabulary
 

@@ -223,21 +223,6 @@ def test_tokenizer_ids_beyond_the_vocabulary_are_refused(make_checkpoint: MakeCh
 
 
 @pytest.mark.skipif(os.geteuid() != 0 and not os.access("/proc", os.R_OK), reason="needs /proc, where nobody can write")
-def test_a_token_beyond_the_table_that_no_calibration_text_has_is_a_warning(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path
-) -> None:
-    source = make_checkpoint()
-    path = source.folder / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    tokenizer["added_tokens"].append({"id": 300, "content": "[CUST]", **flags})
-    path.write_text(json.dumps(tokenizer))
-    result = quantize("--model", source.folder, "--output", tmp_path / "out", "--json")
-    assert result.exit_code == 0, result.output
-    assert "'[CUST]' (id 300)" in result.stderr
-    assert any("[CUST]" in warning for warning in json.loads(result.stdout)["warnings"])
-
-
 def test_unwritable_target(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint()
     assert_refused(quantize("--model", source.folder, "--output", "/proc/out"), "/proc", "cannot be written")

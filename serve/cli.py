@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import secrets
 import shlex
+import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,12 @@ import click
 from qembed.checkpoint.find import find_served
 from qembed.checkpoint.int8_table import INT8
 from qembed.command.options import MODEL_HELP, Size
-from qembed.command.sections import SectionedCommand, section
+from qembed.command.sections import section
 from qembed.command.signals import Interrupts
-from qembed.errors import BadInput, QembedError
-from qembed.serve.reporter import Reporter, computing, computing_line, notes, verdict
-from qembed.sizes import gib
-from qembed.vllm import api_keys, devices, kernels, log, machine, plan, plan_table, ports, sglang, supervisor
+from qembed.errors import BadInput
+from qembed.serve.json_log import JsonLogCommand
+from qembed.serve.reporter import Reporter, computing, computing_line, notes, ready_line, verdict
+from qembed.vllm import api_keys, devices, kernels, machine, plan, plan_table, ports, sglang, supervisor
 from qembed.vllm.arguments import rules, server_environment
 from qembed.vllm.engine_options import parse as parse_engine_arg
 from qembed.vllm.gate_rules import VARIABLE
@@ -50,7 +52,7 @@ model, memory, limits, texts, network, operation = map(
 engine_options = section("Engine")
 
 
-@click.command("serve", cls=SectionedCommand)
+@click.command("serve", cls=JsonLogCommand)
 @model(
     "--int4/--fp16", default=True, show_default=True, help="Serve the INT4 checkpoint, or the original that it was made from."
 )
@@ -205,7 +207,11 @@ engine_options = section("Engine")
     help="Maximum restarts in a row of an engine that ends or hangs.",
 )
 @operation(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Format of the log on stderr."
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Format of the log on stderr. json: all lines are JSON, on stdout too.",
 )
 @operation(
     "--access-log",
@@ -259,6 +265,7 @@ def command(
     Exit codes: 0 stopped by Ctrl-C or SIGTERM while serving, 130 or 143 stopped by them while starting, 1 the port is
     taken, or vLLM did not start or died too often, 2 bad input, 3 vLLM is not installed.
     """  # noqa: D301 - click wants the real backspace character
+    as_json = as_json or options["log_format"] == "json"
     settings = ServerSettings(
         checkpoint=find_served(int4, model),
         keys=api_keys.named(api_key_file, os.environ),
@@ -276,24 +283,50 @@ def command(
     reporter = Reporter(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
     for warning in _warnings(settings, api_key_file):
         reporter.warn(warning)
+    sys.exit(_serve(settings, reporter, as_json))
+
+
+def _serve(settings: ServerSettings, reporter: Reporter, as_json: bool) -> int:
+    """Serve until Ctrl-C or SIGTERM. Returns the exit code."""
     interrupts = Interrupts()
     serving = False
+
+    def stopping() -> None:
+        cause = "SIGTERM" if interrupts.signal == signal.SIGTERM else "Ctrl-C"
+        grace = f"; requests in progress have {settings.shutdown_timeout:g} s to finish" if serving else ""
+        reporter.note(f"stopping ({cause}){grace}")
+
     try:
-        with interrupts.raised(), reporter, supervisor.running(settings, reporter.stage, reporter.show_plan) as server:
+        with (
+            interrupts.raised(),
+            reporter,
+            supervisor.running(settings, reporter.stage, reporter.show_plan, stopping) as server,
+            _rereading_keys(server),
+        ):
             reporter.end()
             measured = server.measured()
-            click.echo(_ready(server, measured, as_json))
+            click.echo(ready_line(server, measured, as_json))
             if measured:
                 reporter.measured(server.launch, measured)
             serving = True
             server.watch(reporter.stage, reporter.warn)
     except KeyboardInterrupt:
-        sys.exit(0 if serving else 128 + interrupts.signal)
-    except QembedError as error:
-        if settings.log_format != "json":
-            raise
-        log.event(str(error), "error")
-        sys.exit(error.exit_code)
+        reporter.note("stopped")
+        return 0 if serving else 128 + interrupts.signal
+    return 0
+
+
+@contextlib.contextmanager
+def _rereading_keys(server: supervisor.Server) -> Iterator[None]:
+    """Read the file of keys again on SIGHUP, if there is one."""
+    if server.launch.settings.key_file is None:
+        yield
+        return
+    previous = signal.signal(signal.SIGHUP, lambda *_: server.reread_keys())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def _show_plan(launch: Launch, as_json: bool) -> int:
@@ -339,34 +372,3 @@ def _warnings(settings: ServerSettings, key_file: Path | None) -> Iterator[str]:
         yield f"{key_file}: {others} can read the keys in it; chmod 600 {key_file}"
     if settings.engine == "sglang":
         yield f"with SGLang {sglang.LIMITATIONS}"
-
-
-def _ready(server: supervisor.Server, measured: Mapping[str, int], as_json: bool) -> str:
-    """The line on stdout when the server answers."""
-    launch, memory_bytes = server.launch, measured.get("total", server.launch.plan.total)
-    if as_json:
-        return json.dumps(
-            {
-                "url": server.url,
-                "model": server.model,
-                "folder": str(launch.settings.checkpoint.folder),
-                "int4": launch.settings.checkpoint.is_int4,
-                "device": launch.device,
-                **computing(launch),
-                "token_table": launch.token_table,
-                "memory_bytes": memory_bytes,
-                "planned_bytes": launch.plan.total,
-                "plan": plan_table.lines(launch.plan, launch.device),
-                "weights_bytes": launch.plan.weights,
-                "kv_cache_bytes": launch.plan.kv_cache,
-                **dataclasses.asdict(launch.sizes),
-                "pid": server.process.pid,
-            }
-        )
-    kind = "INT4" if launch.settings.checkpoint.is_int4 else "not quantized"
-    kind += ", INT8 token table" if launch.token_table == INT8 else ""
-    return (
-        f"{server.url}  model {server.model} ({kind})  device {launch.device} ({launch.choice.title})  "
-        f"memory {gib(memory_bytes)} (planned {gib(launch.plan.total)}: weights {gib(launch.plan.weights)}, "
-        f"keys and values {gib(launch.plan.kv_cache)})"
-    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from qembed.checkpoint.int8_table import INT8
 from qembed.sizes import gib
 from qembed.vllm import log, plan, plan_table
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qembed.vllm.settings import Launch
+    from qembed.vllm.supervisor import Server
 
 
 class Reporter:
@@ -59,6 +63,14 @@ class Reporter:
         else:
             self._console.print(f"qembed: {message}", markup=False, soft_wrap=True)
 
+    def note(self, message: str) -> None:
+        """Report a message that is no warning."""
+        self.end()
+        if self._json:
+            log.event(message)
+        else:
+            self._console.print(message, markup=False, soft_wrap=True)
+
     def show_plan(self, launch: Launch) -> None:
         """Report the plan, and the dtype and kernel."""
         if self._json:
@@ -83,6 +95,37 @@ class Reporter:
             )
         if (warning := plan_table.deviation(launch.plan, measured, idle=launch.device == "cpu")) is not None:
             self.warn(warning)
+
+
+def ready_line(server: Server, measured: Mapping[str, int], as_json: bool) -> str:
+    """The line for stdout when the server answers."""
+    launch, memory_bytes = server.launch, measured.get("total", server.launch.plan.total)
+    if as_json:
+        return json.dumps(
+            {
+                "url": server.url,
+                "model": server.model,
+                "folder": str(launch.settings.checkpoint.folder),
+                "int4": launch.settings.checkpoint.is_int4,
+                "device": launch.device,
+                **computing(launch),
+                "token_table": launch.token_table,
+                "memory_bytes": memory_bytes,
+                "planned_bytes": launch.plan.total,
+                "plan": plan_table.lines(launch.plan, launch.device),
+                "weights_bytes": launch.plan.weights,
+                "kv_cache_bytes": launch.plan.kv_cache,
+                **dataclasses.asdict(launch.sizes),
+                "pid": server.process.pid,
+            }
+        )
+    kind = "INT4" if launch.settings.checkpoint.is_int4 else "not quantized"
+    kind += ", INT8 token table" if launch.token_table == INT8 else ""
+    return (
+        f"{server.url}  model {server.model} ({kind})  device {launch.device} ({launch.choice.title})  "
+        f"memory {gib(memory_bytes)} (planned {gib(launch.plan.total)}: weights {gib(launch.plan.weights)}, "
+        f"keys and values {gib(launch.plan.kv_cache)})"
+    )
 
 
 def notes(launch: Launch) -> dict[str, str]:

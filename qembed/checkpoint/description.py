@@ -168,10 +168,11 @@ class Checkpoint:
         rows = self.table_rows()
         beyond = {token: id_ for token, id_ in tokenizer.get_vocab().items() if id_ >= rows}
         vocabulary = Vocabulary(tokenizer, rows, beyond)
-        if (last := max(tokenizer.encode("").ids, default=0)) >= rows:
+        appended = max(tokenizer.encode("").ids, default=0)
+        if appended >= rows:
             raise BadInput(
-                f"{self.folder}: the tokenizer adds a token with the id {last} to every text, and the token table has only "
-                f"{rows} rows; change the tokenizer, or resize the model's table (resize_token_embeddings)"
+                f"{self.folder}: the tokenizer adds the token {tokenizer.id_to_token(appended)!r} (id {appended}) to every "
+                f"text, but the token table has {rows} rows; the tokenizer is not this model's"
             )
         return vocabulary
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from qembed.checkpoint import matryoshka
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
@@ -23,6 +24,9 @@ SCHEDULER = "qembed.serve.vllm_plugin.scheduler.TextScheduler"
 FORKED_THREADS = "QEMBED_THREADS"
 """The environment variable with the number of threads that a forked engine computes with."""
 GPU_MARGIN = 1.1
+LOOPBACK = Path("/sys/class/net/lo")
+SEVERAL_MACHINES = ("nnodes", "node-rank", "master-addr", "data-parallel-address", "distributed-executor-backend")
+"""Settings of vLLM with which its processes may be on several machines."""
 # The gate gets the keys through a pipe. With VLLM_API_KEY, vLLM itself would refuse requests that the gate has accepted.
 SECRETS = ("QEMBED_API_KEY", "VLLM_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
 
@@ -177,6 +181,9 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
     }
     for name in SECRETS:
         variables.pop(name, None)
+    if LOOPBACK.exists() and not any(name in SEVERAL_MACHINES for name, _ in launch.settings.engine_args):
+        # By default gloo, with which vLLM's processes talk to each other, listens on the address of the host's name.
+        variables.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.name)
     if launch.device == "cpu":
         # By default vLLM reserves a core for its scheduler: half of a machine with two cores.
         parts = launch.settings.tensor_parallel_size * launch.settings.data_parallel_size

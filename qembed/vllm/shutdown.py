@@ -57,3 +57,12 @@ def end_hung(process: subprocess.Popen[bytes], *, answers: bool) -> None:
         process.wait()
     for path in shared:
         path.unlink(missing_ok=True)
+
+
+def exit_in_words(code: int | None) -> str:
+    """An exit code in words."""
+    if code is None:
+        return "no answer, and nothing in its log says why"
+    if code == -signal.SIGKILL:
+        return "it was killed (signal 9), as the system does when memory runs out"
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}, and nothing in its log says why"

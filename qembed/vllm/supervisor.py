@@ -14,13 +14,12 @@ import json
 import math
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -30,7 +29,7 @@ from typing import IO
 from qembed.checkpoint.description import Checkpoint
 from qembed.client import http
 from qembed.errors import BadInput, QembedError
-from qembed.vllm import api_keys, gate_rules, kernels, log, machine, ports, sglang, shutdown, watchdog
+from qembed.vllm import gate_rules, kernels, keys, log, machine, ports, sglang, shutdown, watchdog
 from qembed.vllm.arguments import arguments, key_hashes, rules, server_environment
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
 from qembed.vllm.unavailable import Unavailable
@@ -61,17 +60,12 @@ class Server:
     _process: subprocess.Popen[bytes] | None = None
     _log: log.Log | None = None
     _failed: bool = False
-    _keys: Mapping[str, str] = field(default_factory=dict, repr=False)
-    _key_file: api_keys.KeyFile | None = None
-    _reread_keys: bool = False
+    _keys: keys.KeysInForce = field(init=False, repr=False)
     _suspects: IO[bytes] | None = None
     _start_seconds: float = 30.0  # duration of the last start
 
     def __post_init__(self) -> None:
-        settings = self.launch.settings
-        self._keys = settings.keys
-        if settings.key_file is not None:
-            self._key_file = api_keys.KeyFile(settings.key_file)
+        self._keys = keys.KeysInForce(self.launch.settings.keys, self.launch.settings.key_file)
 
     @property
     def url(self) -> str:
@@ -151,7 +145,7 @@ class Server:
             )
         if self.launch.settings.engine == "vllm":
             listener = None if self.listener is None else self.listener.fileno()
-            in_force = rules(self.launch, self._token, self.restarts, listener, self._suspects.fileno(), self._keys)
+            in_force = rules(self.launch, self._token, self.restarts, listener, self._suspects.fileno(), self._keys.names)
             self._send(in_force.dump())
         deadline = begin + self.launch.settings.startup_timeout
         with self._unavailable():
@@ -232,20 +226,7 @@ class Server:
 
     def reread_keys(self) -> None:
         """Read the file of keys again soon, even if it seems unchanged. May be called in a signal handler."""
-        self._reread_keys = True
-
-    def _renew_keys(self, warn: OnWarning) -> None:
-        """Send the gate the keys of a file that has changed. A file that is not valid leaves the keys in force."""
-        if self._key_file is None or not (self._key_file.changed() or self._reread_keys):
-            return
-        self._reread_keys = False
-        try:
-            self._keys = api_keys.named(self._key_file.path, {})
-        except BadInput as error:
-            warn(f"{error}; the keys from before stay in force")
-            return
-        self._send(gate_rules.KEYS + b" " + json.dumps(key_hashes(self._keys, self._token)).encode() + b"\n")
-        warn(f"{self._key_file.path}: read again, {len(self._keys)} keys are in force")
+        self._keys.expired = True
 
     def _until_it_ends(self, warn: OnWarning) -> str | None:
         """Wait until vLLM ends, and end it if it hangs; the message of the hang, or None."""
@@ -256,7 +237,8 @@ class Server:
         hung = None
         while self.serving and self.process.poll() is None:
             self.read_log()
-            self._renew_keys(warn)
+            if self._keys.renewed(warn):
+                self._send(gate_rules.KEYS + b" " + json.dumps(key_hashes(self._keys.names, self._token)).encode() + b"\n")
             if timeout and time.monotonic() >= next_check:
                 next_check = time.monotonic() + interval
                 now = self._observe()
@@ -281,7 +263,7 @@ class Server:
         self.read_log()
         assert self._log is not None
         self._failed = True
-        message = message or f"{event}: {log.cause(self.lines) or _exit(self.process.poll())}"
+        message = message or f"{event}: {log.cause(self.lines) or shutdown.exit_in_words(self.process.poll())}"
         return QembedError(f"{message} (log: {self._log.path})")
 
     def request(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:
@@ -303,12 +285,16 @@ class Server:
 
 @contextmanager
 def running(
-    settings: ServerSettings | Checkpoint, on_stage: OnStage | None = None, on_launch: Callable[[Launch], None] | None = None
+    settings: ServerSettings | Checkpoint,
+    on_stage: OnStage | None = None,
+    on_launch: Callable[[Launch], None] | None = None,
+    on_interrupt: Callable[[], None] = lambda: None,
 ) -> Iterator[Server]:
     """A server that answers; leaving the block stops all its processes.
 
     A checkpoint is served on a free port, without text cleaning, and with the default settings otherwise. `on_launch` gets
-    the plan before anything starts. `on_stage` gets a few words at each stage of the start.
+    the plan before anything starts. `on_stage` gets a few words at each stage of the start. `on_interrupt` is called at a
+    KeyboardInterrupt, before the processes are stopped.
 
     Raises:
         BadInput: the checkpoint cannot be served with these settings or in the free memory.
@@ -334,6 +320,9 @@ def running(
         try:
             server.start(report)
             yield server
+        except KeyboardInterrupt:
+            on_interrupt()
+            raise
         finally:
             listener.close()  # vLLM has its own copy
             server.stop()
@@ -397,12 +386,3 @@ def _first_answer(server: Server, timeout: float) -> None:
     except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
         raise server.failure("vLLM failed at the first text") from error
     raise server.failure(f"vLLM failed at the first text (HTTP status {status})")
-
-
-def _exit(code: int | None) -> str:
-    """An exit code in words."""
-    if code is None:
-        return "no answer, and nothing in its log says why"
-    if code == -signal.SIGKILL:
-        return "it was killed (signal 9), as the system does when memory runs out"
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}, and nothing in its log says why"

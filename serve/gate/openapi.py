@@ -31,7 +31,7 @@ ERRORS = {
     "405": "The method is not POST.",
     "408": "The request was not complete in time.",
     "413": "The request is too large.",
-    "415": "The content type is not application/json.",
+    "415": "The content type is not application/json, or the content encoding not gzip or deflate.",
     "500": "A vector has NaN or infinity.",
     "503": "The server is busy, starting or stopping; Retry-After says when to retry.",
 }
@@ -57,7 +57,14 @@ def document(rules: Rules) -> bytes:
     paths = {
         "/v1/embeddings": {"post": embeddings},
         "/v1/models": get("The served model.", _json("Its name.", {"type": "object", "required": ["data"]})),
-        "/version": get("vLLM's version.", _json("Its version.", {"type": "object", "required": ["version"]})),
+        "/v1/models/{model}": {
+            "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
+            **get("A model by name.", _json("Its entry.", {"type": "object", "required": ["id"]})),
+        },
+        "/version": get(
+            "Versions of vLLM and qembed, and the prompt for requests without one.",
+            _json("They.", {"type": "object", "required": ["version", "qembed", "default_prompt"]}),
+        ),
         "/metrics": get("Metrics for Prometheus.", {"description": "Text.", "content": {"text/plain": {}}}),
         "/openapi.json": get("This document.", _json("OpenAPI.", {"type": "object"})),
         "/health": {
@@ -91,7 +98,7 @@ def _request(rules: Rules) -> dict[str, Any]:
             "encoding_format": {"enum": ["float", "base64", None]},
             "dimensions": {"enum": [*rules.dimensions, None]},
             "user": {"type": ["string", "null"]},
-            "prompt_name": {"enum": [*sorted(rules.prompts), None]},
+            "prompt_name": {"enum": [*sorted(rules.prompts), "", None]},
             "instruction": {"type": ["string", "null"]},
             "truncate_prompt_tokens": {"type": ["integer", "null"], "minimum": -1, "maximum": rules.max_model_len},
             "add_special_tokens": {"type": ["boolean", "null"]},

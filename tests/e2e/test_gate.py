@@ -222,7 +222,15 @@ def test_only_what_an_embedding_server_needs_is_open(int4_server: Launched) -> N
     for path in ("/invocations", "/ping", "/load", "/server_info", "/v2/embed", "/", "/metrics/", "/v1/embeddings/"):
         assert send(int4_server.url, "GET", path).status == 404, path
     described = send(int4_server.url, "GET", "/openapi.json").json["paths"]
-    assert set(described) == {"/health", "/version", "/metrics", "/openapi.json", "/v1/models", EMBEDDINGS}
+    assert set(described) == {
+        "/health",
+        "/version",
+        "/metrics",
+        "/openapi.json",
+        "/v1/models",
+        "/v1/models/{model}",
+        EMBEDDINGS,
+    }
 
 
 def test_edges_of_http_are_answered(int4_server: Launched) -> None:
@@ -256,6 +264,19 @@ def test_an_idle_connection_outlives_that_of_the_usual_proxies(int4_server: Laun
         time.sleep(8)  # uvicorn's default is 5 s
         wire.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b" 200 " in wire.recv(4096)
+
+
+def test_every_listening_socket_is_on_the_loopback_interface(int4_server: Launched) -> None:
+    import psutil
+
+    sockets = [
+        connection.laddr
+        for pid in [int4_server.process.pid, *int4_server.started()]
+        for connection in psutil.Process(pid).net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert urlsplit(int4_server.url).port in {address.port for address in sockets}
+    assert {address.ip for address in sockets} <= {"127.0.0.1", "::1"}
 
 
 def test_our_numbers_stand_beside_vllms(int4_server: Launched) -> None:

@@ -32,7 +32,7 @@ PRIVATE = "a very private sentence about zebras"
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The sample with NaN for one token, and a text that has it."""
+    """The sample with NaN for one token, and a text that has it; its tokenizer has a token, [CUST], beyond the table."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path_factory.mktemp("broken") / "broken"
@@ -42,26 +42,39 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     table = next(name for name in tensors if "embed_tokens" in name)
     tensors[table][find(str(folder)).tokenizer().encode(text).ids[0]] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    tokenizer["added_tokens"].append({"id": len(tensors[table]), "content": "[CUST]", **flags})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder, text
 
 
 @pytest.fixture(scope="module")
-def server(broken: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text(f"# two\n{KEY}\n{OTHER}\n")
-    keys.chmod(0o600)
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text(f"# two\n{KEY}\nteam:{OTHER}\n")
+    file.chmod(0o600)
+    return file
+
+
+@pytest.fixture(scope="module")
+def server(broken: tuple[Path, str], keys: Path) -> Iterator[Launched]:
     limits = ("--max-queue", QUEUE, "--max-client-batch", QUEUE, "--max-restarts", 2, "--shutdown-timeout", 60)
     limits += ("--hang-timeout", 10)
     source = ("--fp16", "--model", broken[0], "--served-model-name", "m", "--port", 0)
-    with Launched(*source, *limits, "--api-key-file", keys, "--log-format", "json", "--verbose", "--json") as launched:
+    with Launched(*source, *limits, "--api-key-file", keys, "--access-log", "--log-format=json", "--verbose") as launched:
         launched.wait_ready()
         yield launched
 
 
 def in_background(server: Launched, count: int, texts: int) -> tuple[list[threading.Thread], list[Answer]]:
-    """`count` requests of `texts` texts at once, which are being sent when this returns."""
+    """`count` requests of `texts` texts at once, which are being sent when this returns.
+
+    The texts are new each time: the same ones at a second death of the engine would be suspects.
+    """
     answers: list[Answer] = []
-    ask = lambda: answers.append(embed(server.url, KEY, input=[LONG] * texts))  # noqa: E731
+    text = f"{LONG} {time.monotonic_ns()}"
+    ask = lambda: answers.append(embed(server.url, KEY, input=[text] * texts))  # noqa: E731
     threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -137,6 +150,48 @@ def test_every_line_of_the_log_is_json(server: Launched) -> None:
     assert any(line.get("source") == "vllm" for line in lines)
 
 
+def test_a_token_beyond_the_table_is_told_at_the_start_and_refused(server: Launched) -> None:
+    assert "'[CUST]'" in server.err
+    answer = embed(server.url, KEY, input=["fine", "hello [CUST] there"])
+    assert (answer.status, answer.error.startswith("input[1] holds the token")) == (400, True)
+    assert embed(server.url, KEY, input="fine").status == 200
+    assert metric(server.url, "qembed_restarts", KEY) == 0
+
+
+def test_the_access_log_names_the_key_and_holds_no_text(server: Launched) -> None:
+    headers = {"Authorization": f"Bearer {OTHER}", "Content-Type": "application/json", "X-Request-Id": "life-1"}
+    assert send(server.url, "POST", "/v1/embeddings", b'{"input": ["zebras", "lions"]}', headers).status == 200
+    server.wait_stage("life-1")
+    lines = [json.loads(line) for line in server.err.splitlines()]
+    line = next(line for line in lines if line.get("request_id") == "life-1")
+    assert (line["event"], line["status"], line["texts"], line["key"]) == ("request", 200, 2, "team")
+    assert line["tokens"] > 2
+    assert line["seconds"] > 0
+    metrics = send(server.url, "GET", "/metrics", headers=headers).raw.decode()
+    assert 'qembed_key_texts_total{key="team"}' in metrics
+
+
+def test_a_changed_file_of_keys_is_read_without_a_restart(server: Launched, keys: Path) -> None:
+    before, new = server.started(), "third-secret-key"
+    text = keys.read_text()
+    keys.write_text("short\n")
+    server.wait_stage("stay in force")
+    assert embed(server.url, KEY, input="text").status == 200
+    other = keys.with_name("other")
+    other.write_text(f"{KEY}\nteam:{new}\n")
+    other.replace(keys)
+    server.wait_stage("2 keys are in force")
+    time.sleep(0.5)
+    assert [embed(server.url, key, input="text").status for key in (KEY, new, OTHER)] == [200, 200, 401]
+    keys.write_text(text)
+    server.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 30
+    while embed(server.url, OTHER, input="text").status != 200:
+        assert time.monotonic() < deadline, server.err
+        time.sleep(0.2)
+    assert server.started() == before
+
+
 def test_past_the_queue_there_is_503_and_an_openai_client_comes_again_by_itself(server: Launched) -> None:
     threads, answers = in_background(server, 4, QUEUE)
     assert in_flight(server)
@@ -199,6 +254,9 @@ def test_sigterm_lets_the_running_requests_finish_and_no_others_in(server: Launc
     assert [answer.status for answer in answers] == [200]
     assert late in (503, None)
     assert server.process.wait(60) == 0
+    messages = [json.loads(line)["message"] for line in server.err.splitlines()]
+    assert messages[-1] == "stopped"
+    assert any(message.startswith("stopping (SIGTERM)") for message in messages)
     assert server.started() == []
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", urlsplit(server.url).port or 0)) != 0

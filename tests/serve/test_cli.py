@@ -77,3 +77,25 @@ def test_serving_other_machines_without_key_or_tls_is_warned_about(checkpoint: C
     keys.chmod(0o644)
     assert "chmod 600" in warnings(keys, keys={"a-long-key": ""})
     assert "texts are not cleaned" in warnings(engine="sglang")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model", "/missing/m", "--log-format", "json"],
+        ["--log-format=json", "--port", "none"],
+        ["--log-format", "json", "--no-such-option"],
+        ["--log-format=json", "--engine-arg", "port=5"],
+    ],
+)
+def test_errors_are_json_lines_with_json_as_the_log_format(arguments: list[str]) -> None:
+    done = serve(*arguments)
+    assert done.exit_code == 2
+    lines = [json.loads(line) for line in done.output.splitlines()]
+    assert [line["level"] for line in lines] == ["error"]
+    assert {"time", "message"} <= set(lines[0])
+
+
+def test_the_plan_is_json_with_json_as_the_log_format(int4: Checkpoint) -> None:
+    done = serve("--model", int4.folder, "--plan", "--log-format", "json", "--device-memory", "T4", "--max-model-len", 128)
+    assert json.loads(done.output)["fits"]

@@ -265,6 +265,16 @@ def test_keys_are_passed_only_as_hashes(checkpoint: Checkpoint) -> None:
     assert rules(resolve(ServerSettings(checkpoint), CPU, Cpu(), 1), "token", 0).keys == {}
 
 
+def test_gloo_listens_on_the_loopback_interface_of_a_single_machine(checkpoint: Checkpoint) -> None:
+    def interface(inherited: dict[str, str], *engine_args: tuple[str, str]) -> str | None:
+        launch = resolve(ServerSettings(checkpoint, engine_args=engine_args), CPU, Cpu(), 1)
+        return environment(launch, inherited, [0]).get("GLOO_SOCKET_IFNAME")
+
+    assert interface({}) == "lo"
+    assert interface({"GLOO_SOCKET_IFNAME": "eth0"}) == "eth0"
+    assert interface({}, ("nnodes", "2")) is None
+
+
 def test_parallel_sizes_and_engine_args_become_arguments(checkpoint: Checkpoint) -> None:
     settings = ServerSettings(
         checkpoint,

@@ -1,0 +1,36 @@
+"""The API keys that a running server accepts: those of its start, or of their file since it changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from qembed.errors import BadInput
+from qembed.vllm import api_keys
+
+
+class KeysInForce:
+    """Keys that are read again when their file changes.
+
+    Attributes:
+        names: the name of each key.
+        expired: set to have the file read even if it seems unchanged.
+    """
+
+    def __init__(self, names: Mapping[str, str], file: Path | None) -> None:
+        self.names = names
+        self.expired = False
+        self._file = None if file is None else api_keys.KeyFile(file)
+
+    def renewed(self, warn: Callable[[str], None]) -> bool:
+        """Read the file again if it has changed; whether other keys are in force. A file that is invalid changes nothing."""
+        if self._file is None or not (self._file.changed() or self.expired):
+            return False
+        self.expired = False
+        try:
+            self.names = api_keys.named(self._file.path, {})
+        except BadInput as error:
+            warn(f"{error}; the keys from before stay in force")
+            return False
+        warn(f"{self._file.path}: read again, {len(self.names)} keys are in force")
+        return True

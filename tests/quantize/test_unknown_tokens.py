@@ -1,0 +1,26 @@
+"""Tokens that the tokenizer has and the model has not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import MakeCheckpoint, quantize
+
+
+@pytest.mark.slow
+def test_a_token_beyond_the_table_that_no_calibration_text_has_is_a_warning(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    source = make_checkpoint()
+    path = source.folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    tokenizer["added_tokens"].append({"id": 300, "content": "[CUST]", **flags})
+    path.write_text(json.dumps(tokenizer))
+    result = quantize("--model", source.folder, "--output", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert "'[CUST]' (id 300)" in result.stderr
+    assert any("[CUST]" in warning for warning in json.loads(result.stdout)["warnings"])

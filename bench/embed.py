@@ -1,12 +1,11 @@
-"""`qembed embed` beside the engine alone, and its memory by rows: `make bench-embed`.
+"""Throughput of `qembed embed` compared with the engine alone, and its memory by number of rows: `make bench-embed`.
 
-Throughput: one vLLM with a model in INT4. By hand it gets all token ids, sorted by length, in one call of vLLM's own; that
-is the most that it gives. Then the whole of `qembed embed` runs with the same vLLM: reading, cleaning, tokenizing, windows,
-Parquet. They take turns. The model is the 0.6B's shape (random weights), and the sample, which is so small that what surrounds
-it counts most.
+Throughput: a vLLM with an INT4 model first gets all token ids, sorted by length, in a single call of its own API: the upper
+bound. Then `qembed embed` runs with the same vLLM: reading, cleaning, tokenizing, windows, Parquet. The two take turns. The
+models are the 0.6B's shape with random weights, and the sample, which is so small that all other work weighs most.
 
-Memory: the same, with an engine that does nothing but write numbers (`embed_tiny.py`), so that rows and not the model are
-measured; each size in a process of its own.
+Memory: as above, with an engine that computes nothing (`embed_tiny.py`), so that rows are measured and not the model; each
+size in its own process.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ from qembed.vllm.settings import ServerSettings
 BUILD = Path(__file__).parents[1] / "build" / "bench" / "embed"
 SERVE = BUILD.parent / "serve"
 SHAPES = {"short texts": (4, 12), "paragraphs": (40, 160)}
-"""Words of a text, from and to."""
+"""Words per text: least and most."""
 PARAGRAPHS = 8
-"""How many times as many short texts as paragraphs there are."""
+"""Short texts per paragraph."""
 
 
 def main() -> None:
@@ -53,11 +52,11 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000, 10_000_000], help="of the memory table"
     )
-    parser.add_argument("--one", nargs=2, metavar=("MODEL", "TEXTS"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, metavar=("MODEL", "TEXTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
-    if arguments.one:
-        rows = in_turns(Path(arguments.one[0]), int(arguments.one[1]), arguments.turns)
+    if arguments.measure:
+        rows = in_turns(Path(arguments.measure[0]), int(arguments.measure[1]), arguments.turns)
         print(json.dumps(rows))
         return
     where = f"{results.machine()}; {date.today():%Y-%m-%d}."
@@ -77,12 +76,12 @@ def throughput(where: str, for_sample: int, for_large: int, turns: int) -> str:
     rows = []
     for title, model, count in (("the sample", _int4, for_sample), ("the 0.6B's shape", _large, for_large)):
         if count:
-            command = [sys.executable, str(Path(__file__)), "--one", str(model()), str(count), "--turns", str(turns)]
+            command = [sys.executable, str(Path(__file__)), "--measure", str(model()), str(count), "--turns", str(turns)]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             rows += [[title, *row] for row in json.loads(done.stdout.splitlines()[-1])]
     columns = ("INT4", "texts", "vLLM by hand, tokens/s", "`qembed embed`, tokens/s", "ratio")
-    how = f"{turns} turns each, medians; without the start of vLLM."
-    return f"## `qembed embed` beside the engine (`make bench-embed`)\n\n{where} {how}\n\n{results.table(columns, rows)}"
+    how = f"{turns} turns each, medians; without vLLM's start."
+    return f"## `qembed embed` compared with the engine (`make bench-embed`)\n\n{where} {how}\n\n{results.table(columns, rows)}"
 
 
 def in_turns(model: Path, count: int, turns: int) -> list[list[str]]:
@@ -96,7 +95,7 @@ def in_turns(model: Path, count: int, turns: int) -> list[list[str]]:
             texts = _texts(count if name == "short texts" else count // PARAGRAPHS, least, most)
             path = BUILD / "in.txt"
             path.write_text("\n".join(texts))
-            ids = sorted((one.ids for one in tokenizer.encode_batch_fast(texts)), key=len, reverse=True)
+            ids = sorted((encoding.ids for encoding in tokenizer.encode_batch_fast(texts)), key=len, reverse=True)
             tokens = sum(map(len, ids))
             opened.vectors(ids[: len(ids) // 10])
             job = Job(
@@ -106,17 +105,17 @@ def in_turns(model: Path, count: int, turns: int) -> list[list[str]]:
                 lambda: nullcontext(opened),
                 force=True,
             )
-            by_hand, by_us = [], []
+            by_hand, own = [], []
             for _ in range(turns):
                 start = time.monotonic()
                 opened.vectors(ids)
                 by_hand.append(tokens / (time.monotonic() - start))
                 start = time.monotonic()
                 run(job)
-                by_us.append(tokens / (time.monotonic() - start))
-            ratio = statistics.median(ours / theirs for ours, theirs in zip(by_us, by_hand, strict=True))
-            said = [f"{statistics.median(speeds):,.0f}" for speeds in (by_hand, by_us)]
-            rows.append([f"{len(texts):,} {name} of {tokens / len(texts):.0f} tokens", *said, f"{ratio:.3f}"])
+                own.append(tokens / (time.monotonic() - start))
+            ratio = statistics.median(ours / theirs for ours, theirs in zip(own, by_hand, strict=True))
+            medians = [f"{statistics.median(speeds):,.0f}" for speeds in (by_hand, own)]
+            rows.append([f"{len(texts):,} {name} of {tokens / len(texts):.0f} tokens", *medians, f"{ratio:.3f}"])
     return rows
 
 
@@ -133,22 +132,22 @@ def memory(where: str, sizes: list[int]) -> str:
             stdout=subprocess.PIPE,
             check=True,
         )
-        said: dict[str, Any] = json.loads(done.stdout)
-        assert said["vectors"] == count
-        print(f"{count} rows: {said}", file=sys.stderr, flush=True)
+        result: dict[str, Any] = json.loads(done.stdout)
+        assert result["vectors"] == count
+        print(f"{count} rows: {result}", file=sys.stderr, flush=True)
         size = path.stat().st_size + (BUILD / "tiny.parquet").stat().st_size
-        speed = count / said["seconds"]
-        peak = said["peak"] / 2**10
-        rows.append([f"{count:,}", f"{peak:.0f}", f"{said['seconds']:.0f}", f"{speed:,.0f}", f"{size / 1e6:,.0f}"])
+        speed = count / result["seconds"]
+        peak = result["peak"] / 2**10
+        rows.append([f"{count:,}", f"{peak:.0f}", f"{result['seconds']:.0f}", f"{speed:,.0f}", f"{size / 1e6:,.0f}"])
         path.unlink()
         (BUILD / "tiny.parquet").unlink()
     columns = ("rows", "peak memory, MiB", "seconds", "rows/s", "input and output, MB")
-    how = "Reading, cleaning, tokenizing, windows and Parquet as they are; the engine only writes 16 numbers a text."
+    how = "Reading, cleaning, tokenizing, windows and Parquet are real; the engine only writes 16 numbers per text."
     return f"## Memory of `qembed embed` by rows (`make bench-embed`)\n\n{where} {how}\n\n{results.table(columns, rows)}"
 
 
 def _large() -> Path:
-    """The 0.6B's shape in INT4, as `make bench-serve` has it."""
+    """The 0.6B's shape in INT4, as for `make bench-serve`."""
     return write_int4(SERVE, lambda doing: print(doing, file=sys.stderr))
 
 
@@ -161,7 +160,7 @@ def _int4() -> Path:
 
 
 def _texts(count: int, least: int, most: int) -> list[str]:
-    """Texts of words out of the held-out ones."""
+    """Texts of random words of the held-out texts."""
     words = [word for line in HELDOUT.read_text(encoding="utf-8").splitlines() for word in json.loads(line)["text"].split()]
     draw = random.Random(0)
     return [" ".join(draw.choices(words, k=draw.randint(least, most))) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""`embed_tiny.py INPUT OUTPUT`: all of `qembed embed`, with an engine that computes nothing; prints JSON with peak KiB."""
+"""`embed_tiny.py INPUT OUTPUT`: `qembed embed` with an engine that computes nothing; prints JSON with peak KiB."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ LIMIT = 512
 
 
 class Tiny:
-    """16 numbers that follow from a text's tokens."""
+    """An engine whose vectors are 16 numbers computed from a text's tokens."""
 
     dimensions = 16
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """As vLLM gets them on a CPU."""
+        """The batches that vLLM gets on a CPU."""
         return sorted_batches(items, 128, 8192)
 
     def embed(self, batches: Mapping[int, Sequence[Item]]) -> Iterator[tuple[int, Result]]:
-        """One after another."""
+        """The vectors of one batch after another."""
         for number, items in batches.items():
             sums = np.array([[sum(item.tokens or ())] for item in items], np.float32)
             vectors = np.sin(sums * np.arange(1, self.dimensions + 1, dtype=np.float32))

@@ -1,9 +1,9 @@
-"""INT4 beside FP16 on an NVIDIA GPU: `make bench-gpu`. Unattended, and without network where vLLM is installed.
+"""INT4 compared with FP16 on an NVIDIA GPU: `make bench-gpu`. Runs unattended; needs no network if vLLM is installed.
 
 A checkpoint of random weights in the shape of Qwen3-Embedding-0.6B is quantized on the device; then INT4 and FP16 are served in
-turn with 2,048 tokens of context and 32 sequences. The plan stands beside what `nvidia-smi` counts, and tokens a second, p50
-and p99 beside batches of 1, 8 and 64 texts of 43, 512 and 2,000 tokens. Where there is no such GPU it says so, and measures
-nothing.
+turn with 2,048 tokens of context and 32 sequences. The tables have planned memory and what `nvidia-smi` counts, and tokens per
+second, p50 and p99 for batches of 1, 8 and 64 texts of 43, 512 and 2,000 tokens. Without such a GPU the section says so, and
+nothing is measured.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SAY = (
 
 
 def text_of(tokens: int, count: Callable[[str], int]) -> str:
-    """A text of exactly `tokens` tokens by `count`, those that the model appends among them."""
+    """A text of exactly `tokens` tokens by `count`, including those that the model appends."""
     words = ["word"] * max(1, tokens)
     while count(" ".join(words)) > tokens and len(words) > 1:
         words.pop()
@@ -52,7 +52,7 @@ def text_of(tokens: int, count: Callable[[str], int]) -> str:
 
 
 def context_bytes() -> int | None:
-    """What a CUDA context with torch and cuBLAS takes by itself: the difference that a process with nothing else makes."""
+    """Bytes of a CUDA context with torch and cuBLAS, measured with a process that allocates nothing else."""
     before = machine.cuda_total_used()
     with subprocess.Popen([sys.executable, "-c", SAY], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -66,7 +66,7 @@ def context_bytes() -> int | None:
 
 @contextmanager
 def serving(kind: str, folder: Path) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """`qembed serve` of `folder`; what its line says, and the device's bytes in use before it was started."""
+    """Run `qembed serve` of `folder`; yields its JSON line, and the bytes in use on the device before it started."""
     before = machine.cuda_total_used()
     limits = ["--max-model-len", str(CONTEXT), "--max-num-seqs", str(SEQUENCES), "--max-client-batch", str(max(BATCHES))]
     command = [*QEMBED, "serve", f"--{kind}", "--model", str(folder), "--port", "0", "--json", *limits]
@@ -133,19 +133,21 @@ def quantize(source: Path, output: Path) -> float:
 def report(card: devices.Target, seconds: float, context: int | None, measured: dict[str, dict[str, Any]]) -> str:
     """The section of RESULTS.md."""
     memory = []
-    for kind, one in measured.items():
-        used = one["used"] or 0
-        memory.append([kind.upper(), *(_gib(size) for size in (one["planned"], one["at_start"], used, used - (context or 0)))])
+    for kind, numbers in measured.items():
+        used = numbers["used"] or 0
+        memory.append(
+            [kind.upper(), *(_gib(size) for size in (numbers["planned"], numbers["at_start"], used, used - (context or 0)))]
+        )
     speed = []
     for length in LENGTHS:
         for batch in BATCHES:
             cells = [f"{length} tokens × {batch}"]
-            for one in measured.values():
-                told = one["speeds"][f"{length}x{batch}"]
-                cells += [f"{told['tokens_per_second']:,.0f}", f"{told['p50'] * 1000:.1f}", f"{told['p99'] * 1000:.1f}"]
+            for numbers in measured.values():
+                timing = numbers["speeds"][f"{length}x{batch}"]
+                cells += [f"{timing['tokens_per_second']:,.0f}", f"{timing['p50'] * 1000:.1f}", f"{timing['p99'] * 1000:.1f}"]
             speed.append(cells)
     int4 = measured["int4"]["used"] or 0
-    heads = [f"{kind.upper()} {what}" for kind in measured for what in ("tokens/s", "p50 ms", "p99 ms")]
+    heads = [f"{kind.upper()} {unit}" for kind in measured for unit in ("tokens/s", "p50 ms", "p99 ms")]
     return "\n\n".join(
         (
             "## On a GPU (`make bench-gpu`)",
@@ -183,18 +185,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=results.FILE, help="where the table goes [default: bench/RESULTS.md]")
     parser.add_argument("--layers", type=int, help="cut the model to so many layers, to try the bench itself")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if (why := no_gpu()) is not None:
         print(f"bench-gpu: skipped: {why}")
-        if not given.results.exists() or "memory on the device" not in given.results.read_text(encoding="utf-8"):
-            results.replace_section("gpu", skipped(why), given.results)
+        if not options.results.exists() or "memory on the device" not in options.results.read_text(encoding="utf-8"):
+            results.replace_section("gpu", skipped(why), options.results)
         return
     from random_checkpoint import write
 
     BUILD.mkdir(parents=True, exist_ok=True)
     source, output = BUILD / "random-0.6B", BUILD / "random-0.6B-AWQ-INT4"
     if not (source / "config.json").exists():
-        write("0.6B", source, given.layers)
+        write("0.6B", source, options.layers)
     tokenizer = find(SAMPLE).tokenizer()
     count = lambda text: len(tokenizer.encode(text).ids)  # noqa: E731
     context = context_bytes()
@@ -203,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     body = report(machine.target(), seconds, context, measured)
     (BUILD / "results.json").write_text(json.dumps({"quantize_seconds": seconds, "context": context, **measured}, indent=2))
     print(body)
-    results.replace_section("gpu", body, given.results)
+    results.replace_section("gpu", body, options.results)
 
 
 def _gib(size: int) -> str:

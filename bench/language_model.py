@@ -24,7 +24,7 @@ MAX_TOKENS = 384
 """Where a text is cut, prompt included."""
 NEIGHBOURS = 10
 ROWS, ROW_TOKENS = 12, 512
-"""Of the texts joined, what predictions are compared on."""
+"""Number and length of the rows, cut from the joined texts, whose predictions are compared."""
 
 
 def measure(source: Path, int4: Path, texts: Path) -> dict[str, Any]:
@@ -37,23 +37,23 @@ def measure(source: Path, int4: Path, texts: Path) -> dict[str, Any]:
     import torch
 
     vectors, logits, ids = outputs(source, texts)
-    made, made_logits, _ = outputs(int4, texts)
-    found: dict[str, Any] = {"texts": len(next(iter(vectors.values())))}
+    quantized, quantized_logits, _ = outputs(int4, texts)
+    result: dict[str, Any] = {"texts": len(next(iter(vectors.values())))}
     for name, original in vectors.items():
         middle = original.mean(0)
-        a, b = (torch.nn.functional.normalize(side - middle, dim=-1) for side in (original, made[name]))
-        found[name] = {"centred": 1 - float((a * b).sum(-1).mean()), "kept": kept(a, b)}
-    pairs = [(one.float(), other.float()) for one, other in zip(logits, made_logits, strict=True)]
-    found["kl"] = float(torch.stack([(a.exp() * (a - b)).sum(-1).mean() for a, b in pairs]).mean())
+        a, b = (torch.nn.functional.normalize(side - middle, dim=-1) for side in (original, quantized[name]))
+        result[name] = {"centred": 1 - float((a * b).sum(-1).mean()), "kept": shared_neighbours(a, b)}
+    pairs = [(a.float(), b.float()) for a, b in zip(logits, quantized_logits, strict=True)]
+    result["kl"] = float(torch.stack([(a.exp() * (a - b)).sum(-1).mean() for a, b in pairs]).mean())
     losses = [
         torch.stack([-row[:-1].float().gather(1, tokens[1:, None]).mean() for row, tokens in zip(rows, ids, strict=True)])
-        for rows in (logits, made_logits)
+        for rows in (logits, quantized_logits)
     ]
-    found["nll"] = float((losses[1] - losses[0]).mean())
-    return found
+    result["nll"] = float((losses[1] - losses[0]).mean())
+    return result
 
 
-def kept(a: torch.Tensor, b: torch.Tensor) -> float:
+def shared_neighbours(a: torch.Tensor, b: torch.Tensor) -> float:
     """The share of each row's NEIGHBOURS nearest among `a` [n, d] that are its nearest among `b` too."""
     import torch
 
@@ -90,11 +90,11 @@ def last_tokens(loaded: reference.Reference, texts: Sequence[str]) -> torch.Tens
     import torch
 
     rows = [encoding.ids[:MAX_TOKENS] for encoding in loaded.tokenizer.encode_batch(list(texts))]
-    found = torch.empty(len(rows), loaded.dimension)
+    states = torch.empty(len(rows), loaded.dimension)
     for numbers in reference.batches([len(row) for row in rows], reference.TOKEN_BUDGET):
         longest = max(len(rows[number]) for number in numbers)
         padded = torch.tensor([rows[number] + [0] * (longest - len(rows[number])) for number in numbers])
         ends = torch.tensor([len(rows[number]) - 1 for number in numbers])
         hidden = loaded.model(input_ids=padded, use_cache=False).last_hidden_state
-        found[torch.tensor(numbers)] = hidden[torch.arange(len(numbers)), ends]
-    return found
+        states[torch.tensor(numbers)] = hidden[torch.arange(len(numbers)), ends]
+    return states

@@ -1,8 +1,8 @@
-"""Load beyond what a server can do: `make bench-load`.
+"""Overload of a server: `make bench-load`.
 
-The sample is quantized and served with default limits; requests are sent at a fixed rate whether or not they are answered, for
-a minute with one text each, and for another with eight, which is more than two cores compute. Nothing may come but 200 and 503,
-nothing may hang, memory must stay, and afterwards the server must answer as before.
+The sample is quantized and served with default limits. Requests are sent at a fixed rate whether or not they are answered: a
+minute with one text each, and a minute with eight, which is more than two cores can compute. All answers must be 200 or 503,
+no request may hang, memory must not grow, and afterwards the server must answer as before.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ PATIENCE = 120.0
 
 
 @dataclass
-class Told:
-    """What came back: statuses ("hung" and "cut" beside HTTP's), seconds to each 200 and 503, and resident memory in bytes."""
+class Answers:
+    """Answers: counts by status (HTTP's, "hung" and "cut"), seconds to each 200 and 503, and samples of resident bytes."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     served: list[float] = field(default_factory=list)
@@ -55,18 +55,18 @@ class Told:
 
     @property
     def is_good(self) -> bool:
-        """Whether there was nothing but 200 and 503 (with Retry-After), and memory stayed."""
+        """Whether all answers were 200 or 503 (with Retry-After), and memory did not grow."""
         return set(self.statuses) <= {"200", "503"} and not self.without_wait and self.spread < MOST_MEMORY
 
     @property
     def spread(self) -> int:
-        """How far resident memory moved, in bytes."""
+        """Largest minus smallest resident memory, in bytes."""
         return max(self.memory) - min(self.memory) if self.memory else 0
 
 
 @contextmanager
 def serving() -> Iterator[dict[str, Any]]:
-    """`qembed serve` of the sample; what its line says when it is ready."""
+    """Run `qembed serve` of the sample; yields its JSON line."""
     BUILD.mkdir(parents=True, exist_ok=True)
     qembed = str(Path(sys.executable).parent / "qembed")
     folder = BUILD / "sample-AWQ-INT4"
@@ -90,12 +90,12 @@ def serving() -> Iterator[dict[str, Any]]:
             server.wait(120)
 
 
-async def send(where: tuple[str, int], body: bytes, told: Told) -> None:
-    """One request, on a connection of its own: a client's pool of thousands of connections would cost more than the server."""
+async def send(address: tuple[str, int], body: bytes, answers: Answers) -> None:
+    """Send a request on its own connection: a client's pool of thousands of connections would cost more than the server."""
     start = time.monotonic()
     try:
         async with asyncio.timeout(PATIENCE):
-            reader, writer = await asyncio.open_connection(*where)
+            reader, writer = await asyncio.open_connection(*address)
             try:
                 writer.write(HEAD % len(body) + body)
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -104,42 +104,42 @@ async def send(where: tuple[str, int], body: bytes, told: Told) -> None:
             finally:
                 writer.close()
     except TimeoutError:
-        told.statuses["hung"] += 1
+        answers.statuses["hung"] += 1
         return
     except (OSError, asyncio.IncompleteReadError):
-        told.statuses["cut"] += 1
+        answers.statuses["cut"] += 1
         return
     status = head.split()[1].decode()
-    told.statuses[status] += 1
-    (told.served if status == "200" else told.refused).append(time.monotonic() - start)
+    answers.statuses[status] += 1
+    (answers.served if status == "200" else answers.refused).append(time.monotonic() - start)
     if status == "503" and re.search(rb"\r\nretry-after: \d+\r\n", head.lower()) is None:
-        told.without_wait += 1
+        answers.without_wait += 1
 
 
-async def load(url: str, pid: int, rate: float, seconds: float, texts: int) -> Told:
+async def load(url: str, pid: int, rate: float, seconds: float, texts: int) -> Answers:
     """`rate` requests a second for `seconds`, each of `texts` texts; ends when all have been answered."""
-    told = Told()
+    answers = Answers()
     parts = urlsplit(url)
-    where = parts.hostname or "", parts.port or 80
+    address = parts.hostname or "", parts.port or 80
     body = json.dumps({"input": [TEXT] * texts, "encoding_format": "base64"}).encode()
     start = time.monotonic()
     sent: set[asyncio.Task[None]] = set()
-    count = looked = 0
+    count = next_sample = 0
     while (elapsed := time.monotonic() - start) < seconds:
         for _ in range(int(elapsed * rate) - count):
-            task = asyncio.create_task(send(where, body, told))
+            task = asyncio.create_task(send(address, body, answers))
             sent.add(task)
             task.add_done_callback(sent.discard)
             count += 1
-        if elapsed >= looked:
-            told.memory.append(machine.resident(pid) or 0)
-            looked += 5
-            print(f"\r{elapsed:5.0f} s  {count} sent  {dict(told.statuses)}", end="", file=sys.stderr, flush=True)
+        if elapsed >= next_sample:
+            answers.memory.append(machine.resident(pid) or 0)
+            next_sample += 5
+            print(f"\r{elapsed:5.0f} s  {count} sent  {dict(answers.statuses)}", end="", file=sys.stderr, flush=True)
         await asyncio.sleep(0.005)
     await asyncio.gather(*sent)
-    told.memory.append(machine.resident(pid) or 0)
+    answers.memory.append(machine.resident(pid) or 0)
     print(file=sys.stderr)
-    return told
+    return answers
 
 
 def calm(url: str) -> tuple[float, bool]:
@@ -154,7 +154,7 @@ def calm(url: str) -> tuple[float, bool]:
 
 
 def main() -> None:
-    """Run, print, and write bench/RESULTS.md. Exit code 1: something went wrong that must not."""
+    """Run, print, and write bench/RESULTS.md. Exit code 1: a requirement is not met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=100, help="requests a second [default: 100]")
     parser.add_argument("--seconds", type=float, default=60, help="how long [default: 60]")
@@ -166,32 +166,32 @@ def main() -> None:
     with serving() as server:
         before, _ = calm(server["url"])
         for texts in arguments.texts:
-            told = asyncio.run(load(server["url"], server["pid"], arguments.rate, arguments.seconds, texts))
+            answers = asyncio.run(load(server["url"], server["pid"], arguments.rate, arguments.seconds, texts))
             after, answered = calm(server["url"])
-            good &= told.is_good and answered
-            rows.append(row(arguments.rate, texts, told, before, after))
+            good &= answers.is_good and answered
+            rows.append(row(arguments.rate, texts, answers, before, after))
     columns = ("load", "200", "503", "other", "hung", "p50, p99 of 200", "slowest 503", "memory moved", "calm: before, after")
-    where = f"{results.machine()}; {date.today():%Y-%m-%d}. The embedded sample in INT4 with default limits"
+    conditions = f"{results.machine()}; {date.today():%Y-%m-%d}. The bundled sample in INT4 with default limits"
     how = f"{arguments.seconds:g} s of each load; the generator runs on the same machine."
-    body = f"## Load (`make bench-load`)\n\n{where}, {how}\n\n{results.table(columns, rows)}"
+    body = f"## Load (`make bench-load`)\n\n{conditions}, {how}\n\n{results.table(columns, rows)}"
     print(body)
     results.replace_section("load", body)
     sys.exit(0 if good else 1)
 
 
-def row(rate: float, texts: int, told: Told, before: float, after: float) -> list[str]:
+def row(rate: float, texts: int, answers: Answers, before: float, after: float) -> list[str]:
     """A row of the table."""
-    other = sum(count for status, count in told.statuses.items() if status not in ("200", "503", "hung"))
-    served = sorted(told.served) or [float("nan")]
+    other = sum(count for status, count in answers.statuses.items() if status not in ("200", "503", "hung"))
+    served = sorted(answers.served) or [float("nan")]
     return [
         f"{rate:g} requests/s of {texts} text{'s' if texts > 1 else ''}",
-        str(told.statuses["200"]),
-        str(told.statuses["503"]),
+        str(answers.statuses["200"]),
+        str(answers.statuses["503"]),
         str(other),
-        str(told.statuses["hung"]),
+        str(answers.statuses["hung"]),
         f"{statistics.median(served):.2f} s, {served[int(0.99 * (len(served) - 1))]:.2f} s",
-        f"{max(told.refused):.2f} s" if told.refused else "",
-        f"{told.spread / 1e6:.0f} MB",
+        f"{max(answers.refused):.2f} s" if answers.refused else "",
+        f"{answers.spread / 1e6:.0f} MB",
         f"{before * 1000:.0f} ms, {after * 1000:.0f} ms",
     ]
 

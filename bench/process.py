@@ -1,4 +1,4 @@
-"""Run a command in a process of its own, and tell how long it took and how much memory it held at most."""
+"""Run a command in its own process, and measure its time and its peak memory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ POLL_SECONDS = 0.1
 
 
 class Failed(Exception):
-    """The command ended with another exit code than 0. The message has the end of its output."""
+    """The command ended with a non-zero exit code. The message has the end of its output."""
 
 
 @dataclass
 class Run:
-    """What one run cost.
+    """Time and memory of a run.
 
     Attributes:
         seconds: from start to end, imports included.
-        peak_bytes: the greatest resident memory of the process (VmHWM), file pages that it maps included.
-        lines: what it printed to its error stream, each line with the seconds since the start.
+        peak_bytes: peak resident memory of the process (VmHWM), including mapped file pages.
+        lines: its standard error: (seconds since the start, line).
     """
 
     seconds: float
@@ -35,10 +35,10 @@ class Run:
 def run(
     command: Sequence[str | Path], log: Path, environment: Mapping[str, str], on_line: Callable[[str], None] = lambda _: None
 ) -> Run:
-    """Run `command`, whose output goes into the file `log`; `on_line` hears each line of its error stream.
+    """Run `command` with its output in the file `log`; `on_line` is called with each line of its standard error.
 
-    VmHWM is read from /proc while it runs: it never falls, so at most what happens in the last tenth of a second is missed.
-    (`resource.getrusage` would not do: a child's ru_maxrss begins with that of the process which started it.)
+    VmHWM is read from /proc while it runs: it never falls, so only the last tenth of a second can be missed.
+    (`resource.getrusage` does not help: a child's ru_maxrss starts with that of its parent.)
 
     Raises:
         Failed: the exit code is not 0.
@@ -72,8 +72,8 @@ def run(
         seconds = time.monotonic() - start
         reader.join()
     if process.returncode:
-        said = " / ".join(line for _, line in lines[-3:])
-        raise Failed(f"exit code {process.returncode}: {said} (all of it in {log})")
+        last_lines = " / ".join(line for _, line in lines[-3:])
+        raise Failed(f"exit code {process.returncode}: {last_lines} (whole log: {log})")
     return Run(seconds, peak, lines)
 
 
@@ -82,5 +82,5 @@ def _peak(pid: int) -> int:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0

@@ -1,12 +1,11 @@
-"""Our INT4 beside that of others: `make bench-quantize`, or `python bench/quantize.py [--only ROW …] [--table TABLE …]`.
+"""Quality, speed and memory of INT4, ours and other tools': `make bench-quantize` or `python bench/quantize.py [--only ROW …]`.
 
 Four tables go into bench/RESULTS.md: quality (the sample checkpoint; the same calibration texts and the same held-out texts
-for every tool, and for ours with each part left out), llm (the language model in the folder QEMBED_BENCH_LLM, on the lines of
+for every tool, and for ours without each of its parts), llm (the language model in the folder QEMBED_BENCH_LLM, on the lines of
 the file QEMBED_BENCH_TEXTS; left out without them), speed and memory (checkpoints of random weights in real shapes).
 
-Every row is a process of its own, and its numbers stay in build/bench/quantize/. A row whose command, versions and code are
-still the same is not run again, so a bench that was broken off goes on where it was; `--only ROW` makes that row anew,
-`--fresh` all of them.
+Every row runs in its own process, and its numbers stay in build/bench/quantize/. A row whose command, versions and code have
+not changed is not run again, so an interrupted bench resumes; `--only ROW` runs that row again, `--fresh` all of them.
 """
 
 from __future__ import annotations
@@ -59,9 +58,9 @@ def main() -> int:
     """Read the command line, run what is missing, write the tables; 1 if a row failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [row.name for rows in TABLES.values() for row in rows]
-    parser.add_argument("--only", nargs="+", metavar="ROW", choices=names, help=f"make these rows anew: {', '.join(names)}")
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=names, help=f"run these rows again: {', '.join(names)}")
     parser.add_argument("--table", nargs="+", choices=list(TABLES), default=list(TABLES), help="tables to make [default: all]")
-    parser.add_argument("--fresh", action="store_true", help="make every row anew")
+    parser.add_argument("--fresh", action="store_true", help="run every row again")
     parser.add_argument("--keep-models", action="store_true", help="keep the checkpoints of random weights (some GB)")
     arguments = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -81,10 +80,10 @@ def main() -> int:
 
 
 def make(row: Row, *, anew: bool) -> bool:
-    """Have the numbers of `row` on disk, by running it where they are missing or `anew`; whether that went well."""
-    key, found = key_of(row), numbers(row)
-    if not anew and found and found["key"] == key:
-        console.print(f"{row.name}: {summary(found)}   (as before)", soft_wrap=True)
+    """Run `row` unless its numbers are on disk (`anew`: always) and store them. Returns whether it succeeded."""
+    key, result = key_of(row), numbers(row)
+    if not anew and result and result["key"] == key:
+        console.print(f"{row.name}: {summary(result)}   (as before)", soft_wrap=True)
         return True
     place, out = BUILD / f"{row.name}.json", BUILD / "out" / row.name
     place.unlink(missing_ok=True)
@@ -95,49 +94,54 @@ def make(row: Row, *, anew: bool) -> bool:
             say("preparing")
             prepare(row)
             cost = run(command(row, out), BUILD / f"{row.name}.log", os.environ, say)
-            found = {"key": key, "date": time.strftime("%Y-%m-%d"), "versions": versions(row.environment), **told(cost, out)}
+            result = {
+                "key": key,
+                "date": time.strftime("%Y-%m-%d"),
+                "versions": versions(row.environment),
+                **run_numbers(cost, out),
+            }
             if row.model == SAMPLE:
                 say("embedding the held-out texts")
-                found |= fidelity(out)
+                result |= fidelity(out)
             if row.model == LLM:
                 say("asking both models")
-                found |= language_model.measure(LLM_FOLDER, out, LLM_TEXTS)
+                result |= language_model.measure(LLM_FOLDER, out, LLM_TEXTS)
     except Failed as error:
         console.print(f"[red]{row.name}: {error}[/red]", soft_wrap=True)
         return False
-    place.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    console.print(f"{row.name}: {summary(found)}", soft_wrap=True)
+    place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console.print(f"{row.name}: {summary(result)}", soft_wrap=True)
     shutil.rmtree(out)
     return True
 
 
 @contextmanager
-def working(what: str) -> Iterator[Callable[[str], None]]:
-    """A line that turns, with the time gone; the function yielded says what is being done, such as a child's last line."""
+def working(title: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner with the elapsed time; call the yielded function with the current step, such as a child's last line."""
     columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what)
+        task = progress.add_task(title)
 
         def say(line: str) -> None:
             if line.strip():
-                progress.update(task, description=f"{what}: {line.strip()}"[: console.width - 12])
+                progress.update(task, description=f"{title}: {line.strip()}"[: console.width - 12])
 
         yield say
 
 
 def numbers(row: Row) -> dict[str, Any] | None:
-    """What the last run of `row` left; None if there was none."""
+    """The stored numbers of `row`; None if it has not run."""
     place = BUILD / f"{row.name}.json"
     return json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
 
 
 def key_of(row: Row) -> str:
-    """A hash of all that decides the numbers of `row` beside the machine: command, versions, code."""
-    decides = hashlib.sha256(json.dumps([command(row, Path("out")), versions(row.environment)]).encode())
+    """A hash of everything but the machine that determines the numbers of `row`: command, versions, code."""
+    digest = hashlib.sha256(json.dumps([command(row, Path("out")), versions(row.environment)]).encode())
     for pattern in CODE[row.environment]:
         for path in sorted(ROOT.glob(pattern)):
-            decides.update(path.read_bytes())
-    return decides.hexdigest()
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def command(row: Row, out: Path) -> list[str]:
@@ -154,7 +158,7 @@ def command(row: Row, out: Path) -> list[str]:
 
 
 def model_folder(row: Row) -> Path:
-    """Where the checkpoint stands that `row` quantizes, if it is not the sample."""
+    """The checkpoint that `row` quantizes, if it is not the sample."""
     return LLM_FOLDER.resolve() if row.model == LLM else BUILD / "models" / row.model.replace(":", "-")
 
 
@@ -167,40 +171,39 @@ def prepare(row: Row) -> None:
         from qembed.quantize.calibration import built_in
 
         calibration = built_in(find(SAMPLE), max_tokens=512, check=CHECK_TEXTS, seed=0)
-        seen = [ids for number, ids in enumerate(calibration.rows) if number not in calibration.check]
-        assert len(seen) == CALIBRATION_TEXTS
-        TOKEN_ROWS.write_text(json.dumps(seen))
+        used = [ids for number, ids in enumerate(calibration.rows) if number not in calibration.check]
+        assert len(used) == CALIBRATION_TEXTS
+        TOKEN_ROWS.write_text(json.dumps(used))
 
 
-def told(cost: Run, out: Path) -> dict[str, Any]:
-    """What a run cost and what it wrote; `layer_seconds` is the time of its last layer alone, None where it does not say."""
+def run_numbers(cost: Run, out: Path) -> dict[str, Any]:
+    """Numbers of a run and of its output; `layer_seconds` is the time of the last layer, None if it reports none."""
     from qembed.quantize.run import sizes
 
     ends = [at for at, line in cost.lines if re.match(r"layer \d+ of \d+", line)]
-    made = Checkpoint(out.name, out)
+    checkpoint = Checkpoint(out.name, out)
     return {
         "seconds": cost.seconds,
         "peak_bytes": cost.peak_bytes,
         "layer_seconds": ends[-1] - ends[-2] if len(ends) > 1 else None,
-        "tensor_bytes": sizes(made)["all"],
-        "tokens": made.manifest.get("calibration", {}).get("tokens"),
+        "tensor_bytes": sizes(checkpoint)["all"],
+        "tokens": checkpoint.manifest.get("calibration", {}).get("tokens"),
     }
 
 
 @functools.cache
 def versions(environment: str) -> dict[str, str]:
-    """The versions of the packages that matter in one of ENVIRONMENTS."""
+    """The versions of the relevant packages in an environment of ENVIRONMENTS."""
     code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
     python = str(ENVIRONMENTS[environment] / "python")
-    said = subprocess.run([python, "-c", code, *PACKAGES[environment]], check=True, capture_output=True, text=True)
-    found = said.stdout.split()
-    return dict(zip(PACKAGES[environment], found, strict=True))
+    process = subprocess.run([python, "-c", code, *PACKAGES[environment]], check=True, capture_output=True, text=True)
+    return dict(zip(PACKAGES[environment], process.stdout.split(), strict=True))
 
 
 def fidelity(folder: Path) -> dict[str, Any]:
     """Mean and 99th percentile of 1 − cosine between the vectors of `folder` and the sample's, on the held-out texts.
 
-    Both through transformers in float32, from weights that one and the same code dequantizes, whatever tool packed them.
+    Both through transformers in float32; the same code dequantizes the weights of every tool.
     """
     from qembed.eval.fidelity import cosines
     from qembed.quantize.writer import copy_companions
@@ -217,8 +220,8 @@ def vectors(folder: Path) -> NDArray[np.float32]:
     from qembed.vectors import reference
 
     sample = find(SAMPLE)
-    found = [text.model_input(sample.prompts) for text in texts.read(texts.HELDOUT).texts]
-    cut = texts.cut(found, sample.tokenizer(), sample.config["max_position_embeddings"]).texts
+    prompted = [text.model_input(sample.prompts) for text in texts.read(texts.HELDOUT).texts]
+    cut = texts.cut(prompted, sample.tokenizer(), sample.config["max_position_embeddings"]).texts
     return reference.embed(reference.load(Checkpoint(folder.name, folder)), cut)
 
 

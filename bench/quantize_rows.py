@@ -46,12 +46,12 @@ class Row:
     """One line of a table.
 
     Attributes:
-        name: what `--only` takes.
-        title: what the table calls it; {version} is that of the first package of its environment.
+        name: for `--only`.
+        title: in the table; {version} is that of the first package of its environment.
         options: of `qembed quantize`, or of `script`.
         environment: one of ENVIRONMENTS.
         script: a file of this folder that is run instead of `qembed quantize`.
-        model: what is quantized: the sample, LLM, or SIZE[:LAYERS[:VOCABULARY]] for bench/random_checkpoint.py.
+        model: the model to quantize: the sample, LLM, or SIZE[:LAYERS[:VOCABULARY]] for bench/random_checkpoint.py.
         note: a remark under the table.
     """
 
@@ -75,8 +75,8 @@ QUALITY = (
         "AutoAWQ {version}",
         ("--engine", "autoawq"),
         "autoawq",
-        note="AutoAWQ runs as `qembed quantize --engine autoawq`: its own search, clipping and packing, in float32, its "
-        "calibration blocks cut from the same texts, and its fault on CPUs mended.",
+        note="AutoAWQ runs as `qembed quantize --engine autoawq`: its own search, clipping and packing, in float32, "
+        "calibration blocks cut from the same texts, and our fix for its bug on CPUs.",
     ),
     Row(
         "autoawq-stock",
@@ -84,7 +84,7 @@ QUALITY = (
         ("--engine", "autoawq"),
         "autoawq",
         "run_stock_autoawq.py",
-        note="As it comes, AutoAWQ leaves the scales of the first grid point in the weights on a CPU.",
+        note="Without the fix, AutoAWQ on a CPU leaves the scales of the first grid point in the weights.",
     ),
     Row(
         "auto-round",
@@ -92,8 +92,8 @@ QUALITY = (
         ("--asymmetric",),
         "auto-round",
         "run_auto_round.py",
-        note="auto-round: 200 iterations, its default, on blocks of 512 tokens cut from the same texts; its AWQ export. "
-        "Computing in float32 (bfloat16 is slow on most CPUs), it writes the token table in float32 too.",
+        note="auto-round: 200 iterations (its default) on blocks of 512 tokens cut from the same texts; its AWQ export. It "
+        "computes in float32, because bfloat16 is slow on most CPUs, and therefore writes the token table in float32 too.",
     ),
     Row("auto-round-symmetric", "auto-round {version}, without (its default)", (), "auto-round", "run_auto_round.py"),
     Row("ours", "**qembed**"),
@@ -105,9 +105,9 @@ QUALITY = (
         "original-inputs",
         "the same, fitted to the original model's inputs",
         ("--target", "layer", "--inputs", "original"),
-        note="Gram matrices are those of the inputs that come through the layers already quantized. What the original model's "
-        "inputs cost (`--inputs original`) is the difference of the two rows with `--target layer`; only with the former can "
-        "a layer take back what was lost before it (`--target original`, the default).",
+        note="Gram matrices are of the inputs that come through the layers already quantized. The two rows with `--target "
+        "layer` compare these with the original model's inputs (`--inputs original`). Only with the quantized model's inputs "
+        "can a layer compensate for the error before it (`--target original`, the default).",
     ),
     Row("no-prefixes", "qembed without prefixes of texts", ("--prefixes", "0")),
     Row("no-weighing", "qembed without weighing last tokens", ("--last-share", "0")),
@@ -116,7 +116,7 @@ QUALITY = (
         "refined",
         "qembed with a last stage by gradient",
         ("--refine", "3"),
-        note="The last stage (`--refine`) fits the texts that it sees better and others hardly, so it is off by default.",
+        note="The last stage (`--refine`) improves the texts that it is trained on and others hardly, so it is off by default.",
     ),
     Row("group-64", "qembed, groups of 64", ("--group-size", "64")),
     Row("group-32", "qembed, groups of 32", ("--group-size", "32")),
@@ -140,7 +140,7 @@ LANGUAGE = (
         "qembed, last tokens count half",
         (*GROUPS_OF_64, "--last-share", "0.5"),
         model=LLM,
-        note="Where the tokenizer appends no last token, as here, every token counts alike by default.",
+        note="This tokenizer appends no last token, so every token has the same weight by default.",
     ),
 )
 
@@ -155,7 +155,7 @@ SPEED = (
         (*FEW, "--engine", "autoawq"),
         "autoawq",
         model="0.6B:2",
-        note="A layer: the second of two, from the end of the first to its own; the whole run's peak memory stands beside it.",
+        note="A layer: the second of two, from the end of the first to its own end; peak memory is of the whole run.",
     ),
 )
 
@@ -166,8 +166,8 @@ MEMORY = (
         "the same with 8 layers",
         FEW,
         model="8B:8:13824",
-        note="The token table has the 13,824 rows of the sample's tokenizer instead of 151,665: the 1.2 GB of a whole one do "
-        "not depend on the number of layers and would hide what does.",
+        note="The token table has the 13,824 rows of the sample's tokenizer instead of 151,665: the 1.2 GB of a full one do "
+        "not depend on the number of layers and would hide the part that does.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""bench/RESULTS.md: each bench has a section of its own between two markers, and replaces that alone."""
+"""Sections of bench/RESULTS.md: each bench replaces the text between its own two markers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FILE = Path(__file__).parent / "RESULTS.md"
-HEAD = "# What was measured\n\nEach section is written by the command that it names; none by hand.\n"
+HEAD = "# Measurements\n\nEach section names the command that writes it.\n"
 
 
 def replace_section(name: str, body: str, file: Path = FILE) -> None:

@@ -1,8 +1,8 @@
-"""Embed with llama.cpp what the bench asks, numbers as JSON on stdout: `python run_llama.py MODEL.gguf LOADS.json THREADS`.
+"""Embed the bench's requests with llama.cpp; numbers as JSON on stdout: `python run_llama.py MODEL.gguf LOADS.json THREADS`.
 
-Runs in the environment that `make bench-serve` makes for llama.cpp. LOADS.json has token ids: {name: [[[id, …], …], …]},
-requests of texts. There is no server and no tokenizer between: llama.cpp itself is measured. With `--turns` behind these it
-embeds the request of each line [name, number] on stdin, and answers with a line.
+Runs in the environment that `make bench-serve` creates for llama.cpp. LOADS.json has token ids: {name: [[[id, …], …], …]},
+requests of texts. There is no server and no tokenizer: llama.cpp itself is measured. With `--turns` as last argument it embeds
+the request named by each line [name, number] on stdin, and answers with a line.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ class Model:
         batch.n_tokens = at
         if llama_cpp.llama_decode(self._context, batch):
             sys.exit("llama_decode failed")
-        found = []
+        vectors = []
         for number in range(len(texts)):
             pointer = llama_cpp.llama_get_embeddings_seq(self._context, number)
             vector = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (self._width,)).copy()
-            found.append(vector / np.linalg.norm(vector))
-        return found
+            vectors.append(vector / np.linalg.norm(vector))
+        return vectors
 
 
 def main() -> None:
-    """Load the model, answer each load, print what it cost."""
+    """Load the model, embed each load, print its numbers."""
     start = time.perf_counter()
     model = Model(Path(sys.argv[1]), int(sys.argv[3]))
     requests = json.loads(Path(sys.argv[2]).read_text())
@@ -68,14 +68,14 @@ def main() -> None:
             model.embed(requests[name][number])
             print("done", flush=True)
         return
-    vectors = {name: [vector.tolist() for vector in model.embed(asked[0])] for name, asked in requests.items()}
+    vectors = {name: [vector.tolist() for vector in model.embed(batches[0])] for name, batches in requests.items()}
     first = time.perf_counter() - start
     pid = os.getpid()
     rates: dict[str, float] = {}
     numbers = {"first_seconds": first, "loaded_bytes": serve_load.own_memory(pid), "vectors": vectors, "rates": rates}
     with serve_load.Peak(pid) as peak:
-        for name, asked in requests.items():
-            load = serve_load.Load(name, name, len(asked[0][0]), asked)
+        for name, batches in requests.items():
+            load = serve_load.Load(name, name, len(batches[0][0]), batches)
             rates[name] = serve_load.rate(load, model.embed)
     numbers["busy_bytes"] = peak.bytes
     print(json.dumps(numbers))

@@ -1,4 +1,4 @@
-"""`qembed quantize --engine autoawq` with AutoAWQ's own quantizer class, as it comes: what its fault on CPUs costs."""
+"""`qembed quantize --engine autoawq` with AutoAWQ's own quantizer class: the cost of its bug on CPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qembed.quantize import autoawq
 
 
 def stock(on_layer: Callable[[int], None] = lambda _: None) -> Any:  # noqa: ARG001
-    """AutoAWQ's quantizer class, not mended."""
+    """AutoAWQ's quantizer class without our fix."""
     from awq.quantize.quantizer import AwqQuantizer
 
     return AwqQuantizer

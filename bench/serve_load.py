@@ -1,4 +1,4 @@
-"""What the servers are asked, how fast they answer, and what memory their processes have to themselves."""
+"""The requests that servers get, their rate, and the memory of their processes."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def loads(checkpoint: Checkpoint) -> list[Load]:
     words = sorted(word for word in words if len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) == 1)
 
     def text(length: int) -> str:
-        made = " " + " ".join(draw.choices(words, k=length - 1))
-        assert len(tokenizer.encode(made).ids) == length
-        return made
+        text = " " + " ".join(draw.choices(words, k=length - 1))
+        assert len(tokenizer.encode(text).ids) == length
+        return text
 
     batches = tuple(tuple(text(43) for _ in range(8)) for _ in range(8))
     return [
@@ -54,9 +54,9 @@ def loads(checkpoint: Checkpoint) -> list[Load]:
 
 
 def rate(load: Load, ask: Callable[[Any], object], *, warm: bool = True) -> float:
-    """Tokens a second: the median of some passes. A pass that would last longer than MOST_SECONDS is broken off there.
+    """Tokens per second: the median of some passes. A pass is cut off after MOST_SECONDS.
 
-    `warm` asks once before that.
+    With `warm` a first request is sent before.
     """
     if warm:
         ask(load.requests[0])
@@ -88,20 +88,20 @@ class Api:
         body = json.dumps({"model": self._model, "input": list(texts)})
         self._connection.request("POST", self._path, body, {"Content-Type": "application/json"})
         answer = self._connection.getresponse()
-        said = answer.read()
+        payload = answer.read()
         if answer.status != 200:
-            raise RuntimeError(f"HTTP status {answer.status}: {said[:300]!r}")
-        return [item["embedding"] for item in json.loads(said)["data"]]
+            raise RuntimeError(f"HTTP status {answer.status}: {payload[:300]!r}")
+        return [item["embedding"] for item in json.loads(payload)["data"]]
 
 
 def own_memory(pid: int) -> int:
-    """Bytes that would be free if the process ended: its unique set size, in memory and in no other process."""
+    """Bytes that would become free if the process ended: its unique set size."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(int(size) for size in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+) kB", rollup, re.MULTILINE)) * 1024
 
 
 class Peak:
-    """The greatest of what `own_memory` says of a process while the block runs, asked twice a second."""
+    """Peak of `own_memory` of a process while the block runs, sampled twice a second."""
 
     def __init__(self, pid: int) -> None:
         self.bytes = own_memory(pid)
@@ -123,7 +123,7 @@ class Peak:
 
 
 class LoadPeak:
-    """How much more than in the end a worker holds while it loads; file pages are not counted. Watches vLLM's workers."""
+    """Peak of a worker's memory while it loads, above its final memory; file pages do not count. Watches all vLLM workers."""
 
     def __init__(self) -> None:
         self._peaks: dict[int, int] = {}
@@ -138,7 +138,7 @@ class LoadPeak:
         self._end.set()
 
     def end(self, worker: int) -> int:
-        """The peak of `worker` so far less what it holds now; stops watching."""
+        """The peak of `worker` so far minus its present memory; stops watching."""
         self._end.set()
         self._thread.join()
         return self._peaks.get(worker, 0) - anonymous(worker)
@@ -153,6 +153,6 @@ class LoadPeak:
 
 
 def anonymous(pid: int) -> int:
-    """Bytes that a process holds which are in no file."""
-    found = re.search(r"^RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    """Anonymous memory of a process in bytes."""
+    match = re.search(r"^RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0

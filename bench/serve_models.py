@@ -1,4 +1,4 @@
-"""The 0.6B shape with random weights, the same ones in each form that the bench of serving needs."""
+"""The 0.6B shape with the same random weights in each format that `make bench-serve` needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_all(folder: Path, llama_python: Path, say: Callable[[str], None]) -> N
     """Write what is missing in `folder`: `float` (bfloat16), `int4` (AWQ, plain rounding), and GGUF files in float16 and 4 bit.
 
     Raises:
-        subprocess.CalledProcessError: a GGUF file could not be made.
+        subprocess.CalledProcessError: a GGUF file could not be written.
     """
     write_int4(folder, say)
     original, half = folder / "float", folder / "half.safetensors"
@@ -48,7 +48,7 @@ def write_int4(folder: Path, say: Callable[[str], None]) -> Path:
 def round_to_int4(original: Checkpoint, folder: Path) -> None:
     """Write `original` as an AWQ checkpoint, each weight rounded to the nearest level of its group.
 
-    What calibration would change are the values, which cost neither time nor memory.
+    Calibration would change only the values, which affect neither time nor memory.
     """
     import torch
     from safetensors.torch import save_file

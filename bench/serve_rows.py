@@ -1,4 +1,4 @@
-"""Which columns the tables of `make bench-serve` have."""
+"""The columns of the tables of `make bench-serve`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BUILD = ROOT / "build" / "bench" / "serve"
 LLAMA = ROOT / "build" / "llama-cpp" / "bin" / "python"
 AVX2 = ROOT / "tests" / "e2e" / "avx2"
 AGAIN = "float32-again"
-"""A second server like float32's, that is asked in turns with it: how far apart two servers are that differ in nothing."""
+"""A second server identical to float32's, in turns with it: shows how much two equal servers differ by chance."""
 LIMITS = {"--max-model-len": "1024", "--max-num-seqs": "8", "--max-num-batched-tokens": "1024"}
 
 
@@ -19,13 +19,13 @@ class Row:
     """One column of the table.
 
     Attributes:
-        name: what `--only` takes.
-        title: what the table calls it.
+        name: for `--only`.
+        title: in the table.
         kind: "qembed", "vllm" (stock, without our plugin and our launcher) or "llama".
         model: a folder or file in BUILD.
         options: of the server.
-        avx2: whether it is kept to AVX2, whatever the CPU has beyond.
-        avx512: whether it runs on CPUs with AVX-512 alone.
+        avx2: whether it is limited to AVX2 on newer CPUs.
+        avx512: whether it needs a CPU with AVX-512.
     """
 
     name: str
@@ -70,4 +70,4 @@ IN_TURNS = {
     "turns-native": tuple(row for row in NATIVE if row.name in ("native-int4", "native-stock-int4", "native-bfloat16")),
     "turns-launcher": (*(row for row in ROWS if row.name in ("float32", "launcher")), replace(ROWS[0], name=AGAIN)),
 }
-"""What is asked in turns, by the name of the measurement: all in one group would not fit into 24 GiB."""
+"""Servers that get requests in turns, by name of the measurement. All in one group would not fit into 24 GiB."""

@@ -1,4 +1,4 @@
-"""One column of the bench: a server that is started, asked and ended, or llama.cpp in a process of its own."""
+"""A column of the bench: start a server, send it requests and end it, or run llama.cpp in its own process."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ from qembed.vllm import ports
 
 START_SECONDS = 300
 TURNS = 12
-"""How often each server is asked for each load, where they are asked in turns."""
+"""Requests to each server for each load, where they get requests in turns."""
 SETTLED = 1.5
-"""Seconds after which a server that has answered leaves the cores to others: vLLM's workers look for work for a second."""
+"""Seconds until a server that has answered leaves the cores to others: vLLM's workers poll for work for a second."""
 
 
-def run_server(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
-    """Start the server of `row`, ask it, end it."""
+def run_server(row: Row, loads: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
+    """Start the server of `row`, send it the requests of `loads`, end it."""
     say("starting")
     start = time.perf_counter()
     with LoadPeak() as loading, running(row) as up:
         api = Api(up.url, up.model)
-        vectors = {load.name: api.ask(load.requests[0]) for load in asked[:1]}
+        vectors = {load.name: api.ask(load.requests[0]) for load in loads[:1]}
         first = time.perf_counter() - start
         worker = worker_of(up.session)
         over = loading.end(worker)
-        vectors |= {load.name: api.ask(load.requests[0]) for load in asked[1:]} if row.name != "bfloat16" else {}
-        found: dict[str, Any] = {"first_seconds": first, "loaded_bytes": own_memory(worker), "rates": {}, "vectors": vectors}
-        found["loading_bytes"] = over
-        found["chosen"] = {name: up.ready[name] for name in ("dtype", "kernel", "kernel_reason") if name in up.ready}
+        vectors |= {load.name: api.ask(load.requests[0]) for load in loads[1:]} if row.name != "bfloat16" else {}
+        result: dict[str, Any] = {"first_seconds": first, "loaded_bytes": own_memory(worker), "rates": {}, "vectors": vectors}
+        result["loading_bytes"] = over
+        result["chosen"] = {name: up.ready[name] for name in ("dtype", "kernel", "kernel_reason") if name in up.ready}
         with Peak(worker) as peak:
-            for load in asked:
+            for load in loads:
                 say(load.title)
-                found["rates"][load.name] = rate(load, api.ask, warm=row.name != "bfloat16")
-        found["busy_bytes"] = peak.bytes
-    return found
+                result["rates"][load.name] = rate(load, api.ask, warm=row.name != "bfloat16")
+        result["busy_bytes"] = peak.bytes
+    return result
 
 
-def in_turns(rows: Sequence[Row], asked: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
-    """All of `rows` at once, each request sent to one after the other: seconds of each, by load and row.
+def in_turns(rows: Sequence[Row], loads: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
+    """Run all of `rows` at once and send each request to one server after the other: seconds of each, by load and row.
 
-    What a machine does meanwhile hits all alike, so their ratios are sharper than those of columns that were measured apart.
-    The order is another one each time: whoever always follows the same server finds the caches and cores as that one left them.
+    Other work of the machine then affects all of them alike, so ratios are more exact than between columns measured apart. The
+    order is random: a server that always followed the same other would always find the caches and cores as that one left them.
     """
     order = random.Random(0)
-    found: dict[str, dict[str, list[float]]] = {load.name: {row.name: [] for row in rows} for load in asked}
+    seconds: dict[str, dict[str, list[float]]] = {load.name: {row.name: [] for row in rows} for load in loads}
     with ExitStack() as up:
         askers = {}
         for row in rows:
             say(f"starting {row.name}")
-            askers[row.name] = up.enter_context(asker(row, asked))
-        for load in asked:
+            askers[row.name] = up.enter_context(asker(row, loads))
+        for load in loads:
             say(load.title)
             for ask in askers.values():
                 ask(load, 0)
@@ -72,21 +72,21 @@ def in_turns(rows: Sequence[Row], asked: list[Load], say: Callable[[str], None])
                     time.sleep(SETTLED)
                     start = time.perf_counter()
                     askers[name](load, turn % len(load.requests))
-                    found[load.name][name].append(time.perf_counter() - start)
-    return {"seconds": found}
+                    seconds[load.name][name].append(time.perf_counter() - start)
+    return {"seconds": seconds}
 
 
 @contextmanager
-def asker(row: Row, asked: list[Load]) -> Iterator[Callable[[Load, int], object]]:
-    """What asks the running `row` for the request of a load with a number."""
+def asker(row: Row, loads: list[Load]) -> Iterator[Callable[[Load, int], object]]:
+    """Run `row`; call the yielded function with a load and the number of a request to send it."""
     if row.kind != "llama":
         with running(row) as up:
-            # A connection each time: servers close those that are idle while the others have their turn.
+            # A new connection each time: servers close those that are idle during the others' turns.
             yield lambda load, number: Api(up.url, up.model).ask(load.requests[number])
         return
     with (BUILD / "turns.log").open("w") as log:
         process = subprocess.Popen(
-            [*llama_command(row, asked), "--turns"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            [*llama_command(row, loads), "--turns"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -108,7 +108,7 @@ def asker(row: Row, asked: list[Load]) -> Iterator[Callable[[Load, int], object]
 
 
 class Up(NamedTuple):
-    """A server that answers: its URL, its model's name, its session, and what `qembed serve` said when it was ready."""
+    """A ready server: its URL, its model's name, its session, and the JSON line of `qembed serve`."""
 
     url: str
     model: str
@@ -118,7 +118,7 @@ class Up(NamedTuple):
 
 @contextmanager
 def running(row: Row) -> Iterator[Up]:
-    """The server of `row`, until the block is left."""
+    """Run the server of `row` until the block is left."""
     environment = {**os.environ, **({"PYTHONPATH": str(AVX2)} if row.avx2 else {})}
     folder = BUILD / row.model
     log = (BUILD / f"{row.name}.log").open("w")
@@ -134,10 +134,10 @@ def running(row: Row) -> Iterator[Up]:
     try:
         assert process.stdout is not None
         if row.kind == "qembed":
-            said = process.stdout.readline()
-            if not said:
+            line = process.stdout.readline()
+            if not line:
                 raise RuntimeError(f"the server did not start (log: {log.name})")
-            ready = json.loads(said)
+            ready = json.loads(line)
             yield Up(ready["url"], ready["model"], ready["pid"], ready)
         else:
             url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/v1"
@@ -154,7 +154,7 @@ def running(row: Row) -> Iterator[Up]:
 
 
 def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str, str]]:
-    """vLLM as it comes, with the settings that our launcher gives it: threads, cache, no compilation, no prefix cache."""
+    """Command and environment of a stock vLLM with our launcher's threads and cache, without compilation and prefix cache."""
     options = {
         "--model": BUILD / row.model,
         "--served-model-name": "stock",
@@ -180,14 +180,15 @@ def stock(row: Row, environment: Mapping[str, str]) -> tuple[list[Any], dict[str
 
 
 def kv_cache() -> int:
-    """Bytes of the cache that our launcher plans in float32, and that all columns have: they are about time."""
+    """Bytes of the KV cache that stock vLLM gets: what our launcher plans for one, in float32."""
     from qembed.vllm.devices import Target
     from qembed.vllm.kernels import Cpu
     from qembed.vllm.settings import ServerSettings, resolve
 
     checkpoint = Checkpoint("float", BUILD / "float")
     sizes: dict[str, Any] = {name[2:].replace("-", "_"): int(size) for name, size in LIMITS.items()}
-    return resolve(ServerSettings(checkpoint, dtype="float32", **sizes), Target("cpu", "", None, None), Cpu(), 1).plan.kv_cache
+    settings = ServerSettings(checkpoint, dtype="float32", kv_cache=True, **sizes)
+    return resolve(settings, Target("cpu", "", None, None), Cpu(), 1).plan.kv_cache
 
 
 def await_health(url: str, process: subprocess.Popen[str], log: str) -> None:
@@ -208,23 +209,23 @@ def await_health(url: str, process: subprocess.Popen[str], log: str) -> None:
 
 
 def worker_of(session: int) -> int:
-    """The process that holds the model: of a server's processes the one with most memory."""
+    """The process with the model: the one of a server's processes with most memory."""
     return max(host.processes(session), key=own_memory)
 
 
-def run_llama(row: Row, asked: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
-    """Let llama.cpp embed the same tokens in a process of its own."""
+def run_llama(row: Row, loads: list[Load], say: Callable[[str], None]) -> dict[str, Any]:
+    """Embed the same tokens by llama.cpp in its own process."""
     say("llama.cpp")
     with (BUILD / f"{row.name}.log").open("w") as log:
-        done = subprocess.run(llama_command(row, asked), stdout=subprocess.PIPE, stderr=log, text=True, check=True, timeout=600)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+        done = subprocess.run(llama_command(row, loads), stdout=subprocess.PIPE, stderr=log, text=True, check=True, timeout=600)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
-def llama_command(row: Row, asked: list[Load]) -> list[str]:
-    """run_llama.py for `row`, with the token ids of all requests written for it."""
+def llama_command(row: Row, loads: list[Load]) -> list[str]:
+    """The command of run_llama.py for `row`; writes the token ids of all requests to a file for it."""
     tokenizer = Checkpoint("float", BUILD / "float").tokenizer()
     requests = BUILD / "loads.json"
-    ids = {load.name: [[tokenizer.encode(text).ids for text in texts] for texts in load.requests] for load in asked}
+    ids = {load.name: [[tokenizer.encode(text).ids for text in texts] for texts in load.requests] for load in loads}
     requests.write_text(json.dumps(ids))
     return list(map(str, [LLAMA, ROOT / "bench" / "run_llama.py", BUILD / row.model, requests, len(host.cores())]))

@@ -1,7 +1,7 @@
 """Write a Qwen3 checkpoint as GGUF in float16, and that in 4 bit: `python write_gguf.py CONFIG FLOAT16.SAFETENSORS FOLDER`.
 
-Runs in the environment that `make bench-serve` makes for llama.cpp. The files have no tokenizer: they get token
-ids.
+Runs in the environment that `make bench-serve` creates for llama.cpp. The files have no tokenizer: llama.cpp gets
+token ids.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ QUANTIZED = {"Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "Q4_K_M": llama_cpp.LLAM
 
 
 def main() -> None:
-    """Write F16.gguf and what is made from it."""
+    """Write F16.gguf and the 4-bit files."""
     config, tensors, folder = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     half = folder / "F16.gguf"
     write(json.loads(config.read_text()), tensors, half)
     for name, kind in QUANTIZED.items():
         settings = llama_cpp.llama_model_quantize_default_params()
         settings.ftype = kind
-        made = folder / f"{name}.gguf"
-        if llama_cpp.llama_model_quantize(str(half).encode(), str(made).encode(), settings):
-            made.unlink(missing_ok=True)
-            sys.exit(f"llama.cpp could not write {made}")
+        file = folder / f"{name}.gguf"
+        if llama_cpp.llama_model_quantize(str(half).encode(), str(file).encode(), settings):
+            file.unlink(missing_ok=True)
+            sys.exit(f"llama.cpp could not write {file}")
 
 
 def write(config: dict[str, Any], tensors: Path, file: Path) -> None:
@@ -74,7 +74,7 @@ def write(config: dict[str, Any], tensors: Path, file: Path) -> None:
 
 
 def gguf_name(name: str) -> str:
-    """What llama.cpp calls a tensor: "layers.3.mlp.up_proj.weight" is "blk.3.ffn_up.weight"."""
+    """The name of a tensor in llama.cpp: "layers.3.mlp.up_proj.weight" is "blk.3.ffn_up.weight"."""
     stem = name.removesuffix(".weight")
     if not stem.startswith("layers."):
         return f"{REST[stem]}.weight"

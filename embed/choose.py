@@ -14,13 +14,16 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find_served, short_name
 from qembed.client import embeddings
 from qembed.embed import connection, engine, inputs, servers, windows
+from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, OpenEngine
 from qembed.embed.windows import Texts
 from qembed.errors import BadInput
+from qembed.targets import is_same_file
 from qembed.text.cleaning import clean
 from qembed.text.prompts import DEFAULT_PROMPTS, instruct
+from qembed.text.rows.options import parse as parse_row_options
 from qembed.vectors import dtypes
-from qembed.vllm import machine, plan
+from qembed.vllm import api_keys, machine, plan
 from qembed.vllm.engine_options import parse as parse_engine_arg
 from qembed.vllm.settings import Launch, ServerSettings
 
@@ -62,11 +65,12 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     """
     check(source, options)
     output, rejects, chunk = Path(options["output"]), options["rejects"], options["chunk_tokens"]
-    found = inputs.find(
-        source, options["input_format"], options["text_is"] or ("document" if chunk else "lines"), _written(output, rejects)
-    )
+    found = inputs.find(source, options["input_format"], options["text_is"] or ("document" if chunk else "lines"), set())
+    found, replaced = _without_targets(found, output, rejects)
     if found.skipped:
         on_stage(f"{source}: {found.skipped} files are left out, their names tell no format that can be read")
+    rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
+    rows.check({file.row_format for file in found.files})
     computing = (_servers if options["urls"] else _clustered if options["ray"] else _own)(options, on_stage)
     prompt = _prompt(options, DEFAULT_PROMPTS if computing.checkpoint is None else computing.checkpoint.prompts)
     texts = Texts(
@@ -95,6 +99,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
         text_column=options["text_column"],
         id_column=options["id_column"],
         keep=tuple(dict.fromkeys(options["keep"])),
+        rows=rows,
         dtype=options["output_dtype"],
         about=about,
         identity={
@@ -105,6 +110,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
         rejects=None if rejects is None else Path(rejects),
         strict=options["strict"],
         force=options["force"],
+        replaced=replaced,
     )
     return made, computing.dimensions
 
@@ -126,6 +132,8 @@ def check(source: str, options: Options) -> None:
             if options[name]:
                 option = "--engine-arg" if name == "engine_args" else f"--{name.replace('_', '-')}"
                 raise BadInput(f"--url names a server that runs already; leave {option} out")
+    elif options["api_key_file"]:
+        raise BadInput("--api-key-file has the key of running servers; add --url, or leave it out")
     if options["ray"]:
         _check_ray(source, options)
     elif options["ray_workers"] or options["ray_cpus"] or options["ray_gpus"]:
@@ -216,8 +224,9 @@ def _clustered(options: Options, _: OnStage) -> Computing:
 
 
 def _servers(options: Options, on_stage: OnStage) -> Computing:
+    api_key = api_keys.first(options["api_key_file"])
     urls = list(dict.fromkeys(embeddings.base(url) for url in options["urls"]))
-    models = {url: embeddings.served(url) for url in urls}
+    models = {url: embeddings.served(url, api_key) for url in urls}
     names = {name for name, _ in models.values()}
     if len(names) > 1:
         said = ", ".join(f"{url} {name}" for url, (name, _) in models.items())
@@ -233,6 +242,7 @@ def _servers(options: Options, on_stage: OnStage) -> Computing:
         options["truncate"],
         options["timeout"],
         on_stage,
+        api_key,
     )
     limit = min(limits, default=None) if checkpoint is not None else None
     (name,) = names
@@ -264,8 +274,16 @@ def _check_chunks(texts: Texts) -> None:
         )
 
 
-def _written(output: Path, rejects: Path | None) -> set[Path]:
-    """The paths that the run writes. If they lie in the input folder, they are not inputs."""
+def _without_targets(found: Inputs, output: Path, rejects: Path | None) -> tuple[Inputs, list[Path]]:
+    """The inputs without files in a folder that the run writes itself, and these files.
+
+    They exist before the run only if an earlier run wrote them, or if they are texts of the user's.
+    """
     stem = output.with_suffix("")
-    mine = [output, *(stem.with_name(stem.name + end) for end in inputs.BESIDE)]
-    return {path.resolve() for path in (*mine, *([] if rejects is None else [rejects]))}
+    written = [output, *(stem.with_name(stem.name + end) for end in inputs.BESIDE), *([] if rejects is None else [rejects])]
+    existing = [path for path in written if path.exists()]
+    if not found.folder or not existing:
+        return found, []
+    replaced = [file.path for file in found.files if any(is_same_file(file.path, path) for path in existing)]
+    files = [file for file in found.files if file.path not in replaced]
+    return (replace(found, files=files) if files else found), replaced

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qembed.command.options import MODEL_HELP, Size
+from qembed.command.options import MODEL_HELP, Size, api_key_file_option
+from qembed.command.row_options import row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.command.signals import Interrupts
 from qembed.errors import Interrupted
@@ -40,10 +41,13 @@ computing, cluster = map(section, ("What computes", "On a Ray cluster"))
               ".csv, .jsonl, .fvecs (ids as for .npy).")  # fmt: skip
 @reading("--text-column", metavar="NAME", help="Column or field with the text.  [default: text]")
 @reading(
-    "--id-column", metavar="NAME", help="Column or field with the id.  [default: id if there is one, else the row's number]"
+    "--id-column",
+    metavar="NAME",
+    help="Column or field with the id.  [default: id or _id if there is one, else the row's number]",
 )
 @reading("--keep", multiple=True, metavar="NAME", help="Column or field to keep beside the vector; several if you like. 'text' "
          "keeps the text of the row, or of the chunk.")  # fmt: skip
+@row_options(reading)
 @reading("--input-format", type=click.Choice(["txt", "jsonl", "csv", "tsv", "parquet"]),
          help="Format of a file whose name does not tell, or of standard input.  [default for -: txt]")  # fmt: skip
 @reading("--txt", "text_is", type=click.Choice(["lines", "document"]),
@@ -73,16 +77,16 @@ computing, cluster = map(section, ("What computes", "On a Ray cluster"))
 @computing("--int4/--fp16", default=True, show_default=True, help="Use the INT4 checkpoint, or the original it came from.")
 @computing("--model", envvar="QEMBED_MODEL", show_envvar=True, metavar="MODEL", help=MODEL_HELP)
 @computing("--url", "urls", multiple=True, metavar="URL",
-           help="A running server in place of an engine in this process; several share the work. The key, if they want one, "
-                "is in QEMBED_API_KEY.")  # fmt: skip
+           help="A running server in place of an engine in this process; several share the work.")  # fmt: skip
+@api_key_file_option(computing)
 @computing("--timeout", type=click.FloatRange(1), default=300.0, show_default=True, help="Seconds that a request to a server "
            "may take.")  # fmt: skip
 @computing("--dtype", type=click.Choice(["auto", "float16", "bfloat16", "float32"]), default="auto", show_default=True,
            help="What to compute in, as `qembed serve` has it.")  # fmt: skip
 @computing("--memory", type=Size(), help="All that may be taken, as 3GiB: chooses the longest context that fits, then the "
            "most sequences.")  # fmt: skip
-@computing("--max-model-len", type=click.IntRange(1), metavar="N", help="Longest text, in tokens.  [default: 8192, or the "
-           "model's own limit if that is lower]")  # fmt: skip
+@computing("--max-model-len", type=click.IntRange(1), metavar="N", help="Longest text, in tokens.  [default: the model's "
+           "own limit, or what fits of it]")  # fmt: skip
 @computing("--max-num-seqs", type=click.IntRange(1), metavar="N", help="Texts computed at once, at most.  [default: 32; on "
            "a GPU 256]")  # fmt: skip
 @computing("--max-num-batched-tokens", type=click.IntRange(1), metavar="N", help="Tokens computed at once, at most.  "
@@ -190,7 +194,7 @@ def _with_progress(job: Job, console: Console) -> Finished:
                 said=f"{rows}{rejected}, {progress.rows_per_second:,.1f}/s{tokens}",
             )
 
-        return run.run(replace(job, engine=engine), tell)
+        return run.run(replace(job, engine=engine), tell, lambda note: console.print(note, style="dim", markup=False))
 
 
 def _on_cluster(job: Job, options: dict[str, Any], dimensions: int, console: Console) -> dict[str, Any]:
@@ -208,7 +212,7 @@ def _on_cluster(job: Job, options: dict[str, Any], dimensions: int, console: Con
             speed = done.vectors / max(time.monotonic() - began, 1e-9)
             status.update(f"{done.windows:,} parts, {done.vectors:,} vectors{rejected}, {speed:,.1f}/s with the start")
 
-        manifest = cluster.run(job, share, dimensions, tell)
+        manifest = cluster.run(job, share, dimensions, tell, lambda note: console.print(note, style="dim", markup=False))
     rejects = str(job.output / manifest["rejects"]) if manifest["rejects"] else None
     said = {name: value for name, value in manifest.items() if name not in ("parts", "columns", "qembed")}
     return {

@@ -37,6 +37,7 @@ from qembed.embed.windows import Mark, Window, windows
 from qembed.embed.writing import embedded
 from qembed.errors import BadInput, QembedError
 from qembed.files import sync, sync_folder
+from qembed.targets import already_exists, check_folder
 from qembed.vectors import dtypes
 
 MANIFEST = "manifest.json"
@@ -68,10 +69,17 @@ class Work:
         return f"part-{file:05d}-{number:07d}.parquet"
 
 
-def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], None] = lambda _: None) -> dict[str, Any]:
+def run(
+    job: Job,
+    share: Share,
+    dimensions: int,
+    on_progress: Callable[[Done], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
     """Run the job, or the rest of an interrupted one; returns the manifest.
 
-    `job.output` becomes a folder with the parts, the manifest, and the rejects if there are any.
+    `job.output` becomes a folder with the parts, the manifest, and the rejects if there are any. `on_note` is called with what
+    was decided about the first file, such as its delimiter; the others are read on the nodes.
 
     Raises:
         BadInput: the input or the options cannot be used, or the output exists.
@@ -81,7 +89,7 @@ def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], N
     job = replace(job, output=job.output.resolve(), inputs=replace(job.inputs, files=files))
     if not job.partial.exists():
         _check_free(job)
-    first = next(windows(_reading(job, files[0]).rows(), job.texts, Mark(), 0), None)
+    first = next(windows(replace(_reading(job, files[0]), on_note=on_note).rows(), job.texts, Mark(), 0), None)
     if first is None and len(files) == 1:
         raise BadInput(f"{files[0].name}: holds no texts")
     about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
@@ -112,9 +120,11 @@ def run(job: Job, share: Share, dimensions: int, on_progress: Callable[[Done], N
 
 
 def _check_free(job: Job) -> None:
-    if job.output.exists() and (not job.force or not (job.output / MANIFEST).exists()):
-        why = "--force to replace it" if (job.output / MANIFEST).exists() or not job.force else "delete it: it is none of ours"
-        raise BadInput(f"{job.output} exists already; choose another --output, or {why}")
+    check_folder(job.output, [*job.replaced, *(file.path for file in job.inputs.files)])
+    if job.output.exists() and not job.force:
+        raise BadInput(already_exists(job.output))
+    if job.output.exists() and not (job.output / MANIFEST).exists():
+        raise BadInput(f"{job.output}: not written by qembed embed --ray, so --force keeps it; choose another --output")
 
 
 def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> None:
@@ -197,7 +207,7 @@ def _parts(work: Work, share: Share, done: frozenset[str]) -> Iterator[Mapping[s
 
 
 def _reading(job: Job, file: Any) -> Reading:
-    return Reading(Inputs([file], job.inputs.folder), job.text_column, job.id_column, job.keep)
+    return Reading(Inputs([file], job.inputs.folder), job.text_column, job.id_column, job.keep, job.rows)
 
 
 def _read(batch: Mapping[str, Any], work: Work, done: frozenset[str]) -> Iterator[dict[str, list[Any]]]:

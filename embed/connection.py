@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qembed.errors import MissingExtra, QembedError
+from qembed.installation import how_to_install
 
 LOCAL = "local"
 AUTH = "RAY_AUTH_MODE"
@@ -42,7 +43,7 @@ def check() -> None:
     try:
         import ray.data
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"--ray needs {error.name}: pip install 'qembed[ray]'") from error
+        raise MissingExtra(f"--ray needs {error.name}: {how_to_install('ray')}") from error
     assert ray.data
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qembed.errors import MissingExtra
+from qembed.installation import how_to_install
 
 NO_TEXT = {"script", "style", "template", "noscript", "head", "title", "svg"}
 BLOCKS = {
@@ -55,9 +56,7 @@ def read(content: bytes, kind: str) -> Document:
     try:
         return readers.get(kind, _plain)(content)
     except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"{kind} needs {error.name}; install the readers of documents: pip install 'qembed[docs]'"
-        ) from error
+        raise MissingExtra(f"{kind} needs {error.name}; install the readers of documents: {how_to_install('docs')}") from error
 
 
 def _plain(content: bytes) -> Document:

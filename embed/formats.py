@@ -9,6 +9,7 @@ from typing import Any
 from qembed.embed.outputs import IDS, VECTORS, Output, VectorBlock, VectorLayout, lines
 from qembed.embed.parquet import Parquet
 from qembed.errors import BadInput, MissingExtra
+from qembed.installation import how_to_install
 from qembed.text import strict_json
 
 NPY_HEAD = 128
@@ -128,5 +129,5 @@ def kind(path: Path, dtype: str) -> type[Output]:
         from importlib.util import find_spec
 
         if find_spec("pyarrow") is None:
-            raise MissingExtra(f"{path}: writing Parquet needs pyarrow; install it: pip install 'qembed[parquet]'")
+            raise MissingExtra(f"{path}: writing Parquet needs pyarrow; install it: {how_to_install('parquet')}")
     return found

@@ -8,20 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qembed.errors import BadInput
+from qembed.text.rows.reader import FORMATS
 
 STDIN = "-"
-FORMATS = {
-    ".txt": "txt",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
 BESIDE = (".ids.jsonl", ".rejects.jsonl")
 """What a run writes beside its output; no input, if it lies in a folder of them."""
 DOCUMENTS = (".pdf", ".docx", ".html", ".htm", ".md")
+TEXT_DOCUMENTS = (".txt", ".md")
+"""Documents that are plain text in some encoding; HTML names its own."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +25,13 @@ class File:
     path: Path
     name: str
     format: str
+
+    @property
+    def row_format(self) -> str:
+        """What the options of `qembed.text.rows` apply to: a format of rows, or "binary" for a document that is no text."""
+        if self.format != "document":
+            return self.format
+        return "txt" if self.name == STDIN or self.path.suffix.lower() in TEXT_DOCUMENTS else "binary"
 
     @property
     def size(self) -> int:
@@ -58,18 +59,18 @@ def find(argument: str, format: str | None, text_is: str, not_these: set[Path]) 
     """
     if argument == STDIN:
         if format == "parquet":
-            raise BadInput("-: Parquet cannot be read from standard input, its index stands at the end; give the file")
+            raise BadInput("-: Parquet cannot be read from standard input, because its index is at the end; name the file")
         return Inputs([File(Path("/dev/stdin"), STDIN, _text(format or "txt", text_is))], False)
     path = Path(argument).expanduser()
     if path.is_dir():
         if format is not None:
-            raise BadInput(f"{path}: --input-format goes with a file; in a folder the names tell")
+            raise BadInput(f"{path}: --input-format goes with a file; in a folder the names tell the formats")
         below = [file for file in _below(path) if file.resolve() not in not_these and not file.name.endswith(BESIDE)]
-        found = [(file, _format(file, text_is)) for file in below]
-        files = [File(file, file.relative_to(path).as_posix(), kind) for file, kind in found if kind]
+        formats = [(file, _format(file, text_is)) for file in below]
+        files = [File(file, file.relative_to(path).as_posix(), kind) for file, kind in formats if kind]
         if not files:
             raise BadInput(f"{path}: holds no file that can be read: {', '.join([*FORMATS, *DOCUMENTS])}")
-        return Inputs(files, True, len(found) - len(files))
+        return Inputs(files, True, len(formats) - len(files))
     if not path.exists():
         raise BadInput(f"{argument}: no such file or folder")
     kind = _text(format, text_is) if format else _format(path, text_is)

@@ -13,6 +13,8 @@ from qembed.embed.engine import Engine
 from qembed.embed.inputs import Inputs
 from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS, VECTORS
 from qembed.embed.windows import SIZE, TOKENS, Texts
+from qembed.targets import Target
+from qembed.text.rows.options import RowOptions
 
 OpenEngine = Callable[[], AbstractContextManager[Engine]]
 
@@ -28,12 +30,14 @@ class Job:
         engine: opens the engine.
         text_column, id_column: columns of text and id; None for the defaults.
         keep: columns to copy to the output.
+        rows: delimiter, encoding and header of the input.
         dtype: of the stored vectors, one of `vectors.dtypes.DTYPES`.
         about: metadata of the vectors, for formats that can store it.
         identity: everything that the result depends on, except the rows.
         rejects: file for rows without a vector.
         strict: whether a row that cannot be embedded ends the run.
         force: whether existing files are replaced.
+        replaced: input files that the job would replace; it is refused unless they are its own finished output.
     """
 
     inputs: Inputs
@@ -43,12 +47,14 @@ class Job:
     text_column: str | None = None
     id_column: str | None = None
     keep: Sequence[str] = ()
+    rows: RowOptions = field(default_factory=RowOptions)
     dtype: str = "float32"
     about: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
     rejects: Path | None = None
     strict: bool = False
     force: bool = False
+    replaced: Sequence[Path] = ()
 
     @property
     def partial(self) -> Path:
@@ -68,6 +74,10 @@ class Job:
         rejects = self.rejects or stem.with_name(stem.name + ".rejects.jsonl")
         return {**sides, REJECTS: rejects, VECTORS: self.output}
 
+    def target(self, name: str) -> Target:
+        """The file `name` of `targets`, with the option that decides its path."""
+        return Target(self.targets[name], "--rejects" if name == REJECTS and self.rejects is not None else "--output")
+
 
 def settings_of(job: Job) -> dict[str, Any]:
     """Everything that the result depends on, except the rows."""
@@ -78,6 +88,9 @@ def settings_of(job: Job) -> dict[str, Any]:
         "columns": job.columns,
         "text column": job.text_column,
         "id column": job.id_column,
+        "delimiter": job.rows.delimiter,
+        "encoding": job.rows.encoding,
+        "header": job.rows.header,
         "prompt": job.texts.prompt,
         "cleaned": job.texts.cleaned,
         "truncate": job.texts.truncate,

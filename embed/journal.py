@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,9 +20,11 @@ from typing import IO, Any
 
 from qembed.embed.windows import Mark
 from qembed.errors import BadInput, QembedError
-from qembed.files import sync
+from qembed.files import sync, write_atomically
+from qembed.targets import is_same_file
 
 NAME = "journal.jsonl"
+TARGETS = "targets.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -94,6 +96,29 @@ def opened(folder: Path, settings: Mapping[str, Any], force: bool) -> Iterator[J
         if not records:
             journal._append({"settings": wanted})
         yield journal
+
+
+def claim(folder: Path, targets: Sequence[Path]) -> None:
+    """Record the files that the run in `folder` is going to write.
+
+    Raises:
+        BadInput: another run beside it, interrupted or still going on, is going to write one of them too, such as the ids of
+            `v.npy` and `v.fvecs`.
+    """
+    write_atomically(folder / TARGETS, json.dumps([str(path.absolute()) for path in targets]))
+    for other in sorted(folder.parent.glob(f".*.partial/{TARGETS}")):
+        if other.parent.name == folder.name:
+            continue
+        try:
+            theirs = [Path(path) for path in json.loads(other.read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError):  # of a run that has just ended
+            continue
+        for path in targets:
+            if any(is_same_file(path, each) for each in theirs):
+                raise BadInput(
+                    f"{path}: the run in {other.parent} writes this file too; let it end, delete that folder if it was given "
+                    "up, or choose another --output"
+                )
 
 
 def remove(folder: Path) -> None:

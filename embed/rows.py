@@ -31,8 +31,8 @@ class Row:
     @property
     def identity(self) -> bytes:
         """What distinguishes this row when a resumed run reads it again."""
-        said = f"{self.id}\0{self.text}\0{self.reason}\0".encode(errors="surrogatepass")
-        return said if self.document is None else said + self.document
+        text = f"{self.id}\0{self.text}\0{self.reason}\0".encode(errors="surrogatepass")
+        return text if self.document is None else text + self.document
 
 
 @dataclass(frozen=True)
@@ -49,5 +49,5 @@ class Reject:
     @property
     def record(self) -> dict[str, Any]:
         """The entry in the rejects file; the text is shortened to what helps to find it."""
-        shown = None if self.text is None else self.text[: self.SHOWN].encode("utf-8", "replace").decode()
-        return {"id": self.id, "place": self.place, "reason": self.reason, "text": shown}
+        text = None if self.text is None else self.text[: self.SHOWN].encode("utf-8", "replace").decode()
+        return {"id": self.id, "place": self.place, "reason": self.reason, "text": text}

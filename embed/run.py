@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import itertools
 import os
 import queue
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from qembed.embed.spool import Spool
 from qembed.embed.windows import Window, windows
 from qembed.embed.writing import OnProgress, Writing, computed
 from qembed.errors import BadInput, QembedError
-from qembed.files import sync_folder
+from qembed.files import appearing, sync_folder, sync_path
+from qembed.targets import already_exists, check_targets
 
+OnNote = Callable[[str], None]
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 REJECTED = 4
 """Exit code of a run that is whole, and has rejected rows."""
@@ -52,28 +55,22 @@ def check(job: Job) -> None:
         MissingExtra: Parquet without pyarrow.
     """
     formats.kind(job.output, job.dtype)
-    if not job.output.parent.is_dir():
-        raise BadInput(f"{job.output.parent}: no such folder; make it first")
-    if job.rejects is not None and not job.rejects.parent.is_dir():
-        raise BadInput(f"{job.rejects.parent}: no such folder; make it first")
     taken = {"id", "vector", *(CHUNK_COLUMNS if job.texts.chunk_tokens else ())}
     for name in job.keep:
         if name in taken:
             raise BadInput(f"--keep {name}: the output has a column of that name of its own")
     if not (job.partial / journal.NAME).exists():
-        _check_free(job)
+        _check_targets(job)
 
 
-def _check_free(job: Job) -> None:
-    for path in job.targets.values():
-        if path.is_dir():
-            raise BadInput(f"{path}: a folder; give another name")
-        if path.exists() and not job.force:
-            raise BadInput(f"{path} exists already; choose another --output, or --force to replace it")
+def _check_targets(job: Job) -> None:
+    """Check that no file that the job writes is one that it reads, or one that is there and must stay."""
+    inputs = [*job.replaced, *(file.path for file in job.inputs.files)]
+    check_targets([job.target(name) for name in reversed(job.targets)], inputs, force=job.force)
 
 
-def run(job: Job, on_progress: OnProgress = lambda _: None) -> Finished:
-    """Run the job, or the rest of an interrupted one.
+def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = lambda _: None) -> Finished:
+    """Run the job, or the rest of an interrupted one. `on_note` is called with what the readers decided, such as a delimiter.
 
     Raises:
         BadInput: the input or the options cannot be used; with `strict`, a row cannot.
@@ -84,9 +81,10 @@ def run(job: Job, on_progress: OnProgress = lambda _: None) -> Finished:
     with on_disk(job), journal.opened(job.partial, settings_of(job), job.force) as kept:
         before = kept.done
         if not before.ended:
-            _check_free(job)
+            _check_targets(job)
             try:
-                _compute(job, kept, on_progress)
+                journal.claim(job.partial, list(job.targets.values()))
+                _compute(job, kept, on_progress, on_note)
             except BaseException:
                 if not kept.done.windows and not any((job.partial / name).exists() for name in spool.FILES):
                     journal.remove(job.partial)
@@ -99,9 +97,9 @@ def run(job: Job, on_progress: OnProgress = lambda _: None) -> Finished:
     return Finished(kept.done, dimensions, before.vectors, rejects, targets.get(IDS), time.monotonic() - began)
 
 
-def _compute(job: Job, kept: Journal, on_progress: OnProgress) -> None:
+def _compute(job: Job, kept: Journal, on_progress: OnProgress, on_note: OnNote) -> None:
     """Embed window after window until the input ends."""
-    reading = Reading(job.inputs, job.text_column, job.id_column, job.keep)
+    reading = Reading(job.inputs, job.text_column, job.id_column, job.keep, job.rows, on_note)
     with _ahead(_windows(job, reading, kept.done)) as coming:
         first = next(coming, None)
         if first is None and not kept.done.windows:
@@ -135,12 +133,16 @@ def _windows(job: Job, reading: Reading, start: Done) -> Iterator[Window]:
 def _put_in_place(job: Job, kept: Journal) -> None:
     """Rename the files to their final names. Can be repeated after an interruption."""
     done, targets = kept.done, job.targets
-    for name, target in targets.items():
-        source = job.partial / name
-        if name == REJECTS and not done.rejected:
-            target.unlink(missing_ok=True)
-        elif source.exists():
-            _move(source, target)
+    missing = [name for name in targets if (job.partial / name).exists() and not (name == REJECTS and not done.rejected)]
+    for name in missing:
+        target = job.target(name)
+        check_targets([target], [file.path for file in job.inputs.files], force=True)
+        if not job.force and target.path.exists() and not filecmp.cmp(job.partial / name, target.path, shallow=False):
+            raise BadInput(f"{already_exists(target.path, target.option)}; it was not there when the run began")
+    if not done.rejected and job.force and targets[REJECTS].is_file():
+        targets[REJECTS].unlink()
+    for name in missing:
+        _move(job.partial / name, targets[name])
     sync_folder(job.output.parent)
 
 
@@ -151,7 +153,9 @@ def _move(source: Path, target: Path) -> None:
     except OSError:
         if source.stat().st_dev == target.parent.stat().st_dev:
             raise
-        shutil.copyfile(source, target)
+        with appearing(target) as temporary:
+            shutil.copyfile(source, temporary)
+            sync_path(temporary)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any
 
 from qembed.client import embeddings
+from qembed.client.about import as_it_is
 from qembed.embed.engine import NOT_FINITE, Engine, sorted_batches
 from qembed.embed.spool import Result
 from qembed.embed.windows import Item
@@ -34,11 +35,12 @@ PROBE = "qembed"
 
 @dataclass
 class Server:
-    """A server, and its number of consecutive failures."""
+    """A server, the fields that its requests have beside OpenAI's, and its number of consecutive failures."""
 
     url: str
     api: openai.OpenAI
     model: str
+    fields: Mapping[str, Any]
     failures: int = 0
     since: float = 0.0
 
@@ -155,10 +157,13 @@ class _Refused(Exception):
 def _ask(servers: Servers, server: Server, texts: list[str], last: bool = False) -> list[Any]:
     import openai
 
-    more: dict[str, Any] = {"extra_body": {"truncate_prompt_tokens": -1}} if servers.truncate else {}
+    fields = {**server.fields, **({"truncate_prompt_tokens": -1} if servers.truncate else {})}
     try:
         answer = server.api.embeddings.create(
-            model=server.model, input=texts, dimensions=openai.omit if servers.cut is None else servers.cut, **more
+            model=server.model,
+            input=texts,
+            dimensions=openai.omit if servers.cut is None else servers.cut,
+            extra_body=fields or None,
         )
         rows = [item.embedding for item in sorted(answer.data, key=lambda item: item.index)]
     except openai.APIConnectionError as error:  # a timeout, too
@@ -182,9 +187,16 @@ def _ask(servers: Servers, server: Server, texts: list[str], last: bool = False)
 
 @contextmanager
 def opened(
-    models: Mapping[str, str], cut: int | None, truncate: bool, timeout: float, on_wait: Callable[[str], None]
+    models: Mapping[str, str],
+    cut: int | None,
+    truncate: bool,
+    timeout: float,
+    on_wait: Callable[[str], None],
+    api_key: str | None = None,
 ) -> Iterator[Engine]:
     """The servers in `models` (model names by URL) for the duration of the block; requests time out after `timeout` seconds.
+
+    `api_key` None: the key, if one is required, comes from the environment.
 
     Raises:
         BadInput: a server rejects --dimensions or a first text.
@@ -195,8 +207,9 @@ def opened(
     with contextlib.ExitStack() as stack:
         servers = []
         for url, model in models.items():
-            api = openai.OpenAI(base_url=embeddings.base(url) + "/v1", api_key=embeddings.key(), timeout=timeout, max_retries=0)
-            servers.append(Server(url, stack.enter_context(api), model))
+            key = api_key or embeddings.key()
+            api = openai.OpenAI(base_url=embeddings.base(url) + "/v1", api_key=key, timeout=timeout, max_retries=0)
+            servers.append(Server(url, stack.enter_context(api), model, as_it_is(url, api_key)))
         try:
             yield Servers(servers, cut, truncate, on_wait)
         except _Refused as error:

@@ -19,6 +19,7 @@ from qembed.embed.documents import Document
 from qembed.embed.rows import Reject, Row
 from qembed.errors import BadInput
 from qembed.text.cleaning import has_surrogate
+from qembed.text.rows.values import storable
 from qembed.text.texts import model_input
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Texts:
         cleaned: whether texts are cleaned like on the server.
         truncate: whether texts that are too long are cut at the end.
         chunk_tokens, overlap: maximum tokens of a chunk, and of what two chunks share; None: rows are not split.
-        keep_text: whether the original text of each row or chunk is among the columns.
+        keep_text: whether the text of each row or chunk, as in the input but without NUL, is among the columns.
         rows: maximum texts per window.
     """
 
@@ -181,7 +182,7 @@ def _candidates(rows: Iterable[Row], texts: Texts, skip: int) -> Iterator[_Candi
         columns = dict(row.columns)
         if texts.chunk_tokens is None:
             if texts.keep_text:
-                columns["text"] = row.text if document is None else document.text
+                columns["text"] = storable(row.text if document is None else document.text)
             yield _Candidate(row, row.id, "" if document is None else document.text, columns, True, reason)
         elif document is None or not document.text.strip():
             yield _Candidate(row, row.id, "", columns, True, reason)
@@ -211,7 +212,7 @@ def _chunked(row: Row, document: Document, texts: Texts, columns: dict[str, Any]
     def candidate(number: int, span: Span, last: bool) -> _Candidate:
         where = {"start": span.start, "end": span.end, "page": document.page(span.start)}
         text = document.text[span.start : span.end]
-        kept = {"text": text} if texts.keep_text else {}
+        kept = {"text": storable(text)} if texts.keep_text else {}
         return _Candidate(row, f"{row.id}#{number}", text, {**columns, **where, **kept}, last)
 
     before: Span | None = None

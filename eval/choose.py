@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from qembed import rerank
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find, find_int4, source_of
@@ -23,6 +25,9 @@ from qembed.eval.tasks.retrieval import Collection
 from qembed.eval.texts import Data
 from qembed.files import sha256
 from qembed.text.prompts import DEFAULT_PROMPTS
+from qembed.text.rows.options import RowOptions
+from qembed.text.rows.options import parse as parse_row_options
+from qembed.text.rows.reader import FORMATS
 from qembed.vectors import sources, vector_files
 from qembed.vectors.cache import default_folder
 from qembed.vectors.sources import Side
@@ -56,6 +61,7 @@ def check(options: Options) -> None:
     for first, second, line in CLASHES:
         if options[first] and options[second]:
             raise BadInput(line)
+    row_options(options)
     names_server = options["url"] or options["baseline_url"] or "://" in (options["rerank"] or "")
     if options["api_key_file"] and not names_server:
         raise BadInput("--api-key-file is for running servers: name one with --url, --baseline-url or --rerank")
@@ -67,7 +73,29 @@ def data(options: Options) -> Data:
         files = [vector_files.read(options[name]) for name in ("vectors", "baseline_vectors")]
         path = Path(options["vectors"])
         return Data(path, sha256(path), vector_files.texts_of(*files))
-    return texts.read(options["data"] or texts.HELDOUT)
+    if options["data"] is None:
+        if option := next((name for name in ("text_column", "id_column") if options[name]), None):
+            raise BadInput(f"--{option.replace('_', '-')} applies to --data")
+        return texts.read(texts.HELDOUT)
+    return texts.read(options["data"], row_options(options), options["text_column"], options["id_column"], note)
+
+
+def row_options(options: Options) -> RowOptions:
+    """How --data, --classification and --sts are to be read.
+
+    Raises:
+        BadInput: an option has an invalid value, or none of these files is of a kind that it applies to.
+    """
+    parsed = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
+    paths = [tables.path_of(str(options[name])) for name in ("data", "classification", "sts") if options[name]]
+    # A folder of labelled texts may hold any kind.
+    parsed.check({"csv" if path.is_dir() else FORMATS.get(path.suffix.lower(), "") for path in paths})
+    return parsed
+
+
+def note(line: str) -> None:
+    """Print what a reader decided about a file."""
+    click.echo(line, err=True)
 
 
 def cache_folder(options: Options, progress: Console) -> Path | None:
@@ -156,10 +184,14 @@ def tasks(options: Options, folder: Path | None, progress: Console) -> tuple[lis
     if "classification" in names:
         classification.check_package(options["classifier"])
         given = options["classification"]
-        labelled = tables.labelled(given, instruction) if given else builtin.classification(instruction)
+        labelled = (
+            tables.labelled(given, instruction, row_options(options), note) if given else builtin.classification(instruction)
+        )
         found.append(classification.task(labelled, options["classifier"]))
     if "sts" in names:
-        found.append(sts.task(tables.pairs(options["sts"], instruction) if options["sts"] else builtin.sts(instruction)))
+        given = options["sts"]
+        pairs = tables.pairs(given, instruction, row_options(options), note) if given else builtin.sts(instruction)
+        found.append(sts.task(pairs))
     scored = [mteb.task(name.removeprefix(MTEB)) for name in names if name.startswith(MTEB)]
     return found, scored, "speed" in names
 

@@ -14,7 +14,7 @@ import click
 
 from qembed.checkpoint.find import DEFAULT_MODEL
 from qembed.command.options import JSON_HELP, api_key_file_option
-from qembed.command.outputs import refuse_inputs
+from qembed.command.row_options import row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted, QembedError
 
@@ -64,8 +64,12 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
             "(matched by its column 'id' or 'text', if it has one).")  # fmt: skip
 @sides("--baseline-vectors", type=click.Path(path_type=Path), metavar="FILE", help="Stored vectors of the baseline.")
 @reading("--data", type=click.Path(path_type=Path), metavar="FILE",
-         help="Texts: .txt with one a line, or .jsonl with one object a line: text, and if you like id, kind "
+         help="Texts: .txt with one a line, or .jsonl, .csv, .tsv or .parquet with text, and if you like id, kind "
               "(query, document, code), language, instruction.  [default: the built-in held-out texts]")  # fmt: skip
+@reading("--text-column", metavar="NAME", help="Column or field of --data with the text.  [default: text]")
+@reading("--id-column", metavar="NAME", help="Column or field of --data with the id, by which --vectors are matched.  "
+         "[default: id or _id if there is one, else the row's number]")  # fmt: skip
+@row_options(reading, " of --data, --classification and --sts")
 @reading("--cache", type=click.Path(path_type=Path, file_okay=False), envvar="QEMBED_EVAL_CACHE", show_envvar=True,
          metavar="FOLDER", help="Cache of computed vectors, from which an interrupted run continues.  "
          "[default: qembed/eval in the user's cache folder]")  # fmt: skip
@@ -77,12 +81,12 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
          help="Queries, passages and relevance: a folder in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/test.tsv), or "
               "SQuAD's JSON. Several files of XQuAD, or a folder of them, are searched across languages.")  # fmt: skip
 @tasking("--classification", metavar="PATH",
-         help="Labelled texts: .csv, .tsv or .jsonl with text, label and if you like language and split (train, test), or a "
-              "folder with train.csv and test.csv. FILE:COLUMN,COLUMN names other columns for text and label.")  # fmt: skip
+         help="Labelled texts: .csv, .tsv, .parquet or .jsonl with text, label and if you like language and split (train, "
+              "test), or a folder with train.csv and test.csv. FILE:COLUMN,COLUMN names other columns.")  # fmt: skip
 @tasking("--classifier", type=click.Choice(["logistic", "lightgbm"]), default="logistic", show_default=True,
          help="What is trained on the vectors: logistic regression (scikit-learn) or LightGBM.")  # fmt: skip
 @tasking("--sts", metavar="FILE",
-         help="Scored pairs: .csv, .tsv or .jsonl with sentence1, sentence2, score and if you like language. "
+         help="Scored pairs: .csv, .tsv, .parquet or .jsonl with sentence1, sentence2, score and if you like language. "
               "FILE:COLUMN,COLUMN,COLUMN names other columns.")  # fmt: skip
 @tasking("--instruction", metavar="TEXT",
          help="Task description for the tasks' queries, labelled texts and pairs, in place of the model's query prompt. "
@@ -98,6 +102,7 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
             "too few to tell: its 95% interval reaches across X%. Without a task all are run.")  # fmt: skip
 @writing("--report", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
          help="Write the result to FILE.html (one self-contained page), FILE.json or FILE.md. Can be repeated.")  # fmt: skip
+@writing("--force", is_flag=True, help="Replace reports that exist.")
 @writing("--card", is_flag=True, help="Write the numbers into the model card (README.md) of the INT4 checkpoint.")
 @writing("--compare", nargs=2, type=click.Path(path_type=Path), metavar="A.json B.json",
          help="Measure nothing; compare two results, and tell which differences are within noise.")  # fmt: skip
@@ -118,6 +123,7 @@ def command(**options: Any) -> None:
     Exit codes: 0 done, 1 a threshold was missed or a vector is unusable, 2 bad input, or a side that could not be measured, 3 a
     package is missing, 5 too few texts to tell whether --max-task-drop is met, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
+    from qembed.eval import targets
     from qembed.eval.report import card
     from qembed.report import files
 
@@ -126,7 +132,7 @@ def command(**options: Any) -> None:
         return
     for path in options["report"]:
         files.check(path)
-    refuse_inputs("--report", options["report"], _inputs(options))
+    targets.check(options)
     with _exit_code_1_reserved(options):
         result, folder = _measure(options)
     # The result is shown even if a report cannot be written.
@@ -142,15 +148,6 @@ def command(**options: Any) -> None:
         raise SystemExit(1)
     if result["verdict"]["undecided"]:
         raise SystemExit(UNDECIDED)
-
-
-def _inputs(options: dict[str, Any]) -> Iterator[Path]:
-    """The files that the options name: texts, vectors, data of tasks, checkpoints."""
-    names = [options[name] for name in ("data", "vectors", "baseline_vectors", "model", "baseline_model", "sts")]
-    for name in filter(None, (*names, options["classification"], *options["retrieval"])):
-        path = next((path for path in (Path(name), Path(str(name).rpartition(":")[0] or name)) if path.exists()), None)
-        if path is not None:  # a hub id is none; FILE:COLUMN,COLUMN is one without its columns
-            yield from path.rglob("*") if path.is_dir() else [path]
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:

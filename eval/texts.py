@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qembed.errors import BadInput
 from qembed.files import sha256
+from qembed.text.rows.lines import problem
+from qembed.text.rows.options import RowOptions
+from qembed.text.rows.reader import DEFAULT, FIXED, IDS, format_of, opened
+from qembed.text.rows.record import Record, shown
+from qembed.text.rows.values import NoId, id_text
 from qembed.text.texts import KINDS, Text
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
+FIELDS = ("kind", "language", "instruction")
 ENCODED_AT_ONCE = 1024  # an encoding takes some hundred bytes a token
 
 
@@ -28,22 +33,47 @@ class Data:
     texts: list[Text]
 
 
-def read(path: Path) -> Data:
-    """The texts of `path`: `.txt` with one text per line, or `.jsonl` with one object per line.
+def read(
+    path: Path,
+    options: RowOptions = DEFAULT,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> Data:
+    """The texts of `path`: `.txt` with one text per line, `.jsonl` with one object per line, `.csv`, `.tsv` or `.parquet`.
 
-    An object has `text`, and optionally `id`, `kind`, `language` and `instruction` (strings; other keys are ignored). Blank
-    lines are skipped. A text without an id is named by its line: "line 12".
+    A row has a text (column `text` unless `text_column` names another), and optionally `id` (or `_id`, or `id_column`), `kind`,
+    `language` and `instruction`; other columns are ignored. Blank lines are skipped. A text without an id is named as
+    `qembed embed` names it: by its line, or in tables by its row. `on_note` is called with what the reader decided.
 
     Raises:
-        BadInput: the file cannot be read or is empty, or a line is not UTF-8, not such an object, or has no text.
+        BadInput: the file cannot be read or is empty, lacks a column, or a row is not valid, or has no text.
+        MissingExtra: Parquet without pyarrow.
     """
-    parse = {".txt": _plain, ".jsonl": _object}.get(path.suffix.lower())
-    if parse is None:
-        raise BadInput(f"{path}: name it .txt (one text a line) or .jsonl (one JSON object with a text field a line)")
-    found = [parse(line, number, f"{path}, line {number}") for number, line in lines(path)]
-    if not found:
+    column = text_column or "text"
+    format = format_of(path)  # noqa: A001
+    if format == "txt" and (text_column or id_column):
+        raise BadInput(f"{path}: plain text has no columns; leave {'--text-column' if text_column else '--id-column'} out")
+    named = {column: "--text-column", **({id_column: "--id-column"} if id_column else {})}
+    wanted = {**dict.fromkeys(FIELDS, ""), **named}
+    rows: list[Text] = []
+    with opened(path, format, options, wanted) as records:
+        for required, option in named.items():
+            if not records.has(required):
+                raise records.missing(required, option)
+        ids = (id_column,) if id_column else IDS
+        if records.columns is not None and (own := next((name for name in ids if name in records.columns), None)):
+            ids = (own,)
+            wanted[own] = "--id-column"
+        for note in records.notes:
+            on_note(f"{path}: {note}")
+        for record in records.read(wanted):
+            if format == "txt" and record.reason is None and not record.values["text"].strip():
+                continue
+            rows.append(_text(record, column, ids, id_column is not None))
+    if not rows:
         raise BadInput(f"{path}: holds no texts")
-    return Data(path, sha256(path), found)
+    return Data(path, sha256(path), rows)
 
 
 @dataclass(frozen=True)
@@ -96,64 +126,56 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         BadInput: the file cannot be read, or a line is not UTF-8.
     """
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise BadInput(f"{path}, line {number}: not UTF-8 (byte {error.start + 1})") from error
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
+    with opened(path, "txt", FIXED) as records:
+        for record in records.read({}):
+            if record.reason:
+                raise BadInput(f"{record.place}: {record.reason}")
+            if record.values["text"].strip():
+                yield record.number, record.values["text"]
 
 
-def _plain(line: str, number: int, where: str) -> Text:  # noqa: ARG001
-    return Text(id=f"line {number}", text=line)
-
-
-def _object(line: str, number: int, where: str) -> Text:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise BadInput(f"{where}: not JSON: {error}") from error
-    except RecursionError as error:
-        raise BadInput(f"{where}: not JSON: nested too deeply") from error
-    if not isinstance(value, dict):
-        raise BadInput(f"{where}: not a JSON object")
-    text = field(value, "text", where)
+def _text(record: Record, column: str, ids: Sequence[str], id_required: bool) -> Text:
+    where, values = record.place, record.values
+    if record.reason:
+        raise BadInput(f"{where}: {record.reason}")
+    text = field(values, column, where)
     if text is None:
-        raise BadInput(f"{where}: no text field")
+        advice = "" if column in values else f"; choose one with --text-column: {shown(list(values))}"
+        raise BadInput(f"{where}: no {column} field{advice}")
     if not text.strip():
         raise BadInput(f"{where}: the text is empty")
-    kind = field(value, "kind", where) or "document"
+    kind = field(values, "kind", where) or "document"
     if kind not in KINDS:
         raise BadInput(f"{where}: kind '{kind}' is none of {', '.join(KINDS)}")
+    id_column = next((name for name in ids if name in values), ids[0])
+    try:
+        name = id_text(values.get(id_column))
+    except NoId as error:
+        raise BadInput(f"{where}: {id_column} is no id: {error}") from error
+    if name is None and id_required:
+        raise BadInput(f"{where}: {id_column} is missing")
+    if name is not None and (reason := problem(name)):
+        raise BadInput(f"{where}: {id_column} {reason}")
     return Text(
-        id=field(value, "id", where) or f"line {number}",
+        id=name or str(record.number),
         text=text,
         kind=kind,
-        language=field(value, "language", where),
-        instruction=field(value, "instruction", where),
+        language=field(values, "language", where) or None,
+        instruction=field(values, "instruction", where) or None,
     )
 
 
-def field(value: dict[str, Any], name: str, where: str) -> str | None:
-    """The string in the field `name` of an object, or None; `where` is the location for messages.
+def field(values: Mapping[str, Any], name: str, where: str) -> str | None:
+    """The string in the field `name`, or None; `where` is the location for messages.
 
     Raises:
         BadInput: the value is not a string.
     """
-    field = value.get(name)
-    if name == "id" and isinstance(field, int) and not isinstance(field, bool):
-        field = str(field)
-    if field is None:
+    value = values.get(name)
+    if value is None:
         return None
-    if not isinstance(field, str):
+    if not isinstance(value, str):
         raise BadInput(f"{where}: {name} is not a string")
-    try:
-        field.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadInput(f"{where}: {name} holds half of a surrogate pair, which is not text") from error
-    return field
+    if reason := problem(value):
+        raise BadInput(f"{where}: {name} {reason}")
+    return value

@@ -1,4 +1,4 @@
-"""Support tickets in four languages, sorted by LightGBM on their vectors: trained on all languages, or on English alone.
+"""Support tickets in four languages, classified by LightGBM on their vectors: trained on all languages, or on English alone.
 
     qembed quantize --model sample
     python examples/ticket_classification.py                              # embeds with an engine of its own
@@ -41,7 +41,7 @@ def embedded(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def predicted(tickets: dict[str, Any], trained: Any) -> Any:
-    """The labels of all tickets by a classifier that saw the rows `trained`."""
+    """The labels of all tickets by a classifier trained on the rows `trained`."""
     model = LGBMClassifier(
         n_estimators=200, learning_rate=0.05, num_leaves=7, min_child_samples=4, colsample_bytree=0.2, random_state=0,
         deterministic=True, force_col_wise=True, verbose=-1,
@@ -51,9 +51,9 @@ def predicted(tickets: dict[str, Any], trained: Any) -> Any:
 
 
 def main() -> None:
-    """Train, test, tell."""
+    """Train, test, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="sample", help="model to embed with (its INT4 checkpoint, made by qembed quantize)")
+    parser.add_argument("--model", default="sample", help="model to embed with (its INT4 checkpoint from qembed quantize)")
     parser.add_argument("--url", help="a running server in its place")
     tickets = embedded(parser.parse_args())
     language, label, train = tickets["language"], tickets["label"], tickets["split"] == "train"

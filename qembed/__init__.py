@@ -4,7 +4,7 @@
 def __getattr__(name: str) -> str:
     """`qembed.__version__`, looked up only when it is asked for."""
     if name == "__version__":
-        from importlib.metadata import version
+        from qembed.installation import version
 
-        return version("qembed")
+        return version()
     raise AttributeError(name)

@@ -10,6 +10,12 @@ from typing import Any
 
 import click
 
+from qembed.command import failures
+from qembed.installation import version
+
+AS_JSON = "qembed.as_json"
+"""Key of the context's `meta`: whether the command line has --json."""
+
 COMMANDS = {
     "quantize": ("qembed.quantize.cli", "Turn an FP16 checkpoint into an AWQ INT4 one."),
     "serve": ("qembed.serve.cli", "Serve a checkpoint through vLLM behind the OpenAI embeddings API."),
@@ -51,43 +57,35 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a QembedError is printed as one line and becomes the exit code."""
-        from qembed.errors import QembedError
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the options before the command; remembers whether errors are to be JSON."""
+        as_json = failures.wants_json(args)
+        try:
+            context = super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            sys.exit(failures.report(error, as_json=as_json))
+        context.meta[AS_JSON] = as_json
+        return context
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error is printed as one line, with --json as an object too, and becomes the exit code."""
         try:
             return super().invoke(ctx)
-        except QembedError as error:
-            if ctx.params.get("debug"):
+        except BaseException as error:
+            is_expected = isinstance(error, click.ClickException | click.Abort | KeyboardInterrupt)
+            if ctx.params.get("debug") and not is_expected:
                 raise
-            click.echo(f"qembed: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except ModuleNotFoundError as error:
-            if ctx.params.get("debug") or (error.name or "").startswith("qembed"):
+            exit_code = failures.report(error, as_json=ctx.meta[AS_JSON])
+            if exit_code is None:
                 raise
-            click.echo(f"qembed: {error.name} is not installed; install qembed with its requirements (see README)", err=True)
-            ctx.exit(3)
-        except KeyboardInterrupt:  # before a command could say what is left
-            click.echo("qembed: interrupted", err=True)
-            ctx.exit(130)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise
-        except OSError as error:
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"qembed: {error.filename or 'input or output'}: {error.strerror or error}", err=True)
-            ctx.exit(1)
-        except Exception as error:
-            if ctx.params.get("debug"):
-                raise
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            click.echo(f"qembed: unexpected: {said} (a fault of qembed's; `qembed --debug …` shows where)", err=True)
-            ctx.exit(1)
+            ctx.exit(exit_code)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
-@click.version_option(package_name="qembed")
+@click.version_option(version(), prog_name="qembed")
 def group(debug: bool) -> None:
     """Run embedding models in a fraction of the memory: quantize to AWQ INT4, serve through vLLM, measure the loss.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class QembedError(Exception):
     """A failure that is not the input's fault. The message is one line: what, where, what to do."""
@@ -13,6 +15,15 @@ class BadInput(QembedError):
     """The user's input cannot be used. Nothing was written."""
 
     exit_code = 2
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def unwritable(message: str, error: OSError) -> QembedError:
+    """The error for an output that cannot be written: a full disk is no bad input, all else is. `message` gets the reason."""
+    kind = QembedError if error.errno in NO_SPACE else BadInput
+    return kind(f"{message}: {error.strerror or error}")
 
 
 class MissingExtra(QembedError):

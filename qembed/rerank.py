@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from qembed.vectors import cache as caches
 from qembed.vectors import reference
 
 if TYPE_CHECKING:
+    import openai
     from rich.console import Console
 
 BEFORE = (
@@ -55,38 +56,41 @@ def body(query: str, passage: str, instruction: str | None = None) -> str:
 
 
 def scoring(reranker: Reranker, instruction: str | None, folder: Path | None, progress: Console) -> Rerank:
-    """A function that scores (query, passage) pairs, with scores cached in `folder`."""
+    """A function that scores (query, passage) pairs, with scores cached in `folder` (None: not beyond the call)."""
 
     def rerank(queries: Sequence[str], passages: Sequence[str], pairs: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         bodies = [body(queries[query], passages[row], instruction) for query, row in pairs]
-        digests = [caches.digest(one) for one in bodies]
-        with caches.opened(folder, reranker.identity) as kept:
-            known = kept.known(digests)
-            wanted = sorted(
-                {one: text for one, text in zip(digests, bodies, strict=True) if one not in known}.items(),
-                key=lambda item: -len(item[1]),
-            )
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("pairs"),
-                TimeRemainingColumn(),
-            )
-            if wanted:
-                with reranker.open() as score, Progress(*columns, console=progress) as bar:
-                    task = bar.add_task(f"reranker: {reranker.name}", total=len(wanted))
-                    for start in range(0, len(wanted), CHUNK):
-                        part = wanted[start : start + CHUNK]
-                        kept.put([one for one, _ in part], score([text for _, text in part])[:, None])
-                        bar.advance(task, len(part))
+        digests = [caches.digest(text) for text in bodies]
+        with caches.opened(folder, reranker.identity) as cache:
+            known = cache.known(digests)
+            unscored = {digest: text for digest, text in zip(digests, bodies, strict=True) if digest not in known}
+            if unscored:
+                _score_into(cache, unscored, reranker, progress)
             scores = np.empty((len(bodies), 1), np.float32)
-            kept.fill(digests, scores)
+            cache.fill(digests, scores)
         return scores[:, 0].astype(np.float64)
 
     return rerank
+
+
+def _score_into(cache: caches.Cache, bodies: Mapping[bytes, str], reranker: Reranker, progress: Console) -> None:
+    """Score `bodies` (by digest), longest first so that lack of memory shows at once, and store each chunk's scores."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    longest_first = sorted(bodies.items(), key=lambda item: -len(item[1]))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("pairs"),
+        TimeRemainingColumn(),
+    )
+    with reranker.open() as score, Progress(*columns, console=progress) as bar:
+        task = bar.add_task(f"reranker: {reranker.name}", total=len(longest_first))
+        for start in range(0, len(longest_first), CHUNK):
+            chunk = longest_first[start : start + CHUNK]
+            cache.put([digest for digest, _ in chunk], score([text for _, text in chunk])[:, None])
+            bar.advance(task, len(chunk))
 
 
 def through_transformers(checkpoint: Checkpoint) -> Reranker:
@@ -113,32 +117,21 @@ def through_server(url: str, api_key: str | None = None) -> Reranker:
     """
     from qembed.vectors import sources
 
-    side = sources.server(url, api_key)
-    identity = {**side.identity, "task": "rerank"}
+    server = sources.server(url, api_key)
+    identity = {**server.identity, "task": "rerank"}
     model = str(identity["model"])
-    return Reranker(f"{model} at {url}", identity, lambda: _server(str(identity["url"]), model, side.limit, api_key))
+    return Reranker(f"{model} at {url}", identity, lambda: _server(str(identity["url"]), model, server.limit, api_key))
 
 
 @contextmanager
 def _transformers(checkpoint: Checkpoint, answers: Sequence[int]) -> Iterator[Scorer]:
+    """Load `checkpoint`; `answers` are the tokens of ANSWERS."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from qembed.vectors import sources
 
     device = "cuda" if sources.has_gpu() else "cpu"
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=torch.float16 if device == "cuda" else torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise BadInput(f"{checkpoint.folder}: transformers cannot load this reranker: {said}") from error
-    model = model.to(device).eval()
+    model = _load(checkpoint, device)
     head = model.get_output_embeddings().weight[list(answers)].float()
     tokenizer = checkpoint.tokenizer()
     before, after = (tokenizer.encode(text, add_special_tokens=False).ids for text in (BEFORE, AFTER))
@@ -165,73 +158,111 @@ def _transformers(checkpoint: Checkpoint, answers: Sequence[int]) -> Iterator[Sc
     yield score
 
 
+def _load(checkpoint: Checkpoint, device: str) -> Any:
+    """The language model, in float16 on "cuda" and in float32 on "cpu"."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=torch.float16 if device == "cuda" else torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{checkpoint.folder}: transformers cannot load this reranker: {reason}") from error
+    return model.to(device).eval()
+
+
 @contextmanager
 def _server(base: str, model: str, limit: int | None, api_key: str | None) -> Iterator[Scorer]:
+    """Connect to the server at `base`, whose context holds `limit` tokens (None: unknown)."""
     from qembed.client import embeddings
 
     with embeddings.connected(base, TIMEOUT, api_key) as api:
+        yield _RerankServer(api, base, model, limit).score
+
+
+class _RerankServer:
+    """A connection to a server with a reranker: as a classifier, or else generating.
+
+    `/tokenize` and `/detokenize` are vLLM's; other servers answer 404 there.
+    """
+
+    def __init__(self, api: openai.OpenAI, base: str, model: str, limit: int | None) -> None:
+        self._api, self._base, self._model, self._limit = api, base, model, limit
+        self._generates = False
+
+    def score(self, bodies: Sequence[str]) -> NDArray[np.float32]:
+        """P(yes) [n] of `bodies`. The first 404 or 405 of `/classify` switches to generating for good."""
         import openai
 
-        generates = False
-
-        def classified(prompts: Sequence[str]) -> NDArray[np.float32]:
-            answer: Any = api.post(f"{base}/classify", body={"model": model, "input": list(prompts)}, cast_to=object)
-            probabilities = [item["probs"] for item in sorted(answer["data"], key=lambda item: item["index"])]
-            # One label is P(yes) itself; two are no and yes.
-            return np.array([one[-1] for one in probabilities], np.float32)
-
-        def generated(prompts: Sequence[str]) -> NDArray[np.float32]:
-            # A vLLM that knows `logprob_token_ids` tells just these two, however improbable; others the most probable ones.
-            more = {"logprob_token_ids": numbers} if (numbers := answer_tokens()) else None
-            answer = api.completions.create(
-                model=model, prompt=list(prompts), max_tokens=1, temperature=0, logprobs=ALTERNATIVES, extra_body=more
-            )
-            choices = sorted(answer.choices, key=lambda choice: choice.index)
-            return np.array([_yes(choice.logprobs.top_logprobs[0]) for choice in choices], np.float32)  # type: ignore[union-attr,index]
-
-        def tokens(text: str) -> list[int]:
-            asked = {"model": model, "prompt": text, "add_special_tokens": False}
-            answer: Any = api.post(f"{base}/tokenize", body=asked, cast_to=object)
-            return list(answer["tokens"])
-
-        @cache
-        def answer_tokens() -> list[int]:
+        prompts = [self._prompt(text) for text in bodies]
+        if not self._generates:
             try:
-                found = [tokens(word) for word in ANSWERS]
-            except openai.NotFoundError:
-                return []
-            return [one[0] for one in found] if all(len(one) == 1 for one in found) else []
+                return _checked(self._classify(prompts), prompts, self._base)
+            except openai.APIStatusError as error:
+                if error.status_code not in (404, 405):
+                    raise
+                self._generates = True
+        return _checked(self._generate(prompts), prompts, self._base)
 
-        def fitting(text: str) -> str:
-            """The longest beginning of a body that fits into the server's context, with the prompt and one generated token."""
-            whole = f"{BEFORE}{text}{AFTER}"
-            most = min(LONGEST, limit or LONGEST) - 1
-            if len(whole.encode()) <= most:  # a token has a byte at least
-                return whole
-            try:
-                room = most - len(tokens(BEFORE)) - len(tokens(AFTER))
-                ids = tokens(text)
-                if len(ids) > room > 0:
-                    asked = {"model": model, "tokens": ids[:room]}
-                    answer: Any = api.post(f"{base}/detokenize", body=asked, cast_to=object)
-                    return f"{BEFORE}{answer['prompt']}{AFTER}"
-            except openai.NotFoundError:
-                pass  # no vLLM: it says itself what is too long for it
-            return whole
+    def _classify(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        answer = self._post("classify", {"model": self._model, "input": list(prompts)})
+        probabilities = [item["probs"] for item in sorted(answer["data"], key=lambda item: item["index"])]
+        # With one label it is P(yes); with two they are P(no) and P(yes).
+        return np.array([labels[-1] for labels in probabilities], np.float32)
 
-        def score(bodies: Sequence[str]) -> NDArray[np.float32]:
-            nonlocal generates
-            prompts = list(map(fitting, bodies))
-            if not generates:
-                try:
-                    return _all(classified(prompts), prompts, base)
-                except (openai.NotFoundError, openai.APIStatusError) as error:
-                    if error.status_code not in (404, 405):
-                        raise
-                    generates = True
-            return _all(generated(prompts), prompts, base)
+    def _generate(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        # Newer vLLMs report the tokens in `logprob_token_ids`, however improbable; other servers report the likeliest ones.
+        extra_body = {"logprob_token_ids": self._answer_tokens} if self._answer_tokens else None
+        answer = self._api.completions.create(
+            model=self._model, prompt=list(prompts), max_tokens=1, temperature=0, logprobs=ALTERNATIVES, extra_body=extra_body
+        )
+        choices = sorted(answer.choices, key=lambda choice: choice.index)
+        return np.array([_yes(choice.logprobs.top_logprobs[0]) for choice in choices], np.float32)  # type: ignore[union-attr,index]
 
-        yield score
+    @cached_property
+    def _answer_tokens(self) -> list[int]:
+        """The token ids of ANSWERS; empty if the server does not tokenize, or has no single token for each."""
+        import openai
+
+        try:
+            encoded = [self._tokens(word) for word in ANSWERS]
+        except openai.NotFoundError:
+            return []
+        return [tokens[0] for tokens in encoded] if all(len(tokens) == 1 for tokens in encoded) else []
+
+    def _prompt(self, text: str) -> str:
+        """The prompt around the body `text`, cut so that one generated token still fits into the server's context.
+
+        On servers without `/tokenize` it stays uncut: they report a text that is too long themselves.
+        """
+        import openai
+
+        prompt = f"{BEFORE}{text}{AFTER}"
+        most = min(LONGEST, self._limit or LONGEST) - 1
+        if len(prompt.encode()) <= most:  # a token has at least one byte
+            return prompt
+        try:
+            room = most - len(self._tokens(BEFORE)) - len(self._tokens(AFTER))
+            ids = self._tokens(text)
+            if not len(ids) > room > 0:
+                return prompt
+            answer = self._post("detokenize", {"model": self._model, "tokens": ids[:room]})
+        except openai.NotFoundError:
+            return prompt
+        return f"{BEFORE}{answer['prompt']}{AFTER}"
+
+    def _tokens(self, text: str) -> list[int]:
+        answer = self._post("tokenize", {"model": self._model, "prompt": text, "add_special_tokens": False})
+        return list(answer["tokens"])
+
+    def _post(self, path: str, request: Mapping[str, Any]) -> Any:
+        return self._api.post(f"{self._base}/{path}", body=request, cast_to=object)
 
 
 def _yes(alternatives: Mapping[str, float]) -> float:
@@ -243,7 +274,8 @@ def _yes(alternatives: Mapping[str, float]) -> float:
     return float(1 / (1 + np.exp(no - yes)))
 
 
-def _all(scores: NDArray[np.float32], prompts: Sequence[str], url: str) -> NDArray[np.float32]:
+def _checked(scores: NDArray[np.float32], prompts: Sequence[str], url: str) -> NDArray[np.float32]:
+    """`scores` if there is a finite one per prompt."""
     if len(scores) != len(prompts) or not np.isfinite(scores).all():
         raise QembedError(f"{url}: {len(scores)} scores for {len(prompts)} pairs, or one that is no number")
     return scores

@@ -6,19 +6,24 @@ import re
 
 from qembed.errors import BadInput
 
+SMALLEST_BARE = 2**20
+"""A number without a unit below this is taken for a forgotten unit: nobody means 3 bytes of memory."""
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 UNITS |= {f"{unit}ib": size for unit, size in UNITS.items() if len(unit) == 1}
 
 
 def parse(text: str, otherwise: str = "is no size; write it as 512MiB, 3GiB or 3.5GB") -> int:
-    """Bytes of "3GiB", "512 MiB", "3.5GB" or "1000"; a bare K, M, G or T is binary.
+    """Bytes of "3GiB", "512 MiB", "3.5GB" or "33554432"; a bare K, M, G or T is binary.
 
     Raises:
-        BadInput: it is none of these, or less than one byte; `otherwise` is the message after `text`.
+        BadInput: it is none of these, less than one byte, or a number below SMALLEST_BARE without a unit; `otherwise` is the
+            message after `text`.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if found is None or found[2].rstrip() not in UNITS or (amount := int(float(found[1]) * UNITS[found[2]])) < 1:
         raise BadInput(f"{text!r} {otherwise}")
+    if not found[2] and amount < SMALLEST_BARE:
+        raise BadInput(f"{text!r} without a unit is a number of bytes; write {found[1]}GiB or {found[1]}MiB")
     return amount
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput, MissingExtra
+from qembed.installation import how_to_install
 from qembed.quantize import layerwise
 from qembed.quantize.blocks import LINEARS, NOT_STORED, Architecture, model_config
 from qembed.quantize.calibration import Calibration
@@ -37,7 +38,7 @@ OUTPUT_MULTIPLE = 32
 
 INSTALL_HINT = (
     "--engine autoawq needs autoawq 0.2.9 with transformers 4.51.3, which cannot share an environment with a current vLLM; "
-    "create a separate one: python3 -m venv autoawq && autoawq/bin/pip install '.[autoawq]'"
+    "create a separate one"
 )
 
 
@@ -51,7 +52,7 @@ def check_installed() -> None:
         _library()
     except (ImportError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MissingExtra(f"AutoAWQ cannot be imported ({reason}). {INSTALL_HINT}") from error
+        raise MissingExtra(f"AutoAWQ cannot be imported ({reason}). {INSTALL_HINT}: {how_to_install('autoawq')}") from error
 
 
 def quantize(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from qembed.errors import BadInput, MissingExtra
+from qembed.errors import BadInput
 from qembed.files import sha256
-from qembed.text import tables
+from qembed.text.rows.lines import problem
+from qembed.text.rows.options import RowOptions
+from qembed.text.rows.reader import DEFAULT, format_of, opened
+from qembed.text.rows.record import shown
 from qembed.text.texts import KINDS, Text
 
 BUILT_IN = Path(__file__).parent / "data" / "calibration.jsonl"
@@ -41,23 +41,30 @@ class Texts:
 
 def built_in(count: int = BUILT_IN_COUNT, seed: int = 0) -> Texts:
     """Draw `count` of the texts that ship with qembed (17 languages, code, queries with instructions), by `seed`."""
-    return Texts(_sample(_rows(BUILT_IN, None), count, seed), SOURCE, sha256(BUILT_IN))
+    return Texts(_sample(_rows(BUILT_IN, None, DEFAULT), count, seed), SOURCE, sha256(BUILT_IN))
 
 
-def read(argument: str, count: int, seed: int) -> Texts:
+def read(
+    argument: str,
+    count: int,
+    seed: int,
+    options: RowOptions = DEFAULT,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> Texts:
     """Draw `count` texts (all, if there are fewer) by `seed` from the file that `argument` names as FILE or FILE:COLUMN.
 
     The file is read row by row, so it can be of any size. Its suffix selects the format: `.txt` with one text per line,
     `.jsonl` with one object per line, `.csv` and `.tsv` with a header, or `.parquet`. COLUMN (or field) defaults to `text`.
-    The optional columns `kind` and `instruction` mark queries and name their task.
+    The optional columns `kind` and `instruction` mark queries and name their task. `on_note` is called with what the reader
+    decided, such as a delimiter.
 
     Raises:
-        BadInput: the file cannot be read, is not UTF-8, has too few texts, or has an invalid row (the message names its line).
+        BadInput: the file cannot be read, has too few texts, or has an invalid row (the message names its line).
         MissingExtra: the file is Parquet, and pyarrow is not installed.
     """
     path, column = _split(argument)
     try:
-        texts = _sample(_rows(path, column), count, seed)
+        texts = _sample(_rows(path, column, options, on_note), count, seed)
         digest = sha256(path)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -97,96 +104,38 @@ def _sample(rows: Iterable[Text], count: int, seed: int) -> list[Text]:
     return [row for _, row in sorted(reservoir, key=lambda pair: pair[0])]
 
 
-def _rows(path: Path, column: str | None) -> Iterator[Text]:
-    suffix = path.suffix.lower()
-    if suffix == ".txt":
-        if column:
-            raise BadInput(f"{path}: plain text has no columns; leave ':{column}' out")
-        return (Text(f"{path}, line {number}", line.strip()) for number, line in _lines(path) if line.strip())
-    if suffix in (".jsonl", ".ndjson"):
-        return _jsonl(path, column or DEFAULT_COLUMN)
-    if suffix in (".csv", ".tsv"):
-        return _csv(path, column or DEFAULT_COLUMN, suffix)
-    if suffix in (".parquet", ".pq"):
-        return _parquet(path, column or DEFAULT_COLUMN)
-    raise BadInput(f"{path}: unknown format; supported suffixes are .txt, .jsonl, .csv, .tsv and .parquet")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1, and lines with their ends. Only a newline ends a line, not Unicode's other line breaks."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise BadInput(f"{path}, line {number}: not UTF-8 (byte {error.start + 1})") from error
-
-
-def _jsonl(path: Path, column: str) -> Iterator[Text]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        location = f"{path}, line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{location}: not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise BadInput(f"{location}: not a JSON object")
-        yield _text(value, column, location)
-
-
-def _csv(path: Path, column: str, suffix: str) -> Iterator[Text]:
-    reader = tables.reader((line for _, line in _lines(path)), suffix)
-    try:
-        header: list[str] = next(reader, [])
-        _require_column(header, column, path)
-        for cells in reader:
-            if not cells:
-                continue
-            location = f"{path}, line {reader.line_num}"
-            if len(cells) > len(header):
-                raise BadInput(f"{location}: more columns than the header has")
-            yield _text({name: cell or None for name, cell in zip_longest(header, cells)}, column, location)
-    except csv.Error as error:
-        raise BadInput(f"{path}, line {reader.line_num}: not CSV: {error}") from error
-
-
-def _parquet(path: Path, column: str) -> Iterator[Text]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise MissingExtra(f"{path}: reading Parquet needs pyarrow; install it: pip install 'qembed[parquet]'") from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _require_column(file.schema_arrow.names, column, path)
-            columns = [name for name in dict.fromkeys((column, "kind", "instruction")) if name in file.schema_arrow.names]
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _text(row, column, f"{path}, row {number}")
-    except pyarrow.ArrowException as error:
-        raise BadInput(f"{path}: not Parquet, or damaged: {' '.join(str(error).split())}") from error
-
-
-def _require_column(columns: Iterable[str], column: str, path: Path) -> None:
-    if column not in columns:
-        raise BadInput(
-            f"{path}: no column {column!r}; choose one with {path.name}:COLUMN: {', '.join(columns) or 'it has none'}"
-        )
+def _rows(
+    path: Path, column: str | None, options: RowOptions, on_note: Callable[[str], None] = lambda _: None
+) -> Iterator[Text]:
+    format = format_of(path)  # noqa: A001
+    options.check({format})
+    if format == "txt" and column:
+        raise BadInput(f"{path}: plain text has no columns; leave ':{column}' out")
+    column = column or DEFAULT_COLUMN
+    wanted = {"kind": "", "instruction": "", column: f"{path.name}:COLUMN"}
+    with opened(path, format, options, wanted) as records:
+        if not records.has(column):
+            raise records.missing(column, wanted[column])
+        for note in records.notes:
+            on_note(f"{path}: {note}")
+        for record in records.read(wanted):
+            if record.reason:
+                raise BadInput(f"{record.place}: {record.reason}")
+            if format != "txt":
+                yield _text(record.values, column, record.place)
+            elif line := record.values["text"].strip():
+                yield Text(record.place, line)
 
 
 def _text(row: Mapping[str, Any], column: str, location: str) -> Text:
     if column not in row:
-        raise BadInput(f"{location}: no field {column!r}; choose one with FILE:FIELD")
+        raise BadInput(f"{location}: no field {column!r}; choose one with FILE:FIELD: {shown(list(row))}")
     text, kind, instruction = (_string(row, name, location) for name in (column, "kind", "instruction"))
     if text is None or not text.strip():
         raise BadInput(f"{location}: the text is empty")
-    if kind is not None and kind not in KINDS:
+    if kind and kind not in KINDS:
         raise BadInput(f"{location}: kind {kind!r} is unknown; kinds are {', '.join(KINDS)}")
-    return Text(location, text, kind or "document", instruction=instruction)
+    return Text(location, text, kind or "document", instruction=instruction or None)
 
 
 def _string(row: Mapping[str, Any], name: str, location: str) -> str | None:
@@ -195,8 +144,6 @@ def _string(row: Mapping[str, Any], name: str, location: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise BadInput(f"{location}: {name} is not a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(f"{location}: {name} contains half of a surrogate pair, which is not a character") from error
+    if reason := problem(value):
+        raise BadInput(f"{location}: {name} {reason}")
     return value

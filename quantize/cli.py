@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from qembed.checkpoint.find import DEFAULT_MODEL, INT4_SUFFIX
 from qembed.command import signals
+from qembed.command.options import JSON_HELP
+from qembed.command.row_options import row_options as add_row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
 from qembed.quantize.calibration_texts import BUILT_IN_COUNT, MIN_TEXTS
@@ -42,16 +44,6 @@ fitted = section("Calibration")
 computing = section("Device")
 
 
-class Rounding(click.Choice[str]):
-    """The ways to round, also by the names that they had before."""
-
-    ALIASES: ClassVar = {"compensated": "gptq", "nearest": "rtn"}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """One of the choices."""
-        return super().convert(self.ALIASES.get(value, value), param, ctx)
-
-
 @click.command("quantize", cls=SectionedCommand)
 @io(
     "--model",
@@ -62,6 +54,7 @@ class Rounding(click.Choice[str]):
     help="The FP16 checkpoint: a hub id, a folder, or 'sample' for the checkpoint bundled with qembed.",
 )
 @io(
+    "-o",
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     help=f"The folder to write.  [default: ./NAME{INT4_SUFFIX}]",
@@ -79,7 +72,7 @@ class Rounding(click.Choice[str]):
     metavar="FOLDER",
     help="Check a finished checkpoint instead of quantizing: hashes, tensors, and vectors if its source is available.",
 )
-@io("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@io("--json", "as_json", is_flag=True, help=JSON_HELP)
 @method(
     "--engine",
     type=click.Choice(["native", "autoawq"]),
@@ -177,6 +170,8 @@ class Rounding(click.Choice[str]):
     "to 'text'. Rows whose 'kind' is 'query' get a prompt: their 'instruction', or the model's own.  "
     "[default: texts that ship with qembed]",
 )
+@add_row_options(fitted, " of --calibration")
+@fitted("--text-column", metavar="NAME", help="Column or field with the text, the same as FILE:COLUMN.  [default: text]")
 @fitted(
     "--calibration-texts",
     type=click.IntRange(min=MIN_TEXTS),
@@ -195,7 +190,12 @@ class Rounding(click.Choice[str]):
 )
 @fitted("--seed", type=int, default=0, show_default=True, help="Random seed; draws the texts and those held out.")
 @computing("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N. auto is a GPU if there is one.")
-@computing("--threads", type=click.IntRange(min=1), metavar="N", help="Number of CPU threads.  [default: all cores]")
+@computing(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of CPU threads.  [default: the CPU cores that this process may use, by affinity and quota]",
+)
 def command(
     model: str,
     output: Path | None,
@@ -204,6 +204,10 @@ def command(
     verify: Path | None,
     as_json: bool,
     calibration: str | None,
+    delimiter: str | None,
+    encoding: str | None,
+    no_header: bool,
+    text_column: str | None,
     calibration_texts: int,
     max_tokens: int,
     seed: int,
@@ -235,8 +239,10 @@ def command(
     """  # noqa: D301 - click needs the character \b
     from qembed.checkpoint.find import default_output
     from qembed.quantize import calibration_texts as texts
+    from qembed.quantize import summary
     from qembed.quantize.run import run
     from qembed.quantize.settings import QuantizationSettings
+    from qembed.text.rows.options import parse as parse_row_options
 
     if verify is not None:
         _verify(verify, device, threads, as_json)
@@ -246,21 +252,25 @@ def command(
     target = output or default_output(model)
     if method["engine"] == "autoawq":
         _reject_native_options(set(method))
+    calibration = _calibration_argument(calibration, text_column, target)
     settings = QuantizationSettings(**{**method, "group_size": int(method["group_size"])})
+    row_options = parse_row_options(delimiter, encoding, no_header)
+    if calibration is None:
+        row_options.check(())
     torch_device = _device(device, threads)
     start = time.monotonic()
 
     def log_step(stage: str, done: int, total: int) -> None:
         if stage == "refining" and done % 10 == 0 and not sys.stderr.isatty():
             click.echo(f"refining, step {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
-        if stage == "layers" and not sys.stderr.isatty():
+        if stage == "layers" and done and not sys.stderr.isatty():
             click.echo(f"layer {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
 
     with _progress("reading the checkpoint", log_step) as on_step, _interruptible():
         if calibration is None:
             sample = texts.built_in(calibration_texts, seed)
         else:
-            sample = texts.read(calibration, calibration_texts, seed)
+            sample = texts.read(calibration, calibration_texts, seed, row_options, lambda note: click.echo(note, err=True))
         result = run(
             model,
             target,
@@ -273,12 +283,35 @@ def command(
             force=force,
             resume=resume,
             on_step=on_step,
+            warn=lambda message: click.echo(f"qembed: warning: {message}", err=True),
         )
     result["seconds"] = round(time.monotonic() - start, 1)
     if as_json:
-        click.echo(strict_json.dumps(result, indent=2))
+        click.echo(strict_json.dumps(result))
     else:
-        _show(result)
+        summary.show(result)
+
+
+def _calibration_argument(calibration: str | None, column: str | None, target: Path) -> str | None:
+    """FILE or FILE:COLUMN from --calibration and --text-column; None: the built-in texts.
+
+    Raises:
+        BadInput: --text-column without --calibration or beside FILE:COLUMN, or a file inside the folder that --force replaces.
+    """
+    if calibration is None:
+        if column is not None:
+            raise BadInput("--text-column names a column of --calibration; add --calibration FILE")
+        return None
+    file = Path(calibration).expanduser()
+    if column is not None:
+        if not file.exists() and ":" in calibration:
+            raise BadInput(f"--calibration {calibration} and --text-column {column} both name a column; leave one out")
+        calibration = f"{calibration}:{column}"
+    if not file.exists():
+        file = Path(calibration.rpartition(":")[0]).expanduser()
+    if target.expanduser().resolve() in file.resolve().parents:
+        raise BadInput(f"{target}: holds the calibration texts {file}, which would be lost; choose another --output")
+    return calibration
 
 
 def _verify(folder: Path, device: str, threads: int | None, as_json: bool) -> None:
@@ -293,9 +326,9 @@ def _verify(folder: Path, device: str, threads: int | None, as_json: bool) -> No
     with _progress("hashing files") as on_step:
         result = verify(folder, context.params["model"] if "model" in options else None, torch_device, on_step)
     if as_json:
-        click.echo(strict_json.dumps(result, indent=2))
+        click.echo(strict_json.dumps(result))
     else:
-        for line in result["findings"]:
+        for line in [*result["findings"], *result["notes"]]:
             click.echo(line)
         if fidelity := result["fidelity"]:
             cosines = f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}"
@@ -358,8 +391,9 @@ def _device(name: str, threads: int | None) -> torch.device:
     """
     import torch
 
-    if threads:
-        torch.set_num_threads(threads)
+    from qembed.vllm import machine
+
+    torch.set_num_threads(threads or len(machine.cores()))
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -371,38 +405,3 @@ def _device(name: str, threads: int | None) -> torch.device:
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise BadInput(f"--device {name}: torch sees no such CUDA device")
     return device
-
-
-def _show(result: dict[str, Any]) -> None:
-    """Print the result of a run as two tables: output error by kind of layer, then sizes, calibration and fidelity."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    losses = Table(title="Relative output error by kind of layer (root mean square)")
-    losses.add_column("layer")
-    losses.add_column("error", justify="right")
-    for name, error in result["error"].items():
-        losses.add_row(name, f"{error:.2%}")
-    table = Table(title=f"{result['model']} → {result['output']}", show_header=False)
-    before, after = result["bytes"]["before"], result["bytes"]["after"]
-    table.add_row("tensors before", f"{before / 1e6:,.1f} MB")
-    table.add_row("tensors after", f"{after / 1e6:,.1f} MB  ({after / before:.0%})")
-    table.add_row("  linear layers", f"{result['bytes']['linears']['after'] / 1e6:,.1f} MB, "
-                  f"before {result['bytes']['linears']['before'] / 1e6:,.1f} MB")  # fmt: skip
-    if (error := result["token_table"]["relative_error"]) is not None:
-        size = result["bytes"]["token_table"]
-        table.add_row("  token table", f"{size['after'] / 1e6:,.1f} MB, before {size['before'] / 1e6:,.1f} MB")
-        table.add_row("relative error of the token table", f"{error:.2%}")
-    calibration = result["calibration"]
-    cut = f", {calibration['cut']} cut at {calibration['max_tokens']}" if calibration["cut"] else ""
-    table.add_row("calibration", f"{calibration['texts']} texts, {calibration['tokens']:,} tokens{cut}")
-    fidelity = result["fidelity"]
-    table.add_row(
-        f"cosine to the source, {fidelity['texts']} held-out texts",
-        f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}",
-    )
-    table.add_row("time", f"{result['seconds']:.0f} s")
-    if result["error"]:
-        console.print(losses)
-    console.print(table)

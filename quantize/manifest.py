@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import statistics
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qembed.checkpoint import model_card
 from qembed.checkpoint.description import MANIFEST, Checkpoint
 from qembed.checkpoint.find import SAMPLE
 from qembed.checkpoint.int8_table import INT8
 from qembed.files import sha256
+from qembed.installation import version
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.settings import QuantizationSettings, Report
 
+OWN_HASH = "sha256"
+"""The manifest's field with the hash of its other fields."""
 NATIVE_ONLY = ("scales", "rounding", "target", "inputs", "prefixes", "mixed", "last_share", "refine")
 """Settings that AutoAWQ does not have."""
 
@@ -41,28 +46,48 @@ def contents(
         folder: the checkpoint, complete but for config.json and the manifest itself.
         config: the text of config.json, which is written last.
     """
-    return {
-        "qembed": version("qembed"),
-        "engine": {"name": settings.engine, "version": version("autoawq" if settings.engine == "autoawq" else "qembed")},
-        "source": dict(source),
-        "calibration": calibration_record(calibration),
-        "settings": {
-            "bits": 4,
-            "group_size": settings.group_size,
-            "clip": settings.clip,
-            **({name: getattr(settings, name) for name in NATIVE_ONLY} if settings.engine == "native" else {}),
-            "seed": seed,
-            **({"token_table": settings.token_table} if settings.token_table == INT8 else {}),
-        },
-        **({"token_table": token_table_record(settings, report)} if settings.token_table == INT8 else {}),
-        "fidelity": fidelity_record(report),
-        "files": {
-            str(path.relative_to(folder)): sha256(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.relative_to(folder) not in (Path(MANIFEST), Path("config.json"))
+    separate = (Path(MANIFEST), Path("config.json"), Path(model_card.FILE))
+    return sealed(
+        {
+            "qembed": version(),
+            "engine": {"name": settings.engine, "version": _engine_version(settings)},
+            "source": dict(source),
+            "calibration": calibration_record(calibration),
+            "settings": {
+                "bits": 4,
+                "group_size": settings.group_size,
+                "clip": settings.clip,
+                **({name: getattr(settings, name) for name in NATIVE_ONLY} if settings.engine == "native" else {}),
+                "seed": seed,
+                **({"token_table": settings.token_table} if settings.token_table == INT8 else {}),
+            },
+            **({"token_table": token_table_record(settings, report)} if settings.token_table == INT8 else {}),
+            "fidelity": fidelity_record(report),
+            "files": {
+                str(path.relative_to(folder)): sha256(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.relative_to(folder) not in separate
+            }
+            | {"config.json": hashlib.sha256(config.encode()).hexdigest()},
+            "model_card": model_card.digest((folder / model_card.FILE).read_bytes()),
         }
-        | {"config.json": hashlib.sha256(config.encode()).hexdigest()},
-    }
+    )
+
+
+def _engine_version(settings: QuantizationSettings) -> str:
+    return metadata.version("autoawq") if settings.engine == "autoawq" else version()
+
+
+def sealed(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """`contents` (JSON types) with the hash of all other fields in the field OWN_HASH."""
+    others = {name: value for name, value in contents.items() if name != OWN_HASH}
+    canonical = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return {**others, OWN_HASH: hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+def is_sealed(contents: Mapping[str, Any]) -> bool:
+    """Whether no field of `contents` has changed since `sealed` returned it."""
+    return contents.get(OWN_HASH) == sealed(contents)[OWN_HASH]
 
 
 def source_record(source: Checkpoint, output: Path) -> dict[str, Any]:

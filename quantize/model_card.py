@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib import metadata
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import SAMPLE
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.checkpoint.model_card import section
+from qembed.installation import version
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.manifest import fidelity_record
 from qembed.quantize.settings import QuantizationSettings, Report
@@ -83,7 +84,7 @@ def _method(settings: QuantizationSettings) -> str:
     if settings.clip:
         steps.append("clipping")
     if settings.engine == "autoawq":
-        return f"AutoAWQ library, version {version('autoawq')}: {', '.join([*steps, 'round-to-nearest'])}"
+        return f"AutoAWQ library, version {metadata.version('autoawq')}: {', '.join([*steps, 'round-to-nearest'])}"
     steps.append("GPTQ rounding" if settings.rounding == QuantizationSettings().rounding else "round-to-nearest")
     if settings.target == "original":
         steps.append("each layer fitted to the original model's outputs, regularized by cross-validation")
@@ -96,7 +97,7 @@ def _method(settings: QuantizationSettings) -> str:
 
 def _format(settings: QuantizationSettings, report: Report, size: int) -> tuple[str, str, str]:
     """The library that reads the format, what the checkpoint contains besides the linear layers, and how vLLM loads it."""
-    megabytes, written = f"{size / 1e6:,.1f} MB", f"Written by qembed {version('qembed')}"
+    megabytes, written = f"{size / 1e6:,.1f} MB", f"Written by qembed {version()}"
     if settings.token_table != INT8:
         return (
             "transformers",
@@ -106,7 +107,8 @@ def _format(settings: QuantizationSettings, report: Report, size: int) -> tuple[
     return (
         "vllm",
         f"the token\ntable in INT8 (relative error {report.table_error:.2%}), everything else in float16: {megabytes}.\n"
-        f"{written}.\n\n**It needs qembed's vLLM plugin**: install qembed beside vLLM. Without it vLLM stops with\n"
+        f"{written}.\n\n**It needs qembed's vLLM plugin**: install a wheel of qembed beside vLLM\n"
+        "(`qembed` on PyPI is another project). Without it vLLM stops with\n"
         f"`Unknown quantization method: {QUANT_METHOD}`. SGLang and transformers cannot read it; `qembed quantize\n"
         "--token-table float16` writes a checkpoint that they can.",
         "or, in the same environment: `vllm serve FOLDER --runner pooling`.",

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
 from qembed.files import sha256, write_atomically
+from qembed.installation import version
 from qembed.quantize import autoawq, checks, layerwise, manifest, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
@@ -44,6 +45,7 @@ def run(
     force: bool,
     resume: bool,
     on_step: Callable[[str, int, int], None],
+    warn: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Quantize `model` into the folder `target`; returns a summary of the result (JSON types only).
 
@@ -61,6 +63,7 @@ def run(
         force: replace an existing checkpoint that qembed wrote.
         resume: continue an interrupted run after its last finished layer, if there is one.
         on_step: called as (stage, steps done, steps in all); stages are "checking tensors", "layers" and "refining".
+        warn: called with each warning, before anything is computed.
 
     Raises:
         BadInput: the model, its tensors or the target are unusable.
@@ -75,10 +78,15 @@ def run(
         quantize = partial(layerwise.quantize, on_refine=partial(on_step, "refining"))
     source = find(model)
     target = target.expanduser()
-    if source.folder.resolve() == target.resolve() or source.folder.resolve() in target.resolve().parents:
+    folders = (source.folder.resolve(), target.resolve())
+    if folders[0] == folders[1] or folders[0] in folders[1].parents:
         raise BadInput(f"{target}: is the source checkpoint or inside it; choose another --output")
+    if folders[1] in folders[0].parents:
+        raise BadInput(f"{target}: holds the source checkpoint, which would be lost; choose another --output")
     shape = checks.shape_of(source, settings.group_size)
     writer.companions(source)
+    if (unknown_tokens := source.vocabulary_warning) is not None:
+        warn(f"{source.folder}: {unknown_tokens}")
     calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
     if settings.engine == "native":
         settings = replace(settings, last_share=layerwise.last_share(settings, calibration))
@@ -92,6 +100,7 @@ def run(
                 report = Report(**read_json(report_path))
             else:
                 parts = Parts(work.parts)
+                on_step("layers", 0, shape.layers)
                 report = quantize(
                     source, shape, calibration, settings, device, parts, lambda done: on_step("layers", done, shape.layers)
                 )
@@ -115,6 +124,7 @@ def run(
         "token_table": manifest.token_table_record(settings, report),
         "fidelity": manifest.fidelity_record(report),
         "calibration": manifest.calibration_record(calibration),
+        "warnings": [source.vocabulary_warning] if source.vocabulary_warning else [],
     }
 
 
@@ -152,8 +162,9 @@ def fingerprint(
     companions = {name: sha256(path) for name in ("config.json", "tokenizer.json") if (path := source.folder / name).exists()}
     cuda = device.type == "cuda"
     return {
-        **{name: version(name) for name in ("qembed", "torch", "transformers")},
-        **({"autoawq": version("autoawq")} if settings.engine == "autoawq" else {}),
+        "qembed": version(),
+        **{name: metadata.version(name) for name in ("torch", "transformers")},
+        **({"autoawq": metadata.version("autoawq")} if settings.engine == "autoawq" else {}),
         **origin["sha256"],
         **companions,
         "calibration": hashlib.sha256(rows).hexdigest(),

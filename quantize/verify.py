@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from qembed.quantize.checks import sizes_of
 from qembed.quantize.hidden import Stream
 from qembed.quantize.layerwise import BATCH_TOKENS, dequantize_layer
 from qembed.quantize.table import Rows, gather, half
+from qembed.quantize.verify_files import OnStep, check_files
+from qembed.text.display import counted, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -32,54 +34,59 @@ COSINE_TOLERANCE = 0.01
 DEFAULT_MIN_COSINE = 0.5
 """The smallest acceptable cosine where the manifest records none for these texts."""
 
-OnStep = Callable[[str, int, int], None]
-
 
 def verify(folder: Path, model: str | None, device: torch.device, on_step: OnStep = lambda *_: None) -> dict[str, Any]:
     """Check the INT4 checkpoint in `folder`; returns the problems ("findings", one line each) and what was checked.
 
     Compares hashes with qembed.json and tensors with config.json, and checks that values are finite and scales positive. If
-    the source is available (`model`, or the one that qembed.json names; nothing is downloaded), also compares the vectors of
-    TEXTS texts with the source's. The result has JSON types only.
+    nothing is wrong so far and the source is available (`model`, or the one that qembed.json names; nothing is downloaded),
+    also compares the vectors of TEXTS texts with the source's. Damage of any file is a finding: no library gets a config or a
+    tokenizer whose hash differs. The result has JSON types only.
 
     Raises:
         BadInput: `folder` is not an INT4 checkpoint, or `model` is given and cannot be read.
     """
     checkpoint = find(str(folder))
-    if not checkpoint.is_int4:
-        raise BadInput(f"{folder}: not an AWQ INT4 checkpoint")
-    result: dict[str, Any] = {"checkpoint": str(folder), "findings": [], "fidelity": None, "source": None}
-    findings: list[str] = result["findings"]
-    try:
-        result["files"] = len(_manifest_section(checkpoint, "files"))
-    except BadInput as error:
-        return result | {"findings": [str(error)], "files": 0, "source": f"not compared: {MANIFEST} cannot be read"}
-    findings += _check_hashes(checkpoint, on_step)
-    try:
-        shape = sizes_of(checkpoint)
-        tensor_findings = list(_check_tensors(checkpoint, shape, on_step))
-    except BadInput as error:
-        tensor_findings = [str(error)]
-    findings += tensor_findings
-    if tensor_findings:
-        result["source"] = "not compared: the tensors are invalid"
+    has_manifest = (folder / MANIFEST).exists()
+    config_findings = _check_config(checkpoint)
+    if config_findings and not has_manifest:
+        raise BadInput(config_findings[0])
+    files = check_files(checkpoint.folder, on_step)
+    damage = config_findings + (files.findings if has_manifest else [])
+    shape = None
+    if not config_findings:
+        try:
+            shape = sizes_of(checkpoint)
+            damage += _check_tensors(checkpoint, shape, on_step, trusted=not damage)
+        except BadInput as error:
+            damage.append(str(error))
+        except OSError as error:
+            damage.append(f"{folder}: cannot be read: {error.strerror or error}")
+    findings = damage if has_manifest else files.findings + damage
+    result: dict[str, Any] = {"checkpoint": str(folder), "files": files.hashed, "notes": _lines(files.notes)}
+    result |= {"findings": _lines(findings), "source": "not compared: the checkpoint is damaged", "fidelity": None}
+    if damage or shape is None:
         return result
-    source = _source(checkpoint, model)
+    source = _source(checkpoint, files.manifest or {}, model)
     if isinstance(source, str):
-        result["source"] = source
-        return result
+        return result | {"source": source}
     result["source"] = source.name
     try:
-        result["fidelity"] = fidelity = _fidelity(checkpoint, source, shape, device, on_step)
+        result["fidelity"] = fidelity = _fidelity(checkpoint, source, files.manifest or {}, shape, device, on_step)
     except BadInput as error:
-        findings.append(f"not compared with {source.name}: {error}")
+        result["findings"].append(one_line(f"not compared with {source.name}: {error}"))
         return result
     if fidelity["min_cosine"] < fidelity["at_least"]:
-        findings.append(
+        result["findings"].append(
             f"{folder}: cosine to {source.name} on {TEXTS} texts: minimum {fidelity['min_cosine']:.4f}, "
             f"expected at least {fidelity['at_least']:.4f}"
         )
     return result
+
+
+def _lines(texts: Sequence[str]) -> list[str]:
+    """`texts` without control characters and line breaks, which names in damaged files may have."""
+    return [one_line(text) for text in texts]
 
 
 def vectors(
@@ -111,9 +118,9 @@ def vectors(
     return stream.vectors(_half(checkpoint, "norm.weight").float(), checkpoint.config.get("rms_norm_eps", 1e-6))
 
 
-def _manifest_section(checkpoint: Checkpoint, section: str) -> dict[str, Any]:
+def _section(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A section of qembed.json; empty if it is missing or not an object."""
-    value = checkpoint.manifest.get(section)
+    value = manifest.get(name)
     return value if isinstance(value, dict) else {}
 
 
@@ -137,46 +144,50 @@ def _half(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     return half(full, checkpoint.tensor(full))
 
 
-def _check_hashes(checkpoint: Checkpoint, on_step: OnStep) -> Iterator[str]:
-    """Compare the files with the hashes in the manifest; yields problems."""
-    folder, hashes = checkpoint.folder, _manifest_section(checkpoint, "files")
-    if not hashes:
-        yield f"{folder / MANIFEST}: missing or without hashes; was the checkpoint written by qembed quantize?"
-    for number, (name, digest) in enumerate(sorted(hashes.items()), 1):
-        path = folder / name
-        if not path.is_file():
-            yield f"{path}: missing"
-        elif sha256(path) != digest:
-            yield f"{path}: changed since it was written (SHA-256 differs from {MANIFEST})"
-        on_step("hashing files", number, len(hashes))
-    for path in sorted(folder.glob("*.safetensors")):
-        if hashes and path.name not in hashes:
-            yield f"{path}: not part of the checkpoint"
+def _check_config(checkpoint: Checkpoint) -> list[str]:
+    """The problem of config.json, if it cannot be read or does not describe an AWQ INT4 checkpoint."""
+    try:
+        if checkpoint.is_int4:
+            return []
+    except BadInput as error:
+        return [str(error)]
+    path = checkpoint.folder / "config.json"
+    return [f"{checkpoint.folder}: not an AWQ INT4 checkpoint, according to quantization_config in {path.name}"]
 
 
-def _check_tensors(checkpoint: Checkpoint, shape: Architecture, on_step: OnStep) -> Iterator[str]:
-    """Check names, shapes, dtypes and values of the tensors; yields problems."""
+def _check_tensors(checkpoint: Checkpoint, shape: Architecture, on_step: OnStep, *, trusted: bool) -> Iterator[str]:
+    """Check names, shapes, dtypes and values of the tensors; yields problems.
+
+    transformers is asked for the tensors besides the linear layers only if config.json can be `trusted`.
+    """
     import torch
 
-    quantization = checkpoint.config["quantization_config"]
+    quantization, config_path = checkpoint.config["quantization_config"], checkpoint.folder / "config.json"
     for key, expected in (("version", "gemm"), ("zero_point", True)):
         if (value := quantization.get(key)) != expected:
-            yield f"{checkpoint.folder / 'config.json'}: quantization_config: {key} is {value!r}, not {expected!r}"
+            yield f"{config_path}: quantization_config: {key} is {value!r}, not {expected!r}"
     group_size = quantization.get("group_size")
     if not isinstance(group_size, int) or group_size < 1 or any(shape.linear(name)[1] % group_size for name in LINEARS):
-        yield f"{checkpoint.folder / 'config.json'}: quantization_config: group_size {group_size!r} does not divide the layers"
+        yield f"{config_path}: quantization_config: group_size {group_size!r} does not divide the layers"
         return
-    expected_tensors = _expected_tensors(checkpoint, shape, group_size)
     stored = checkpoint.shapes()
+    if (layers := _layer_count(checkpoint)) != shape.layers:  # before anything loops over the layers of config.json
+        yield f"{config_path}: num_hidden_layers is {shape.layers}, the tensors are those of {counted(layers, 'layer')}"
+        return
+    expected_tensors = _expected_linears(checkpoint, shape, group_size)
+    sizes_agree = all(stored.get(name, (None,))[0] == size for name, (size, _) in expected_tensors.items())
+    complete = trusted and sizes_agree  # transformers would allocate what a wrong size asks for
+    if complete:
+        expected_tensors |= _expected_others(checkpoint, shape)
     for name in sorted(expected_tensors.keys() - stored.keys()):
         yield f"{checkpoint.folder}: tensor {name} is missing"
     for number, name in enumerate(sorted(checkpoint.files), 1):
         location = f"{checkpoint.files[name]}: tensor {name}"
         if name not in stored:
             yield f"{location} is missing"
-        elif name not in expected_tensors:
+        elif complete and name not in expected_tensors:
             yield f"{location} is unexpected: config.json describes no such tensor"
-        elif stored[name] != expected_tensors[name]:
+        elif name in expected_tensors and stored[name] != expected_tensors[name]:
             (size, dtype), (expected_size, expected_dtype) = stored[name], expected_tensors[name]
             yield f"{location} is {dtype} {size}, config.json says {expected_dtype} {expected_size}"
         elif stored[name][1] in ("F16", "F32"):
@@ -188,10 +199,14 @@ def _check_tensors(checkpoint: Checkpoint, shape: Architecture, on_step: OnStep)
         on_step("checking tensors", number, len(checkpoint.files))
 
 
-def _expected_tensors(checkpoint: Checkpoint, shape: Architecture, group_size: int) -> dict[str, tuple[list[int], str]]:
-    """Shape and dtype of each tensor that the checkpoint must have."""
-    import torch
+def _layer_count(checkpoint: Checkpoint) -> int:
+    """Number of layers that the names of the tensors tell of."""
+    start = f"{checkpoint.prefix}layers."
+    return len({name.removeprefix(start).partition(".")[0] for name in checkpoint.files if name.startswith(start)})
 
+
+def _expected_linears(checkpoint: Checkpoint, shape: Architecture, group_size: int) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of each tensor whose shape the sizes in config.json tell: linear layers, token table, final norm."""
     prefix = checkpoint.prefix
     table = ([shape.vocabulary, shape.hidden], "F16")
     expected = {f"{prefix}embed_tokens.weight": table, f"{prefix}norm.weight": ([shape.hidden], "F16")}
@@ -201,58 +216,70 @@ def _expected_tensors(checkpoint: Checkpoint, shape: Architecture, group_size: i
         expected[f"{prefix}embed_tokens.weight"] = ([0], "F16")
     if "lm_head.weight" in checkpoint.files:
         expected["lm_head.weight"] = table
-    block = {
-        name: list(tensor.shape) for name, tensor in DecoderLayer(checkpoint, torch.device("cpu")).module.state_dict().items()
-    }
     for layer in range(shape.layers):
-        for name, size in block.items():
-            full = f"{prefix}layers.{layer}.{name}"
-            linear = name.removesuffix(".weight")
-            if linear not in LINEARS:
-                expected[full] = (size, "F16")
-                continue
+        for linear in LINEARS:
             outputs, inputs = shape.linear(linear)
-            full = full.removesuffix(".weight")
+            full = f"{prefix}layers.{layer}.{linear}"
             expected[f"{full}.qweight"] = ([inputs, outputs // PACK], "I32")
             expected[f"{full}.qzeros"] = ([inputs // group_size, outputs // PACK], "I32")
             expected[f"{full}.scales"] = ([inputs // group_size, outputs], "F16")
     return expected
 
 
-def _source(checkpoint: Checkpoint, model: str | None) -> Checkpoint | str:
+def _expected_others(checkpoint: Checkpoint, shape: Architecture) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of the layers' other tensors, norms and biases, of which transformers knows."""
+    import torch
+
+    block = DecoderLayer(checkpoint, torch.device("cpu")).module.state_dict()
+    others = {name: list(tensor.shape) for name, tensor in block.items() if name.removesuffix(".weight") not in LINEARS}
+    return {
+        f"{checkpoint.prefix}layers.{layer}.{name}": (size, "F16")
+        for layer in range(shape.layers)
+        for name, size in others.items()
+    }
+
+
+def _source(checkpoint: Checkpoint, manifest: Mapping[str, Any], model: str | None) -> Checkpoint | str:
     """The source of `checkpoint`, or the reason why it is not available."""
     if model is not None:
         return find(model)
     try:
         source = find(source_of(checkpoint), download=False)
-        for name, digest in (_manifest_section(checkpoint, "source").get("sha256") or {}).items():
+        for name, digest in _section(_section(manifest, "source"), "sha256").items():
             path = source.folder / name
             if not path.is_file() or sha256(path) != digest:
                 return f"not compared: source not available: {path} has changed"
     except BadInput as error:
         return f"not compared: source not available: {error}"
+    except OSError as error:
+        return f"not compared: source not available: {error.filename}: {error.strerror or error}"
     return source
 
 
 def _fidelity(
-    checkpoint: Checkpoint, source: Checkpoint, shape: Architecture, device: torch.device, on_step: OnStep
+    checkpoint: Checkpoint,
+    source: Checkpoint,
+    manifest: Mapping[str, Any],
+    shape: Architecture,
+    device: torch.device,
+    on_step: OnStep,
 ) -> dict[str, Any]:
     """Cosines between INT4 and source vectors of TEXTS texts, and the smallest cosine to be expected.
 
     If the checkpoint was calibrated on this version's built-in texts, the held-out texts are drawn again, and the recorded
     minimum is the yardstick. Otherwise any built-in texts serve, and DEFAULT_MIN_COSINE is.
     """
-    calibration, recorded = _manifest_section(checkpoint, "calibration"), _manifest_section(checkpoint, "fidelity")
+    calibration, recorded = _section(manifest, "calibration"), _section(manifest, "fidelity")
     texts, seed, check, least = calibration_texts.built_in(), 0, TEXTS, DEFAULT_MIN_COSINE
-    same_texts = calibration.get("source") == texts.source and calibration.get("sha256") == texts.sha256
-    if same_texts and "min_cosine" in recorded:
-        seed = _manifest_section(checkpoint, "settings").get("seed", 0)
-        check = recorded.get("texts", TEXTS)
+    if calibration.get("source") == texts.source and calibration.get("sha256") == texts.sha256:
+        seed = _section(manifest, "settings")["seed"]
+        check = recorded["texts"]
         least = recorded["min_cosine"] - COSINE_TOLERANCE
         texts = calibration_texts.built_in(calibration["texts"] + check, seed)
     prepared = prepare(texts, checkpoint, max_tokens=calibration.get("max_tokens", MAX_TOKENS), check=check, seed=seed)
     rows = [prepared.rows[number] for number in sorted(prepared.check)[:TEXTS]]
     done = 0
+    on_step("running layers", done, 2 * shape.layers)
 
     def on_layer() -> None:
         nonlocal done

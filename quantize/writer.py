@@ -6,7 +6,6 @@ ends early leaves an existing target unchanged, and keeps its finished layers fo
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -20,7 +19,7 @@ from typing import IO, Any
 from qembed.checkpoint.description import MANIFEST, Checkpoint
 from qembed.checkpoint.files import read_json
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
-from qembed.errors import BadInput, Interrupted, QembedError
+from qembed.errors import BadInput, Interrupted, QembedError, unwritable
 from qembed.files import sync_path, write_atomically
 from qembed.quantize.parts import REPORT, Parts
 from qembed.quantize.settings import ROUNDING_ALIASES
@@ -78,8 +77,7 @@ def claim(target: Path, *, force: bool) -> Iterator[Path]:
         partial.mkdir(exist_ok=True)
         lock = (partial / "lock").open("a")
     except OSError as error:
-        kind = QembedError if error.errno in (errno.ENOSPC, errno.EDQUOT) else BadInput
-        raise kind(f"{partial}: cannot be written: {error.strerror}") from error
+        raise unwritable(f"{partial}: cannot be written", error) from error
     with lock:
         _lock(lock, target)
         try:

@@ -1,1 +1,1 @@
-"""Looking at one's vectors: a FAISS index of what `qembed embed` wrote, and questions to it."""
+"""FAISS indexes of the vectors that `qembed embed` wrote, and search in them."""

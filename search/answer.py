@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hit:
-    """A result: id, cosine with the question, score of the reranker, and kept columns."""
+    """A result: id, cosine with the question, score of the reranker, and the other columns."""
 
     id: str
     score: float
@@ -31,28 +31,32 @@ class Hit:
 
 
 def width(store: Store, nprobe: int | None, ef_search: int | None, *, exact: bool) -> int | None:
-    """The search width: the one given, or the one that `qembed index` measured as enough; None compares with every vector.
+    """The search width: the user's, or the smallest with enough recall as `qembed index` measured it; None: exact search.
 
     Raises:
         BadInput: the option belongs to another kind of index, or contradicts `exact`.
     """
-    asked = {"nprobe": nprobe, "ef_search": ef_search}
-    given = [name for name, value in asked.items() if value is not None]
-    if exact and given:
-        raise BadInput(f"--exact compares with every vector; omit --{given[0].replace('_', '-')}")
-    for name in given:
+    options = {"nprobe": nprobe, "ef_search": ef_search}
+    set_options = [name for name, value in options.items() if value is not None]
+    if exact and set_options:
+        raise BadInput(f"--exact compares with every vector; omit --{set_options[0].replace('_', '-')}")
+    for name in set_options:
         if name != WIDTH.get(store.kind):
             raise BadInput(f"--{name.replace('_', '-')}: {store.path} is {store.kind}, which has no such setting")
     if exact or store.kind == "flat":
         return None
-    return asked[WIDTH[store.kind]] or int(store.about["width"])
+    return options[WIDTH[store.kind]] or int(store.about["width"])
 
 
-def hits(store: Store, questions: NDArray[np.float32], depth: int, look: int | None) -> list[list[Hit]]:
-    """The `depth` nearest rows of each of `questions` [q, d], best first; fewer if a narrow search finds no more."""
-    scores, rows = nearest(store.index, store.kind, questions, depth, look)
-    found = sorted({int(row) for row in rows.flat if row >= 0})
-    entries = dict(zip(found, store.entries(found, [ID, *store.columns]), strict=True)) if found else {}
+def hits(store: Store, questions: NDArray[np.float32], depth: int, width: int | None) -> list[list[Hit]]:
+    """The `depth` nearest rows of each of `questions` [q, d], best first; fewer if a narrow search finds no more.
+
+    `width` is the search width (function `width`).
+    """
+    scores, rows = nearest(store.index, store.kind, questions, depth, width)
+    distinct_rows = sorted({int(row) for row in rows.flat if row >= 0})
+    values = store.entries(distinct_rows, [ID, *store.columns]) if distinct_rows else []
+    entries = dict(zip(distinct_rows, values, strict=True))
     answers = []
     for cosines, places in zip(scores, rows, strict=True):
         pairs = [(float(cosine), dict(entries[int(row)])) for cosine, row in zip(cosines, places, strict=True) if row >= 0]
@@ -60,28 +64,28 @@ def hits(store: Store, questions: NDArray[np.float32], depth: int, look: int | N
     return answers
 
 
-def text_column(store: Store, asked: str | None) -> str | None:
-    """The column with the texts: the one given, `text`, or the only column of strings; None if there is none.
+def text_column(store: Store, name: str | None) -> str | None:
+    """The column with the texts: `name`, else `text`, else the only column of strings; None if there is none.
 
     Raises:
-        BadInput: the given column does not exist or holds no strings.
+        BadInput: the column `name` does not exist or holds no strings.
     """
-    if asked is not None:
-        if asked not in store.texts:
-            raise BadInput(f"--text-column {asked}: {store.path} keeps {', '.join(store.texts) or 'no texts'}")
-        return asked
+    if name is not None:
+        if name not in store.texts:
+            raise BadInput(f"--text-column {name}: {store.path} keeps {', '.join(store.texts) or 'no texts'}")
+        return name
     if "text" in store.texts:
         return "text"
     return store.texts[0] if len(store.texts) == 1 else None
 
 
-def reranker(named: str, api_key: str | None = None) -> rerank.Reranker:
-    """The Qwen3-Reranker `named` by hub id, folder, or URL of a vLLM server.
+def reranker(name: str, api_key: str | None = None) -> rerank.Reranker:
+    """The Qwen3-Reranker `name`, given by hub id, folder, or URL of a vLLM server.
 
     Raises:
         BadInput: it is not a Qwen3-Reranker.
     """
-    return rerank.through_server(named, api_key) if "://" in named else rerank.through_transformers(find(named))
+    return rerank.through_server(name, api_key) if "://" in name else rerank.through_transformers(find(name))
 
 
 def reranked(
@@ -109,5 +113,5 @@ def reranked(
     if not pairs:
         return [list(answer) for answer in answers]
     scores = iter(rerank.scoring(model, instruction, None, progress)(texts, passages, pairs))
-    found = [[Hit(hit.id, hit.score, float(next(scores)), hit.columns) for hit in answer] for answer in answers]
-    return [sorted(answer, key=lambda hit: -(hit.rerank or 0.0)) for answer in found]
+    scored = [[Hit(hit.id, hit.score, float(next(scores)), hit.columns) for hit in answer] for answer in answers]
+    return [sorted(answer, key=lambda hit: -(hit.rerank or 0.0)) for answer in scored]

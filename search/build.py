@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qembed.errors import BadInput, QembedError
 from qembed.search import corpus as corpora
 from qembed.search.corpus import Corpus
+from qembed.text.display import counted
 from qembed.vectors import ivf
 
 Kind = Literal["flat", "ivf-flat", "hnsw"]
@@ -43,23 +44,23 @@ class IndexSettings:
         return {"m": self.m, "ef_construction": self.ef_construction} if self.kind == "hnsw" else {}
 
 
-def clusters(rows: int, asked: int | None) -> int:
-    """Number of clusters of an IVF index of `rows` vectors: `asked`, or a default.
+def clusters(rows: int, nlist: int | None) -> int:
+    """Number of clusters of an IVF index of `rows` vectors: `nlist`, or a default.
 
     Raises:
-        BadInput: `asked` exceeds the number of vectors.
+        BadInput: `nlist` exceeds the number of vectors.
     """
-    if asked is None:
+    if nlist is None:
         return ivf.clusters(rows)
-    if asked > rows:
-        raise BadInput(f"--nlist {asked}: there are only {rows:,} vectors")
-    return asked
+    if nlist > rows:
+        raise BadInput(f"--nlist {nlist}: there are only {counted(rows, 'vector')}")
+    return nlist
 
 
 def memory(rows: int, dimensions: int, settings: IndexSettings) -> int:
     """Bytes of the index, in memory and on disk: float32 vectors, and row numbers or links."""
-    beside = {"flat": 0, "ivf-flat": 8, "hnsw": 4 * (2 * settings.m + 1) + 12}[settings.kind]
-    return rows * (4 * dimensions + beside)
+    extra = {"flat": 0, "ivf-flat": 8, "hnsw": 4 * (2 * settings.m + 1) + 12}[settings.kind]
+    return rows * (4 * dimensions + extra)
 
 
 def check_memory(corpus: Corpus, settings: IndexSettings) -> None:
@@ -84,7 +85,7 @@ def build(
 ) -> tuple[Any, Floats]:
     """Build the index; returns it with the vectors [len(drawn), dimensions] at the rows `drawn` (ascending).
 
-    `on_stage` is called with (what is being done, finished rows).
+    `on_stage` is called with (name of the stage, finished rows).
 
     Raises:
         BadInput: a row is not a usable vector.
@@ -99,7 +100,7 @@ def build(
         samples.append(block[inside - done])
         done += len(block)
     if done != corpus.rows:
-        raise BadInput(f"{corpus.path}: {done:,} rows, its footer promises {corpus.rows:,}: it was changed while it was read")
+        raise BadInput(f"{corpus.path}: {done:,} rows, its footer says {corpus.rows:,}: it was changed while it was read")
     return index, np.concatenate(samples)
 
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import click
 
-from qembed.command.options import api_key_file_option
+from qembed.command.options import JSON_HELP, api_key_file_option
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
 from qembed.text import strict_json
+from qembed.text.display import counted
 
 DEPTH = 10
 CANDIDATES = 50
+OTHER_WIDTH = 40
+"""Characters of a kept column that does not hold the texts."""
 
 embedding = section("Embedding the question")
 searching = section("Search")
@@ -45,7 +48,7 @@ output = section("Output")
 @embedding("--prompt", metavar="NAME", help="Name of the model's prompt for the question.  [default: query]")
 @embedding("--instruction", metavar="TEXT", help="Task description in place of the model's prompt; the reranker gets it too.")
 @embedding("--any-model", is_flag=True, help="Do not check the model's name against the one recorded in the index.")
-@output("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")
+@output("--json", "as_json", is_flag=True, help=JSON_HELP)
 def command(**options: Any) -> None:
     """Search an index for the texts nearest to each TEXT, by cosine similarity.
 
@@ -64,11 +67,13 @@ def command(**options: Any) -> None:
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted") from error
     if options["as_json"]:
-        click.echo(strict_json.dumps(result, indent=2))
+        click.echo(strict_json.dumps(result))
         return
     from rich.console import Console
 
     _print(Console(), result)
+    if not result["columns"]:
+        click.echo("The index keeps ids alone; `qembed embed --keep COLUMN` keeps texts beside the vectors.", err=True)
 
 
 def _search(options: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
         kept = (
             f"keeps {', '.join(opened.texts)}: name one with --text-column"
             if opened.texts
-            else "keeps none: embed with them kept"
+            else "keeps none: make its vectors with qembed embed --keep text"
         )
         raise BadInput(f"--rerank reads texts, and {opened.path} {kept}")
     model = answer.reranker(options["rerank"], api_key) if options["rerank"] else None
@@ -122,6 +127,7 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
         "model": opened.model,
         "reranker": model.name if model else None,
         "text_column": column,
+        "columns": list(opened.columns),
         "queries": [
             {"text": text, "hits": [{"rank": rank, **asdict(hit)} for rank, hit in enumerate(hits[:top], 1)]}
             for text, hits in zip(texts, answers, strict=True)
@@ -153,7 +159,7 @@ def _depths(options: dict[str, Any], rows: int, path: Path) -> tuple[int, int]:
     """(number of results to show, number of nearest to search for)."""
     for option, name in (("top", "-k"), ("candidates", "--candidates")):
         if options[option] and options[option] > rows:
-            raise BadInput(f"{name} {options[option]}: {path} has only {rows:,} vectors")
+            raise BadInput(f"{name} {options[option]}: {path} has only {counted(rows, 'vector')}")
     top = min(options["top"] or DEPTH, rows)
     if not options["rerank"]:
         return top, top
@@ -169,7 +175,8 @@ def _print(console: Any, found: dict[str, Any]) -> None:
 
     from qembed.text.display import one_line
 
-    column = found["text_column"]
+    text_column = found["text_column"]
+    others = [name for name in found["columns"] if name != text_column]
     for number, question in enumerate(found["queries"]):
         if len(found["queries"]) > 1:
             console.print(f"{chr(10) if number else ''}{escape(one_line(question['text']))}", style="bold", highlight=False)
@@ -179,11 +186,22 @@ def _print(console: Any, found: dict[str, Any]) -> None:
             table.add_column("rerank", justify="right")
         table.add_column("cosine", justify="right")
         table.add_column("id", overflow="fold", max_width=40)
-        if column:
-            table.add_column(escape(column), no_wrap=True, overflow="ellipsis")
+        for name in others:
+            table.add_column(escape(name), no_wrap=True, overflow="ellipsis", max_width=OTHER_WIDTH)
+        if text_column:
+            table.add_column(escape(text_column), no_wrap=True, overflow="ellipsis")
         for hit in question["hits"]:
             cells = [f"{hit['rerank']:.4f}"] if found["reranker"] else []
             cells += [f"{hit['score']:.4f}", escape(one_line(hit["id"]))]
-            text = hit["columns"].get(column) if column else None
-            table.add_row(str(hit["rank"]), *cells, *([escape(one_line(str(text or "")))] if column else []))
+            cells += [_cell(hit["columns"].get(name)) for name in (*others, *([text_column] if text_column else []))]
+            table.add_row(str(hit["rank"]), *cells)
         console.print(table)
+
+
+def _cell(value: Any) -> str:
+    """`value` of a kept column on one line, without markup; nothing for a missing value."""
+    from rich.markup import escape
+
+    from qembed.text.display import one_line
+
+    return "" if value is None else escape(one_line(str(value)))

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qembed.command.options import JSON_HELP
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
+from qembed.targets import Target, check_targets
 from qembed.text import strict_json
 
 if TYPE_CHECKING:
@@ -35,9 +37,10 @@ writing = section("What to write")
                 "[default: 200 of the indexed vectors]")  # fmt: skip
 @writing("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.faiss",
          help="The index. Ids and kept columns go beside it, into FILE.faiss.ids.parquet.")  # fmt: skip
+@writing("--force", is_flag=True, help="Replace an index that exists.")
 @writing("--report", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
          help="Write what was measured to FILE.html (recall against time, as a plot) or FILE.json.")  # fmt: skip
-@writing("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
+@writing("--json", "as_json", is_flag=True, help=JSON_HELP)
 def command(**options: Any) -> None:
     """Put the vectors that `qembed embed` wrote into a FAISS index, to look at them with `qembed search`.
 
@@ -57,7 +60,7 @@ def command(**options: Any) -> None:
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; {options['output']} is as it was") from error
     if options["as_json"]:
-        click.echo(strict_json.dumps(result, indent=2))
+        click.echo(strict_json.dumps(result))
         return
     from rich.console import Console
 
@@ -73,12 +76,16 @@ def _build_index(options: dict[str, Any]) -> dict[str, Any]:
     from qembed.vectors import ivf
 
     output: Path = options["output"]
-    store.check(output)
     for path in options["report"]:
         report.check(path)
     settings = _settings(options)
     ivf.library()
     vectors = corpus.read(options["vectors"])
+    inputs = [*vectors.paths, *([options["queries"]] if options["queries"] else [])]
+    outputs = (output, store.ids_path(output))
+    reports = [Target(path, "--report") for path in options["report"]]
+    check_targets([*(Target(path) for path in outputs), *reports], inputs, force=options["force"])
+    store.check(output, force=options["force"])
     applied_settings = settings.noted(vectors.rows)
     queries = _queries(options["queries"], vectors) if options["queries"] else None
     build.check_memory(vectors, settings)
@@ -170,8 +177,11 @@ def _print(console: Any, found: dict[str, Any]) -> None:
 
     from qembed.search import report
     from qembed.search.nearest import WIDTH
+    from qembed.text.display import counted
 
-    said = f"{found['index']}: {found['rows']:,} vectors of {found['dimensions']} dimensions, {found['kind']}"
+    said = (
+        f"{found['index']}: {counted(found['rows'], 'vector')} of {counted(found['dimensions'], 'dimension')}, {found['kind']}"
+    )
     console.print(f"{escape(said)}, {found['bytes'] / 1e6:,.1f} MB", highlight=False, soft_wrap=True)
     if found["recall"]:
         table = Table(box=None, pad_edge=False)

@@ -24,13 +24,13 @@ def nearest(index: Any, kind: Kind, queries: Floats, depth: int, width: int | No
     faiss = ivf.library()
     queries = np.ascontiguousarray(queries, np.float32)
     if kind == "ivf-flat":
-        probed = index.nlist if width is None else min(width, index.nlist)
-        found = index.search(queries, depth, params=faiss.SearchParametersIVF(nprobe=probed))
+        nprobe = index.nlist if width is None else min(width, index.nlist)
+        answer = index.search(queries, depth, params=faiss.SearchParametersIVF(nprobe=nprobe))
     elif kind == "hnsw" and width is not None:
-        found = index.search(queries, depth, params=faiss.SearchParametersHNSW(efSearch=max(width, depth)))
+        answer = index.search(queries, depth, params=faiss.SearchParametersHNSW(efSearch=max(width, depth)))
     else:
-        found = (faiss.downcast_index(index.storage) if kind == "hnsw" else index).search(queries, depth)
-    return found
+        answer = (faiss.downcast_index(index.storage) if kind == "hnsw" else index).search(queries, depth)
+    return answer
 
 
 def widths(index: Any, kind: Kind, depth: int) -> list[int]:

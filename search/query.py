@@ -55,26 +55,26 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
     model = asking.model or (None if asking.url else store.model)
     if model is None and asking.url is None:
         raise BadInput(f"{store.path} does not say which model made its vectors; name it with --model, or a server with --url")
-    known = _checkpoint(model, store, asking) if model is not None else None
-    if known is not None and not asking.any_model:
-        check_model(store, known.name)
-    prompts = known.prompts if known else DEFAULT_PROMPTS
+    checkpoint = _checkpoint(model, store, asking) if model is not None else None
+    if checkpoint is not None and not asking.any_model:
+        check_model(store, checkpoint.name)
+    prompts = checkpoint.prompts if checkpoint else DEFAULT_PROMPTS
     prompt = _prompt(prompts, store, asking)
     if asking.url:
-        side = sources.server(asking.url, asking.api_key)
-        named = str(side.identity["model"])
+        embedder = sources.server(asking.url, asking.api_key)
+        name = str(embedder.identity["model"])
         if not asking.any_model:
-            check_model(store, named)
+            check_model(store, name)
     else:
-        assert known is not None
-        named = known.name
-        side = sources.vllm(known) if asking.engine == "vllm" else sources.transformers(known)
+        assert checkpoint is not None
+        name = checkpoint.name
+        embedder = sources.vllm(checkpoint) if asking.engine == "vllm" else sources.transformers(checkpoint)
     with (
-        progress.status(f"embedding with {named}") as status,
-        side.open(lambda doing: status.update(f"{named}: {doing}")) as source,
+        progress.status(f"embedding with {name}") as status,
+        embedder.open(lambda stage: status.update(f"{name}: {stage}")) as source,
     ):
-        found = source.embed([model_input(text, prompt) for text in texts], lambda _: None)
-    return fitted(found, store, named)
+        embedded = source.embed([model_input(text, prompt) for text in texts], lambda _: None)
+    return fitted(embedded, store, name)
 
 
 def _checkpoint(model: str, store: Store, asking: Asking) -> Checkpoint:
@@ -90,8 +90,8 @@ def _checkpoint(model: str, store: Store, asking: Asking) -> Checkpoint:
 
 def _prompt(prompts: Mapping[str, str], store: Store, asking: Asking) -> str:
     """The prompt text of a question."""
-    noted = store.source.get("instruction")
-    instruction = asking.instruction or (noted if asking.prompt is None and isinstance(noted, str) else None)
+    recorded = store.source.get("instruction")
+    instruction = asking.instruction or (recorded if asking.prompt is None and isinstance(recorded, str) else None)
     if instruction:
         return instruct(clean(instruction))
     name = asking.prompt or "query"
@@ -100,16 +100,16 @@ def _prompt(prompts: Mapping[str, str], store: Store, asking: Asking) -> str:
     return prompts[name]
 
 
-def check_model(store: Store, named: str) -> None:
-    """Check that the model `named` is the one of the index's vectors; INT4 and FP16, folder and hub id count as the same.
+def check_model(store: Store, name: str) -> None:
+    """Check that the model `name` is the one of the index's vectors; INT4 and FP16, folder and hub id count as the same.
 
     Raises:
         BadInput: it is another model.
     """
-    if store.model is not None and family(named) != family(store.model):
+    if store.model is not None and family(name) != family(store.model):
         raise BadInput(
-            f"{store.path}: its vectors are of {store.model}, the question's would be of {named}; "
-            "take the same model, or say --any-model if it only has another name"
+            f"{store.path}: its vectors are of {store.model}, the question's would be of {name}; "
+            "use the same model, or add --any-model if only the name differs"
         )
 
 
@@ -118,7 +118,7 @@ def family(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].removesuffix(INT4_SUFFIX).lower()
 
 
-def fitted(found: NDArray[np.float32], store: Store, named: str) -> NDArray[np.float32]:
+def fitted(vectors: NDArray[np.float32], store: Store, name: str) -> NDArray[np.float32]:
     """Vectors [n, D] cut to the index's dimensions (Matryoshka) and scaled to unit length.
 
     They are cut only for an index of vectors from `qembed embed`: for others it is unknown whether theirs were cut.
@@ -127,11 +127,11 @@ def fitted(found: NDArray[np.float32], store: Store, named: str) -> NDArray[np.f
         BadInput: they have another length.
         QembedError: a vector is zero or not finite.
     """
-    width = found.shape[1]
+    width = vectors.shape[1]
     if width != store.dimensions and not (width > store.dimensions and store.source.get("dimensions") == store.dimensions):
-        raise BadInput(f"{store.path}: its vectors have {store.dimensions} dimensions, those of {named} have {width}")
-    cut = found[:, : store.dimensions]
+        raise BadInput(f"{store.path}: its vectors have {store.dimensions} dimensions, those of {name} have {width}")
+    cut = vectors[:, : store.dimensions]
     lengths = np.linalg.norm(cut, axis=1, keepdims=True)
     if not (np.isfinite(lengths) & (lengths > 0)).all():
-        raise QembedError(f"{named}: gives a vector that is zero or not finite")
+        raise QembedError(f"{name}: returned a vector that is zero or not finite")
     return np.asarray(cut / lengths, np.float32)

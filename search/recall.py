@@ -73,40 +73,48 @@ def measure(
     `own` [q] are the rows of queries that are in the index themselves; they do not count as results. `source` describes the
     queries. `on_width` is called with each width before it is measured.
     """
-    beside = 0 if own is None else 1
-    depth = max(1, min(DEPTH, int(index.ntotal) - beside))
-    best, _, exact = _asked(index, kind, queries, own, depth, None)
+    own_rows = 0 if own is None else 1
+    depth = max(1, min(DEPTH, int(index.ntotal) - own_rows))
+    best, _, exact = _search(index, kind, queries, own, depth, None)
     bounds = best[:, [0, depth - 1]] - EPSILON
     points: list[Point] = []
-    for width in widths(index, kind, depth + beside):
+    for width in widths(index, kind, depth + own_rows):
         on_width(width)
-        scores, rows, milliseconds = _asked(index, kind, queries, own, depth, width)
-        there = rows >= 0
-        kept = (there & (scores >= bounds[:, 1:])).mean(axis=1)
-        first = (there[:, 0] & (scores[:, 0] >= bounds[:, 0])).mean()
-        points.append(Point(width, float(kept.mean()), bootstrap.of_mean(kept), float(first), milliseconds))
+        scores, rows, milliseconds = _search(index, kind, queries, own, depth, width)
+        returned = rows >= 0
+        recalls = (returned & (scores >= bounds[:, 1:])).mean(axis=1)
+        first = (returned[:, 0] & (scores[:, 0] >= bounds[:, 0])).mean()
+        points.append(Point(width, float(recalls.mean()), bootstrap.of_mean(recalls), float(first), milliseconds))
         if points[-1].recall >= COMPLETE:
             break
     chosen = next((point.width for point in points if point.recall >= wanted), points[-1].width)
     return Recall(len(queries), source, depth, wanted, exact, chosen, points)
 
 
-def _asked(
+def _search(
     index: Any, kind: Kind, queries: Floats, own: NDArray[np.intp] | None, depth: int, width: int | None
 ) -> tuple[Floats, Rows, float]:
     """Cosines and rows [q, depth] without the queries' own rows, and median milliseconds of single queries."""
-    found, where = nearest(index, kind, queries, depth + (own is not None), width)
+    all_scores, all_rows = nearest(index, kind, queries, depth + (own is not None), width)
     scores = np.full((len(queries), depth), -np.inf, np.float32)
     rows = np.full((len(queries), depth), -1, np.int64)
-    for place in range(len(queries)):
-        others = np.flatnonzero(where[place] != own[place])[:depth] if own is not None else np.arange(depth)
-        scores[place, : len(others)], rows[place, : len(others)] = found[place][others], where[place][others]
+    for query in range(len(queries)):
+        others = np.flatnonzero(all_rows[query] != own[query])[:depth] if own is not None else np.arange(depth)
+        scores[query, : len(others)] = all_scores[query][others]
+        rows[query, : len(others)] = all_rows[query][others]
+    return scores, rows, _milliseconds(index, kind, queries[:TIMED], depth + (own is not None), width)
+
+
+def _milliseconds(index: Any, kind: Kind, queries: Floats, depth: int, width: int | None) -> float:
+    """Median time of a single query.
+
+    Stops after TIMED_SECONDS: exact search in ten million vectors takes seconds per query, a batch reads memory once.
+    """
     seconds: list[float] = []
-    # Exact search in ten million vectors takes seconds per query when run alone; the batch above reads memory once for all.
-    for query in queries[:TIMED]:
+    for query in queries:
         started = time.perf_counter()
-        nearest(index, kind, query[None], depth + (own is not None), width)
+        nearest(index, kind, query[None], depth, width)
         seconds.append(time.perf_counter() - started)
         if sum(seconds) > TIMED_SECONDS:
             break
-    return scores, rows, float(np.median(seconds) * 1000)
+    return float(np.median(seconds) * 1000)

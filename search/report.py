@@ -26,17 +26,17 @@ def check(path: Path) -> None:
     files.check(path)
 
 
-def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Write `found` in the format of `path`'s suffix, atomically.
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """Write `result` (what `qembed index --json` prints) in the format of `path`'s suffix, atomically.
 
     Raises:
         QembedError: it cannot be written.
     """
-    text = strict_json.dumps(found, indent=2) + "\n" if path.suffix.lower() == ".json" else page(found)
+    text = strict_json.dumps(result, indent=2) + "\n" if path.suffix.lower() == ".json" else page(result)
     files.replace(path, text)
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(result: Mapping[str, Any]) -> str:
     """The HTML page; names are escaped."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -44,14 +44,14 @@ def page(found: Mapping[str, Any]) -> str:
 
     loader = ChoiceLoader([PackageLoader("qembed.search", ""), PackageLoader("qembed.report", "")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    recall = found["recall"]
-    setting = WIDTH.get(found["kind"], "")
+    recall = result["recall"]
+    setting = WIDTH.get(result["kind"], "")
     return environment.get_template("page.html.j2").render(
-        index=Path(found["index"]).name,
+        index=Path(result["index"]).name,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         qembed=__version__,
-        numbers=_numbers(found),
-        words=words(found),
+        numbers=_numbers(result),
+        words=words(result),
         svg=plots.recall(recall["points"], recall["exact"], setting) if recall else "",
         columns=[setting, *(COLUMNS if recall else ())],
         rows=[
@@ -59,9 +59,9 @@ def page(found: Mapping[str, Any]) -> str:
             for point in (recall["points"] if recall else [])
         ],
         settings=[
-            ("index", found["index"]), ("vectors", found["source"]), ("model", found["model"] or "not said"),
-            ("kind", found["kind"]), *((name, str(value)) for name, value in found["settings"].items()),
-            ("vectors of", f"{found['dimensions']} dimensions"), ("size", f"{found['bytes'] / 1e6:,.1f} MB"),
+            ("index", result["index"]), ("vectors", result["source"]), ("model", result["model"] or "unknown"),
+            ("kind", result["kind"]), *((name, str(value)) for name, value in result["settings"].items()),
+            ("dimensions", f"{result['dimensions']}"), ("size", f"{result['bytes'] / 1e6:,.1f} MB"),
         ],
     )  # fmt: skip
 
@@ -75,34 +75,34 @@ def cells(point: Mapping[str, Any]) -> list[str]:
     return [f"{point['recall']:.4f}", interval, f"{point['first']:.4f}", f"{point['milliseconds']:.3g}"]
 
 
-def words(found: Mapping[str, Any]) -> str:
+def words(result: Mapping[str, Any]) -> str:
     """An explanation of the numbers."""
-    recall = found["recall"]
+    recall = result["recall"]
     if recall is None:
         return "A flat index compares with every vector: its answers are exact."
-    least = next(point for point in recall["points"] if point["width"] == recall["chosen"])
+    chosen = next(point for point in recall["points"] if point["width"] == recall["chosen"])
     reached = (
-        f"the least that finds {recall['wanted']:.0%}"
-        if least["recall"] >= recall["wanted"]
-        else f"the widest tried; {recall['wanted']:.0%} is not reached"
+        f"the smallest that finds {recall['wanted']:.0%}"
+        if chosen["recall"] >= recall["wanted"]
+        else f"the largest measured; {recall['wanted']:.0%} is not reached"
     )
-    setting = WIDTH[found["kind"]]
+    setting = WIDTH[result["kind"]]
     return (
-        f"{recall['queries']} queries ({recall['source']}): the share of the {recall['depth']} truly nearest found, and the "
-        f"time of a query. qembed search takes {setting} {recall['chosen']} unless told otherwise: {reached}. "
+        f"{recall['queries']} queries ({recall['source']}): the share of the {recall['depth']} true nearest that is found, and "
+        f"the time of a query. The default of qembed search is {setting} {recall['chosen']}, {reached}. "
         f"Comparing with every vector takes {recall['exact']:.3g} ms."
     )
 
 
-def _numbers(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    recall = found["recall"]
-    numbers = [{"name": "Vectors", "value": f"{found['rows']:,}", "note": f"{found['dimensions']} dimensions"}]
+def _numbers(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    recall = result["recall"]
+    numbers = [{"name": "Vectors", "value": f"{result['rows']:,}", "note": f"{result['dimensions']} dimensions"}]
     if recall:
-        point = next(one for one in recall["points"] if one["width"] == recall["chosen"])
+        point = next(point for point in recall["points"] if point["width"] == recall["chosen"])
         numbers += [
-            {"name": "Recall@10", "value": f"{point['recall']:.3f}", "note": f"{WIDTH[found['kind']]} {point['width']}"},
+            {"name": "Recall@10", "value": f"{point['recall']:.3f}", "note": f"{WIDTH[result['kind']]} {point['width']}"},
             {"name": "Time a query", "value": f"{point['milliseconds']:.3g} ms", "note": f"exact: {recall['exact']:.3g} ms"},
         ]
     else:
         numbers.append({"name": "Recall", "value": "1", "note": "exact"})
-    return [*numbers, {"name": "Size", "value": f"{found['bytes'] / 1e6:,.1f} MB", "note": found["kind"]}]
+    return [*numbers, {"name": "Size", "value": f"{result['bytes'] / 1e6:,.1f} MB", "note": result["kind"]}]

@@ -1,4 +1,4 @@
-"""An index on disk: NAME in FAISS's format, and NAME.ids.parquet with ids and kept columns, row for row.
+"""An index on disk: NAME in FAISS's format, and NAME.ids.parquet with the ids and other columns, row for row.
 
 The second file records the SHA-256 of the first, so that damage or a mix-up is detected before FAISS, which does not validate
 its input, reads the index. Both are written under temporary names and then renamed, the index first. If a run ends between the
@@ -32,8 +32,8 @@ FORMAT = 1
 class Store:
     """An index in memory.
 
-    `about` is its own metadata, `source` that of `qembed embed` for the vectors. `columns` are kept beside the ids; `texts` are
-    those of strings.
+    `about` is its own metadata, `source` that of `qembed embed` for the vectors. `columns` lie beside the ids; `texts` are the
+    columns of strings.
     """
 
     path: Path
@@ -62,8 +62,8 @@ class Store:
     @property
     def model(self) -> str | None:
         """The model of the vectors; None if unknown."""
-        named = self.source.get("model")
-        return named if isinstance(named, str) and named else None
+        name = self.source.get("model")
+        return name if isinstance(name, str) and name else None
 
     def entries(self, rows: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         """The values of `columns` for each of `rows`, in that order; reads only the row groups that hold them."""
@@ -72,35 +72,38 @@ class Store:
         with parquet.ParquetFile(ids_path(self.path)) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
-            found: dict[int, dict[str, Any]] = {}
+            entries: dict[int, dict[str, Any]] = {}
             for group in np.unique(np.searchsorted(ends, list(rows), side="right")):
                 start = int(ends[group]) - sizes[group]
                 inside = sorted({row for row in rows if start <= row < ends[group]})
                 table = file.read_row_group(int(group), columns=list(columns)).take([row - start for row in inside])
-                found.update(zip(inside, table.to_pylist(), strict=True))
-        return [found[row] for row in rows]
+                entries.update(zip(inside, table.to_pylist(), strict=True))
+        return [entries[row] for row in rows]
 
 
 def ids_path(path: Path) -> Path:
-    """The file with ids and kept columns of the index `path`."""
+    """The file with the ids and other columns of the index `path`."""
     return path.with_name(path.name + corpora.IDS)
 
 
-def check(path: Path) -> None:
+def check(path: Path, *, force: bool) -> None:
     """Check that an index can be written to `path`, before long work begins.
 
     Raises:
-        BadInput: it is a folder, its folder is missing or read-only, or its suffix belongs to another kind of file.
+        BadInput: it exists and `force` is off, it is a folder, its folder is missing or read-only, or its suffix belongs to
+            another kind of file.
     """
     if path.suffix.lower() in (".parquet", ".npy", ".csv", ".jsonl"):
-        raise BadInput(f"-o {path}: an index; name it {path.stem}.faiss")
-    for one in (path, ids_path(path)):
-        if one.is_dir():
-            raise BadInput(f"-o {path}: {one} is a folder")
+        raise BadInput(f"-o {path}: the output is a FAISS index; name it {path.stem}.faiss")
+    for file in (path, ids_path(path)):
+        if file.is_dir():
+            raise BadInput(f"-o {path}: {file} is a folder")
+        if file.exists() and not force:
+            raise BadInput(f"-o {path}: {file} exists already; choose another name, or --force to replace it")
     if not path.parent.is_dir():
         raise BadInput(f"-o {path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise BadInput(f"-o {path}: {path.parent} may not be written to")
+        raise BadInput(f"-o {path}: {path.parent} is not writable")
 
 
 def write(path: Path, index: Any, corpus: Corpus, about: Mapping[str, Any], on_stage: Callable[[str, int], None]) -> None:
@@ -114,7 +117,7 @@ def write(path: Path, index: Any, corpus: Corpus, about: Mapping[str, Any], on_s
     try:
         on_stage("writing the index", corpus.rows)
         _write_index(index, partials[0])
-        whole = {
+        metadata = {
             "format": FORMAT,
             **about,
             "rows": corpus.rows,
@@ -122,7 +125,7 @@ def write(path: Path, index: Any, corpus: Corpus, about: Mapping[str, Any], on_s
             "sha256": sha256(partials[0]),
         }
         on_stage("writing the ids", 0)
-        _write_ids(partials[1], corpus, whole, on_stage)
+        _write_ids(partials[1], corpus, metadata, on_stage)
         os.replace(partials[0], path)
         *_, ids = partials
         partials.clear()  # the ids now belong to the new index; `read` finds them under either name
@@ -152,7 +155,7 @@ def read(path: Path) -> Store:
         )
     names = [ids_path(path), _partial(ids_path(path))]
     if not any(name.is_file() for name in names):
-        raise BadInput(f"{path}: {names[0].name} is missing: it holds the ids, and belongs beside the index")
+        raise BadInput(f"{path}: {names[0].name} is missing: it holds the ids and must lie beside the index")
     try:
         digest = sha256(path)
         for name in names:
@@ -177,7 +180,7 @@ def read(path: Path) -> Store:
         raise BadInput(f"{path}: cannot be read: {error.strerror or _words(error)}") from error
     free = machine.host().free
     if free is not None and path.stat().st_size > free:
-        raise QembedError(f"{path}: {path.stat().st_size / 1e9:.1f} GB go into memory, {free / 1e9:.1f} GB are free")
+        raise QembedError(f"{path}: {path.stat().st_size / 1e9:.1f} GB must fit into memory, {free / 1e9:.1f} GB are free")
     index = _read_index(path)
     if not index.ntotal == rows == about["rows"] or index.d != about["dimensions"]:
         raise BadInput(f"{path}: {index.ntotal} vectors, and {rows} ids in {names[0].name}; make it again with qembed index")
@@ -216,7 +219,7 @@ def _write_ids(partial: Path, corpus: Corpus, about: Mapping[str, Any], on_stage
         if writer is not None:
             writer.close()
     if done != corpus.rows:
-        raise BadInput(f"{corpus.path}: {done:,} rows, its footer promises {corpus.rows:,}: it was changed while it was read")
+        raise BadInput(f"{corpus.path}: {done:,} rows, its footer says {corpus.rows:,}: it was changed while it was read")
     sync_path(partial)
 
 

@@ -23,12 +23,13 @@ from qembed.errors import BadInput, QembedError
 from qembed.serve.reporter import Reporter, computing, computing_line, notes, verdict
 from qembed.sizes import gib
 from qembed.vllm import api_keys, devices, kernels, log, machine, plan, plan_table, ports, sglang, supervisor
-from qembed.vllm.arguments import environment, rules
+from qembed.vllm.arguments import rules, server_environment
 from qembed.vllm.engine_options import parse as parse_engine_arg
 from qembed.vllm.gate_rules import VARIABLE
 from qembed.vllm.settings import (
     HANG_TIMEOUT,
     HOST,
+    KEEP_ALIVE,
     LOCAL,
     MAX_CLIENT_BATCH,
     MAX_NUM_BATCHED_TOKENS,
@@ -88,8 +89,8 @@ engine_options = section("Engine")
 @memory(
     "--max-model-len",
     type=click.IntRange(1),
-    help=f"Longest text, in tokens; longer ones get status 400. After the weights, its cache takes the most memory.  "
-    f"[default: {plan.LENGTH_DEFAULT}, or the model's own limit if that is lower]",
+    help="Longest text, in tokens; longer ones get status 400.  [default: the model's own limit, or what fits of it; with "
+    f"--kv-cache {plan.LENGTH_WITH_CACHE}]",
 )
 @memory(
     "--max-num-seqs", type=click.IntRange(1), help=f"Maximum texts computed at once; others wait.  [default: {MAX_NUM_SEQS}]"
@@ -97,7 +98,15 @@ engine_options = section("Engine")
 @memory(
     "--max-num-batched-tokens",
     type=click.IntRange(1),
-    help=f"Maximum tokens computed at once; others wait. Limits activations.  [default: {MAX_NUM_BATCHED_TOKENS}]",
+    help="Maximum tokens computed at once; others wait, and a longer text is computed in pieces. Limits activations.  "
+    f"[default: {MAX_NUM_BATCHED_TOKENS}]",
+)
+@memory(
+    "--kv-cache/--no-kv-cache",
+    default=False,
+    show_default=True,
+    help="Keep keys and values of all layers, so that vLLM can compute a text over several steps, and reuse common beginnings "
+    "(--engine-arg enable-prefix-caching=true). Otherwise all layers share the memory for those of one layer.",
 )
 @memory(
     "--kv-cache-dtype",
@@ -153,7 +162,16 @@ engine_options = section("Engine")
 @network(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="API keys, one per line; requests without one get status 401.  [default: QEMBED_API_KEY, separated by commas]",
+    help="API keys, one per line, KEY or NAME:KEY (names are for metrics and the access log); requests without one get status "
+    "401. Read again when it changes, and on SIGHUP.  [default: QEMBED_API_KEY, separated by commas]",
+)
+@network(
+    "--keep-alive",
+    type=click.IntRange(1),
+    metavar="SECONDS",
+    default=KEEP_ALIVE,
+    show_default=True,
+    help="How long an idle connection stays open; longer than a proxy in front keeps it.",
 )
 @network("--ssl-certfile", type=click.Path(exists=True, dir_okay=False), help="Certificate, for HTTPS.")
 @network("--ssl-keyfile", type=click.Path(exists=True, dir_okay=False), help="Key of the certificate.")
@@ -188,6 +206,11 @@ engine_options = section("Engine")
 )
 @operation(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Format of the log on stderr."
+)
+@operation(
+    "--access-log",
+    is_flag=True,
+    help="Log each request to stderr, without texts: id, method, path, status, seconds, texts, tokens, and the key's name.",
 )
 @operation("--log-requests", is_flag=True, help="Log the texts of each request to stderr.  [default: texts are not logged]")
 @operation("--verbose", is_flag=True, help="Show the engine's log on stderr.  [default: only the cause of a failure]")
@@ -238,7 +261,8 @@ def command(
     """  # noqa: D301 - click wants the real backspace character
     settings = ServerSettings(
         checkpoint=find_served(int4, model),
-        keys=api_keys.find(api_key_file, os.environ),
+        keys=api_keys.named(api_key_file, os.environ),
+        key_file=api_key_file,
         engine_args=tuple(map(parse_engine_arg, engine_args)),
         **options,
     )
@@ -295,7 +319,7 @@ def _show_command(launch: Launch) -> int:
         sglang.check_settings(launch.settings)
         variables: dict[str, str] = {}
     else:
-        variables = environment(launch, os.environ, machine.cores())
+        variables = server_environment(launch, os.environ, machine.cores())
         variables = {name: value for name, value in variables.items() if os.environ.get(name) != value}
         variables[VARIABLE] = rules(launch, secrets.token_urlsafe(), 0).dump().decode().strip()
     words = [f"{name}={value}" for name, value in variables.items()]
@@ -304,13 +328,15 @@ def _show_command(launch: Launch) -> int:
 
 
 def _warnings(settings: ServerSettings, key_file: Path | None) -> Iterator[str]:
-    """Warnings about missing keys, missing encryption, a readable key file, and the limits of SGLang."""
+    """Warnings: tokens that the model lacks, missing keys, missing encryption, a readable key file, the limits of SGLang."""
+    if (unknown_tokens := settings.checkpoint.vocabulary_warning) is not None:
+        yield f"{settings.checkpoint.folder}: {unknown_tokens}; such texts get status 400"
     if settings.host not in LOCAL and not settings.keys:
         yield f"anyone who can reach {settings.host or 'this machine'} can use this server: no key is set (--api-key-file)"
     if settings.keys and settings.host not in LOCAL and settings.ssl_certfile is None:
         yield "keys and texts cross the network unencrypted: give --ssl-certfile, or put a proxy with TLS in front"
-    if key_file is not None and api_keys.is_exposed(key_file):
-        yield f"{key_file}: every user of this machine can read the keys in it; chmod 600 {key_file}"
+    if key_file is not None and (others := api_keys.readers(key_file)) is not None:
+        yield f"{key_file}: {others} can read the keys in it; chmod 600 {key_file}"
     if settings.engine == "sglang":
         yield f"with SGLang {sglang.LIMITATIONS}"
 
@@ -342,5 +368,5 @@ def _ready(server: supervisor.Server, measured: Mapping[str, int], as_json: bool
     return (
         f"{server.url}  model {server.model} ({kind})  device {launch.device} ({launch.choice.title})  "
         f"memory {gib(memory_bytes)} (planned {gib(launch.plan.total)}: weights {gib(launch.plan.weights)}, "
-        f"cache {gib(launch.plan.kv_cache)})"
+        f"keys and values {gib(launch.plan.kv_cache)})"
     )

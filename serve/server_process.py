@@ -2,13 +2,16 @@
 
 vLLM's console script fails in its CPU build, and `vllm.entrypoints.openai.api_server` is deprecated.
 
-Standard input is a pipe from the parent, with two lines: first the rules of the gate (`qembed.vllm.gate_rules`), which are not
-arguments because they hold hashes of keys; later DRAIN and a number of seconds, to stop the server. When the parent dies the
-pipe closes, and this process ends. A command from `qembed serve --print-command` has the rules in its environment instead.
+Standard input is a pipe from the parent, with lines: first the rules of the gate (`qembed.vllm.gate_rules`), which are not
+arguments because they hold hashes of keys; later KEYS with other keys, or DRAIN and a number of seconds, to stop the server.
+When the parent dies the pipe closes, and this process ends. A command from `qembed serve --print-command` has the rules in its
+environment instead.
 """
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import runpy
 import signal
@@ -17,25 +20,33 @@ import stat
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 
 from qembed.serve.gate import gate
-from qembed.vllm import gate_rules, machine
+from qembed.vllm import arguments, gate_rules, machine
 
-# transformers imports these if they are installed (`qembed eval` needs them). An embedding server never uses them, and in each
-# of vLLM's processes they take 90 MB and half of the import time. A module that is None in sys.modules counts as missing.
-# This is not in main(), because vLLM's other processes start by importing their parent's main module.
-UNUSED_MODULES = ("pandas", "scipy", "sklearn")
+# vLLM and transformers import these if they are installed. An embedding server never uses them, and they take 150 MB and a
+# third of the import time. A module that is None in sys.modules counts as missing. This is not in main(), because vLLM's other
+# processes start by importing their parent's main module.
+UNUSED_MODULES = ("pandas", "scipy", "sklearn", "ray", "cv2")
+TRACING_MODULES = ("grpc", "opentelemetry")
+TRACING_OPTION = "--otlp-traces-endpoint"
 # With httptools uvicorn drops the body of a POST that asks for an upgrade (Java's HttpClient sends `Upgrade: h2c` by default).
 # Without it uvicorn uses h11, and the request is answered as HTTP/1.1. Without a websocket library it does not take a POST with
 # `Upgrade: websocket` for a handshake; no route is a websocket.
 UPGRADE_MODULES = ("httptools", "websockets", "wsproto")
+# Whether the engine is forked (`qembed.vllm.arguments.server_environment`): on a CPU, whose vLLM has no use for Triton.
+FORKS_ENGINE = arguments.FORKED_THREADS in os.environ
 if __name__ in ("__main__", "__mp_main__"):
-    for name in (*UNUSED_MODULES, *UPGRADE_MODULES):
+    tracing = () if any(word.startswith(TRACING_OPTION) for word in sys.argv) else TRACING_MODULES
+    for name in (*UNUSED_MODULES, *UPGRADE_MODULES, *tracing, *(("triton",) if FORKS_ENGINE else ())):
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    gc.disable()  # until all is imported: a fifth of the time of the imports
 
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 ENTRY_BEFORE_0_32 = "vllm.entrypoints.openai.api_server"
+ENGINE = "vllm.v1.engine.utils"
 GRACE = 20.0  # seconds
 POLL = 0.05  # seconds
 # Options that an older vLLM lacks. The server works without them, because the gate enforces the limits.
@@ -54,17 +65,23 @@ def main() -> None:
     else:
         sys.exit(f"server_process: {gate_rules.VARIABLE} is not set; see `qembed serve --print-command`")
     options = _vllm_options()
+    gc.freeze()
+    gc.enable()
     if options is not None:
         _check_names(gate.RULES.engine_args, options)
         _drop_unsupported(options)
     if gate.RULES.listener is not None:
         _use_socket(gate.RULES.listener)
+    if FORKS_ENGINE and _exists(ENGINE):
+        _fork_engine()
     runpy.run_module(ENTRY if _exists(ENTRY) else ENTRY_BEFORE_0_32, run_name="__main__")
 
 
 def _follow_parent(reader: object) -> None:
-    """Drain when the parent says so, and end when it does."""
+    """Drain or replace the keys when the parent says so, and end when it does."""
     while line := reader.readline():  # type: ignore[attr-defined]
+        if line.startswith(gate_rules.KEYS):
+            _replace_keys(line)
         if line.startswith(gate_rules.DRAIN):
             _drain(float(line.split()[1]))
             os.kill(os.getpid(), signal.SIGTERM)
@@ -83,11 +100,20 @@ def _drain(seconds: float) -> None:
     Without this, vLLM would answer 500 to the requests that it is computing when it stops.
     """
     deadline = time.monotonic() + seconds
-    for load in gate.LOAD:
+    for load in [guard.load for guard in gate.GATES]:
         load.draining = True
         while load.requests and time.monotonic() < deadline:
             time.sleep(POLL)
     time.sleep(2 * POLL)  # for the last answer to be sent
+
+
+def _replace_keys(line: bytes) -> None:
+    """Replace the API keys: of the gate, or of the one that vLLM is about to create."""
+    keys = json.loads(line.partition(b" ")[2])
+    assert gate.RULES is not None
+    gate.RULES = replace(gate.RULES, keys=keys)
+    for guard in gate.GATES:
+        guard.keys = keys
 
 
 def _use_socket(number: int) -> None:
@@ -95,6 +121,23 @@ def _use_socket(number: int) -> None:
     from vllm.entrypoints.launchers import launcher
 
     launcher.create_server_socket = lambda *_, **__: socket.socket(fileno=number)
+
+
+def _fork_engine() -> None:
+    """Let vLLM fork its engine from this process, which has imported torch and vLLM, instead of starting another Python.
+
+    vLLM starts it anew on CPUs because a fork of a process whose OpenMP has computed hangs. This one never has.
+    """
+    import multiprocessing
+
+    import vllm.v1.engine.utils
+
+    def freeze() -> None:
+        gc.collect()
+        gc.freeze()  # so that the collector does not write to, and so copy, the pages that both processes share
+
+    os.register_at_fork(before=freeze)
+    vllm.v1.engine.utils.get_mp_context = lambda: multiprocessing.get_context("fork")  # type: ignore[attr-defined]
 
 
 def _vllm_options() -> set[str] | None:

@@ -29,7 +29,9 @@ MAX_BYTES = 16 * 2**20
 @click.command("top")
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option("--once", is_flag=True, help="Measure for one second, print, and end.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per measurement.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per measurement, on one line each; for an error too."
+)
 @click.option("--interval", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between measurements.")
 @click.option(
     "--api-key-file",

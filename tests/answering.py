@@ -1,4 +1,4 @@
-"""A small HTTP server on a port of its own, whose answers a test gives."""
+"""A small HTTP server whose answers come from a function of the test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Asked:
 
 
 Answer = Callable[[Asked], tuple[int, object]]
-"""The status and what goes with it: bytes as they are, anything else as JSON."""
+"""Returns the status and the content: bytes as they are, anything else as JSON."""
 
 
 class Server:
@@ -34,8 +34,8 @@ class Server:
 
             def do_GET(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                status, said = answer(Asked(self.path, self.headers, json.loads(raw) if raw else {}))
-                payload = said if isinstance(said, bytes) else json.dumps(said).encode()
+                status, content = answer(Asked(self.path, self.headers, json.loads(raw) if raw else {}))
+                payload = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(payload)))
@@ -53,7 +53,7 @@ class Server:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def end(self) -> None:
-        """From now on nobody answers there, on connections that are open either."""
+        """Stop answering, on open connections too."""
         self._server.shutdown()
         self._server.server_close()
         for connection in self._server.connections:
@@ -62,11 +62,11 @@ class Server:
 
 
 class _Listener(ThreadingHTTPServer):
-    """Knows its connections."""
+    """Remembers its connections."""
 
-    def __init__(self, *given: Any) -> None:
+    def __init__(self, *arguments: Any) -> None:
         self.connections: list[socket.socket] = []
-        super().__init__(*given)
+        super().__init__(*arguments)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.connections.append(request)
@@ -75,7 +75,7 @@ class _Listener(ThreadingHTTPServer):
 
 @contextmanager
 def answering(answer: Answer) -> Iterator[str]:
-    """The URL of a server, until the block is left."""
+    """Run a server until the block is left; yields its URL."""
     server = Server(answer)
     try:
         yield server.url

@@ -1,4 +1,4 @@
-"""What a run says at its end: which tests were left out, and what to install for those that were skipped."""
+"""Last lines of a run: the tests that were left out, and what to install for skipped ones. Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoints import fp16, int4, int4_checkpoint, make_checkpoint, reranker
+
+__all__ = ["fp16", "int4", "int4_checkpoint", "make_checkpoint", "reranker"]
+
 MARKS = ("vllm", "ray", "slow")
 STRICT = "QEMBED_STRICT_SKIPS"
-"""Set to 1, a skip for another reason than EXPECTED fails the run: CI sets it where it could install everything."""
+"""If set to 1, a skip for a reason other than EXPECTED fails the run. CI sets it, because it installs everything."""
 EXPECTED = (
     "no NVIDIA GPU",
     "no GPU with 8-bit floats",
@@ -55,13 +59,13 @@ def skips(config: pytest.Config) -> list[str]:
 
 
 def is_strict(config: pytest.Config) -> bool:
-    """Whether this process, and no worker of it, decides about skips."""
+    """Whether strict skips are on and this process is not a worker of pytest-xdist."""
     return os.environ.get(STRICT) == "1" and not hasattr(config, "workerinput")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """pytest-xdist: each worker leaves the same tests out."""
+    """pytest-xdist: all workers leave out the same tests, so one of them is counted."""
     left_out.update(getattr(node, "workeroutput", {}).get("left_out", {}) if not left_out else {})
 
 
@@ -75,7 +79,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Print the last lines of all."""
+    """Print the last lines of the run."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(config, "workerinput"):
         return
@@ -84,6 +88,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         counts = ", ".join(f"{count} {mark}" for mark, count in left_out.most_common())
         reporter.write_line(f"left out: {counts} (`make test` runs them)")
     if is_strict(config) and (others := unexpected(reasons)):
-        reporter.write_line(f"{STRICT}: skipped, and not expected to be: {'; '.join(others)}", red=True)
+        reporter.write_line(f"{STRICT}: unexpected skips: {'; '.join(others)}", red=True)
     if commands := missing(reasons):
         reporter.write_line(f"to run the skipped tests too: {'; '.join(commands)}")

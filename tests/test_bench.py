@@ -1,4 +1,4 @@
-"""The benches where they cannot run, and their arithmetic."""
+"""Benchmarks on machines where they cannot run, and their arithmetic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_without_a_gpu_the_bench_says_that_it_was_skipped(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("tokens", [43, 512, 2000])
-def test_texts_have_the_tokens_that_the_table_says(gpu: ModuleType, tokens: int) -> None:
+def test_texts_have_exactly_the_requested_number_of_tokens(gpu: ModuleType, tokens: int) -> None:
     from qembed.checkpoint.find import SAMPLE, find
 
     tokenizer = find(SAMPLE).tokenizer()
@@ -42,7 +42,7 @@ def test_texts_have_the_tokens_that_the_table_says(gpu: ModuleType, tokens: int)
     assert len(tokenizer.encode(text).ids) == tokens
 
 
-def test_the_table_shows_the_context_apart_and_whether_the_target_is_met(gpu: ModuleType) -> None:
+def test_the_section_separates_the_context_and_reports_the_target(gpu: ModuleType) -> None:
     from qembed.vllm.devices import PRESETS
 
     speeds = {
@@ -50,8 +50,8 @@ def test_the_table_shows_the_context_apart_and_whether_the_target_is_met(gpu: Mo
         for length in gpu.LENGTHS
         for batch in gpu.BATCHES
     }
-    one = {"planned": 2**30, "at_start": 2**30, "used": int(1.5 * 2**30), "speeds": speeds}
-    said = gpu.report(PRESETS["T4"], 77.0, 2**29, {"int4": one, "fp16": {**one, "used": 3 * 2**30}})
-    assert "| INT4 | 1.00 GiB | 1.00 GiB | 1.50 GiB | 1.00 GiB |" in said
-    assert "Target for INT4, at most 1.60 GiB in all: met (1.50 GiB)" in said
-    assert "| 2000 tokens × 64 | 1,234 | 10.0 | 20.0 | 1,234 | 10.0 | 20.0 |" in said
+    numbers = {"planned": 2**30, "at_start": 2**30, "used": int(1.5 * 2**30), "speeds": speeds}
+    section = gpu.report(PRESETS["T4"], 77.0, 2**29, {"int4": numbers, "fp16": {**numbers, "used": 3 * 2**30}})
+    assert "| INT4 | 1.00 GiB | 1.00 GiB | 1.50 GiB | 1.00 GiB |" in section
+    assert "Target for INT4, at most 1.60 GiB in all: met (1.50 GiB)" in section
+    assert "| 2000 tokens × 64 | 1,234 | 10.0 | 20.0 | 1,234 | 10.0 | 20.0 |" in section

@@ -95,3 +95,32 @@ def test_a_misspelt_command_gets_a_suggestion(name: str, hint: str) -> None:
 def test_python_m_qembed_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "qembed", "--version"], capture_output=True, text=True, check=True)
     assert "version" in done.stdout
+
+
+PARAMETERS = [(name, parameter) for name in COMMANDS for parameter in group.get_command(None, name).params]  # type: ignore
+OPTIONS = [
+    pytest.param(name, option, id=f"{name} {option.opts[0]}") for name, option in PARAMETERS if isinstance(option, click.Option)
+]
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_an_option_that_takes_a_value_tells_its_default_or_what_happens_without(command: str, option: click.Option) -> None:
+    """A default that is a value is shown by click or in the help."""
+    if option.is_flag or option.default in (None, ()) or type(option.default).__name__ == "Sentinel":
+        return
+    assert option.show_default or "[default: " in (option.help or ""), command
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
+def test_help_stays_within_100_columns(arguments: list[str]) -> None:
+    result = CliRunner().invoke(group, [*arguments, "--help"], terminal_width=100, prog_name="qembed")
+    assert max(map(len, result.output.splitlines())) <= 100
+
+
+def test_the_same_thing_has_the_same_name_in_all_commands() -> None:
+    names = {command: {name for _, option in PARAMETERS if _ == command for name in option.opts} for command in COMMANDS}
+    assert all("--json" in options for options in names.values())
+    for command in ("quantize", "index", "embed"):
+        assert {"-o", "--output", "--force"} <= names[command], command
+    for command in ("quantize", "embed", "search"):
+        assert "--text-column" in names[command], command

@@ -1,4 +1,4 @@
-"""Qwen3-Reranker's yes/no scores: through transformers against a computation by hand, and through a vLLM server's two ways."""
+"""Qwen3-Reranker's scores: through transformers, compared with a computation by hand, and through a vLLM server's two APIs."""
 
 from __future__ import annotations
 
@@ -18,43 +18,17 @@ from qembed.checkpoint.find import find
 from qembed.cli import group
 from qembed.errors import BadInput, QembedError
 from tests.answering import answering
-from tests.eval.conftest import CONFIG, FakeServer, cache_folder, fp16, start_server
+from tests.checkpoints import RERANKER_CONTEXT
+from tests.eval.conftest import FakeServer, cache_folder, start_server
 from tests.eval.test_readers import beir_folder
 
-__all__ = ["cache_folder", "fp16", "start_server"]
+__all__ = ["cache_folder", "start_server"]
 
 BODIES = [rerank.body("where do swifts sleep", text) for text in ("In the air.", "A stone. " * 12, "x")]
-CONTEXT = 2048
-
-
-@pytest.fixture(scope="session")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random causal language model with tokens for yes and no."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    folder = tmp_path_factory.mktemp("rerankers") / "tiny-reranker"
-    torch.manual_seed(1)
-    config = {**CONFIG, "vocab_size": 262, "max_position_embeddings": CONTEXT}
-    model = Qwen3ForCausalLM(Qwen3Config(**config))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.15 if parameter.ndim == 2 else torch.ones_like(parameter))
-    model.save_pretrained(folder)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.add_tokens(["yes", "no"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))  # for vLLM
-    return folder
 
 
 def by_hand(folder: Path, body: str) -> float:
-    """P(yes) of yes and no after the whole prompt, one text at a time, with all logits."""
+    """P(yes) of yes and no after the whole prompt, for a single text and from all logits."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -69,33 +43,33 @@ def by_hand(folder: Path, body: str) -> float:
 
 def test_scores_are_the_share_of_yes(reranker: Path) -> None:
     with rerank.through_transformers(find(str(reranker))).open() as score:
-        found = score(BODIES)
+        scores = score(BODIES)
     expected = [by_hand(reranker, body) for body in BODIES]
-    assert found == pytest.approx(expected, abs=1e-5)
-    assert np.ptp(found) > 1e-3
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert np.ptp(scores) > 1e-3
 
 
 def test_a_body_that_is_too_long_is_cut_and_the_question_stays(reranker: Path) -> None:
     with rerank.through_transformers(find(str(reranker))).open() as score:
-        long, longer = score(["a" * CONTEXT, "a" * CONTEXT + "b"])
-    room = CONTEXT - len(find(str(reranker)).tokenizer().encode(rerank.BEFORE + rerank.AFTER).ids)
+        long, longer = score(["a" * RERANKER_CONTEXT, "a" * RERANKER_CONTEXT + "b"])
+    room = RERANKER_CONTEXT - len(find(str(reranker)).tokenizer().encode(rerank.BEFORE + rerank.AFTER).ids)
     assert long == longer == pytest.approx(by_hand(reranker, "a" * room), abs=1e-5)
 
 
-def test_scores_are_kept(reranker: Path, tmp_path: Path) -> None:
+def test_scores_are_cached(reranker: Path, tmp_path: Path) -> None:
     opened: list[int] = []
-    known = rerank.through_transformers(find(str(reranker)))
+    tiny = rerank.through_transformers(find(str(reranker)))
 
     def open_once() -> Any:
         opened.append(1)
-        return known.open()
+        return tiny.open()
 
-    counted = rerank.Reranker(known.name, known.identity, open_once)
+    counted = rerank.Reranker(tiny.name, tiny.identity, open_once)
     for _ in range(2):
-        scored = rerank.scoring(counted, None, tmp_path, Console(quiet=True))
-        found = scored(["q1", "q2"], ["a", "b"], [(0, 0), (1, 1), (0, 1)])
+        score_pairs = rerank.scoring(counted, None, tmp_path, Console(quiet=True))
+        scores = score_pairs(["q1", "q2"], ["a", "b"], [(0, 0), (1, 1), (0, 1)])
     assert opened == [1]
-    assert found == pytest.approx(
+    assert scores == pytest.approx(
         [by_hand(reranker, rerank.body(*pair)) for pair in (("q1", "a"), ("q2", "b"), ("q1", "b"))], abs=1e-5
     )
 
@@ -123,7 +97,7 @@ class FakeVllm:
         self.prompts: list[str] = []
         self.limit: int | None = None
         self.vocabulary = ("yes", "no")
-        self.asked_for: list[int] | None = None
+        self.logprob_token_ids: list[int] | None = None
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if path == "/v1/models":
@@ -142,7 +116,7 @@ class FakeVllm:
             return 200, {"data": [{"index": row, "label": "0", "probs": [score]} for row, score in enumerate(scores)]}
         if path == "/v1/completions" and not self.classifies:
             self.prompts += prompts
-            self.asked_for = body.get("logprob_token_ids")
+            self.logprob_token_ids = body.get("logprob_token_ids")
             yes, no = self.vocabulary
             choices = [
                 {"index": row, "text": yes, "finish_reason": "length",
@@ -164,31 +138,33 @@ def start_vllm() -> Iterator[Callable[[FakeVllm], FakeVllm]]:
     with ExitStack() as running:
 
         def start(fake: FakeVllm) -> FakeVllm:
-            fake.url = running.enter_context(answering(lambda asked: fake.answer(asked.path, asked.body)))
+            fake.url = running.enter_context(answering(lambda request: fake.answer(request.path, request.body)))
             return fake
 
         yield start
 
 
 @pytest.mark.parametrize("classifies", [True, False])
-def test_a_server_is_asked_with_the_whole_prompt(start_vllm: Callable[[FakeVllm], FakeVllm], classifies: bool) -> None:
+def test_a_server_gets_the_whole_prompt(start_vllm: Callable[[FakeVllm], FakeVllm], classifies: bool) -> None:
     fake = start_vllm(FakeVllm(classifies=classifies))
     with rerank.through_server(fake.url + "/v1").open() as score:
-        found = score(BODIES)
-    assert found == pytest.approx([fake.score(f"{body}<|im_end|>") for body in BODIES], abs=1e-6)
+        scores = score(BODIES)
+    assert scores == pytest.approx([fake.score(f"{body}<|im_end|>") for body in BODIES], abs=1e-6)
     assert fake.prompts == [rerank.BEFORE + body + rerank.AFTER for body in BODIES]
 
 
-def test_a_server_that_tells_tokens_is_asked_for_the_two_that_count(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
+def test_logprobs_of_yes_and_no_are_requested_if_the_server_tokenizes(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
     fake = start_vllm(FakeVllm(classifies=False))
     for limit, numbers in ((None, None), (10**6, [7, 8])):
         fake.limit = limit
         with rerank.through_server(fake.url).open() as score:
             score(BODIES)
-        assert fake.asked_for == numbers
+        assert fake.logprob_token_ids == numbers
 
 
-def test_what_is_too_long_for_the_server_is_cut_and_the_question_stays(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
+def test_a_text_too_long_for_the_server_is_cut_and_the_question_stays(
+    start_vllm: Callable[[FakeVllm], FakeVllm],
+) -> None:
     fake = start_vllm(FakeVllm(classifies=True))
     fake.limit = len((rerank.BEFORE + rerank.AFTER).encode()) + 200
     long = rerank.body("q", "word " * 100)
@@ -198,14 +174,14 @@ def test_what_is_too_long_for_the_server_is_cut_and_the_question_stays(start_vll
     assert fake.prompts == [rerank.BEFORE + long[:room] + rerank.AFTER, rerank.BEFORE + BODIES[0] + rerank.AFTER]
 
 
-def test_a_server_that_says_neither_yes_nor_no_is_named(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
+def test_a_server_that_answers_neither_yes_nor_no_is_refused(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
     fake = start_vllm(FakeVllm(classifies=False))
     fake.vocabulary = ("oui", "non")
     with rerank.through_server(fake.url).open() as score, pytest.raises(QembedError, match="answers neither yes nor no"):
         score(BODIES)
 
 
-def test_behind_the_retriever(
+def test_eval_reranks_the_retrieved_texts(
     start_vllm: Callable[[FakeVllm], FakeVllm], start_server: Callable[[], FakeServer], tmp_path: Path
 ) -> None:
     corpus = [{"_id": str(row), "text": "b" * (5 - row) + "a" * row} for row in range(5)]
@@ -213,12 +189,12 @@ def test_behind_the_retriever(
     folder = beir_folder(tmp_path / "set", corpus, queries, "q\t4\t1\n")
     (tmp_path / "few.txt").write_text("one\ntwo\nthree\n")
     fake, servers = start_vllm(FakeVllm(classifies=True)), (start_server(), start_server())
-    given = ("--url", servers[0].url, "--baseline-url", servers[1].url, "--data", tmp_path / "few.txt", "--retrieval", folder)
-    done = CliRunner().invoke(group, ["eval", *map(str, given), "--rerank", fake.url, "--json"])
+    options = ("--url", servers[0].url, "--baseline-url", servers[1].url, "--data", tmp_path / "few.txt", "--retrieval", folder)
+    done = CliRunner().invoke(group, ["eval", *map(str, options), "--rerank", fake.url, "--json"])
     assert done.exit_code == 0, done.stderr
     (task,) = json.loads(done.stdout)["tasks"]
     assert task["settings"]["reranker"] == f"r at {fake.url}"
     assert task["settings"]["reranked"] == 50
-    (metric,) = [one for one in task["metrics"] if one["name"] == "nDCG@10, reranked"]
+    (metric,) = [metric for metric in task["metrics"] if metric["name"] == "nDCG@10, reranked"]
     assert metric["baseline"] == metric["candidate"] == 1
     assert len(fake.prompts) == 5

@@ -1,4 +1,4 @@
-"""The embedded sample: in the layout of Qwen/Qwen3-Embedding-0.6B as published, small, and trained."""
+"""The bundled sample: a small trained model in the layout of Qwen/Qwen3-Embedding-0.6B."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_tensors_are_float16_without_prefix_and_take_groups_of_128() -> None:
     assert (SAMPLE.folder / "model.safetensors").stat().st_size <= 20_000_000
 
 
-def test_tokenizer_appends_the_last_token_and_loses_nothing() -> None:
+def test_tokenizer_appends_the_last_token_and_is_lossless() -> None:
     tokenizer = SAMPLE.tokenizer()
     assert tokenizer.get_vocab_size() == SAMPLE.config["vocab_size"]
     end = tokenizer.token_to_id("<|endoftext|>")
@@ -57,7 +57,7 @@ def test_transformers_reads_the_same_tokens() -> None:
     assert tokenizer(text)["input_ids"] == SAMPLE.tokenizer().encode(text).ids
 
 
-def test_the_files_around_it_are_those_of_sentence_transformers() -> None:
+def test_it_has_the_files_of_sentence_transformers() -> None:
     assert [module["type"].split(".")[-1] for module in json.loads((SAMPLE.folder / "modules.json").read_text())] == [
         "Transformer", "Pooling", "Normalize",
     ]  # fmt: skip
@@ -70,6 +70,6 @@ def test_the_files_around_it_are_those_of_sentence_transformers() -> None:
 
 
 def test_similar_texts_are_nearer_than_dissimilar_ones() -> None:
-    found = ordered(SAMPLE.folder)
-    assert len(found) >= 20
-    assert sum(similar > dissimilar for similar, dissimilar in found) >= 0.9 * len(found)
+    cosines = ordered(SAMPLE.folder)
+    assert len(cosines) >= 20
+    assert sum(similar > dissimilar for similar, dissimilar in cosines) >= 0.9 * len(cosines)

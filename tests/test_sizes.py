@@ -10,7 +10,15 @@ from qembed.errors import BadInput
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("3GiB", 3 * 2**30), ("3 gib", 3 * 2**30), ("3G", 3 * 2**30), ("3GB", 3 * 10**9), ("1.5MiB", 3 * 2**19), ("512", 512)],
+    [
+        ("3GiB", 3 * 2**30),
+        ("3 gib", 3 * 2**30),
+        ("3G", 3 * 2**30),
+        ("3GB", 3 * 10**9),
+        ("1.5MiB", 3 * 2**19),
+        ("33554432", 2**25),
+        ("512k", 2**19),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert sizes.parse(text) == size
@@ -19,6 +27,12 @@ def test_sizes(text: str, size: int) -> None:
 @pytest.mark.parametrize("text", ["", "GiB", "3XB", "-1GiB", "0", "1e9", "3 G B", "0.1"])
 def test_what_is_no_size_is_told(text: str) -> None:
     with pytest.raises(BadInput, match="is no size"):
+        sizes.parse(text)
+
+
+@pytest.mark.parametrize("text", ["3", "512", "1048575", "2.5"])
+def test_a_small_number_needs_a_unit(text: str) -> None:
+    with pytest.raises(BadInput, match=f"write {text}GiB or {text}MiB"):
         sizes.parse(text)
 
 

@@ -1,19 +1,34 @@
 #!/usr/bin/env bash
-# Makes what compose.yaml hands to its containers as secrets, where it is not there yet.
+# Creates the secrets that compose.yaml mounts; existing ones stay as they are.
 # usage: sudo ./make-secrets.sh [FOLDER]      default: secrets, beside this file
-# The key is qembed's (uid 10001) and Prometheus's (gid 65534) to read, Grafana's password Grafana's (uid 472). One key, for
-# Prometheus sends the whole file.
+#   keys      the API keys that qembed accepts, one per line: the clients' first, Prometheus's last (readable by uid 10001)
+#   metrics   the key that Prometheus sends, alone in its file (readable by uid 65534)
+#   grafana   the password of Grafana's user admin (readable by uid 472)
 set -euo pipefail
 folder=${1:-$(dirname "$0")/secrets}
 umask 077
 mkdir -p "$folder"
-for secret in keys:10001:65534:440 grafana:472:0:400; do
-  IFS=: read -r name owner group mode <<< "$secret"
-  if [ ! -e "$folder/$name" ]; then
-    od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$folder/$name.new"
-    chown "$owner:$group" "$folder/$name.new"
-    chmod "$mode" "$folder/$name.new"
-    mv "$folder/$name.new" "$folder/$name"
-    echo "$folder/$name"
-  fi
-done
+
+key() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
+
+# place NAME UID: what comes on stdin, atomically
+place() {
+  cat > "$folder/$1.new"
+  chown "$2:0" "$folder/$1.new"
+  chmod 400 "$folder/$1.new"
+  mv "$folder/$1.new" "$folder/$1"
+  echo "$folder/$1"
+}
+
+if [ ! -e "$folder/metrics" ]; then
+  key | place metrics 65534
+fi
+metrics=$(cat "$folder/metrics")
+if [ ! -e "$folder/keys" ]; then
+  printf '%s\n' "$(key)" "$metrics" | place keys 10001
+elif ! grep -qF -- "$metrics" "$folder/keys"; then
+  { awk 1 "$folder/keys"; printf '%s\n' "$metrics"; } | place keys 10001
+fi
+if [ ! -e "$folder/grafana" ]; then
+  key | place grafana 472
+fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints a Secret with two new API keys, one for clients and one for Prometheus, for `kubectl apply -f -`.
 # usage: deploy/kubernetes/make-secret.sh | kubectl apply --namespace qembed --filename -
-# To change keys: add lines to "keys", restart the pods (kubectl rollout restart), move the clients, take the old lines away.
+# To change keys: docs/deploy.md, "Change keys".
 set -euo pipefail
 key() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
 client=$(key)

@@ -1,79 +1,98 @@
-"""What all readers share: JSON lines, and tables with a header (CSV, TSV, JSONL)."""
+"""What all readers share: the rows of tables and of JSON lines, and the texts in them."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qembed.errors import BadInput
-from qembed.eval.texts import lines
-from qembed.text import tables
+from qembed.text.rows.lines import problem
+from qembed.text.rows.options import RowOptions
+from qembed.text.rows.reader import DEFAULT, FIXED, FORMATS, opened
+from qembed.text.rows.record import Record, shown
+from qembed.text.rows.values import NoId, id_text
 
-KINDS = (".csv", ".tsv", ".jsonl")
-"""Bytes; Python's csv refuses more than 128 KiB unless told otherwise, and a text may be a book."""
+KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+LANGUAGE = ("language", "lang")
+UNNAMED = (*LANGUAGE, "split")
+"""Columns that no argument names."""
+NAMING = "FILE:COLUMN,COLUMN"
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
 
 
-def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def objects(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Location ("FILE, line 3") and JSON object of each line that is not blank.
 
     Raises:
         BadInput: the file cannot be read, or a line is not a JSON object.
     """
-    for number, line in lines(path):
-        where = f"{path}, line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise BadInput(f"{where}: not a JSON object")
-        yield where, value
+    with opened(path, "jsonl", FIXED) as records:
+        for record in records.read({}):
+            yield record.place, _valid(record)
 
 
-def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Location and cells by column of each row of a `.csv` or `.tsv` with a header, or of a `.jsonl`.
+@dataclass(frozen=True)
+class TableRow:
+    """A row: its location for messages, the values of the wanted columns, and the names of all columns.
+
+    `advice` is what else to try where a column is missing; `decimal_comma`: whether numbers may be written with a comma.
+    """
+
+    where: str
+    values: Mapping[str, Any]
+    columns: Sequence[str]
+    advice: str = ""
+    decimal_comma: bool = False
+
+
+def rows(
+    path: Path, wanted: Sequence[str], options: RowOptions = DEFAULT, on_note: Callable[[str], None] = lambda _: None
+) -> Iterator[TableRow]:
+    """The rows of a table (CSV, TSV, Parquet) or of a `.jsonl`, with the columns `wanted` that exist.
+
+    `on_note` is called with what the reader decided, such as a delimiter.
 
     Raises:
-        BadInput: unsupported suffix, unreadable file, or a row with more or fewer cells than the header.
+        BadInput: unsupported suffix, unreadable file, or an invalid row.
+        MissingExtra: Parquet without pyarrow.
     """
-    kind = path.suffix.lower()
-    if kind not in KINDS:
-        raise BadInput(f"{path}: name it {', '.join(KINDS[:-1])} (with a header) or {KINDS[-1]} (one JSON object a line)")
-    if kind == ".jsonl":
-        yield from objects(path)
-        return
-    for _ in lines(path):  # for its messages: bytes that are not UTF-8, with their line
-        pass
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            reader = tables.reader(file, kind)
-            header = [name.strip() for name in next(reader, [])]
-            for cells in reader:
-                if not cells:
-                    continue
-                where = f"{path}, line {reader.line_num}"
-                if len(cells) != len(header):
-                    raise BadInput(f"{where}: {len(cells)} cells, the header has {len(header)}")
-                yield where, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise BadInput(f"{path}, line {reader.line_num}: {error}") from error
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None or kind == "txt":
+        raise BadInput(
+            f"{path}: name it {', '.join(KINDS[:2])} (with a header), {KINDS[3]} or {KINDS[2]} (a JSON object a line)"
+        )
+    with opened(path, kind, options, wanted) as records:
+        for note in records.notes:
+            on_note(f"{path}: {note}")
+        for record in records.read({name: "" if name in UNNAMED else NAMING for name in wanted}):
+            values = _valid(record)
+            columns = list(values) if records.columns is None else records.columns
+            yield TableRow(record.place, values, columns, records.advice(), records.decimal_comma)
 
 
-def column(row: dict[str, Any], names: Sequence[str], where: str, what: str) -> str:
-    """The first of the columns `names` that `row` has.
+def _valid(record: Record) -> Mapping[str, Any]:
+    if record.reason:
+        raise BadInput(f"{record.place}: {record.reason}")
+    return record.values
+
+
+def column(row: TableRow, names: Sequence[str], what: str) -> Any:
+    """The value of the first of the columns `names` that `row` has.
 
     Raises:
         BadInput: it has none of them.
     """
-    found = next((name for name in names if name in row), None)
-    if found is None:
-        shown = f"{where}: no column for the {what} ({' or '.join(names)}); there are: {', '.join(row) or 'none'}"
-        separated = len(row) == 1 and any(sign in next(iter(row)) for sign in ";\t|")
-        raise BadInput(f"{shown}; {'separate the cells with commas' if separated else 'name yours as FILE:COLUMN,COLUMN'}")
-    return found
+    name = next((name for name in names if name in row.values), None)
+    if name is None:
+        raise BadInput(
+            f"{row.where}: no column for the {what} ({' or '.join(names)}); there are: {shown(row.columns)}; "
+            f"name yours as {NAMING}{row.advice}"
+        )
+    return row.values[name]
 
 
 def text(value: Any, where: str, what: str) -> str:
@@ -88,14 +107,36 @@ def text(value: Any, where: str, what: str) -> str:
         raise BadInput(f"{where}: {what} is {'missing' if value is None else 'not a text'}")
     if not value.strip():
         raise BadInput(f"{where}: {what} is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadInput(f"{where}: {what} holds half of a surrogate pair, which is not text") from error
+    if reason := problem(value):
+        raise BadInput(f"{where}: {what} {reason}")
     return value
 
 
-def language(row: dict[str, Any]) -> str | None:
+def label(value: Any, where: str, what: str) -> str:
+    """The text of a label, which may be a number: pandas makes floats of integers with gaps.
+
+    Raises:
+        BadInput: it is empty, or neither text nor number.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return text(value, where, what)
+    try:
+        return text(id_text(value), where, what)
+    except NoId as error:
+        raise BadInput(f"{where}: {what} is {error}") from error
+
+
+def number(value: Any, row: TableRow) -> float:
+    """The number in a cell; NaN if it is none. Where commas do not separate cells, a decimal comma is understood."""
+    if row.decimal_comma and isinstance(value, str) and DECIMAL_COMMA.fullmatch(value.strip()):
+        value = value.replace(",", ".")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def language(values: Mapping[str, Any]) -> str | None:
     """The language of a row, from the column `language` or `lang`."""
-    value = row.get("language") or row.get("lang")
+    value = values.get("language") or values.get("lang")
     return value if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""Reads labelled texts and scored pairs from CSV, TSV or JSONL with a header or fields.
+"""Reads labelled texts and scored pairs from CSV, TSV, Parquet or JSONL.
 
 A file is given as FILE, or as FILE:COLUMN,COLUMN… if its columns have other names than those known here.
 """
@@ -6,7 +6,7 @@ A file is given as FILE, or as FILE:COLUMN,COLUMN… if its columns have other n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qembed.errors import BadInput
@@ -14,6 +14,8 @@ from qembed.eval.readers import files
 from qembed.eval.tasks.classification import Labelled
 from qembed.eval.tasks.sts import Pairs
 from qembed.files import sha256
+from qembed.text.rows.options import RowOptions
+from qembed.text.rows.reader import DEFAULT
 from qembed.text.texts import Text
 
 TEXT = ("text", "sentence", "content", "utterance", "question")
@@ -24,8 +26,13 @@ SCORE = ("score", "similarity", "label")
 TRAIN, TEST = ("train",), ("test", "validation", "dev")
 
 
-def labelled(argument: str, instruction: str | None = None) -> Labelled:
-    """The labelled texts of a file, or of a folder with `train` and `test` (CSV, TSV or JSONL).
+def labelled(
+    argument: str,
+    instruction: str | None = None,
+    options: RowOptions = DEFAULT,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> Labelled:
+    """The labelled texts of a file, or of a folder with `train` and `test` (CSV, TSV, Parquet or JSONL).
 
     In a file, a column `split` can assign rows to "train" or "test"; without it all rows are predicted by cross-validation.
 
@@ -38,12 +45,13 @@ def labelled(argument: str, instruction: str | None = None) -> Labelled:
     labels: list[str] = []
     tests: list[bool | None] = []
     for file, is_test in parts:
-        for number, (where, row) in enumerate(files.rows(file), 1):
-            text = row[files.column(row, columns[:1] or TEXT, where, "text")]
-            label = row[files.column(row, columns[1:] or LABEL, where, "label")]
-            texts.append(_text(f"{file.stem} {number}", text, row, where, instruction))
-            labels.append(files.text(label, where, "the label"))
-            tests.append(_is_test(row, where) if is_test is None else is_test)
+        wanted = [*(columns or (*TEXT, *LABEL)), *files.LANGUAGE, *(("split",) if is_test is None else ())]
+        for number, row in enumerate(files.rows(file, wanted, options, on_note), 1):
+            text = files.column(row, columns[:1] or TEXT, "text")
+            label = files.column(row, columns[1:] or LABEL, "label")
+            texts.append(_text(f"{file.stem} {number}", text, row, instruction))
+            labels.append(files.label(label, row.where, "the label"))
+            tests.append(_is_test(row) if is_test is None else is_test)
     if len(texts) < 4:
         raise BadInput(f"{path}: {len(texts) or 'no'} texts; at least four are needed, two with each of two labels")
     if None in tests and any(test is not None for test in tests):
@@ -52,7 +60,12 @@ def labelled(argument: str, instruction: str | None = None) -> Labelled:
     return Labelled(path.name, sha256(*(file for file, _ in parts)), texts, labels, split)
 
 
-def pairs(argument: str, instruction: str | None = None) -> Pairs:
+def pairs(
+    argument: str,
+    instruction: str | None = None,
+    options: RowOptions = DEFAULT,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> Pairs:
     """The scored pairs of a file.
 
     Raises:
@@ -62,24 +75,26 @@ def pairs(argument: str, instruction: str | None = None) -> Pairs:
     first: list[Text] = []
     second: list[Text] = []
     scores: list[float] = []
-    for number, (where, row) in enumerate(files.rows(path), 1):
+    wanted = [*(columns or (*FIRST, *SECOND, *SCORE)), *files.LANGUAGE]
+    for number, row in enumerate(files.rows(path, wanted, options, on_note), 1):
         for texts, names, given, what in (
             (first, FIRST, columns[0:1], "first text"),
             (second, SECOND, columns[1:2], "second text"),
         ):
-            cell = row[files.column(row, given or names, where, what)]
-            texts.append(_text(f"{path.stem} {number}", cell, row, where, instruction))
-        cell = row[files.column(row, columns[2:3] or SCORE, where, "score")]
-        try:
-            score = float(cell)
-        except (TypeError, ValueError):
-            score = math.nan
+            texts.append(_text(f"{path.stem} {number}", files.column(row, given or names, what), row, instruction))
+        cell = files.column(row, columns[2:3] or SCORE, "score")
+        score = files.number(cell, row)
         if not math.isfinite(score):
-            raise BadInput(f"{where}: the score {cell!r} is not a number")
+            raise BadInput(f"{row.where}: the score {cell!r} is not a number")
         scores.append(score)
     if not scores:
         raise BadInput(f"{path}: holds no pairs")
     return Pairs(path.name, sha256(path), first, second, scores)
+
+
+def path_of(argument: str) -> Path:
+    """The path in FILE or FILE:COLUMN,COLUMN…"""
+    return Path(argument) if Path(argument).exists() or ":" not in argument else Path(argument.rpartition(":")[0])
 
 
 def _split(argument: str, most: int) -> tuple[Path, Sequence[str]]:
@@ -103,20 +118,20 @@ def _part(folder: Path, names: Sequence[str]) -> Path:
         for kind in files.KINDS:
             if (path := folder / f"{name}{kind}").exists():
                 return path
-    raise BadInput(f"{folder}: no {names[0]}.csv, .tsv or .jsonl; a folder of labelled texts holds train and test")
+    raise BadInput(f"{folder}: no {names[0]}.csv, .tsv, .jsonl or .parquet; a folder of labelled texts holds train and test")
 
 
-def _text(name: str, cell: object, row: dict[str, object], where: str, instruction: str | None) -> Text:
+def _text(name: str, cell: object, row: files.TableRow, instruction: str | None) -> Text:
     kind = "document" if instruction is None else "query"
-    return Text(name, files.text(cell, where, "the text"), kind, files.language(row), instruction)
+    return Text(name, files.text(cell, row.where, "the text"), kind, files.language(row.values), instruction)
 
 
-def _is_test(row: dict[str, object], where: str) -> bool | None:
-    split = row.get("split")
+def _is_test(row: files.TableRow) -> bool | None:
+    split = row.values.get("split")
     if split is None or split == "":
         return None
     if split in TRAIN:
         return False
     if split in TEST:
         return True
-    raise BadInput(f"{where}: the split {split!r} is none of {', '.join((*TRAIN, *TEST))}")
+    raise BadInput(f"{row.where}: the split {split!r} is none of {', '.join((*TRAIN, *TEST))}")

@@ -14,6 +14,7 @@ from qembed import bootstrap
 from qembed.errors import BadInput, MissingExtra
 from qembed.eval import fidelity
 from qembed.eval.tasks import Metric, Outcome, Task, Vectors, labels
+from qembed.installation import how_to_install
 from qembed.text.texts import Text
 
 CLASSIFIERS = ("logistic", "lightgbm")
@@ -77,7 +78,7 @@ def check_package(classifier: str) -> None:
         if classifier == "lightgbm":
             import lightgbm  # noqa: F401
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"--task classification needs {error.name}: pip install 'qembed[eval]'") from error
+        raise MissingExtra(f"--task classification needs {error.name}: {how_to_install('eval')}") from error
     except OSError as error:
         raise MissingExtra(f"LightGBM cannot be loaded: {error} (on Debian and Ubuntu: apt-get install libgomp1)") from error
 

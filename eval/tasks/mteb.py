@@ -14,6 +14,7 @@ import numpy as np
 from qembed.errors import BadInput, MissingExtra
 from qembed.eval.evaluation import Embed, SelfScoring
 from qembed.eval.tasks import Metric, Outcome, Task, mteb_rows
+from qembed.installation import how_to_install
 from qembed.text.texts import Text
 
 
@@ -48,7 +49,7 @@ def _loaded(name: str) -> Any:
     try:
         import mteb
     except ModuleNotFoundError as error:
-        raise MissingExtra("--task mteb:NAME needs the mteb package: pip install 'qembed[mteb]'") from error
+        raise MissingExtra(f"--task mteb:NAME needs the mteb package: {how_to_install('mteb')}") from error
     try:
         mteb_task = mteb.get_task(name)
     except KeyError as error:

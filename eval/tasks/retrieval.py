@@ -13,6 +13,7 @@ from qembed import bootstrap
 from qembed.errors import MissingExtra
 from qembed.eval import fidelity, neighbours
 from qembed.eval.tasks import Metric, Outcome, Task, Vectors, ranking
+from qembed.installation import how_to_install
 from qembed.rerank import Rerank
 from qembed.text.display import counted
 from qembed.text.texts import Text
@@ -93,7 +94,7 @@ def check_faiss() -> None:
     try:
         import faiss  # noqa: F401
     except ModuleNotFoundError as error:
-        raise MissingExtra("--task retrieval needs FAISS: pip install 'qembed[eval]'") from error
+        raise MissingExtra(f"--task retrieval needs FAISS: {how_to_install('eval')}") from error
 
 
 def through_ivf(queries: NDArray[np.float32], index: NDArray[np.float32], depth: int) -> Lists:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint import int8_table
 from qembed.checkpoint.files import open_tensors, read_json
+from qembed.checkpoint.vocabulary import Vocabulary, added_by_config
 from qembed.errors import BadInput
 from qembed.text.prompts import DEFAULT_PROMPTS
 
@@ -150,3 +151,41 @@ class Checkpoint:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
+
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer beside the token table, with the tokens that have no row in it.
+
+        Tokens that tokenizer_config.json adds get the ids after the tokenizer's last, as transformers gives them.
+
+        Raises:
+            BadInput: the tokenizer or the token table is missing or damaged, or the tokenizer appends a token without a row to
+                every text.
+        """
+        tokenizer = self.tokenizer()
+        path = self.folder / "tokenizer_config.json"
+        if path.exists() and (added := added_by_config(tokenizer.get_vocab(), read_json(path))):
+            tokenizer.add_special_tokens(added)
+        rows = self.table_rows()
+        beyond = {token: id_ for token, id_ in tokenizer.get_vocab().items() if id_ >= rows}
+        vocabulary = Vocabulary(tokenizer, rows, beyond)
+        if any(id_ >= rows for id_ in tokenizer.encode("").ids):
+            raise BadInput(f"{self.folder}: {vocabulary.warning()}; the tokenizer adds one to every text")
+        return vocabulary
+
+    @cached_property
+    def vocabulary_warning(self) -> str | None:
+        """A line that names the tokens without a row in the token table; None if there are none, or no tokenizer.json."""
+        return self.vocabulary().warning() if (self.folder / "tokenizer.json").exists() else None
+
+    def table_rows(self) -> int:
+        """The rows of the token table.
+
+        Raises:
+            BadInput: the checkpoint has no token table.
+        """
+        for name in ("weight", "qweight"):
+            tensor = f"{self.prefix}embed_tokens.{name}"
+            if (path := self.files.get(tensor)) is not None:
+                with open_tensors(path, "np") as tensors:
+                    return int(tensors.get_slice(tensor).get_shape()[0])
+        raise BadInput(f"{self.folder}: no token table (embed_tokens)")

@@ -16,6 +16,7 @@ def open_tensors(path: Path, framework: str = "pt") -> Iterator[Any]:
     """An open safetensors file; damage is reported as BadInput. Framework "np" reads headers without importing torch."""
     from safetensors import SafetensorError, safe_open
 
+    _require_file(path)
     try:
         with safe_open(path, framework=framework) as tensors:
             yield tensors
@@ -31,6 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: it cannot be read, is not JSON, or is no object.
     """
+    _require_file(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -42,3 +44,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput(f"{path}: not a JSON object")
     return value
+
+
+def _require_file(path: Path) -> None:
+    """Raise BadInput if `path` exists and is a folder, or a pipe, whose reader would wait forever."""
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path}: cannot be read: not a file")

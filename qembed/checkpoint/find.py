@@ -11,6 +11,7 @@ from qembed.errors import BadInput
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 SAMPLE = "sample"
 INT4_SUFFIX = "-AWQ-INT4"
+A_MODEL = f"a model is a folder, a hub id such as {DEFAULT_MODEL}, or '{SAMPLE}'"
 HUB_FILES = ("*.json", "*.safetensors", "merges.txt", "1_Pooling/*", "LICENSE*", "README.md")
 
 
@@ -31,9 +32,14 @@ def find(model: str, *, download: bool = True) -> Checkpoint:
         return _checked(folder.resolve().name, folder)
     if folder.is_file():
         raise BadInput(f"{model}: a file; name the folder that holds the checkpoint")
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise BadInput(f"{model}: no such folder; a model is a folder, a hub id such as {DEFAULT_MODEL}, or '{SAMPLE}'")
+    if _is_path(model) or "/" not in model:
+        raise BadInput(f"{model}: no such folder; {A_MODEL}")
     return _checked(model, _download(model, local=not download))
+
+
+def _is_path(model: str) -> bool:
+    """Whether `model` can only be a path: a hub id is a name, or two with a slash between."""
+    return model.count("/") > 1 or model.startswith((".", "/", "~"))
 
 
 def short_name(model: str) -> str:
@@ -59,6 +65,12 @@ def find_int4(model: str | None) -> Checkpoint:
         checkpoint = find(model)
         if checkpoint.is_int4:
             return checkpoint
+        if short_name(model).endswith(INT4_SUFFIX):
+            raise BadInput(
+                f"{model}: not an AWQ INT4 checkpoint, though it is called one; serve it with --fp16, or quantize it"
+            )
+    elif model is not None and model != SAMPLE and (_is_path(model) or model.endswith(INT4_SUFFIX)):
+        raise BadInput(f"{model}: no such folder; {A_MODEL}")
     made = default_output(model or DEFAULT_MODEL)
     if made.is_dir():
         checkpoint = find(str(made))
@@ -67,9 +79,12 @@ def find_int4(model: str | None) -> Checkpoint:
         raise BadInput(f"{made}: not an AWQ INT4 checkpoint")
     if model is not None:
         if "/" not in model and model != SAMPLE and not Path(model).is_dir():
-            raise BadInput(f"{model}: no such folder; a model is a folder, a hub id such as {DEFAULT_MODEL}, or '{SAMPLE}'")
+            raise BadInput(f"{model}: no such folder; {A_MODEL}")
         raise BadInput(f"no INT4 checkpoint of {model} at ./{made}; run: qembed quantize --model {model}")
-    here = sorted(path.parent for path in Path().glob(f"*{INT4_SUFFIX}/config.json"))
+    named = sorted(path.parent for path in Path().glob(f"*{INT4_SUFFIX}/config.json"))
+    here = [folder for folder in named if find(str(folder)).is_int4]
+    if named and not here:
+        raise BadInput(f"{named[0]}: not an AWQ INT4 checkpoint, though it is called one; run: qembed quantize")
     if len(here) == 1:
         return find(str(here[0]))
     if here:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from http.client import HTTPException
+from typing import Any
 
 from qembed.client import http
 
@@ -55,14 +56,27 @@ def memory(url: str, api_key: str | None = None) -> int | None:
     return None if told is None else int(told)
 
 
+def as_it_is(url: str, api_key: str | None = None) -> dict[str, str]:
+    """The fields of a request to the server at `url` that keep it from putting its default prompt before the texts.
+
+    Empty unless it is a `qembed serve --default-prompt`: other servers get no field that they do not know.
+    """
+    version = _version_fields(url, api_key)
+    return {"prompt_name": ""} if version.get("qembed") and version.get("default_prompt") else {}
+
+
 def _version(url: str, api_key: str | None) -> str | None:
-    """The answer of vLLM's /version; other servers have no such path."""
-    try:
-        said = json.loads(_text(url, "/version", api_key) or "")
-    except (ValueError, RecursionError):
-        return None
-    version = said.get("version") if isinstance(said, dict) else None
+    version = _version_fields(url, api_key).get("version")
     return version if isinstance(version, str) else None
+
+
+def _version_fields(url: str, api_key: str | None) -> dict[str, Any]:
+    """The answer of /version, which vLLM has; empty for other servers."""
+    try:
+        fields = json.loads(_text(url, "/version", api_key) or "")
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _serving(url: str, api_key: str | None) -> dict[str, str]:

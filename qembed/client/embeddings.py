@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 TIMEOUT = 300.0
 ASKING_SECONDS = 30.0
-AS_IT_IS = {"prompt_name": ""}
-"""The field with which `qembed serve` puts no prompt before a text, whatever its --default-prompt. Other servers refuse it."""
 
 
 def embed(
@@ -41,7 +39,8 @@ def embed(
     `model` None: the server's only model. `dimensions` None: whole vectors. Each request has `batch_size` texts and times out
     after `timeout` seconds. `on_progress` is called with the number of finished texts. `api_key` None: the key, if one is
     required, comes from QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False vectors that contain NaN or infinity are
-    returned as they are. Requests have `fields` beside OpenAI's.
+    returned as they are. Requests have `fields` beside OpenAI's; None: those of `about.as_it_is`, with which the server puts
+    no prompt before the texts.
 
     Raises:
         BadInput: no texts, or the server rejects them; the message is the server's.
@@ -49,16 +48,19 @@ def embed(
     """
     import openai
 
+    from qembed.client.about import as_it_is
+
     if not texts:
         raise BadInput("there are no texts to embed")
     rows: list[list[float]] = []
     with connected(url, timeout, api_key) as server:
         name = model or _only_model(server, url)
+        own_fields = dict(as_it_is(url, api_key) if fields is None else fields) or None
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
             # The openai package asks for base64 and decodes it, which is exact and a third of the size of JSON numbers.
             answer = server.embeddings.create(
-                model=name, input=batch, dimensions=dimensions or openai.omit, extra_body=dict(fields) if fields else None
+                model=name, input=batch, dimensions=dimensions or openai.omit, extra_body=own_fields
             )
             rows.extend(item.embedding for item in sorted(answer.data, key=lambda item: item.index))
             if len(rows) != start + len(batch):

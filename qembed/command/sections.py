@@ -6,16 +6,27 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
+from qembed.command.completion import model_names
+
+MODEL_OPTIONS = frozenset({"--model", "--baseline-model"})
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Option(click.Option):
-    """An option under the heading `section`."""
+    """An option under the heading `section`, which shows its default unless its help does."""
 
     def __init__(self, *arguments: Any, section: str = "Other options", **settings: Any) -> None:
+        settings.setdefault("show_default", "[default: " not in (settings.get("help") or ""))
         super().__init__(*arguments, **settings)
         self.section = section
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completions of the value; an option that names a model gets the models that are here, in all commands."""
+        if MODEL_OPTIONS.intersection(self.opts):
+            return [CompletionItem(name) for name in model_names(incomplete)]
+        return super().shell_complete(ctx, incomplete)
 
 
 class SectionedCommand(click.Command):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from qembed.errors import BadInput, QembedError
+from qembed.errors import BadInput, QembedError, unwritable
 from qembed.files import write_atomically
 
 KINDS = (".html", ".json", ".md")
@@ -16,6 +16,7 @@ def check(path: Path) -> None:
 
     Raises:
         BadInput: unknown suffix, the folder is missing, or it is not writable.
+        QembedError: the disk is full.
     """
     if path.suffix.lower() not in KINDS:
         raise BadInput(f"--report {path}: name it {', '.join(KINDS[:-1])} or {KINDS[-1]}")
@@ -27,7 +28,7 @@ def check(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise BadInput(f"--report {path}: {path.parent} cannot be written: {error.strerror or error}") from error
+        raise unwritable(f"--report {path}: {path.parent} cannot be written", error) from error
 
 
 def replace(path: Path, content: str) -> None:

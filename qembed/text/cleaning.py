@@ -12,27 +12,34 @@ sorts them in quadratic time, and a request of 32 MiB of them would block the se
 
 from __future__ import annotations
 
-import re
-import sys
 import unicodedata
 from collections.abc import Iterator
-from functools import cache
 
+import regex
+
+MAX_MARKS = 30
 BREAKS = {0x0B: "\n", 0x0C: "\n", 0x85: "\n"}
-KEPT = "\t\n\r"
-JOINERS = "\u200c\u200d"
-VIRAMA = 9
-MOST_MARKS = 30
 # Format characters that take no room; U+00AD is the soft hyphen, U+180E the Mongolian vowel separator.
-INVISIBLE = "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0001"
-CONTROLS = "\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f"
-DROPPED = re.compile(f"[{CONTROLS}{INVISIBLE}]")
-TAGS = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0020-\U000e007f]+")
-JOINER = re.compile(f"[{JOINERS}]")
-SURROGATE = re.compile("[\ud800-\udfff]")
-# Scripts whose letters join: Arabic, Syriac, Thaana, N'Ko, Mandaic, Mongolian, Phags-pa, Adlam.
-JOINING = re.compile("[\u0600-\u08ff\u1800-\u18af\ua840-\ua87f\ufb50-\ufdff\ufe70-\ufefe\U0001e900-\U0001e95f]")
-EMOJI = re.compile("[\u00a9\u00ae\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\ufe0f\U0001f000-\U0001faff]")
+INVISIBLE = r"\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0001"
+CONTROLS = r"\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f"
+DROPPED = regex.compile(f"[{CONTROLS}{INVISIBLE}]")
+TAGS = regex.compile(r"(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0020-\U000e007f]+")
+JOINING = "".join(rf"\p{{Script_Extensions={script}}}" for script in (
+    "Arabic", "Syriac", "Thaana", "Nko", "Mandaic", "Mongolian", "Phags_Pa", "Adlam", "Manichaean", "Hanifi_Rohingya",
+))  # fmt: skip
+"""The scripts whose letters join."""
+EMOJI = r"\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f"
+JOINERS = r"\u200c\u200d"
+MEANINGLESS_JOINERS = regex.compile(
+    rf"""(?<=[{JOINERS}])[{JOINERS}]+
+    |(?!(?<=\p{{Canonical_Combining_Class=Virama}})[{JOINERS}].
+       |(?<=[{JOINING}])[{JOINERS}][{JOINING}]
+       |(?<=[{EMOJI}])\u200d[{EMOJI}])[{JOINERS}]""",
+    regex.DOTALL | regex.VERBOSE,
+)
+MANY_MARKS = regex.compile(rf"[\P{{Canonical_Combining_Class=0}}\u0f73\u0f75\u0f81]{{{MAX_MARKS + 1},}}")
+"""U+0F73, U+0F75 and U+0F81 have combining class 0, but decompose into two marks."""
+SURROGATE = regex.compile(r"[\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
@@ -40,9 +47,7 @@ def clean(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     text = DROPPED.sub("", text.translate(BREAKS))
-    text = TAGS.sub("", text)
-    if JOINER.search(text):
-        text = JOINER.sub(lambda found: found[0] if _joins(text, found.start()) else "", text)
+    text = MEANINGLESS_JOINERS.sub("", TAGS.sub("", text))
     return "".join(part if run else unicodedata.normalize("NFC", part) for run, part in _runs(text))
 
 
@@ -52,25 +57,10 @@ def has_surrogate(text: str) -> bool:
 
 
 def _runs(text: str) -> Iterator[tuple[bool, str]]:
-    """The parts of `text`: runs of more than 30 marks (True), and the text between them (False)."""
+    """The parts of `text`: runs of more than MAX_MARKS marks (True), and the text between them (False)."""
     end = 0
-    for found in _many_marks().finditer(text):
-        yield False, text[end : found.start()]
-        yield True, found[0]
-        end = found.end()
+    for run in MANY_MARKS.finditer(text):
+        yield False, text[end : run.start()]
+        yield True, run[0]
+        end = run.end()
     yield False, text[end:]
-
-
-@cache
-def _many_marks() -> re.Pattern[str]:
-    marks = "".join(map(re.escape, filter(unicodedata.combining, map(chr, range(sys.maxunicode + 1)))))
-    return re.compile(f"[{marks}]{{{MOST_MARKS + 1},}}")
-
-
-def _joins(text: str, at: int) -> bool:
-    before, after = text[at - 1 : at], text[at + 1 : at + 2]
-    if not before or not after:
-        return False
-    if unicodedata.combining(before) == VIRAMA or (JOINING.match(before) and JOINING.match(after)):
-        return True
-    return text[at] == "\u200d" and bool(EMOJI.match(before) and EMOJI.match(after))

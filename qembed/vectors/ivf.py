@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import MissingExtra
+from qembed.installation import how_to_install
 
 CLUSTERS_PER_ROOT = 4
 POINTS_PER_CLUSTER = 39
@@ -25,7 +26,7 @@ def library() -> Any:
     try:
         import faiss
     except ModuleNotFoundError as error:
-        raise MissingExtra("an index needs faiss-cpu and pyarrow: pip install 'qembed[search]'") from error
+        raise MissingExtra(f"an index needs faiss-cpu and pyarrow: {how_to_install('search')}") from error
     return faiss
 
 

@@ -17,6 +17,7 @@ from qembed.checkpoint import awq_layout, int8_table
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.files import read_json
 from qembed.errors import BadInput
+from qembed.vllm import machine
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,8 @@ TOKEN_BUDGET = 8192
 class Reference:
     """A loaded model that turns texts into vectors.
 
-    `dtype` is what it computes in, `limit` the longest text in tokens, including the appended last token.
+    `dtype` is what it computes in, `limit` the longest text in tokens, including the appended last token, `rows` the rows of
+    its token table.
     """
 
     model: Any
@@ -39,6 +41,7 @@ class Reference:
     dtype: str
     limit: int
     dimension: int
+    rows: int
 
 
 def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") -> Reference:
@@ -58,6 +61,7 @@ def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") ->
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype}: not one of {', '.join(DTYPES)}")
     _check_pooling(checkpoint)
+    torch.set_num_threads(min(torch.get_num_threads(), len(machine.cores())))
     build: Any = AutoModel.from_config
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
@@ -82,6 +86,7 @@ def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") ->
         dtype=dtype,
         limit=int(config.max_position_embeddings),
         dimension=int(config.hidden_size),
+        rows=int(config.vocab_size),
     )
 
 
@@ -126,7 +131,7 @@ def embed(
     the number of texts after each batch. Vectors that are not finite are returned as they are.
 
     Raises:
-        BadInput: a text has no tokens, or more than the model's context.
+        BadInput: a text has no tokens, more than the model's context, or one without a row in the token table.
     """
     import torch
 
@@ -137,6 +142,9 @@ def embed(
             raise BadInput(f"text {index + 1} has no tokens")
         if len(tokens) > reference.limit:
             raise BadInput(f"text {index + 1} has {len(tokens)} tokens; the model takes {reference.limit}")
+        if max(tokens) >= reference.rows:
+            token = next(token for token, id_ in zip(encodings[index].tokens, tokens, strict=True) if id_ >= reference.rows)
+            raise BadInput(f"text {index + 1} holds the token {token!r}, which the tokenizer has and the model has not")
     vectors = np.empty((len(texts), reference.dimension), np.float32)
     for rows in batches([len(tokens) for tokens in ids], token_budget):
         longest = max(len(ids[row]) for row in rows)

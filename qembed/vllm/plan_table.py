@@ -17,7 +17,7 @@ DESCRIPTIONS = {
     "token_table": "token table",
     "linear": "linear layers",
     "other": "norms",
-    "kv_cache": "KV cache",
+    "kv_cache": "keys and values",
     "activations": "activations",
     "graphs": "CUDA graphs",
     "runtime": "CUDA context, workspaces",
@@ -60,13 +60,13 @@ def render(plan: Plan, target: Target, notes: Mapping[str, str]) -> Table:
 def deviation(plan: Plan, measured: Mapping[str, int], idle: bool = False) -> str | None:
     """A warning if "total" of `measured` deviates by more than 15%, with the line that deviates most; else None.
 
-    `idle`: no full batch has been computed yet, so memory for activations may not be in use.
+    `idle`: no full batch has been computed yet, so memory for activations, keys and values may not be in use.
 
     Lines in `measured` are compared one by one. The rest of the deviation is attributed to "runtime", which cannot be
     measured: processes and libraries on a CPU, context and workspaces on a GPU.
     """
     total = measured["total"]
-    minimum = plan.total - (plan.activations if idle else 0)
+    minimum = plan.total - (plan.activations + plan.kv_cache if idle else 0)
     if (1 - TOLERANCE) * minimum <= total <= (1 + TOLERANCE) * plan.total:
         return None
     planned = {"weights": plan.weights, **{name: getattr(plan, name) for name in DESCRIPTIONS}}

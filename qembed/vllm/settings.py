@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import short_name
@@ -22,10 +24,19 @@ MAX_QUEUE = 4096
 MAX_BODY = 32 * 2**20
 STARTUP_TIMEOUT = 600.0
 SHUTDOWN_TIMEOUT = 10.0
+KEEP_ALIVE = 75
+"""Longer than the usual proxies keep an idle connection (60 s), so that none sends a request as the server closes it."""
 HANG_TIMEOUT = 120.0
 MAX_RESTARTS = 5
 # With vLLM's default of 128 tokens on a CPU, 32 short sequences would take 4,096 tokens of mostly empty cache.
 BLOCK_SIZE: dict[Device, int] = {"cpu": 32, "cuda": 16}
+SHORTEST_DEFAULT = 2048
+"""Tokens; the default of the longest text is halved down to this while the plan does not fit."""
+NEED_CACHE = (
+    "additional-config", "async-scheduling", "enable-chunked-prefill", "enable-prefix-caching", "kv-transfer-config",
+    "num-gpu-blocks-override", "pipeline-parallel-size", "scheduler-cls", "worker-cls",
+)  # fmt: skip
+"""Settings of vLLM that need a KV cache, or that `vllm_plugin.layer_cache` itself uses."""
 MIN_CAPABILITY = 7.5
 BFLOAT16_CAPABILITY = 8.0
 
@@ -37,6 +48,7 @@ class ServerSettings:
     Attributes:
         token_table: "int8" converts a float table to INT8 while it loads; None leaves it as stored.
         memory: a budget in bytes; sizes that are None are then chosen to fit.
+        kv_cache: whether every layer keeps keys and values of its own (`Launch.keeps_cache`).
         kv_cache_dtype: "auto" (the dtype of the computation) or "fp8".
         max_client_batch: maximum texts in one request.
         max_queue: maximum texts waiting or being computed.
@@ -45,12 +57,15 @@ class ServerSettings:
         truncate: whether texts that are too long are truncated, unless the request says otherwise.
         default_prompt: the name of the prompt for requests without one.
         allow_token_ids: whether token ids are accepted instead of texts.
-        keys: API keys, one of which a request must have; empty: no key is required.
+        keys: the name of each API key, one of which a request must have; empty: no key is required.
+        key_file: the file that they come from, which is read again when it changes.
         ssl_certfile, ssl_keyfile: both or neither; both for HTTPS.
+        keep_alive: seconds that an idle connection stays open.
         hang_timeout: how long texts may wait while nothing is computed (`watchdog`); 0: no limit.
         max_restarts: maximum restarts in a row of a server that ended.
         log_format: "text", or "json" for one JSON object per line.
         log_requests: whether texts are logged.
+        access_log: whether each request is logged, without texts.
         engine: "vllm" or "sglang".
         engine_args: further settings of the engine, such as ("max-log-len", "5").
     """
@@ -64,6 +79,7 @@ class ServerSettings:
     max_num_batched_tokens: int | None = None
     memory: int | None = None
     dtype: str = "auto"
+    kv_cache: bool = False
     kv_cache_dtype: str = "auto"
     token_table: str | None = None
     max_client_batch: int = MAX_CLIENT_BATCH
@@ -73,15 +89,18 @@ class ServerSettings:
     truncate: bool = False
     default_prompt: str | None = None
     allow_token_ids: bool = False
-    keys: tuple[str, ...] = field(default=(), repr=False)
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    key_file: Path | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     startup_timeout: float = STARTUP_TIMEOUT
     shutdown_timeout: float = SHUTDOWN_TIMEOUT
+    keep_alive: int = KEEP_ALIVE
     hang_timeout: float = HANG_TIMEOUT
     max_restarts: int = MAX_RESTARTS
     log_format: str = "text"
     log_requests: bool = False
+    access_log: bool = False
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
     engine: str = "vllm"
@@ -126,6 +145,25 @@ class Launch:
         return self.sizes.max_model_len
 
     @property
+    def keeps_cache(self) -> bool:
+        """Whether every layer keeps a KV cache, so that a text can be computed over several steps."""
+        return _keeps_cache(self.settings)
+
+    @property
+    def longest_step(self) -> int:
+        """The most tokens that are computed in one step."""
+        return (
+            self.sizes.max_num_batched_tokens
+            if self.keeps_cache
+            else max(self.sizes.max_num_batched_tokens, self.max_model_len)
+        )
+
+    @property
+    def forks_engine(self) -> bool:
+        """Whether the server forks its engine, so that both share the libraries in memory: on a CPU, with one engine."""
+        return _forks_engine(self.settings, self.device)
+
+    @property
     def needed(self) -> int:
         """Bytes that the device must have free. Parallel workers on a CPU share its memory."""
         parts = self.settings.tensor_parallel_size * self.settings.data_parallel_size
@@ -146,6 +184,11 @@ class Launch:
     def has_packed_table(self) -> bool:
         """Whether vLLM holds a second copy of the token table, packed for products."""
         return _has_packed_table(self.settings.checkpoint, self.device)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the plan fits into the free memory, as far as that is known."""
+        return self.target.free is None or self.needed <= self.target.free
 
     @property
     def hidden_size(self) -> int:
@@ -194,12 +237,13 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
             block_size=BLOCK_SIZE[target.kind],
             device=target.kind,
             cache_dtype=settings.kv_cache_dtype,
+            keeps_cache=_keeps_cache(settings),
             parallel=settings.tensor_parallel_size,
-            served=served,
+            processes="caller" if not served else "forked" if _forks_engine(settings, target.kind) else "separate",
         )
 
     sizes = fit.Sizes(
-        plan.max_length(checkpoint.config, settings.max_model_len),
+        plan.max_length(checkpoint.config, settings.max_model_len, keeps_cache=_keeps_cache(settings)),
         settings.max_num_seqs or min(MAX_NUM_SEQS, settings.max_num_batched_tokens or MAX_NUM_SEQS),
         settings.max_num_batched_tokens or max(MAX_NUM_BATCHED_TOKENS, settings.max_num_seqs or 0),
     )
@@ -207,7 +251,16 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
         fixed = {name for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens") if getattr(settings, name)}
         limit = plan.size_of(checkpoint.config, "max_position_embeddings")
         sizes = fit.fit(settings.memory, sizes, fixed, limit, make)
-    return Launch(settings, target, choice, port, sizes, make(sizes))
+    launch = Launch(settings, target, choice, port, sizes, make(sizes))
+    while (
+        settings.memory is None
+        and settings.max_model_len is None
+        and not launch.fits
+        and sizes.max_model_len > SHORTEST_DEFAULT
+    ):
+        sizes = replace(sizes, max_model_len=max(SHORTEST_DEFAULT, sizes.max_model_len // 2))
+        launch = replace(launch, sizes=sizes, plan=make(sizes))
+    return launch
 
 
 def chosen(settings: ServerSettings, device: Device, cpu: kernels.Cpu) -> kernels.Choice:
@@ -219,6 +272,18 @@ def chosen(settings: ServerSettings, device: Device, cpu: kernels.Cpu) -> kernel
             else kernels.Choice(settings.dtype, None, "--dtype")
         )
     return kernels.choose(cpu, int4=settings.checkpoint.is_int4 and settings.engine == "vllm", dtype=settings.dtype)
+
+
+def _keeps_cache(settings: ServerSettings) -> bool:
+    """Whether a KV cache is wanted, or needed: by another engine, by the model's layers, or by one of the engine_args."""
+    needed = any(name.replace("_", "-").removeprefix("no-") in NEED_CACHE for name, _ in settings.engine_args)
+    return settings.kv_cache or settings.engine != "vllm" or needed or not plan.layers_are_alike(settings.checkpoint.config)
+
+
+def _forks_engine(settings: ServerSettings, device: Device) -> bool:
+    """See `Launch.forks_engine`. The forked engine gets its number of threads from our worker, which has no KV cache."""
+    single = settings.tensor_parallel_size == settings.data_parallel_size == 1
+    return device == "cpu" and single and not _keeps_cache(settings)
 
 
 def _has_half_table(checkpoint: Checkpoint, device: Device, dtype: str) -> bool:
@@ -264,13 +329,12 @@ def check_fits(launch: Launch) -> None:
     Raises:
         BadInput: it does not; the message has the plan.
     """
-    free = launch.target.free
-    if free is None or launch.needed <= free:
+    if launch.fits or launch.target.free is None:
         return
     lines = launch.plan
     raise BadInput(
-        f"{launch.target.name} has {gib(free)} free, and the plan needs {gib(launch.needed)}: weights "
-        f"{gib(lines.weights)}, cache {gib(lines.kv_cache)} for {launch.max_model_len} tokens, activations "
+        f"{launch.target.name} has {gib(launch.target.free)} free, and the plan needs {gib(launch.needed)}: weights "
+        f"{gib(lines.weights)}, keys and values {gib(lines.kv_cache)} for {launch.max_model_len} tokens, activations "
         f"{gib(lines.activations)}, the rest {gib(lines.runtime + lines.graphs)}; lower --max-model-len, or let "
         f"--memory choose"
     )

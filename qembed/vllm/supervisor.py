@@ -20,17 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
+from typing import IO
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.client import http
 from qembed.errors import BadInput, QembedError
-from qembed.vllm import gate_rules, kernels, log, machine, ports, sglang, shutdown, watchdog
-from qembed.vllm.arguments import arguments, environment, rules
+from qembed.vllm import api_keys, gate_rules, kernels, log, machine, ports, sglang, shutdown, watchdog
+from qembed.vllm.arguments import arguments, key_hashes, rules, server_environment
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
 from qembed.vllm.unavailable import Unavailable
 
@@ -60,7 +61,17 @@ class Server:
     _process: subprocess.Popen[bytes] | None = None
     _log: log.Log | None = None
     _failed: bool = False
+    _keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    _key_file: api_keys.KeyFile | None = None
+    _reread_keys: bool = False
+    _suspects: IO[bytes] | None = None
     _start_seconds: float = 30.0  # duration of the last start
+
+    def __post_init__(self) -> None:
+        settings = self.launch.settings
+        self._keys = settings.keys
+        if settings.key_file is not None:
+            self._key_file = api_keys.KeyFile(settings.key_file)
 
     @property
     def url(self) -> str:
@@ -124,21 +135,24 @@ class Server:
         handle, name = tempfile.mkstemp(prefix="qembed-vllm-", suffix=".log")
         os.close(handle)
         self._log = log.Log(Path(name))
+        if self._suspects is None:
+            self._suspects = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open from one start of vLLM to the next
         if self.launch.device == "cuda":
             self.gpu_bytes_before = machine.cuda_total_used()
         with open(name, "ab") as output:  # append mode, so that it can be truncated while vLLM writes
             self._process = subprocess.Popen(
                 command(self.launch),
-                env=environment(self.launch, os.environ, machine.cores()),
+                env=server_environment(self.launch, os.environ, machine.cores()),
                 stdin=subprocess.PIPE,  # it closes when qembed dies, which ends the server: see server_process.py
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=() if self.listener is None else (self.listener.fileno(),),
+                pass_fds=[file.fileno() for file in (self.listener, self._suspects) if file is not None],
             )
         if self.launch.settings.engine == "vllm":
             listener = None if self.listener is None else self.listener.fileno()
-            self._send(rules(self.launch, self._token, self.restarts, listener).dump())
+            in_force = rules(self.launch, self._token, self.restarts, listener, self._suspects.fileno(), self._keys)
+            self._send(in_force.dump())
         deadline = begin + self.launch.settings.startup_timeout
         with self._unavailable():
             _wait(self, report, deadline)
@@ -178,7 +192,9 @@ class Server:
         lines = self._log.new_lines()
         self.lines = [*self.lines, *lines][-2000:]
         for line in lines:
-            if self.launch.settings.verbose or line.startswith(gate_rules.TEXTS):
+            if line.startswith(gate_rules.ACCESS):
+                log.access(line.removeprefix(gate_rules.ACCESS), self.launch.settings.log_format)
+            elif self.launch.settings.verbose or line.startswith(gate_rules.TEXTS):
                 log.show(line, self.launch.settings.log_format)
         return lines
 
@@ -194,7 +210,7 @@ class Server:
         failure: QembedError | None = None
         while True:
             start = time.monotonic()
-            hung = self._until_it_ends()
+            hung = self._until_it_ends(warn)
             attempts = 0 if time.monotonic() - start > STABLE else attempts
             if failure is None:
                 failure = self.failure("vLLM ended", hung)
@@ -214,7 +230,24 @@ class Server:
             except QembedError as error:
                 failure = error
 
-    def _until_it_ends(self) -> str | None:
+    def reread_keys(self) -> None:
+        """Read the file of keys again soon, even if it seems unchanged. May be called in a signal handler."""
+        self._reread_keys = True
+
+    def _renew_keys(self, warn: OnWarning) -> None:
+        """Send the gate the keys of a file that has changed. A file that is not valid leaves the keys in force."""
+        if self._key_file is None or not (self._key_file.changed() or self._reread_keys):
+            return
+        self._reread_keys = False
+        try:
+            self._keys = api_keys.named(self._key_file.path, {})
+        except BadInput as error:
+            warn(f"{error}; the keys from before stay in force")
+            return
+        self._send(gate_rules.KEYS + b" " + json.dumps(key_hashes(self._keys, self._token)).encode() + b"\n")
+        warn(f"{self._key_file.path}: read again, {len(self._keys)} keys are in force")
+
+    def _until_it_ends(self, warn: OnWarning) -> str | None:
         """Wait until vLLM ends, and end it if it hangs; the message of the hang, or None."""
         timeout = self.launch.settings.hang_timeout
         dog = watchdog.Watchdog(timeout)
@@ -223,6 +256,7 @@ class Server:
         hung = None
         while self.serving and self.process.poll() is None:
             self.read_log()
+            self._renew_keys(warn)
             if timeout and time.monotonic() >= next_check:
                 next_check = time.monotonic() + interval
                 now = self._observe()

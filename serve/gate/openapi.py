@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from importlib import metadata
 from typing import Any
 
+from qembed.installation import version
 from qembed.vllm.gate_rules import Rules
 
 ERROR = {
@@ -69,7 +69,7 @@ def document(rules: Rules) -> bytes:
     }
     content = {
         "openapi": "3.1.0",
-        "info": {"title": "qembed", "version": metadata.version("qembed")},
+        "info": {"title": "qembed", "version": version()},
         "paths": paths,
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if rules.keys else {},
     }

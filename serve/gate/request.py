@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import difflib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,14 +20,21 @@ COUNTED_CHARACTERS = 32
 """Characters per token of the limit that are tokenized to check a text's length."""
 LONGEST_TOKEN = 256
 """Upper bound for the characters of one token; the longest are white space."""
+KNOWN = (
+    *("input", "model", "user", "encoding_format", "dimensions", "prompt_name", "instruction"),
+    *("truncate_prompt_tokens", "truncation_side", "add_special_tokens", "messages"),
+)
+NEAR = 0.82
+"""Similarity (difflib's ratio) from which a name counts as a misspelt one: "dimension" has 0.95, "encodingFormat" 0.9."""
+MAX_NAME = 32
 PASSED_ON = ("model", "user", "dimensions")
-MAX_TOKEN_ID = 2**31 - 1
 HINT_TOKEN_IDS = (
     "input holds token ids, which may come from another model's tokenizer; send texts (LangChain: "
     "OpenAIEmbeddings(check_embedding_ctx_length=False)), or start the server with --allow-token-ids if they are this model's"
 )
 
 Count = Callable[[str], int]
+TokenBeyond = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,17 @@ class Batch:
     encoding: str
 
 
-def read(raw: bytes, rules: Rules, count: Count) -> Batch:
+def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | None = None) -> Batch:
     """Validate the body `raw`. `count` returns the number of tokens of a text, including those that the model appends.
+
+    `token_beyond` returns a token of a text that has no row in the model's token table, or None; it is None itself where every
+    token has a row.
 
     Raises:
         Refused: 400, the request is invalid or exceeds the rules.
     """
     content = parse(raw)
+    _check_names(content)
     _check_types(content, rules)
     inputs = _inputs(content.get("input"), rules)
     max_tokens = _truncation(content, rules)
@@ -63,7 +76,9 @@ def read(raw: bytes, rules: Rules, count: Count) -> Batch:
     else:
         for index, text in enumerate(inputs):
             _check_length(text, index, rules.max_model_len, count)
-    body = {name: content[name] for name in PASSED_ON if content.get(name) is not None}
+    if token_beyond is not None:
+        _check_tokens(inputs, token_beyond)
+    body = {name: _whole(content[name]) for name in PASSED_ON if content.get(name) is not None}
     body |= {"input": list(inputs), "encoding_format": "base64"}
     if max_tokens is not None:
         body["truncate_prompt_tokens"] = max_tokens
@@ -79,7 +94,7 @@ def parse(raw: bytes) -> dict[str, Any]:
         Refused: 400, it is not one.
     """
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(raw.removeprefix(codecs.BOM_UTF8).decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise bad(f"the request is not UTF-8: byte {error.start} cannot be read", "json", None) from error
     except RecursionError as error:
@@ -95,6 +110,16 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _check_names(content: dict[str, Any]) -> None:
+    """Refuse a field whose name is nearly that of a known one; others that are unknown are ignored, as other servers do."""
+    for name, value in content.items():
+        if value is None or name in KNOWN:
+            continue
+        near = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=NEAR) if len(name) <= MAX_NAME else []
+        if near:
+            raise bad(f"{quoted(name)} is no field of a request; did you mean {near[0]}?", "field", name)
+
+
 def _check_types(content: dict[str, Any], rules: Rules) -> None:
     for name in ("model", "user", "prompt_name", "instruction"):
         value = content.get(name)
@@ -103,11 +128,11 @@ def _check_types(content: dict[str, Any], rules: Rules) -> None:
         if value is not None and has_surrogate(value):
             raise bad(f"{name} holds half of a surrogate pair", "surrogate", name)
     if (encoding := content.get("encoding_format")) is not None and encoding not in ENCODINGS:
-        raise bad(f"encoding_format is {_quoted(encoding)}; it must be {' or '.join(ENCODINGS)}", "type", "encoding_format")
-    size = content.get("dimensions")
+        raise bad(f"encoding_format is {quoted(encoding)}; it must be {' or '.join(ENCODINGS)}", "type", "encoding_format")
+    size = _whole(content.get("dimensions"))
     if size is not None and (not _is_integer(size) or size not in rules.dimensions):
         raise bad(
-            f"dimensions is {_quoted(size)}; this model gives {', '.join(map(str, rules.dimensions))}",
+            f"dimensions is {quoted(size)}; this model gives {', '.join(map(str, rules.dimensions))}",
             "dimensions",
             "dimensions",
         )
@@ -135,13 +160,17 @@ def _inputs(value: Any, rules: Rules) -> Sequence[str | list[int]]:
             raise bad(f"input[{index}] is {'of another type than input[0]' if kind else 'not a text'}", "type")
     if kinds[0] is str:
         return inputs
+    if any(isinstance(item, str) for item in inputs[0]):
+        raise bad("input[0] is a list of texts; give all texts in one list", "type")
     if not rules.allow_token_ids:
         raise bad(HINT_TOKEN_IDS, "token_ids")
     for index, ids in enumerate(inputs):
         if not ids:
             raise bad(f"input[{index}] is empty", "empty")
-        if not all(_is_integer(token) and 0 <= token <= MAX_TOKEN_ID for token in ids):
+        if not all(_is_integer(token) for token in ids):
             raise bad(f"input[{index}] is neither a text nor a list of token ids", "type")
+        if not all(0 <= token < rules.table_rows for token in ids):
+            raise bad(f"input[{index}] has a token id beyond 0 to {rules.table_rows - 1}, those of this model", "type")
     return inputs
 
 
@@ -168,10 +197,10 @@ def _prompt(content: dict[str, Any], rules: Rules) -> str:
         return instruct(task)
     if name is None:
         name = rules.default_prompt
-    if name is None:
+    if not name:
         return ""
     if name not in rules.prompts:
-        raise bad(f"prompt_name is {_quoted(name)}; this model has {', '.join(sorted(rules.prompts))}", "prompt", "prompt_name")
+        raise bad(f"prompt_name is {quoted(name)}; this model has {', '.join(sorted(rules.prompts))}", "prompt", "prompt_name")
     return rules.prompts[name]
 
 
@@ -179,12 +208,12 @@ def _truncation(content: dict[str, Any], rules: Rules) -> int | None:
     """The number of tokens to truncate texts to, or None to refuse texts that are too long."""
     if content.get("truncation_side") not in (None, "right"):
         raise bad("truncation_side: only the end of a text can be cut", "truncation", "truncation_side")
-    tokens = content.get("truncate_prompt_tokens")
+    tokens = _whole(content.get("truncate_prompt_tokens"))
     if tokens is None:
         return rules.max_model_len if rules.truncate else None
     if not _is_integer(tokens) or not (tokens == -1 or 1 <= tokens <= rules.max_model_len):
         raise bad(
-            f"truncate_prompt_tokens is {_quoted(tokens)}; give 1 to {rules.max_model_len}, or -1 for {rules.max_model_len}",
+            f"truncate_prompt_tokens is {quoted(tokens)}; give 1 to {rules.max_model_len}, or -1 for {rules.max_model_len}",
             "truncation",
             "truncate_prompt_tokens",
         )
@@ -208,11 +237,28 @@ def _check_length(text: str | list[int], index: int, limit: int, count: Count) -
         )
 
 
+def _check_tokens(inputs: Sequence[str | list[int]], token_beyond: TokenBeyond) -> None:
+    """Refuse a text with a token that has no row in the token table: the engine would end."""
+    for index, text in enumerate(inputs):
+        if isinstance(text, str) and (token := token_beyond(text)) is not None:
+            raise bad(
+                f"input[{index}] holds the token {quoted(token)}, which the tokenizer has and the model has not; take it out "
+                "of the text",
+                "token",
+            )
+
+
+def _whole(value: Any) -> Any:
+    """`value`, as an integer if it is a number such as 128.0, which JSON does not distinguish from 128."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
+    """`value` as JSON of at most 60 characters, for a message."""
     try:
         text = json.dumps(value, ensure_ascii=True)
     except (ValueError, RecursionError):

@@ -47,3 +47,17 @@ def write(answer: dict[str, Any], encoding: str) -> bytes:
 def refused(index: int) -> Refused:
     """Status 500 for the text at `index`, whose vector has NaN or infinity even when recomputed."""
     return Refused(500, f"the vector of input[{index}] holds NaN or infinity; it is not passed on", "nonfinite", "input")
+
+
+def join(parts: Sequence[tuple[Sequence[int], bytes]]) -> bytes:
+    """One answer of vLLM's from several: `parts` are the indices of each one's texts in the whole request, and the answer."""
+    whole: dict[str, Any] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    tokens = 0
+    for indices, raw in parts:
+        answer = json.loads(raw)
+        whole = whole or answer
+        tokens += answer["usage"]["prompt_tokens"]
+        rows |= {index: {**item, "index": index} for index, item in zip(indices, answer["data"], strict=True)}
+    usage = {**whole["usage"], "prompt_tokens": tokens, "total_tokens": tokens}
+    return json.dumps({**whole, "data": [rows[index] for index in sorted(rows)], "usage": usage}).encode()

@@ -1,7 +1,8 @@
 """vLLM's plugin: INT4 layers on any CPU and in any float dtype, and an INT8 token table.
 
 int4_layer.py is the layer as vLLM calls it. int4_native.py (with int4_kernel.cpp) and int4_torch.py unpack and multiply its
-weights. int8_table.py and half_table.py hold the token table.
+weights. int8_table.py and half_table.py hold the token table. layer_cache.py replaces the KV cache, with scheduler.py and
+pieces.py; cpu_worker.py and gpu_worker.py bring it into vLLM.
 
 vLLM calls `register` in each of its processes. That is cheap: the rest is imported only for a checkpoint whose quantization
 config needs it (lazy.py).

@@ -1,4 +1,4 @@
-"""Which checkpoint a name means, and what is said when it means none."""
+"""The checkpoint that a name refers to, and the error if there is none."""
 
 from __future__ import annotations
 
@@ -78,8 +78,21 @@ def test_a_folder_that_is_named_is_served_from_where_it_was_quantized_to(tmp_pat
 
 def test_a_folder_called_int4_that_is_not() -> None:
     write(Path("sample-AWQ-INT4"))
-    with pytest.raises(BadInput, match="not an AWQ INT4"):
-        find.find_int4("sample")
+    for model in ("sample", "sample-AWQ-INT4", "./sample-AWQ-INT4", None):  # None: the only such folder here
+        with pytest.raises(BadInput, match="sample-AWQ-INT4: not an AWQ INT4"):
+            find.find_int4(model)
+    write(Path("other-AWQ-INT4"), int4=True)
+    assert find.find_int4(None).name == "other-AWQ-INT4"
+
+
+@pytest.mark.parametrize(
+    "model", ["/missing/m-AWQ-INT4", "/missing/m", "~/missing/m", "./missing", "../m-AWQ-INT4", "a/b/c", "models/m-AWQ-INT4"]
+)
+def test_a_missing_folder_is_not_taken_for_a_source_model(model: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        find.find_int4(model)
+    assert str(caught.value).startswith(f"{model}: no such folder")
+    assert "AWQ-INT4-AWQ-INT4" not in str(caught.value)
 
 
 def test_a_checkpoint_with_an_int8_token_table_is_int4_too(tmp_path: Path) -> None:
@@ -92,8 +105,8 @@ def test_a_checkpoint_with_an_int8_token_table_is_int4_too(tmp_path: Path) -> No
 
 def test_the_source_of_an_int4_checkpoint(tmp_path: Path) -> None:
     near = write(tmp_path / "deep" / "source")
-    made = find.find(str(write(tmp_path / "made", int4=True, source={"model": "source", "folder": "../deep/source"})))
-    assert find.source_of(made) == str(near)
+    checkpoint = find.find(str(write(tmp_path / "made", int4=True, source={"model": "source", "folder": "../deep/source"})))
+    assert find.source_of(checkpoint) == str(near)
     hub = find.find(str(write(tmp_path / "hub", int4=True, source={"model": "Qwen/Qwen3-Embedding-0.6B"})))
     assert find.source_of(hub) == "Qwen/Qwen3-Embedding-0.6B"
     with pytest.raises(BadInput, match="--baseline-model"):

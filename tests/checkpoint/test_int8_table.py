@@ -1,4 +1,4 @@
-"""The INT8 token table as arithmetic: what is lost, and which rows must not break it."""
+"""Arithmetic of the INT8 token table: its error, and rows with extreme values."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_no_row_of_a_trained_table_loses_0_8_percent() -> None:
 
 def test_every_value_becomes_its_nearest_level(table: torch.Tensor) -> None:
     qweight, scales, columns = convert(table)
-    wanted = (table.float() / columns / scales)[:50, :, None]
-    nearest = (wanted - int8_table.level(torch.arange(-127, 128))).abs().argmin(-1) - 127
+    exact_levels = (table.float() / columns / scales)[:50, :, None]
+    nearest = (exact_levels - int8_table.level(torch.arange(-127, 128))).abs().argmin(-1) - 127
     assert torch.equal(qweight[:50].long(), nearest)
 
 
@@ -115,12 +115,12 @@ def test_an_outlier_costs_its_own_row_no_more_than_half_the_greatest_step_a_valu
 
 
 def test_blocks_do_not_change_the_result(table: torch.Tensor) -> None:
-    whole = convert(table)
+    converted = convert(table)
     columns = int8_table.column_scales(table.split(7))
-    torch.testing.assert_close(columns, whole[2], rtol=1e-6, atol=0)
-    parts = [int8_table.quantize(block, whole[2]) for block in table.split(7)]
-    assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])
-    assert torch.equal(torch.cat([part[1] for part in parts]), whole[1])
+    torch.testing.assert_close(columns, converted[2], rtol=1e-6, atol=0)
+    parts = [int8_table.quantize(block, converted[2]) for block in table.split(7)]
+    assert torch.equal(torch.cat([part[0] for part in parts]), converted[0])
+    assert torch.equal(torch.cat([part[1] for part in parts]), converted[1])
 
 
 def test_a_table_without_rows_is_an_error() -> None:

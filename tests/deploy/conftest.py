@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.vllm.conftest import AWQ, CONFIG, make
+from tests.checkpoints import write_placeholder
+from tests.vllm.conftest import AWQ, CONFIG
 
 
 @pytest.fixture
 def int4(tmp_path: Path) -> Path:
-    return make(tmp_path / "tiny-AWQ-INT4", {**CONFIG, "quantization_config": AWQ}).folder
+    return write_placeholder(tmp_path / "tiny-AWQ-INT4", {**CONFIG, "quantization_config": AWQ}).folder
 
 
 @pytest.fixture

@@ -129,3 +129,33 @@ def test_every_file_has_a_check() -> None:
     assert unknown == []
     for name in CHECKED_BY.values():
         assert Path(__file__).with_name(f"{name}.py").exists(), name
+
+
+def position(text: str, *commands: str) -> list[int]:
+    """Where each of `commands` begins in `text`."""
+    return [text.index(command) for command in commands]
+
+
+def test_the_checkpoint_comes_before_the_server() -> None:
+    text = HANDBOOK.read_text(encoding="utf-8")
+    compose = position(text, "./make-secrets.sh", "docker compose run --rm qembed quantize", "docker compose up --detach")
+    systemd = position(text, "/etc/qembed/keys >", "systemctl start qembed-quantize", "systemctl enable --now qembed")
+    cluster = position(text, "base/namespace.yaml", "make-secret.sh |", "overlays/cpu  ", "jobs/quantize-cpu", "kubectl wait")
+    for order in (compose, systemd, cluster):
+        assert order == sorted(order)
+    header = (DEPLOY / "compose/compose.yaml").read_text(encoding="utf-8").partition("\nname:")[0]
+    order = position(header, "./make-secrets.sh", "docker compose run --rm qembed quantize", "docker compose up --detach")
+    assert order == sorted(order)
+
+
+def test_keys_are_changed_everywhere() -> None:
+    section = HANDBOOK.read_text(encoding="utf-8").partition("\n## Change keys\n")[2].partition("\n## ")[0]
+    for words in (
+        "secrets/keys",
+        "--force-recreate",
+        "/etc/qembed/keys",
+        "systemctl restart",
+        "rollout restart",
+        "secrets/metrics",
+    ):
+        assert words in section

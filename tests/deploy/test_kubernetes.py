@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ RENDERED = sorted(path.parent for folder in ("overlays", "jobs") for path in HER
 SERVING = [folder for folder in RENDERED if folder.parent.name == "overlays"]
 CLUSTER = DEPLOY / "ray" / "cluster.yaml"
 VERSIONS = ("1.30", "1.37")
+QUANTIZE = "qembed-quantize"
 LONGEST_PAUSE = max(supervisor.BACK_OFF)
 
 
@@ -68,7 +70,7 @@ def test_every_file_is_part_of_something_that_is_rendered() -> None:
     for folder in RENDERED:
         follow(folder)
     others = {HERE / "make-secret.sh", HERE / "components/autoscale/adapter-values.yaml"}
-    others |= {DEPLOY / "monitoring" / name for name in ("alerts.yaml", "alerts_test.yaml")}
+    others |= {DEPLOY / "monitoring" / name for name in ("alerts.yaml", "alerts_test.yaml", "alertmanager-values.yaml")}
     standing = {path for top in (HERE, DEPLOY / "monitoring") for path in top.rglob("*") if path.is_file()}
     assert standing == used | others
 
@@ -147,7 +149,7 @@ def test_nothing_runs_as_root_or_writes_to_its_image(folder: Path) -> None:
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         asks_kubernetes = any(pod is one for one in scaled)  # for workers
         assert pod.get("serviceAccountName") or pod["automountServiceAccountToken"] is asks_kubernetes
-        for one in pod["containers"]:
+        for one in (*pod["containers"], *pod.get("initContainers", [])):
             assert one["securityContext"]["allowPrivilegeEscalation"] is False
             assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert one["securityContext"].get("readOnlyRootFilesystem") or one["name"].startswith("ray-")  # Ray writes at home
@@ -164,6 +166,50 @@ def test_each_claim_is_there_and_has_a_size() -> None:
         if one["kind"] == "PersistentVolumeClaim"
     }
     assert set(re.findall(r"claimName: (\S+)", "\n".join(map(rendered, RENDERED)))) == set(sizes)
+
+
+@pytest.mark.parametrize("folder", SERVING, ids=name)
+def test_replicas_wait_for_the_checkpoint_that_the_job_writes(folder: Path) -> None:
+    pod = of(folder, "Deployment")["spec"]["template"]["spec"]
+    (waiting,) = pod["initContainers"]
+    served = value_of(container(folder)["args"], "--model")
+    assert waiting["command"][-1] == served == value_of(container(HERE / "jobs/quantize", "Job", QUANTIZE)["args"], "--output")
+    assert waiting["image"] == container(folder)["image"]
+    assert waiting["volumeMounts"][0]["mountPath"] == str(Path(served).parent)
+
+
+def test_the_init_container_ends_when_the_checkpoint_is_complete(tmp_path: Path) -> None:
+    pod = yaml.safe_load((HERE / "base/deployment.yaml").read_text(encoding="utf-8"))["spec"]["template"]["spec"]
+    *command, _ = pod["initContainers"][0]["command"]
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run([*command, tmp_path], timeout=1, capture_output=True)
+    (tmp_path / "config.json").write_text("{}")
+    assert subprocess.run([*command, tmp_path], timeout=60).returncode == 0
+
+
+def test_quantizing_on_cpus_asks_for_no_card() -> None:
+    on_gpu, on_cpu = (container(HERE / "jobs" / job, "Job", QUANTIZE) for job in ("quantize", "quantize-cpu"))
+    assert "nvidia.com/gpu" not in str(on_cpu["resources"])
+    assert "nvidia.com/gpu" in str(on_gpu["resources"])
+    assert (on_gpu["image"], on_cpu["image"]) == ("qembed:gpu", "qembed:cpu")
+    assert on_cpu["args"] == on_gpu["args"]
+
+
+def test_the_volume_is_for_several_nodes_or_all_replicas_are_on_one() -> None:
+    for folder in SERVING:
+        pod = of(folder, "Deployment")["spec"]["template"]["spec"]
+        modes = of(folder, "PersistentVolumeClaim", "qembed-models")["spec"]["accessModes"]
+        if folder.name == "one-node":
+            assert modes == ["ReadWriteOnce"]
+            (rule,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+            assert rule["topologyKey"] == "kubernetes.io/hostname"
+            assert (
+                rule["labelSelector"]["matchLabels"].items()
+                <= of(folder, "Deployment")["spec"]["template"]["metadata"]["labels"].items()
+            )
+        else:
+            assert modes == ["ReadWriteMany"]
+            assert "affinity" not in pod
 
 
 def test_with_a_gpu_and_without() -> None:

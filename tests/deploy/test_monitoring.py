@@ -94,3 +94,25 @@ def test_grafana_is_given_the_dashboard_and_the_prometheus_that_are_there() -> N
         == services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     )
     assert mounts["./grafana/provisioning"] == "/etc/grafana/provisioning"
+
+
+def test_each_severity_of_the_alerts_has_a_receiver_in_compose_and_on_kubernetes() -> None:
+    config = load("compose/alertmanager.yml")
+    assert load("monitoring/alertmanager-values.yaml")["alertmanager"]["config"] == config
+    receivers = {receiver["name"] for receiver in config["receivers"]}
+    route = config["route"]
+    matched = {re.fullmatch(r'severity="(\w+)"', each["matchers"][0])[1]: each["receiver"] for each in route["routes"]}  # type: ignore
+    severities = {rule["labels"]["severity"] for rule in alerts()}
+    called = {severity: matched.get(severity, route["receiver"]) for severity in severities}
+    assert called == {"page": "pages", "ticket": "tickets"}
+    assert set(called.values()) == receivers
+    names = {rule["alert"] for rule in alerts()}
+    (inhibited,) = config["inhibit_rules"]
+    assert inhibited["source_matchers"] == ['alertname="QembedDown"']
+    assert "QembedDown" in names
+    assert all(name.startswith("Qembed") for name in names)
+
+
+def test_alertmanager_takes_its_configuration() -> None:
+    done = run(tool("amtool", "prometheus-alertmanager"), "check-config", COMPOSE / "alertmanager.yml")
+    assert done.returncode == 0, done.stdout + done.stderr

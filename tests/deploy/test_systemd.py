@@ -18,24 +18,29 @@ EXPOSURE = {False: 16, True: 18}  # tenths, without and with a GPU; a unit witho
 
 
 class Unit(configparser.RawConfigParser):
-    def __init__(self) -> None:
+    def __init__(self, name: str = "qembed.service") -> None:
         super().__init__(strict=False, delimiters=("=",))
         self.optionxform = str  # type: ignore[assignment,method-assign]
-        self.read(HERE / "qembed.service", encoding="utf-8")
+        self.read(HERE / name, encoding="utf-8")
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
+def environment() -> dict[str, str]:
+    """The variables of the file `environment`."""
+    lines = (HERE / "environment").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
+
+
+@pytest.fixture(params=["qembed.service", "qembed-quantize.service"])
+def unit(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """The unit as it is when installed, with a program that is there."""
-    found = tmp_path / "qembed.service"
-    found.write_text(
-        (HERE / "qembed.service").read_text(encoding="utf-8").replace("/opt/qembed/bin/qembed", QEMBED), encoding="utf-8"
-    )
+    found = tmp_path / str(request.param)
+    content = (HERE / found.name).read_text(encoding="utf-8").replace("/opt/qembed/bin/qembed", QEMBED)
+    found.write_text(content, encoding="utf-8")
     return found
 
 
 def with_gpu(unit: Path) -> None:
-    folder = unit.with_name("qembed.service.d")
+    folder = unit.with_name(f"{unit.name}.d")
     folder.mkdir()
     (folder / "gpu.conf").write_bytes((HERE / "qembed.service.d/gpu.conf").read_bytes())
 
@@ -65,17 +70,12 @@ def test_the_gpu_file_opens_the_devices_of_nvidia_and_no_others() -> None:
 
 def test_qembed_takes_the_arguments_and_has_time_to_end(int4: Path, keys: Path) -> None:
     service = Unit()["Service"]
-    environment = dict(
-        line.split("=", 1)
-        for line in (HERE / "environment").read_text(encoding="utf-8").splitlines()
-        if "=" in line and line[0] != "#"
-    )
     assert service["EnvironmentFile"] == "-/etc/qembed/environment"
     credentials = service["LoadCredential"].partition(":")[0]
     program, *words = shlex.split(service["ExecStart"].replace("${CREDENTIALS_DIRECTORY}", "/credentials"))
     assert program == "/opt/qembed/bin/qembed"
     assert words.pop() == "$QEMBED_OPTIONS"
-    arguments = [*words, *shlex.split(environment["QEMBED_OPTIONS"])]
+    arguments = [*words, *shlex.split(environment()["QEMBED_OPTIONS"])]
     assert value_of(arguments, "--api-key-file") == f"/credentials/{credentials}"
     assert unknown_flags(arguments) == []
     done = plans([*arguments, "--model", "found"], int4, keys, "--device-memory", "T4")
@@ -92,3 +92,23 @@ def test_vllm_is_let_finish_and_qembed_starts_it_again() -> None:
     assert "AF_NETLINK" in service["RestrictAddressFamilies"]
     assert "ProcSubset" not in service  # it would hide /proc/meminfo from the plan
     assert os.path.commonpath([service["WorkingDirectory"], "/var/lib/" + service["StateDirectory"]]) == "/var/lib/qembed"
+
+
+def test_the_name_for_clients_does_not_depend_on_the_weights() -> None:
+    assert value_of(shlex.split(environment()["QEMBED_OPTIONS"]), "--served-model-name")
+    assert "--int4" not in Unit()["Service"]["ExecStart"]  # --fp16 can be added
+
+
+def test_a_checkpoint_gets_to_where_the_server_looks_for_it() -> None:
+    quantize, serve = Unit("qembed-quantize.service")["Service"], Unit()["Service"]
+    program, *words = shlex.split(quantize["ExecStart"])
+    assert program == shlex.split(serve["ExecStart"])[0]
+    assert words == ["quantize", "$QEMBED_QUANTIZE_OPTIONS"]
+    options = shlex.split(environment()["QEMBED_QUANTIZE_OPTIONS"])
+    assert unknown_flags(["quantize", *options]) == []
+    assert value_of(options, "--model").split("/")[1] == value_of(
+        shlex.split(environment()["QEMBED_OPTIONS"]), "--served-model-name"
+    )
+    for name in ("User", "DynamicUser", "StateDirectory", "CacheDirectory", "WorkingDirectory", "Environment", "UMask"):
+        assert quantize[name] == serve[name], name
+    assert quantize["UnsetEnvironment"] == "QEMBED_MODEL"

@@ -1,4 +1,4 @@
-"""Requests by hand, for what no client would send."""
+"""Raw HTTP requests, also such as no client library sends."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Answer:
 def send(
     url: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, timeout: float = 120
 ) -> Answer:
-    """One request on a connection of its own; `url` is the base URL of an openai client."""
+    """Send a request on a new connection; `url` is the base URL of an openai client."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
     try:
         connection.request(method, path, body, headers or {})
@@ -47,13 +47,13 @@ def send(
 
 
 def embed(url: str, key: str | None = None, timeout: float = 120, **body: Any) -> Answer:
-    """Ask for vectors."""
+    """Request vectors."""
     headers = {**JSON, **({"Authorization": f"Bearer {key}"} if key else {})}
     return send(url, "POST", EMBEDDINGS, json.dumps(body).encode(), headers, timeout)
 
 
 def metric(url: str, name: str, key: str | None = None) -> float:
-    """The sum of what /metrics says of `name`, over all labels."""
+    """The value of the metric `name`, summed over all labels."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     lines = send(url, "GET", "/metrics", headers=headers).raw.decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)

@@ -1,4 +1,4 @@
-"""`qembed serve` as a user runs it: a process with a terminal's signals, its standard output and its error output."""
+"""Runs `qembed serve` as a user does: a process that gets signals, with its standard output and standard error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOP_SECONDS = 90
 
 
 class Launched:
-    """A `qembed serve` with `arguments`; ended, with all it started, when the block is left."""
+    """A `qembed serve` with `arguments`. Leaving the block ends it and all processes that it started."""
 
     def __init__(self, *arguments: object, env: dict[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="qembed-test-")
@@ -58,14 +58,14 @@ class Launched:
 
     @property
     def err(self) -> str:
-        """Its error output so far."""
+        """Its standard error so far."""
         return self._err.read_text(encoding="utf-8")
 
     @property
     def ready(self) -> dict[str, Any]:
         """The line that --json prints."""
-        said: dict[str, Any] = json.loads(self.out)
-        return said
+        line: dict[str, Any] = json.loads(self.out)
+        return line
 
     @property
     def url(self) -> str:
@@ -78,7 +78,7 @@ class Launched:
         return str(self.ready["model"])
 
     def started(self) -> list[int]:
-        """The living processes of the sessions that it has opened for vLLM, whether it lives itself or not."""
+        """Living processes of the sessions that it has opened for vLLM, also after its own end."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 parent, _, session = stat.read_text().rpartition(")")[2].split()[1:4]
@@ -94,25 +94,25 @@ class Launched:
         return {path for session in set(self._sessions) for path in machine.shared_memory(session)}
 
     def wait_ready(self) -> None:
-        """Wait for the line that says it is ready."""
+        """Wait for the line that --json prints when the server is ready."""
         self._until(lambda: self.out.endswith("\n"), "ready")
 
     def wait_stage(self, words: str) -> list[int]:
-        """Wait until it says on stderr that it is doing what `words` say; the processes that vLLM has by then."""
+        """Wait until `words` appear on standard error; returns vLLM's processes at that time."""
         self._until(lambda: words in self.err, words)
         return self.started()
 
     def signal(self, number: int) -> int:
-        """Send a signal, and wait for the end; the exit code."""
+        """Send a signal and wait for the end; returns the exit code."""
         self.started()
         self.process.send_signal(number)
         return self.process.wait(STOP_SECONDS)
 
-    def _until(self, reached: Callable[[], bool], what: str) -> None:
+    def _until(self, reached: Callable[[], bool], state: str) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not reached():
-            assert self.process.poll() is None, f"exit code {self.process.returncode} before {what}: {self.err}"
-            assert time.monotonic() < deadline, f"not {what} after {START_SECONDS} s: {self.err}"
+            assert self.process.poll() is None, f"exit code {self.process.returncode} before {state}: {self.err}"
+            assert time.monotonic() < deadline, f"not {state} after {START_SECONDS} s: {self.err}"
             time.sleep(0.2)
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import socket
 import struct
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
+from qembed import installation
 from qembed.checkpoint.find import find
 from tests.e2e.http import EMBEDDINGS, JSON, Answer, embed, metric, send
 from tests.e2e.launcher import QEMBED, Launched
@@ -111,6 +114,12 @@ BAD: dict[str, tuple[Callable[[Launched], Answer | int], set[int]]] = {
     "chat messages": (asked(messages=[{"role": "user", "content": "x"}]), {400}),
     "a prototype key": (raw(b'{"__proto__": {"x": 1}, "constructor": 1}'), {400}),
     "40 MB": (raw(b'{"input": "' + b"x" * 40_000_000 + b'"}'), {413}),
+    "a misspelt field": (asked(dimension=64), {400}),
+    "lists of texts": (asked(input=[["a", "b"]]), {400}),
+    "brotli": (raw(BODY, {**JSON, "Content-Encoding": "br"}), {415}),
+    "no gzip, though it says so": (raw(BODY, {**JSON, "Content-Encoding": "gzip"}), {400}),
+    "a gzip bomb": (raw(gzip.compress(b" " * 100_000_000), {**JSON, "Content-Encoding": "gzip"}), {413}),
+    "a model that is not served": (raw(b"", method="GET", path="/v1/models/other"), {404}),
     "a form": (raw(b"input=x", {"Content-Type": "application/x-www-form-urlencoded"}), {415}),
     "text/plain, as another site's page would send": (raw(BODY, {"Content-Type": "text/plain"}), {415}),
     "no content type": (raw(BODY, {}), {415}),
@@ -214,6 +223,39 @@ def test_only_what_an_embedding_server_needs_is_open(int4_server: Launched) -> N
         assert send(int4_server.url, "GET", path).status == 404, path
     described = send(int4_server.url, "GET", "/openapi.json").json["paths"]
     assert set(described) == {"/health", "/version", "/metrics", "/openapi.json", "/v1/models", EMBEDDINGS}
+
+
+def test_edges_of_http_are_answered(int4_server: Launched) -> None:
+    url, plain = int4_server.url, one(int4_server, "good")
+    bom = (Path(__file__).parents[1] / "cases" / "16-http-edges" / "bom.json").read_bytes()
+    assert send(url, "POST", EMBEDDINGS, bom, JSON).status == 200
+    packed = send(url, "POST", EMBEDDINGS, gzip.compress(BODY), {**JSON, "Content-Encoding": "gzip"})
+    assert same(np.asarray(packed.vectors[0]), plain)
+    assert len(embed(url, input="good", dimensions=128.0).vectors[0]) == 128
+    for path in ("/health", "/version", "/metrics", "/v1/models"):
+        head = send(url, "HEAD", path)
+        assert (head.status, head.raw) == (200, b"")
+    model = send(url, "GET", f"/v1/models/{int4_server.model}").json
+    assert (model["id"], model["object"]) == (int4_server.model, "model")
+    version = send(url, "GET", "/version").json
+    assert version["version"]
+    assert version["qembed"] == installation.version()
+    assert metric(url, "qembed_build_info") == 1
+    named = send(url, "POST", EMBEDDINGS, BODY, {**JSON, "X-Request-Id": "mine-1"})
+    assert (named.status, named.headers["x-request-id"]) == (200, "mine-1")
+    assert same(one(int4_server, "good", prompt_name=""), plain)
+
+
+def test_an_idle_connection_outlives_that_of_the_usual_proxies(int4_server: Launched) -> None:
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in int4_server.started()]
+    assert any(b"VLLM_HTTP_TIMEOUT_KEEP_ALIVE=75\0" in environment for environment in environments)
+    where = urlsplit(int4_server.url)
+    with socket.create_connection((where.hostname, where.port), timeout=60) as wire:
+        wire.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in wire.recv(4096)
+        time.sleep(8)  # uvicorn's default is 5 s
+        wire.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in wire.recv(4096)
 
 
 def test_our_numbers_stand_beside_vllms(int4_server: Launched) -> None:

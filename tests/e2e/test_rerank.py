@@ -18,7 +18,8 @@ import pytest
 from qembed import rerank
 from qembed.checkpoint.find import find
 from qembed.vllm import machine, ports
-from tests.test_rerank import BODIES, CONTEXT, reranker  # noqa: F401 - a fixture
+from tests.checkpoints import RERANKER_CONTEXT as CONTEXT
+from tests.test_rerank import BODIES
 
 pytestmark = pytest.mark.vllm
 
@@ -77,7 +78,7 @@ def serving(folder: Path, log: Path, *options: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     "options", [["--runner", "pooling", "--hf-overrides", json.dumps(CLASSIFIER)], []], ids=["class", "text"]
 )
-def test_scores_are_those_of_transformers(reranker: Path, tmp_path: Path, options: list[str]) -> None:  # noqa: F811
+def test_scores_are_those_of_transformers(reranker: Path, tmp_path: Path, options: list[str]) -> None:
     with rerank.through_transformers(find(str(reranker))).open() as score:
         expected = score(BODIES)
     with serving(reranker, tmp_path / "log", *options) as url, rerank.through_server(url).open() as score:

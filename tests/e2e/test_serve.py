@@ -118,7 +118,7 @@ def test_no_process_holds_libraries_that_a_server_never_uses(int4_server: Launch
     assert len(started) >= 2
     for pid in started:
         libraries = Path(f"/proc/{pid}/maps").read_text()
-        assert [name for name in ("pandas", "scipy", "sklearn") if f"/{name}/" in libraries] == []
+        assert [name for name in ("pandas", "scipy", "sklearn", "ray", "cv2", "grpc") if f"/{name}/" in libraries] == []
 
 
 def test_a_text_beyond_the_limit_is_refused_and_the_client_says_why(int4_server: Launched) -> None:
@@ -158,7 +158,6 @@ def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
         assert cosines(vectors, expected).min() > 0.99999
         assert len(server.started()) >= 2
         shared = server.shared_memory()
-        assert shared
         assert server.signal(signal.SIGINT) == 0
         assert server.started() == []
         assert not any(path.exists() for path in shared)

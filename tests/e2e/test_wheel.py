@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def built(folder: Path, **environment: str) -> Path:
         shutil.copy(ROOT / name, tree / name)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, tree]
     subprocess.run(build, check=True, capture_output=True, timeout=600, env={**os.environ, **environment})
-    (wheel,) = folder.glob("qembed-*.whl")
+    (wheel,) = folder.glob("qembed_int4-*.whl")
     return wheel
 
 
@@ -61,6 +62,11 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
         assert (tmp_path / "site" / "qembed" / "eval" / name).exists()
     for name in ("search/page.html.j2", "report/style.css.j2", "report/table.html.j2"):
         assert (tmp_path / "site" / "qembed" / name).exists()
+    code = "from qembed.installation import how_to_install, version; print(version(), how_to_install('docs'))"
+    hint = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert re.match(r"\d+\.\d+\.\d+ pip install .*'pypdf>=", hint.stdout)
     run = "import sys; from qembed.cli import main; sys.argv[0] = 'qembed'; main()"
     done = subprocess.run(
         [sys.executable, "-c", run, "quantize", "--model", "sample", "--scales", "none", "--rounding", "rtn", "--json"],

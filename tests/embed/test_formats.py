@@ -163,7 +163,7 @@ def test_no_vector_at_all_is_an_empty_file_of_the_right_shape(embed: Embed, tmp_
     [
         (["-o", "out.bin"], ["out.bin", "tells no format", ".npy"]),
         (["-o", "out.fvecs", "--output-dtype", "int8"], [".fvecs holds float32"]),
-        (["-o", "nowhere/out.npy"], ["nowhere", "no such folder"]),
+        (["-o", "nowhere/out.npy"], ["no folder nowhere"]),
         (["-o", "out.npy", "--output-dtype", "binary", "--dimensions", "20"], ["whole bytes"]),
         (["-o", "out.npy", "--keep", "vector"], ["--keep vector"]),
         (["-o", "out.npy", "--keep", "nothing"], ["no column 'nothing'"]),

@@ -73,16 +73,6 @@ def test_bad_json_lines(embed: Embed, tmp_path: Path) -> None:
         assert word in reason
 
 
-@pytest.mark.parametrize("name", ["in.txt", "in.jsonl", "in.csv"])
-def test_a_file_in_utf16_is_refused_whole(name: str, embed: Embed, tmp_path: Path) -> None:
-    """Cut at its newlines, every other byte a NUL, some of its lines would be UTF-8."""
-    (tmp_path / name).write_bytes("text\none\ntwo\n".encode("utf-16"))
-    done = embed(tmp_path / name, "-o", tmp_path / "out.npy")
-    assert done.exit_code == 2
-    assert f"{name}: UTF-16, and texts are read as UTF-8; convert it: iconv -f UTF-16 -t UTF-8" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
 def test_bad_csv_rows(embed: Embed, tmp_path: Path) -> None:
     content = b'id,title,body\na,One,"first, with\na line break"\nb,Two\nc,Three,\xff\nd,Four,last\n,Five,numbered\n'
     (tmp_path / "in.csv").write_bytes(content)
@@ -93,7 +83,7 @@ def test_bad_csv_rows(embed: Embed, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[0], expected("first, with\na line break"))
     assert [(one["id"], one["reason"]) for one in rejects(tmp_path / "out.rejects.jsonl")] == [
         ("2", "2 cells, the header has 3"),
-        ("c", "not UTF-8"),
+        ("c", "not UTF-8; name the file's encoding with --encoding, such as cp1252"),
     ]
 
 
@@ -106,13 +96,11 @@ def test_bad_tsv_rows(embed: Embed, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:2], [expected('"first, with'), expected('last"')])
     assert [(one["id"], one["reason"]) for one in rejects(tmp_path / "out.rejects.jsonl")] == [
         ("2", "2 cells, the header has 3"),
-        ("c", "not UTF-8"),
+        ("c", "not UTF-8; name the file's encoding with --encoding, such as cp1252"),
     ]
 
 
 def test_parquet_with_nulls_and_strings_that_are_not_utf8(embed: Embed, tmp_path: Path) -> None:
-    bad = pyarrow.array([b"a", b"\xff", b"c"]).cast(pyarrow.string(), safe=False) if False else None
-    assert bad is None
     raw = pyarrow.array([b"good", b"\xff\xfe", b"also good"], pyarrow.binary())
     text = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())
     table = pyarrow.table({"key": pyarrow.array([1, 2, 3]), "text": text, "when": pyarrow.array([1, 2, 3], pyarrow.date32())})
@@ -134,12 +122,11 @@ def test_a_folder_is_read_by_name_with_all_below_it_but_not_what_is_written(embe
     (tmp_path / "c.csv").write_text("text\nfrom c\n")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     (tmp_path / ".hidden.txt").write_text("hidden\n")
-    out = tmp_path / "vectors.jsonl"
+    out = tmp_path / "vectors.npy"
     for options in ([], ["--force"]):
         done = embed(tmp_path, "-o", out, *options)
         assert done.exit_code == 0, done.output
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
-        assert [row["id"] for row in rows] == ["a.jsonl:1", "own", "c.csv:1", "b/one.txt:1"]
+        assert ids(out) == ["a.jsonl:1", "own", "c.csv:1", "b/one.txt:1"]
 
 
 def test_standard_input(embed: Embed, tmp_path: Path) -> None:
@@ -220,9 +207,9 @@ def test_nothing_to_read_is_bad_input(embed: Embed, tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_does_not_fill_the_memory(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qembed.embed import readers
+    from qembed.text.rows import lines
 
-    monkeypatch.setattr(readers, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 1000)
     (tmp_path / "in.txt").write_text("a\n" + "x" * 5000 + "\nb\n")
     assert embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy").exit_code == 4
     assert ids(tmp_path / "out.npy") == ["1", "3"]

@@ -21,19 +21,28 @@ from .standin import vector
 
 
 class Fake(Server):
-    """An OpenAI-compatible server: `trouble` are the statuses of its next answers, `asked` the texts that it was sent."""
+    """An OpenAI-compatible server: `trouble` are the statuses of its next answers, `asked` the texts that it was sent.
 
-    def __init__(self, model: str = "fake", dimensions: int = 16) -> None:
-        self.model, self.dimensions = model, dimensions
+    With `qembed` it has the metric by which `qembed serve` describes itself. With `key` it answers no request without it.
+    """
+
+    def __init__(self, model: str = "fake", dimensions: int = 16, qembed: bool = False, key: str | None = None) -> None:
+        self.model, self.dimensions, self.qembed, self.key = model, dimensions, qembed, key
         self.trouble: list[int] = []
         self.asked: list[list[str]] = []
+        self.bodies: list[dict[str, Any]] = []
         super().__init__(self.answer)
 
     def answer(self, asked: Asked) -> tuple[int, object]:
+        if self.key and asked.headers.get("Authorization") != f"Bearer {self.key}":
+            return 401, {"error": {"message": "no key"}}
+        if asked.path == "/metrics":
+            return 200, b'qembed_serving{weights="int4",dtype="float32"} 1\n' if self.qembed else b""
         if not asked.body:
             return 200, {"object": "list", "data": [{"id": self.model, "object": "model"}]}
         texts = asked.body["input"]
         self.asked.append(texts)
+        self.bodies.append(asked.body)
         if self.trouble and texts != [servers.PROBE]:
             return self.trouble.pop(0), {"error": {"message": "trouble"}}
         long = [place for place, text in enumerate(texts) if len(text) > 300]
@@ -153,3 +162,24 @@ def test_servers_that_do_not_belong_together(tmp_path: Path, source: Path) -> No
     assert not list(tmp_path.glob(".out*"))
     for server in (one, other, short):
         server.end()
+
+
+def test_a_qembed_server_is_told_to_put_no_prompt_of_its_own_before_texts(source: Path, tmp_path: Path) -> None:
+    for is_qembed in (True, False):
+        server = Fake(qembed=is_qembed)
+        done = embed(source, "-o", tmp_path / f"{is_qembed}.npy", "--url", server.url, "--prompt", "query")
+        server.end()
+        assert done.exit_code == 0, done.output
+        assert {body.get("prompt_name") for body in server.bodies} == ({""} if is_qembed else {None})
+
+
+def test_the_key_is_read_from_a_file(source: Path, tmp_path: Path) -> None:
+    server = Fake(key="a-long-enough-key")
+    out, keys = tmp_path / "out.npy", tmp_path / "keys"
+    keys.write_text("# of the team\na-long-enough-key\n")
+    assert embed(source, "-o", out, "--url", server.url).exit_code == 2
+    assert embed(source, "-o", out, "--url", server.url, "--api-key-file", keys).exit_code == 0
+    server.end()
+    refused = embed(source, "-o", tmp_path / "x.npy", "--model", "sample", "--api-key-file", keys)
+    assert refused.exit_code == 2
+    assert "--url" in refused.stderr

@@ -10,6 +10,7 @@ import pytest
 
 from qembed.errors import BadInput
 from qembed.eval.readers import beir, squad, tables
+from qembed.text.rows.options import RowOptions
 
 CORPUS = [
     {"_id": "p1", "title": "Swifts", "text": "They sleep in the air.", "metadata": {"language": "en"}},
@@ -73,6 +74,13 @@ def test_a_beir_folder_without_a_file(tmp_path: Path) -> None:
     folder = beir_folder(tmp_path / "set")
     (folder / "qrels" / "test.tsv").unlink()
     with pytest.raises(BadInput, match=r"no qrels/test\.tsv"):
+        beir.read(folder)
+
+
+def test_a_beir_folder_in_another_encoding_gets_no_advice_that_does_not_apply(tmp_path: Path) -> None:
+    folder = beir_folder(tmp_path / "set")
+    (folder / "queries.jsonl").write_bytes('{"_id": "q1", "text": "gr\xf6\xdfer"}'.encode("latin-1"))
+    with pytest.raises(BadInput, match=r"queries\.jsonl, line 1: not UTF-8 \(byte \d+\)$"):
         beir.read(folder)
 
 
@@ -170,9 +178,9 @@ def test_columns_with_other_names(tmp_path: Path) -> None:
         ("l.csv", "text,colour\nx,red\n", r"line 2: no column for the label \(label or category .*\); there are: text, colour"),
         ("l.csv", "label\na\n", "no column for the text"),
         ("l.csv", "body,label\nx,a\n", "there are: body, label; name yours as FILE:COLUMN,COLUMN"),
-        ("l.csv", "text;label\nx;a\n", "there are: text;label; separate the cells with commas"),
+        ("l.csv", "body/label\nx/a\n", "there are: body/label; .*the delimiter is comma; --delimiter names another"),
         ("l.csv", "text,label\nx,a,b\n", "line 2: 3 cells, the header has 2"),
-        ("l.csv", 'text,label\n"x,a\n', "line 2: unexpected end of data"),
+        ("l.csv", 'text,label\n"x,a\n', "line 2: not CSV: unexpected end of data"),
         ("l.csv", "text,label\n,a\n", "line 2: the text is empty"),
         ("l.csv", "text,label\nx,\n", "line 2: the label is empty"),
         ("l.csv", "text,label,split\nx,a,training\n", "the split 'training' is none of"),
@@ -187,6 +195,34 @@ def test_what_is_wrong_with_labelled_texts(tmp_path: Path, name: str, content: s
     with pytest.raises(BadInput, match=words) as caught:
         tables.labelled(str(tmp_path / name))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_decimal_comma_where_commas_do_not_separate(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("sentence1;sentence2;score\na;b;4,5\nc;d;-0,25\ne;f;1.5\n")
+    assert tables.pairs(str(tmp_path / "p.csv")).scores == [4.5, -0.25, 1.5]
+    (tmp_path / "q.csv").write_text('sentence1,sentence2,score\na,b,"4,5"\n')
+    with pytest.raises(BadInput, match="the score '4,5' is not a number"):
+        tables.pairs(str(tmp_path / "q.csv"))
+
+
+def test_tables_without_a_header_and_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes("grün|blau|1\nrot|gelb|2\nweiß|grau|3\n".encode("cp1252"))
+    found = tables.pairs(f"{tmp_path / 'p.csv'}:1,2,3", None, RowOptions("|", "cp1252", header=False))
+    assert [text.text for text in found.first] == ["grün", "rot", "weiß"]
+    notes: list[str] = []
+    tables.pairs(f"{tmp_path / 'p.csv'}:1,2,3", None, RowOptions(None, "cp1252", header=False), notes.append)
+    assert notes == [f"{tmp_path / 'p.csv'}: read with the delimiter pipe, by its first lines"]
+
+
+def test_labels_of_pandas(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as arrow
+
+    table = arrow.table({"text": list("abcd"), "label": [1.0, 2.0, 1.0, 2.0], "language": ["en", None, "en", "de"]})
+    pyarrow.write_table(table, tmp_path / "l.parquet")
+    found = tables.labelled(str(tmp_path / "l.parquet"))
+    assert found.labels == ["1", "2", "1", "2"]
+    assert [text.language for text in found.texts] == ["en", None, "en", "de"]
 
 
 def test_a_text_may_be_a_book(tmp_path: Path) -> None:

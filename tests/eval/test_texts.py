@@ -23,9 +23,9 @@ def test_plain_text_is_one_a_line(tmp_path: Path) -> None:
     content = "\ufeffone\r\n\n  \ntwo\u2028still two\nthree".encode()
     data = texts.read(write(tmp_path, "mine.txt", content))
     assert [(text.id, text.text, text.kind) for text in data.texts] == [
-        ("line 1", "one", "document"),
-        ("line 4", "two\u2028still two", "document"),
-        ("line 5", "three", "document"),
+        ("1", "one", "document"),
+        ("4", "two\u2028still two", "document"),
+        ("5", "three", "document"),
     ]
     assert data.sha256 == hashlib.sha256(content).hexdigest()
 
@@ -33,7 +33,7 @@ def test_plain_text_is_one_a_line(tmp_path: Path) -> None:
 def test_objects_bring_their_fields(tmp_path: Path) -> None:
     content = b'{"id": 7, "text": "a", "kind": "query", "language": "de", "instruction": "Find", "more": [1]}\n{"text": "b"}\n'
     data = texts.read(write(tmp_path, "mine.jsonl", content))
-    assert data.texts == [Text("7", "a", "query", "de", "Find"), Text("line 2", "b", "document", None, None)]
+    assert data.texts == [Text("7", "a", "query", "de", "Find"), Text("2", "b", "document", None, None)]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(BadInput, match=r"folder\.txt: cannot be read: Is a directory"):
         texts.read(tmp_path / "folder.txt")
-    with pytest.raises(BadInput, match=r"texts\.csv: name it \.txt .* or \.jsonl"):
-        texts.read(write(tmp_path, "texts.csv", b"a"))
+    with pytest.raises(BadInput, match=r"texts\.doc: unknown format; call it \.txt, \.jsonl"):
+        texts.read(write(tmp_path, "texts.doc", b"a"))
     with pytest.raises(BadInput, match=r"line 2: not UTF-8 \(byte 3\)"):
         texts.read(write(tmp_path, "latin.txt", "a\nna\xefve".encode("latin-1")))
 

@@ -25,8 +25,7 @@ from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of
 from qembed.quantize.parts import Parts
 from qembed.quantize.settings import QuantizationSettings
-
-from .conftest import MakeCheckpoint
+from tests.checkpoints import MakeCheckpoint
 
 needs_autoawq = pytest.mark.skipif(find_spec("awq") is None, reason="AutoAWQ is not installed; make test-autoawq")
 

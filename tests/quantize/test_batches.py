@@ -9,8 +9,8 @@ from qembed.quantize.batches import plain, with_prefixes
 from qembed.quantize.blocks import DecoderLayer
 from qembed.quantize.checks import shape_of
 from qembed.quantize.hidden import Moments, Stream
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint
 from .test_layerwise import layer_tensors
 
 END = 256

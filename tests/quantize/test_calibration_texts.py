@@ -14,8 +14,10 @@ import pytest
 from qembed.errors import BadInput, MissingExtra
 from qembed.quantize import calibration_texts
 from qembed.quantize.calibration import prepare
+from qembed.text.rows.options import RowOptions
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, assert_refused, quantize
+from .conftest import assert_refused, quantize
 
 ROWS: list[dict[str, Any]] = [
     {"text": f"text {number}", "body": f"body {number}", "kind": "query" if number % 3 == 0 else "document"}
@@ -115,6 +117,21 @@ def test_file_names_may_contain_a_colon(tmp_path: Path) -> None:
     assert calibration_texts.read(f"{tmp_path / 'a:body.jsonl'}:body", 200, 0).texts[0].text == "body 0"
 
 
+def test_tables_of_spreadsheets(tmp_path: Path) -> None:
+    lines = [f'{number};"größer; {number},5"' for number in range(64)]
+    notes: list[str] = []
+    for name, encoding in (("a.csv", "utf-8-sig"), ("b.csv", "utf-16")):
+        (tmp_path / name).write_bytes("\r\n".join(["id;text", *lines]).encode(encoding))
+        sample = calibration_texts.read(str(tmp_path / name), 64, 0, on_note=notes.append)
+        assert sample.texts[3].text == "größer; 3,5"
+    assert notes[0] == f"{tmp_path / 'a.csv'}: read with the delimiter semicolon, by its header"
+    (tmp_path / "c.csv").write_bytes("\n".join(lines).encode("cp1252"))
+    options = RowOptions(";", "cp1252", header=False)
+    assert calibration_texts.read(f"{tmp_path / 'c.csv'}:2", 64, 0, options).texts[3].text == "größer; 3,5"
+    with pytest.raises(BadInput, match=r"no column 'text'; choose with c\.csv:COLUMN: 1, 2 \(the delimiter is semicolon"):
+        calibration_texts.read(str(tmp_path / "c.csv"), 64, 0, options)
+
+
 LINES = [json.dumps(row) for row in ROWS]
 
 
@@ -126,8 +143,8 @@ LINES = [json.dumps(row) for row in ROWS]
         ("a.txt", b"good\nb\xffd\n", "line 2: not UTF-8"),
         ("a.csv", b"text\ngood\nb\xffd\n", "line 3: not UTF-8"),
         ("a.csv", b"", "no column 'text'"),
-        ("a.csv", b"body,kind\na,query\n", "no column 'text'; choose one with a.csv:COLUMN: body, kind"),
-        ("a.csv", b"text\na\n,\n", "line 3: more columns"),
+        ("a.csv", b"body,kind\na,query\n", "no column 'text'; choose with a.csv:COLUMN: body, kind"),
+        ("a.csv", b"text\na\n,\n", "line 3: 2 cells, the header has 1"),
         ("a.csv", b'text,body\n"",x\n', "line 2: the text is empty"),
         ("a.csv", b'text\n"never closed\n', "line 2: not CSV"),
         ("a.jsonl", f"{LINES[0]}\n{{".encode(), "line 2: not JSON"),
@@ -137,7 +154,7 @@ LINES = [json.dumps(row) for row in ROWS]
         ("a.jsonl", b'{"text": 5}', "line 1: text is not a string"),
         ("a.jsonl", b'{"text": " "}', "line 1: the text is empty"),
         ("a.jsonl", b'{"text": null}', "line 1: the text is empty"),
-        ("a.jsonl", b'{"text": "\\ud800"}', "line 1: text contains half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "line 1: text holds half of a surrogate pair"),
         ("a.jsonl", b'{"text": "x", "kind": "question"}', "line 1: kind 'question' is unknown; kinds are query"),
         ("a.jsonl", b'{"text": "x", "kind": "query", "instruction": 5}', "line 1: instruction is not a string"),
         ("a.dat", b"x", "unknown format"),
@@ -158,17 +175,17 @@ def test_parquet_errors(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not Parquet"):
         calibration_texts.read(str(tmp_path / "a.parquet"), 288, 0)
     write_parquet(tmp_path / "b.parquet", ROWS)
-    with pytest.raises(BadInput, match=r"no column 'title'; choose one with .*: text, body, kind"):
+    with pytest.raises(BadInput, match=r"no column 'title'; choose with .*: text, body, kind"):
         calibration_texts.read(f"{tmp_path / 'b.parquet'}:title", 288, 0)
     write_parquet(tmp_path / "c.parquet", [*ROWS, {"text": None}])
     with pytest.raises(BadInput, match="row 201: the text is empty"):
         calibration_texts.read(str(tmp_path / "c.parquet"), 288, 0)
 
 
-def test_parquet_without_pyarrow_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtra, match=r"qembed\[parquet\]"):
+    with pytest.raises(MissingExtra, match=r"pip install '?pyarrow"):
         calibration_texts.read(str(tmp_path / "a.parquet"), 288, 0)
 
 
@@ -188,6 +205,12 @@ def test_long_texts_are_cut_and_counted_unless_they_exceed_the_context(make_chec
 def test_quantize_with_the_users_texts(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source, target = make_checkpoint(), tmp_path / "out"
     assert_refused(quantize("--model", source.folder, "--output", target, "--calibration", tmp_path / "no.txt"), "no such file")
+    refused = quantize("--model", source.folder, "--output", target, "--delimiter", ";")
+    assert_refused(refused, "--delimiter applies to CSV and TSV files")
+    (tmp_path / "few.csv").write_bytes("t\ngr\xf6\xdfer\n".encode("latin-1"))
+    few = ("--calibration", f"{tmp_path / 'few.csv'}:t")
+    assert_refused(quantize("--model", source.folder, "--output", target, *few), "--encoding, such as cp1252")
+    assert_refused(quantize("--model", source.folder, "--output", target, *few, "--encoding", "cp1252"), "1 texts, at least 64")
     (tmp_path / "few.txt").write_text("one\n")
     assert_refused(quantize("--model", source.folder, "--output", target, "--calibration", tmp_path / "few.txt"), "few.txt")
     assert not target.exists()

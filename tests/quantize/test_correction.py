@@ -13,8 +13,7 @@ from qembed.quantize.checks import shape_of
 from qembed.quantize.correction import DAMPINGS, TOLERANCE, correct, cross_validate
 from qembed.quantize.hidden import Moments
 from qembed.quantize.settings import QuantizationSettings
-
-from .conftest import MakeCheckpoint
+from tests.checkpoints import MakeCheckpoint
 
 
 def moments(x: torch.Tensor, difference: torch.Tensor) -> Moments:

@@ -19,8 +19,7 @@ from qembed.quantize.checks import shape_of
 from qembed.quantize.hidden import OriginalStates, Stream
 from qembed.quantize.parts import Parts
 from qembed.quantize.settings import QuantizationSettings, Report
-
-from .conftest import MakeCheckpoint
+from tests.checkpoints import MakeCheckpoint
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,9 @@ from qembed.quantize.calibration import Calibration
 from qembed.quantize.checks import shape_of
 from qembed.quantize.parts import REFINED, Parts
 from qembed.quantize.settings import QuantizationSettings, Report
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, quantize
+from .conftest import quantize
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,10 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from qembed.cli import group
+from qembed.quantize.manifest import sealed
+from tests.checkpoints import MakeCheckpoint
 
-from .conftest import MakeCheckpoint, assert_refused, contents, quantize
+from .conftest import assert_refused, contents, quantize
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +33,7 @@ def change(folder: Path, name: str, edit: Callable[[torch.Tensor], torch.Tensor 
     save_file(tensors if edited is None else {**tensors, name: edited.contiguous()}, path)
     manifest = json.loads((folder / "qembed.json").read_text())
     manifest["files"]["model.safetensors"] = contents(folder)["model.safetensors"]
-    (folder / "qembed.json").write_text(json.dumps(manifest))
+    (folder / "qembed.json").write_text(json.dumps(sealed(manifest)))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Files of vectors as `qembed embed` writes them, and the servers and small checkpoints of the tests of eval."""
+"""Files of vectors as `qembed embed` writes them, helpers that run commands, and the fake servers of other tests."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from qembed.cli import group
-from tests.eval.conftest import fp16, start_server
-from tests.test_rerank import reranker, start_vllm
+from tests.eval.conftest import start_server
+from tests.test_rerank import start_vllm
 
-__all__ = ["fp16", "reranker", "start_server", "start_vllm"]
+__all__ = ["start_server", "start_vllm"]
 
 ABOUT = {"model": "fake", "dimensions": 64, "dtype": "float32", "prompt": "document", "version": "0.1.0"}
 
@@ -60,7 +60,8 @@ def qembed(*arguments: object) -> tuple[int, str, str]:
 
 def said(*arguments: object) -> Any:
     """What a command that succeeds says with --json."""
-    code, out, err = qembed(*arguments, "--json")
+    again = ["--force"] if arguments[0] == "index" else []
+    code, out, err = qembed(*arguments, *again, "--json")
     assert code == 0, err
     return json.loads(out)
 

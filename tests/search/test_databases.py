@@ -38,9 +38,9 @@ server.cleanup()
 
 def block(heading: str) -> str:
     """The Python under a heading."""
-    found = re.search(rf"^## {heading}$.*?^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
-    assert found is not None, heading
-    return found[1]
+    match = re.search(rf"^## {heading}$.*?^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert match is not None, heading
+    return match[1]
 
 
 def run(folder: Path, url: str, heading: str, address: str, ours: str) -> list[str]:
@@ -79,8 +79,8 @@ def text(row: int) -> str:
 
 def expected(server: FakeServer) -> list[str]:
     """What comparing with every vector finds."""
-    asked = np.array(server.changed["music player"])
-    cosines = clustered(ROWS) @ (asked / np.linalg.norm(asked))
+    question = np.array(server.changed["music player"])
+    cosines = clustered(ROWS) @ (question / np.linalg.norm(question))
     return [f"{cosines[row]:.4f} doc{row} {text(row)}" for row in np.argsort(-cosines)[:3]]
 
 

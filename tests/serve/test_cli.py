@@ -31,7 +31,7 @@ def test_a_plan_that_does_not_fit_exits_with_1(int4: Checkpoint) -> None:
     done = serve("--model", int4.folder, "--plan", "--device-memory", "512MiB")
     assert done.exit_code == 1
     assert "does not fit: 512MiB has 512 MiB; " in done.output
-    for line in ("token table", "linear layers", "KV cache", "activations", "CUDA graphs", "CUDA context", "total"):
+    for line in ("token table", "linear layers", "keys and values", "activations", "CUDA graphs", "CUDA context", "total"):
         assert line in done.output
 
 
@@ -70,10 +70,10 @@ def test_serving_other_machines_without_key_or_tls_is_warned_about(checkpoint: C
     assert warnings() == warnings(host="localhost") == warnings(host="::1") == ""
     for host in ("0.0.0.0", "192.0.2.7", "::", ""):
         assert "no key is set (--api-key-file)" in warnings(host=host)
-    assert "unencrypted" in warnings(host="0.0.0.0", keys=("a-long-key",))
-    assert warnings(host="0.0.0.0", keys=("a-long-key",), ssl_certfile="c", ssl_keyfile="k") == ""
+    assert "unencrypted" in warnings(host="0.0.0.0", keys={"a-long-key": ""})
+    assert warnings(host="0.0.0.0", keys={"a-long-key": ""}, ssl_certfile="c", ssl_keyfile="k") == ""
     keys = tmp_path / "keys"
     keys.write_text("a-long-key")
     keys.chmod(0o644)
-    assert "chmod 600" in warnings(keys, keys=("a-long-key",))
+    assert "chmod 600" in warnings(keys, keys={"a-long-key": ""})
     assert "texts are not cleaned" in warnings(engine="sglang")

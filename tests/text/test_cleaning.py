@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import unicodedata
+
 import pytest
 
-from qembed.text.cleaning import clean, has_surrogate
+from qembed.text.cleaning import MAX_MARKS, clean, has_surrogate
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,34 @@ def test_a_million_combining_marks_are_fast_and_keep_their_order() -> None:
     marks = "\u0301\u0316" * 1_000_000
     assert clean(f"e\u0301 a{marks} e\u0301") == f"é a{marks} é"
     assert clean("a" + "\u0316\u0301" * 15) == clean("a" + "\u0301\u0316" * 15)
+
+
+def test_no_text_has_python_sort_more_than_a_few_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python sorts a run of marks in quadratic time: here a run is counted as Python sees it, decomposed."""
+    normalize, longest = unicodedata.normalize, 0
+
+    def measured(form: str, text: str) -> str:
+        nonlocal longest
+        marks = 0
+        for character in normalize("NFD", text):
+            marks = marks + 1 if unicodedata.combining(character) else 0
+            longest = max(longest, marks)
+        return normalize(form, text)
+
+    monkeypatch.setattr(unicodedata, "normalize", measured)
+    first_a_mark = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.combining(normalize("NFD", c)[0])]
+    assert "\u0f73" in first_a_mark
+    for character in first_a_mark:
+        clean("a" + character * 500)
+    clean("a" + "".join(first_a_mark) * 20)
+    assert longest <= 2 * MAX_MARKS + 2
+
+
+def test_of_two_joiners_none_stays_between_letters_and_one_after_a_virama() -> None:
+    assert clean("ی\u200c\u200cی") == "یی"
+    assert clean("क्\u200d\u200dष") == "क्\u200dष"
+    assert clean("क्\u200d") == "क्"
+    assert clean("\u200d" * 1000 + "a") == "a"
 
 
 def test_lone_surrogates_are_detected() -> None:

@@ -1,7 +1,7 @@
-"""The checkpoints and servers that the tests of eval have."""
+"""The fake server and the cache folder of the tests of eval."""
 
 from __future__ import annotations
 
-from tests.eval.conftest import cache_folder, fp16, int4, start_server
+from tests.eval.conftest import cache_folder, start_server
 
-__all__ = ["cache_folder", "fp16", "int4", "start_server"]
+__all__ = ["cache_folder", "start_server"]

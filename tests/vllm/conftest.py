@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
 from qembed.checkpoint.description import Checkpoint
-from qembed.checkpoint.find import find
+from tests.checkpoints import write_placeholder
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -25,28 +24,18 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32}
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
-    return make(tmp_path / "tiny", CONFIG)
+    return write_placeholder(tmp_path / "tiny", CONFIG)
 
 
 @pytest.fixture
 def int4(tmp_path: Path) -> Checkpoint:
-    return make(tmp_path / "tiny-AWQ-INT4", {**CONFIG, "quantization_config": AWQ})
+    return write_placeholder(tmp_path / "tiny-AWQ-INT4", {**CONFIG, "quantization_config": AWQ})
 
 
 @pytest.fixture
 def int8_table(tmp_path: Path) -> Checkpoint:
     quantization = {**AWQ, "quant_method": "qembed_awq", "token_table": "int8"}
-    return make(tmp_path / "int8-AWQ-INT4", {**CONFIG, "quantization_config": quantization})
-
-
-def make(folder: Path, config: dict[str, object]) -> Checkpoint:
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    folder.mkdir()
-    save_file({"embed_tokens.weight": np.zeros((10, 64), np.float16)}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
-    return find(str(folder))
+    return write_placeholder(tmp_path / "int8-AWQ-INT4", {**CONFIG, "quantization_config": quantization})
 
 
 @pytest.fixture

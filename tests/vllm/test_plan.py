@@ -87,17 +87,44 @@ def test_the_total_is_the_sum_of_the_lines() -> None:
     )  # fmt: skip
     assert memory.weights == 11 * 1024 * 2
     assert memory.kv_tokens == 64 + 16
-    assert memory.kv_cache == 80 * 112 * 1024
+    assert memory.kv_cache == 80 * 4 * 1024
     assert memory.total == memory.weights + memory.kv_cache + memory.activations + memory.graphs + memory.runtime
 
 
-def test_an_engine_without_a_server_loads_the_libraries_once() -> None:
+def test_without_a_cache_one_layer_has_keys_and_values_and_a_longer_text_adds_its_residual_stream() -> None:
+    sizes: dict[str, Any] = {"max_num_seqs": 1, "max_num_batched_tokens": 2048, "block_size": 32, "dtype": "float16"}
+    shapes = {"embed_tokens.weight": ([10, 1024], "F16")}
+    short, long = (plan.make(shapes, CONFIG, max_model_len=length, **sizes) for length in (2048, 32768))
+    assert (short.kv_tokens, long.kv_tokens) == (2048 + 32, 32768 + 32)
+    assert long.kv_cache == (32768 + 32) * 4 * 1024
+    assert long.activations - short.activations == (32768 - 2048) * 3 * 1024 * 2
+    kept = plan.make(shapes, CONFIG, max_model_len=32768, keeps_cache=True, **sizes)
+    assert kept.kv_cache == (32768 + 2048 + 32) * 112 * 1024
+    assert kept.activations == short.activations
+
+
+@pytest.mark.parametrize(
+    ("config", "alike"),
+    [
+        ({}, True),
+        ({"layer_types": ["full_attention"] * 2}, True),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, False),
+        ({"use_sliding_window": True}, False),
+    ],
+)
+def test_layers_that_attend_differently_do_not_share(config: dict[str, object], alike: bool) -> None:
+    assert plan.layers_are_alike(config) is alike
+
+
+def test_processes_that_share_the_libraries_take_less() -> None:
     sizes: dict[str, Any] = {"max_model_len": 64, "max_num_seqs": 1, "max_num_batched_tokens": 64, "block_size": 16}
     shapes = {"embed_tokens.weight": ([10, 1024], "F16")}
-    served, in_process = (plan.make(shapes, CONFIG, dtype="float32", served=served, **sizes) for served in (True, False))
-    assert served.total - in_process.total == plan.RUNTIME["cpu"] - plan.RUNTIME_IN_PROCESS["cpu"] > 0
-    on_gpu = [plan.make(shapes, CONFIG, dtype="float16", device="cuda", served=served, **sizes) for served in (True, False)]
-    assert on_gpu[0] == on_gpu[1]
+    kinds: tuple[plan.Processes, ...] = ("separate", "caller", "forked")
+    separate, caller, forked = (plan.make(shapes, CONFIG, dtype="float32", processes=kind, **sizes).total for kind in kinds)
+    assert separate - caller == 600 * 2**20
+    assert forked < caller
+    on_gpu = {plan.make(shapes, CONFIG, dtype="float16", device="cuda", processes=kind, **sizes).total for kind in kinds}
+    assert len(on_gpu) == 1
 
 
 def test_activations_of_the_0_6b_are_24_kib_per_token_in_16_bit() -> None:
@@ -108,8 +135,7 @@ def test_activations_of_the_0_6b_are_24_kib_per_token_in_16_bit() -> None:
     assert plan.activation_bytes(wide, "float16") == (2 * 1024 + 3 * 4096) * 2
 
 
-def test_int4_of_the_0_6b_with_2048_tokens_and_32_sequences_is_planned_below_1_6_gib() -> None:
-    """The target of `make bench-gpu`; CUDA context and graphs are estimates."""
+def int4_of_the_0_6b(**sizes: Any) -> plan.Plan:
     config = {**CONFIG, "intermediate_size": 3072, "vocab_size": 151_669}
     shapes: dict[str, tuple[list[int], str]] = {"embed_tokens.weight": ([151_669, 1024], "F16")}
     for name, rows, columns in (("q", 1024, 2048), ("kv", 1024, 2048), ("o", 2048, 1024), ("mlp", 1024, 9216)):
@@ -117,23 +143,21 @@ def test_int4_of_the_0_6b_with_2048_tokens_and_32_sequences_is_planned_below_1_6
             shapes[f"layers.{layer}.{name}.qweight"] = ([rows, columns // 8], "I32")
             shapes[f"layers.{layer}.{name}.qzeros"] = ([rows // 128, columns // 8], "I32")
             shapes[f"layers.{layer}.{name}.scales"] = ([rows // 128, columns], "F16")
-    memory = plan.make(
-        shapes,
-        config,
-        dtype="float16",
-        max_model_len=2048,
-        max_num_seqs=32,
-        max_num_batched_tokens=2048,
-        block_size=16,
-        device="cuda",
-    )
+    return plan.make(shapes, config, dtype="float16", max_num_seqs=32, max_num_batched_tokens=2048, block_size=16, **sizes)
+
+
+def test_int4_of_the_0_6b_with_all_32768_positions_is_planned_below_1_6_gib() -> None:
+    """The target of `make bench-gpu`; CUDA context and graphs are estimates."""
+    memory = int4_of_the_0_6b(max_model_len=32768, device="cuda")
     assert memory.weights == pytest.approx(540e6, rel=0.01)
     assert memory.total <= 1.6 * 2**30
+    assert int4_of_the_0_6b(max_model_len=32768, device="cuda", keeps_cache=True).total > 4.5 * 2**30
 
 
-def test_the_longest_text_defaults_to_8192_tokens_or_the_models_limit() -> None:
-    assert plan.max_length(CONFIG, None) == 8192
-    assert plan.max_length({"max_position_embeddings": 512}, None) == 512
+def test_the_longest_text_defaults_to_the_models_limit_and_with_a_cache_to_8192_tokens() -> None:
+    assert plan.max_length(CONFIG, None) == 32768
+    assert plan.max_length(CONFIG, None, keeps_cache=True) == 8192
+    assert plan.max_length({"max_position_embeddings": 512}, None, keeps_cache=True) == 512
     assert plan.max_length(CONFIG, 32768) == 32768
     with pytest.raises(BadInput, match="32768 positions"):
         plan.max_length(CONFIG, 32769)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
 from qembed.vllm import kernels
-from qembed.vllm.arguments import arguments, environment, rules
+from qembed.vllm.arguments import arguments, environment, rules, server_environment
 from qembed.vllm.devices import PRESETS, Target
 from qembed.vllm.kernels import Cpu
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
+from tests.checkpoints import write_placeholder
+from tests.vllm.conftest import CONFIG
 
 CPU, L4, T4 = Target("cpu", "CPU"), PRESETS["L4"], PRESETS["T4"]
 WITH_BFLOAT16 = Cpu(frozenset({"avx512f", "avx512_bf16"}))
@@ -30,19 +33,52 @@ def test_limits_become_vllms_arguments(checkpoint: Checkpoint) -> None:
     )
     launch = resolve(settings, CPU, Cpu(), 1234)
     assert value_of(launch, "--max-num-seqs") == "7"
-    assert value_of(launch, "--max-num-batched-tokens") == "99"
+    assert value_of(launch, "--max-num-batched-tokens") == "128"
     assert value_of(launch, "--max-model-len") == "128"
     assert value_of(launch, "--served-model-name") == "mine"
     assert value_of(launch, "--port") == "1234"
     assert value_of(launch, "--kv-cache-memory-bytes") == str(launch.plan.kv_cache)
 
 
+def test_without_a_cache_a_step_is_as_long_as_the_longest_text(checkpoint: Checkpoint) -> None:
+    launch = resolve(ServerSettings(checkpoint, max_num_seqs=7, max_num_batched_tokens=99, max_model_len=200), CPU, Cpu(), 1)
+    assert value_of(launch, "--max-num-batched-tokens") == "200"
+    assert json.loads(value_of(launch, "--additional-config")) == {"qembed": {"step_tokens": 99}}
+    assert value_of(launch, "--num-gpu-blocks-override") == str(launch.plan.kv_tokens // 32)
+    assert value_of(launch, "--worker-cls") == "qembed.serve.vllm_plugin.cpu_worker.Worker"
+    assert "--no-enable-chunked-prefill" in arguments(launch)
+    on_gpu = resolve(ServerSettings(checkpoint), L4, Cpu(), 1)
+    assert value_of(on_gpu, "--worker-cls") == "qembed.serve.vllm_plugin.gpu_worker.Worker"
+
+
 @pytest.mark.parametrize(("length", "reads_whole"), [(99, True), (100, False)])
-def test_chunked_prefill_is_off_if_the_longest_text_fits_into_a_step(
+def test_with_a_cache_chunked_prefill_is_off_if_the_longest_text_fits_into_a_step(
     checkpoint: Checkpoint, length: int, reads_whole: bool
 ) -> None:
-    settings = ServerSettings(checkpoint, max_num_seqs=7, max_num_batched_tokens=99, max_model_len=length)
-    assert ("--no-enable-chunked-prefill" in arguments(resolve(settings, CPU, Cpu(), 1))) is reads_whole
+    settings = ServerSettings(checkpoint, max_num_seqs=7, max_num_batched_tokens=99, max_model_len=length, kv_cache=True)
+    launch = resolve(settings, CPU, Cpu(), 1)
+    assert value_of(launch, "--max-num-batched-tokens") == "99"
+    assert ("--no-enable-chunked-prefill" in arguments(launch)) is reads_whole
+    assert not {"--worker-cls", "--scheduler-cls"} & set(arguments(launch))
+
+
+@pytest.mark.parametrize(
+    "engine_arg", [("enable-prefix-caching", "true"), ("enable_chunked_prefill", "true"), ("pipeline-parallel-size", "2")]
+)
+def test_a_setting_of_vllm_that_needs_a_cache_brings_it(checkpoint: Checkpoint, engine_arg: tuple[str, str]) -> None:
+    assert resolve(ServerSettings(checkpoint, engine_args=(engine_arg,)), CPU, Cpu(), 1).keeps_cache
+    assert not resolve(ServerSettings(checkpoint, engine_args=(("max-log-len", "5"),)), CPU, Cpu(), 1).keeps_cache
+
+
+def test_the_default_context_is_halved_until_it_fits(tmp_path: Path) -> None:
+    long = write_placeholder(tmp_path / "long", {**CONFIG, "max_position_embeddings": 32768})
+    whole = resolve(ServerSettings(long), CPU, Cpu(), 1)
+    assert whole.max_model_len == 32768
+    tight = Target("cpu", "CPU", whole.plan.total - 1, whole.plan.total - 1)
+    assert resolve(ServerSettings(long), tight, Cpu(), 1).max_model_len == 16384
+    assert resolve(ServerSettings(long, max_model_len=32768), tight, Cpu(), 1).max_model_len == 32768
+    tiny = Target("cpu", "CPU", 2**20, 2**20)
+    assert resolve(ServerSettings(long), tiny, Cpu(), 1).max_model_len == 2048
 
 
 def test_defaults_come_from_checkpoint_and_machine(checkpoint: Checkpoint) -> None:
@@ -86,6 +122,19 @@ def test_a_cpu_gets_its_cores_and_the_planned_cache(checkpoint: Checkpoint) -> N
     assert env["HF_HUB_OFFLINE"] == env["VLLM_NO_USAGE_STATS"] == "1"
     assert env["HOME"] == "/h"
     assert environment(launch, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}, [0])["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+def test_on_a_cpu_one_engine_is_forked_with_its_number_of_threads(checkpoint: Checkpoint) -> None:
+    launch = resolve(ServerSettings(checkpoint), CPU, Cpu(), 1)
+    env = server_environment(launch, {}, [0, 2])
+    assert (env["VLLM_ENABLE_V1_MULTIPROCESSING"], env["OMP_NUM_THREADS"], env["QEMBED_THREADS"]) == ("0", "1", "2")
+    assert server_environment(launch, {"OMP_NUM_THREADS": "7"}, [0, 2])["QEMBED_THREADS"] == "7"
+    for other in (
+        resolve(ServerSettings(checkpoint, data_parallel_size=2), CPU, Cpu(), 1),
+        resolve(ServerSettings(checkpoint, kv_cache=True), CPU, Cpu(), 1),
+        resolve(ServerSettings(checkpoint), L4, Cpu(), 1),
+    ):
+        assert "QEMBED_THREADS" not in server_environment(other, {}, [0, 2])
 
 
 @pytest.mark.parametrize(("cores", "binding"), [([0, 1, 2, 3], "0,2|1,3"), ([4], "4|4"), ([0, 1, 2], "0,2|1")])
@@ -190,7 +239,7 @@ def test_an_fp8_cache_takes_half_the_memory(checkpoint: Checkpoint) -> None:
 def test_a_device_that_is_too_small_is_refused_with_the_plan(checkpoint: Checkpoint) -> None:
     launch = resolve(ServerSettings(checkpoint), Target("cuda", "tiny card", 2**20, 2**20, 8.9), Cpu(), 1)
     with pytest.raises(
-        BadInput, match=r"tiny card has 1 MiB free, and the plan needs 60\d MiB: weights .*, cache .*256 tokens"
+        BadInput, match=r"tiny card has 1 MiB free, and the plan needs 60\d MiB: weights .*, keys and values .*256 tokens"
     ):
         check_fits(launch)
     check_fits(resolve(ServerSettings(checkpoint), L4, Cpu(), 1))
@@ -207,13 +256,13 @@ def test_memory_chooses_sizes_and_given_ones_stay(checkpoint: Checkpoint) -> Non
 
 
 def test_keys_are_passed_only_as_hashes(checkpoint: Checkpoint) -> None:
-    settings = ServerSettings(checkpoint, keys=("secret-one",))
+    settings = ServerSettings(checkpoint, keys={"secret-one": "mine"})
     launch = resolve(settings, CPU, Cpu(), 1)
     env = environment(launch, {"QEMBED_API_KEY": "secret-one", "OPENAI_API_KEY": "secret-two"}, [0])
     for text in (str(arguments(launch)), str(env), repr(settings), repr(launch), rules(launch, "token", 0).dump().decode()):
         assert "secret" not in text
-    assert len(rules(launch, "token", 0).keys) == 2
-    assert rules(resolve(ServerSettings(checkpoint), CPU, Cpu(), 1), "token", 0).keys == []
+    assert sorted(rules(launch, "token", 0).keys.values(), key=str) == [None, "mine"]
+    assert rules(resolve(ServerSettings(checkpoint), CPU, Cpu(), 1), "token", 0).keys == {}
 
 
 def test_parallel_sizes_and_engine_args_become_arguments(checkpoint: Checkpoint) -> None:

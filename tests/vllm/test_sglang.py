@@ -43,7 +43,7 @@ def test_features_that_sglang_lacks_are_refused(
     with pytest.raises(BadInput, match="INT8 token table needs qembed's vLLM plugin"):
         sglang.check(ServerSettings(int8_table))
     with pytest.raises(BadInput, match="`ps` shows them"):
-        sglang.check(ServerSettings(int4, keys=("a-secret-key",)))
+        sglang.check(ServerSettings(int4, keys={"a-secret-key": ""}))
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])

@@ -1,1 +1,1 @@
-"""How the sample checkpoint was made: `corpus` → `student` → `distil`. Not needed to use it."""
+"""Training of the sample checkpoint: `corpus` → `student` → `distil`. Not needed to use it."""

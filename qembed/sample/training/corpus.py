@@ -1,7 +1,7 @@
-"""The training texts: openly licensed ones that anyone with a Debian archive can get again.
+"""The training texts: openly licensed, and available from any Debian archive.
 
-Every text comes with the English text whose teacher vector is its target. The teacher reads English only, so a translated
-package description learns the vector of its English original (Reimers and Gurevych 2020, "Making Monolingual Sentence
+Every text has an English text whose teacher vector is its target. The teacher reads only English, so the target of
+a translated package description is the vector of its English original (Reimers and Gurevych 2020, "Making Monolingual Sentence
 Embeddings Multilingual using Knowledge Distillation").
 """
 
@@ -34,8 +34,8 @@ SHARES = (
     {"synopsis": 1.0, "paragraph": 0.5, "description": 0.3, "translation": 0.5, "wordnet": 0.3, "code": 0.7},
     {"synopsis": 1.0, "paragraph": 0.8, "description": 0.15, "translation": 0.6, "wordnet": 0.0, "code": 0.7},
 )
-"""What part of each kind is learned from in each cycle. Long texts cost most of the time. The first cycle has general English
-from WordNet for a start; the second keeps to package descriptions and code, and has more of them."""
+"""Share of each kind of text that a cycle trains on. Long texts take most of the time. The first cycle has general English from
+WordNet; the second has only package descriptions and code, and more of them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _lot(text: str) -> float:
 
 
 def fetch(folder: Path) -> None:
-    """Bring package descriptions, their translations, and WordNet into `folder` with apt (root is not needed)."""
+    """Download package descriptions, their translations and WordNet into `folder` with apt (needs no root)."""
     (folder / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (folder / "no-parts").mkdir(exist_ok=True)
     languages = "; ".join(f'"{code}"' for code in ("en", *LANGUAGES))
@@ -74,15 +74,15 @@ def fetch(folder: Path) -> None:
 
 
 def load(folder: Path, seed: int, cycle: int) -> list[Pair]:
-    """The pairs of a training cycle (0 or 1), shuffled by `seed`, without two of the same text.
+    """The pairs of a training cycle (0 or 1), shuffled by `seed`, without duplicate texts.
 
-    A sixth of the short texts carry a query prompt; their target stays that of the bare text.
+    A sixth of the short texts get a query prompt; their target stays the vector of the text without it.
     """
     chance = random.Random(seed)
     pairs = [*_debian(folder / "lists", chance), *_wordnet(folder / "wordnet", chance), *_code(chance)]
     chance.shuffle(pairs)
     seen: set[str] = set()
-    kept = []
+    selected = []
     for pair in pairs:
         if pair.text in seen or len(pair.text) < 3 or _lot("share of " + pair.text) >= SHARES[cycle][pair.kind]:
             continue
@@ -90,8 +90,8 @@ def load(folder: Path, seed: int, cycle: int) -> list[Pair]:
         if len(pair.text) < 200 and chance.random() < 1 / 6:
             instruction = INSTRUCTIONS[0] if chance.random() < 0.5 else chance.choice(INSTRUCTIONS)
             pair = replace(pair, text=f"Instruct: {instruction}\nQuery:{pair.text}")
-        kept.append(pair)
-    return kept
+        selected.append(pair)
+    return selected
 
 
 def _descriptions(path: Path) -> Iterator[tuple[str, str, list[str]]]:
@@ -138,7 +138,7 @@ def _debian(lists: Path, chance: random.Random) -> Iterator[Pair]:
 
 
 def _wordnet(folder: Path, chance: random.Random) -> Iterator[Pair]:
-    """Glosses, example sentences and headwords: general English, of which package descriptions have little."""
+    """Glosses, example sentences and headwords: general English, which package descriptions lack."""
     for part in ("noun", "verb", "adj", "adv"):
         path = folder / "usr" / "share" / "wordnet" / f"data.{part}"
         for line in path.read_text(encoding="latin-1").splitlines():
@@ -158,7 +158,7 @@ def _wordnet(folder: Path, chance: random.Random) -> Iterator[Pair]:
 
 
 def _code(chance: random.Random) -> Iterator[Pair]:
-    """Functions of Python's own standard library (PSF licence)."""
+    """Functions of Python's standard library (PSF licence)."""
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.glob("*.py")) + sorted(library.glob("[a-k]*/*.py")):
         if "site-packages" in path.parts or "test" in path.parts:

@@ -1,8 +1,8 @@
 """Train the sample checkpoint: `python -m qembed.sample.training.distil --work FOLDER --output FOLDER`.
 
 The targets are all-MiniLM-L6-v2's vectors [384], rotated by the principal axes of their own second moment (a rotation keeps
-every cosine) and cut to the student's width. The first axes carry most, so Matryoshka prefixes come with the targets, and the
-loss is the mean of (1 − cosine) at each prefix.
+every cosine) and cut to the student's width. The first axes hold most of the energy, which makes the targets
+Matryoshka vectors; the loss is the mean of (1 − cosine) at each prefix.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 MRL_DIMENSIONS = (32, 64, 128, 256)
 MRL_WEIGHTS = (1, 1, 1, 3)
-"""The whole vector is the hardest to learn, and what most users take."""
+"""The whole vector is the hardest to learn, and most users use it."""
 
 CYCLES = ((2, 1.0), (1, 0.5))
-"""Epochs, and the share of the full learning rate: a trained model would be thrown far off by the first cycle's."""
+"""Epochs, and the share of the full learning rate, which would undo much of the first cycle's training in the second."""
 
 TEACHER_TOKENS = 256
 STUDENT_TOKENS = 512
@@ -106,8 +106,8 @@ def distance(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def bag_of_words(ids: Sequence[Sequence[int]], targets: torch.Tensor, *, epochs: int, seed: int) -> torch.Tensor:
     """A token table [VOCABULARY, hidden] float32 such that the mean of a text's token vectors is near its target.
 
-    Each token vector counts with root mean square 1, as the first layer's norm will see it. An epoch takes seconds, and every
-    token, however rare, gets its meaning before the first step of the transformer.
+    Each token vector is scaled to root mean square 1, as by the first layer's norm. An epoch takes seconds, and gives even
+    rare tokens a meaning before the transformer is trained.
     """
     import torch
 
@@ -144,7 +144,7 @@ def train(
     seed: int,
     tokens: int = 4096,
 ) -> int:
-    """Train in place, one cycle: the learning rates rise to `peak` times their own for 100 steps and then fall to nothing.
+    """Train in place, one cycle: the learning rates rise to `peak` times their base over 100 steps and then fall to zero.
 
     Returns the number of steps.
     """
@@ -203,7 +203,7 @@ def _has_fast_bfloat16() -> bool:
 
 
 def main() -> None:
-    """Fetch, train, save, and say what was reached."""
+    """Fetch texts, train, save, and print the cosines with the teacher."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -218,14 +218,16 @@ def main() -> None:
     cycles = [corpus.load(arguments.work, arguments.seed, cycle) for cycle in range(len(CYCLES))]
     tokenizer = student.train_tokenizer(pair.text for pair in cycles[0])
     english = sorted({pair.english for pairs in cycles for pair in pairs})
-    stored = arguments.work / "teacher.pt"
-    if not stored.exists():
-        torch.save(teacher_vectors(english), stored)
-    vectors = torch.load(stored)
+    teacher_file = arguments.work / "teacher.pt"
+    if not teacher_file.exists():
+        torch.save(teacher_vectors(english), teacher_file)
+    vectors = torch.load(teacher_file)
     row_of = {text: row for row, text in enumerate(english)}
     rotation = principal_rotation(vectors[sorted({row_of[pair.english] for pair in cycles[0]})])
     targets = (vectors @ rotation)[:, : student.CONFIG["hidden_size"]].half()
-    print(f"{targets.float().square().sum() / vectors.square().sum():.4f} of the teacher's energy is kept", flush=True)
+    print(
+        f"{targets.float().square().sum() / vectors.square().sum():.4f} of the teacher's energy is in the targets", flush=True
+    )
 
     def encoded(pairs: Sequence[corpus.Pair]) -> tuple[list[list[int]], torch.Tensor]:
         tokenizer.enable_truncation(STUDENT_TOKENS)
@@ -233,13 +235,13 @@ def main() -> None:
         tokenizer.no_truncation()
         return ids, targets[[row_of[pair.english] for pair in pairs]]
 
-    kept = [encoded([pair for pair in pairs if not corpus.is_held_out(pair.english)]) for pairs in cycles]
-    table = bag_of_words(*kept[0], epochs=8, seed=arguments.seed)
+    training = [encoded([pair for pair in pairs if not corpus.is_held_out(pair.english)]) for pairs in cycles]
+    table = bag_of_words(*training[0], epochs=8, seed=arguments.seed)
     table[tokenizer.token_to_id(student.END_OF_TEXT)] = 0
     model = student.new_model(table)
     start, steps = time.monotonic(), 0
-    for number, ((epochs, peak), (ids, wanted)) in enumerate(zip(CYCLES, kept, strict=True)):
-        steps += train(model, ids, wanted, epochs=epochs, peak=peak, seed=arguments.seed + number)
+    for number, ((epochs, peak), (ids, cycle_targets)) in enumerate(zip(CYCLES, training, strict=True)):
+        steps += train(model, ids, cycle_targets, epochs=epochs, peak=peak, seed=arguments.seed + number)
     minutes = round((time.monotonic() - start) / 60)
     student.save(model, tokenizer, arguments.output)
     reached = {}
@@ -247,7 +249,7 @@ def main() -> None:
     for label in ("all", *sorted({pair.kind for pair in held_out}), *sorted({pair.language for pair in held_out})):
         chosen = [pair for pair in held_out if label in ("all", pair.kind, pair.language)]
         reached[label] = {"texts": len(chosen), **evaluate(model, *encoded(chosen))}
-    report = {"texts": [len(ids) for ids, _ in kept], "steps": steps, "minutes": minutes, "cosine": reached}
+    report = {"texts": [len(ids) for ids, _ in training], "steps": steps, "minutes": minutes, "cosine": reached}
     (arguments.work / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

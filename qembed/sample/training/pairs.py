@@ -1,6 +1,6 @@
-"""Whether the sample orders similar and dissimilar texts: `python -m qembed.sample.training.pairs [FOLDER]`.
+"""Compares similar and dissimilar texts by the sample's cosines: `python -m qembed.sample.training.pairs [FOLDER]`.
 
-Each line holds a text, one that means nearly the same, and one that does not though it may share words.
+Each line has a text, a text with nearly the same meaning, and one with another meaning that may share words.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def ordered(folder: Path) -> list[tuple[float, float]]:
 
 
 def main() -> None:
-    """Print both cosines of each line, and how many are in order."""
+    """Print both cosines of each line, and the number of lines whose similar text is nearer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=find(SAMPLE).folder)
-    found = ordered(parser.parse_args().folder)
-    for (text, near, far), (similar, dissimilar) in zip(TRIPLES, found, strict=True):
+    cosines = ordered(parser.parse_args().folder)
+    for (text, near, far), (similar, dissimilar) in zip(TRIPLES, cosines, strict=True):
         print(f"{'  ' if similar > dissimilar else '✗ '}{similar:6.3f} {dissimilar:6.3f}  {text!r} ~ {near!r} not {far!r}")
-    print(f"{sum(similar > dissimilar for similar, dissimilar in found)} of {len(found)} in order")
+    print(f"{sum(similar > dissimilar for similar, dissimilar in cosines)} of {len(cosines)} in order")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The student: a small Qwen3 in the layout of Qwen/Qwen3-Embedding-0.6B, its tokenizer, and the files around it."""
+"""The student: a small Qwen3 in the layout of Qwen/Qwen3-Embedding-0.6B, its tokenizer, and its other files."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def new_model(token_table: torch.Tensor) -> Qwen3Model:
-    """A student that starts as the mean of its token vectors.
+    """A student whose vector of a text is initially the mean of the text's token vectors.
 
-    `token_table` [VOCABULARY, hidden] float32 comes from `distil.bag_of_words`. The first layer's attention is near uniform and
-    copies its values, which makes the last token the mean of the text's tokens: a bag of words to improve on, which saves most
-    of the hours that a random start would need.
+    `token_table` [VOCABULARY, hidden] float32 comes from `distil.bag_of_words`. The first layer's attention is nearly
+    uniform and copies its values, so the last token's state is the mean of the text's tokens. Starting from this bag of words
+    saves most of the hours that a random start would need.
     """
     import torch
     from transformers import Qwen3Config, Qwen3Model
@@ -105,7 +105,7 @@ def new_model(token_table: torch.Tensor) -> Qwen3Model:
 
 
 def save(model: Qwen3Model, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write `folder` as Qwen publishes its own: float16 tensors without a `model.` prefix, and the files around them."""
+    """Write `folder` in Qwen's layout: float16 tensors without a `model.` prefix, tokenizer, and configuration files."""
     import torch
     from safetensors.torch import save_file
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
+import re
+import tempfile
+import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qembed.serve.gate import Gate, metrics
+from qembed import installation
+from qembed.serve.gate import Gate, body, metrics
+from qembed.serve.gate import engine as engine_module
 from qembed.serve.gate import gate as gate_module
-from qembed.vllm import api_keys
+from qembed.vllm import api_keys, gate_rules
 from qembed.vllm.gate_rules import Rules
 
 RULES = Rules(folder="", max_model_len=100, dimensions=[4], max_batch=8, max_body=2000, max_queue=8)
@@ -55,7 +62,13 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def call(
-    gate: Gate, *parts: bytes, path: str = "/v1/embeddings", method: str = "POST", headers: Any = JSON, hang: float = 0
+    gate: Gate,
+    *parts: bytes,
+    path: str = "/v1/embeddings",
+    method: str = "POST",
+    headers: Any = JSON,
+    hang: float = 0,
+    app: Any = None,
 ) -> tuple[int, Any, dict[str, str]]:
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts[:-1]]
     messages += [{"type": "http.request", "body": parts[-1] if parts else b"", "more_body": False}]
@@ -71,10 +84,12 @@ async def call(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await gate({"type": "http", "path": path, "method": method, "headers": list(headers)}, receive, send)
+    scope = {"type": "http", "path": path, "method": method, "headers": list(headers), **({"app": app} if app else {})}
+    await gate(scope, receive, send)
     fields = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    assert int(fields["content-length"]) == len(sent[1]["body"])
-    return sent[0]["status"], json.loads(sent[1]["body"]), fields
+    if method != "HEAD":
+        assert int(fields["content-length"]) == len(sent[1]["body"])
+    return sent[0]["status"], json.loads(sent[1]["body"] or "null"), fields
 
 
 def ask(gate: Gate, **body: Any) -> tuple[int, Any, dict[str, str]]:
@@ -103,8 +118,8 @@ def test_a_non_finite_vector_is_recomputed(wrong: float, encoding: str) -> None:
     fillers, requests = engine.requests[1::2], engine.requests[::2]
     assert [request["input"] for request in requests] == [list("abcd"), ["b", "d"], ["b"]]
     for filler in fillers:  # whole blocks, at least as many as four texts of seven tokens have freed
-        assert filler["truncate_prompt_tokens"] % gate_module.BLOCK == 0
-        assert filler["truncate_prompt_tokens"] * len(filler["input"]) >= 7 + 4 * gate_module.BLOCK
+        assert filler["truncate_prompt_tokens"] % engine_module.BLOCK == 0
+        assert filler["truncate_prompt_tokens"] * len(filler["input"]) >= 7 + 4 * engine_module.BLOCK
 
 
 def test_a_vector_that_stays_non_finite_is_a_500_with_its_index() -> None:
@@ -125,7 +140,7 @@ def test_a_body_is_measured_whatever_its_content_length() -> None:
 
 
 def test_a_body_that_does_not_arrive_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(body, "BODY_SECONDS", 0.05)
     assert asyncio.run(call(Gate(Engine(), RULES), b"{}", hang=1))[0] == 408
 
 
@@ -164,7 +179,7 @@ def test_engine_errors_while_stopping_are_503() -> None:
 
 
 def test_a_key_is_required_on_all_routes_but_health() -> None:
-    gate = Gate(Engine(), replace(RULES, keys=[api_keys.hashed("right-key")]))
+    gate = Gate(Engine(), replace(RULES, keys={api_keys.hashed("right-key"): "team"}))
     right, wrong = ((*JSON, (b"authorization", b"Bearer " + key)) for key in (b"right-key", b"wrong-key"))
     assert asyncio.run(call(gate, b'{"input": "x"}', headers=right))[0] == 200
     for path, method in (("/v1/embeddings", "POST"), ("/metrics", "GET"), ("/nothing", "GET"), ("/openapi.json", "GET")):
@@ -192,3 +207,208 @@ def test_texts_are_logged_only_with_log_texts(capsys: pytest.CaptureFixture[str]
     assert "private" not in capsys.readouterr().out
     ask(Gate(Engine(), replace(RULES, log_texts=True)), input="a private\ntext")
     assert capsys.readouterr().out == 'qembed-texts {"texts": ["a private\\ntext"]}\n'
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "raw deflate", "two members"])
+def test_a_compressed_body_is_read(encoding: str) -> None:
+    plain = json.dumps({"input": "x"}).encode()
+    raw = {
+        "gzip": gzip.compress(plain),
+        "deflate": zlib.compress(plain),
+        "raw deflate": zlib.compress(plain, wbits=-15),
+        "two members": gzip.compress(plain[:5]) + gzip.compress(plain[5:]),
+    }[encoding]
+    name = b"deflate" if "deflate" in encoding else b"GZIP"
+    gate = Gate(Engine(), RULES)
+    assert asyncio.run(call(gate, raw, headers=(*JSON, (b"content-encoding", name))))[0] == 200
+    assert gate.load.body_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "raw", "status"),
+    [
+        (b"br", b"{}", 415),
+        (b"gzip, gzip", b"{}", 415),
+        (b"gzip", b'{"input": "x"}', 400),
+        (b"gzip", gzip.compress(b'{"input": "x"}', mtime=0)[:-9], 400),
+        (b"gzip", b"", 400),
+        (b"deflate", b"\x00\x01", 400),
+        (b"gzip", gzip.compress(b"x" * 2001, mtime=0), 413),
+        (b"gzip", gzip.compress(b"x" * 10**6, mtime=0), 413),
+        (b"gzip", b"".join(gzip.compress(b"x" * 700, mtime=0) for _ in range(3)), 413),
+    ],
+)
+def test_a_body_in_another_encoding_or_beyond_the_limit_is_refused(encoding: bytes, raw: bytes, status: int) -> None:
+    gate = Gate(Engine(), RULES)
+    answer = asyncio.run(call(gate, raw, headers=(*JSON, (b"content-encoding", encoding))))
+    assert answer[0] == status
+    if status == 415:
+        assert "Content-Encoding" in answer[1]["error"]["message"]
+        assert "gzip" in answer[2]["accept-encoding"]
+    assert gate.load.body_bytes == 0
+
+
+class Routes:
+    """vLLM's answers to GET."""
+
+    async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
+        assert scope["method"] == "GET"
+        body = {
+            "/v1/models": {"object": "list", "data": [{"id": "a/b", "object": "model"}]},
+            "/version": {"version": "0.32"},
+            "/health": None,
+        }[scope["path"]]
+        raw = json.dumps(body).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(raw))]})
+        await send({"type": "http.response.body", "body": raw})
+
+
+def test_head_is_answered_as_get_without_a_body() -> None:
+    gate = Gate(Routes(), RULES)
+    for path in ("/health", "/v1/models", "/openapi.json", "/version"):
+        status, answer, _ = asyncio.run(call(gate, path=path, method="HEAD", headers=()))
+        assert (status, answer) == (200, None)
+    assert asyncio.run(call(gate, path="/v1/embeddings", method="HEAD", headers=()))[0] == 405
+
+
+def test_one_model_is_described_by_name() -> None:
+    gate = Gate(Routes(), RULES)
+    assert asyncio.run(call(gate, path="/v1/models/a/b", method="GET", headers=()))[:2] == (
+        200,
+        {"id": "a/b", "object": "model"},
+    )
+    for name in ("a", "b", "a/b/", "x" * 10_000):
+        status, answer, _ = asyncio.run(call(gate, path=f"/v1/models/{name}", method="GET", headers=()))
+        assert (status, answer["error"]["code"]) == (404, 404)
+        assert len(answer["error"]["message"]) < 200
+    assert asyncio.run(call(gate, path="/v1/models/a/b", headers=()))[0] == 405
+
+
+def test_the_version_names_qembed_and_the_default_prompt() -> None:
+    gate = Gate(Routes(), replace(RULES, prompts={"query": "q:"}, default_prompt="query"))
+    answer = asyncio.run(call(gate, path="/version", method="GET", headers=()))[1]
+    assert answer == {"version": "0.32", "qembed": installation.version(), "default_prompt": "query"}
+
+
+def test_the_request_id_is_the_clients_if_it_is_sane() -> None:
+    gate = Gate(Engine(), RULES)
+    for path, method in (("/v1/embeddings", "POST"), ("/nothing", "GET"), ("/openapi.json", "GET")):
+        sane = (*JSON, (b"X-Request-Id", b"abc-1.2:3"))
+        assert (
+            asyncio.run(call(gate, b'{"input": "x"}', path=path, method=method, headers=sane))[2]["x-request-id"] == "abc-1.2:3"
+        )
+        for wrong in (b"", b"a b", b"x" * 129, b"\xc3\xbc", b"<script>"):
+            headers = (*JSON, (b"x-request-id", wrong))
+            given = asyncio.run(call(gate, b'{"input": "x"}', path=path, method=method, headers=headers))[2]["x-request-id"]
+            assert re.fullmatch("[0-9a-f]{32}", given)
+
+
+def test_the_access_log_has_a_line_per_request_without_its_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {api_keys.hashed("right-key"): "team"}
+    right = (*JSON, (b"authorization", b"Bearer right-key"), (b"x-request-id", b"id-1"))
+    asyncio.run(call(Gate(Engine(), replace(RULES, keys=keys)), b'{"input": "a private text"}', headers=right))
+    assert capsys.readouterr().out == ""
+    gate = Gate(Engine(), replace(RULES, keys=keys, access_log=True))
+    asyncio.run(call(gate, b'{"input": ["a private text", "b"]}', headers=right))
+    asyncio.run(call(gate, b'{"input": "x"}'))
+    output = capsys.readouterr().out
+    first, second = (json.loads(line.removeprefix(gate_rules.ACCESS)) for line in output.splitlines())
+    assert first.pop("seconds") >= 0
+    assert first == {
+        "request_id": "id-1",
+        "method": "POST",
+        "path": "/v1/embeddings",
+        "status": 200,
+        "texts": 2,
+        "tokens": 7,
+        "key": "team",
+    }
+    assert (second["status"], second["key"], second["texts"]) == (401, None, 0)
+    assert "private" not in output
+    assert "right-key" not in output
+
+
+def test_metrics_count_by_name_of_key() -> None:
+    keys = {api_keys.hashed("right-key"): "team", api_keys.hashed("other-key"): "", api_keys.hashed("own-token"): None}
+    gate = Gate(Engine(), replace(RULES, keys=keys))
+    for key in (b"right-key", b"right-key", b"other-key", b"own-token", b"wrong-key"):
+        asyncio.run(call(gate, b'{"input": ["x", "y"]}', headers=(*JSON, (b"authorization", b"Bearer " + key))))
+    counts = {
+        (sample.name, sample.labels["key"]): sample.value
+        for metric in gate.metrics.registry.collect()
+        for sample in metric.samples
+        if "key" in sample.labels and sample.name.endswith("_total")
+    }
+    assert counts == {
+        ("qembed_key_requests_total", "team"): 2,
+        ("qembed_key_texts_total", "team"): 4,
+        ("qembed_key_tokens_total", "team"): 14,
+        ("qembed_key_requests_total", "unnamed"): 1,
+        ("qembed_key_texts_total", "unnamed"): 2,
+        ("qembed_key_tokens_total", "unnamed"): 7,
+    }
+    version = {"version": installation.version()}
+    build = next(metric for metric in gate.metrics.registry.collect() if metric.name == "qembed_build_info")
+    assert build.samples[0].labels.items() >= version.items()
+
+
+class Mortal(Engine):
+    """An engine that dies of each text with the word "poison"; `app` is what vLLM tells about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.app = SimpleNamespace(state=SimpleNamespace(engine_client=SimpleNamespace(errored=False)))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        texts = json.loads(message["body"])["input"]
+        dead = self.app.state.engine_client
+
+        async def again() -> Any:
+            return message
+
+        if dead.errored or any("poison" in text for text in texts):
+            dead.errored = True
+            self.status = 500
+        await super().__call__(scope, again, send)
+
+
+def test_a_text_that_ends_the_engine_twice_is_refused_and_its_neighbours_are_not() -> None:
+    with tempfile.TemporaryFile() as table:
+        rules = replace(RULES, suspects=table.fileno())
+
+        def start(*requests: list[str]) -> list[tuple[int, Any]]:
+            """The answers of a new process of the server."""
+            engine = Mortal()
+
+            async def all_at_once() -> Any:
+                gate = Gate(engine, rules)
+                bodies = [json.dumps({"input": texts}).encode() for texts in requests]
+                return await asyncio.gather(*(call(gate, body, app=engine.app) for body in bodies))
+
+            return [(status, answer) for status, answer, _ in asyncio.run(all_at_once())]
+
+        batch = ["good", "poison", "fine"]
+        assert [status for status, _ in start(["before"], batch)] == [503, 503]  # all in flight fail
+        assert [status for status, _ in start(batch)] == [503]
+        (status, answer), (other, _), (apart, _) = start(batch, ["good", "fine"], ["before", "new"])
+        assert (status, other, apart) == (400, 200, 200)
+        assert answer["error"]["message"].startswith("input[1] ended the engine")
+        table.seek(0)
+        assert b"poison" not in table.read()
+
+
+def test_suspects_are_computed_alone_and_answered_as_one_batch() -> None:
+    with tempfile.TemporaryFile() as table:
+        rules = replace(RULES, suspects=table.fileno())
+        mortal = Mortal()
+        assert asyncio.run(call(Gate(mortal, rules), b'{"input": ["a", "poison", "c"]}', app=mortal.app))[0] == 503
+        engine = Engine([[1.0] * 4, [4.0] * 4], [[2.0] * 4], [[3.0] * 4])
+        status, answer, _ = ask(Gate(engine, rules), input=["x", "a", "c", "y"])
+        assert status == 200
+        assert [request["input"] for request in engine.requests] == [["x", "y"], ["a"], ["c"]]
+        assert [(item["index"], item["embedding"][0]) for item in answer["data"]] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+        assert answer["usage"]["prompt_tokens"] == 21
+        engine.requests.clear()
+        ask(Gate(engine, rules), input=["x", "a", "c"])  # acquitted, also in the next process
+        assert [request["input"] for request in engine.requests] == [["x", "a", "c"]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from qembed.serve.gate.errors import Refused
 from qembed.serve.gate.request import Batch, read
 from qembed.vllm.gate_rules import Rules, load
 
+CASES = Path(__file__).parents[2] / "cases"
 QUERY = "Instruct: search\nQuery:"
 RULES = Rules(
     folder="", max_model_len=10, dimensions=[32, 64], prompts={"query": QUERY, "document": ""}, max_batch=3, max_body=10_000
@@ -98,7 +101,7 @@ def test_truncation_is_set_by_the_request_or_else_by_the_server() -> None:
     assert ask(input=long, truncate_prompt_tokens=4).body["truncate_prompt_tokens"] == 4
     assert ask(replace(RULES, truncate=True), input=long).body["truncate_prompt_tokens"] == 10
     assert "truncate_prompt_tokens" not in ask(input="short").body
-    for wrong in (0, -2, 11, "4", 4.0, True, []):
+    for wrong in (0, -2, 11, "4", 4.5, True, []):
         assert "truncate_prompt_tokens" in refused(input=long, truncate_prompt_tokens=wrong)
     assert "only the end" in refused(input=long, truncation_side="left")
 
@@ -125,19 +128,79 @@ def test_token_ids_are_refused_unless_allowed() -> None:
         message = refused(input=ids)
         assert "check_embedding_ctx_length=False" in message
         assert "--allow-token-ids" in message
-        rules = replace(RULES, allow_token_ids=True)
+        rules = replace(RULES, allow_token_ids=True, table_rows=100)
         assert ask(rules, input=ids).inputs == (ids if isinstance(ids[0], list) else [ids])
     assert "input[0] has 11 tokens" in refused(rules=rules, input=[list(range(11))])
-    for wrong in ([[1], []], [[1, -1]], [[1, True]], [[1, 2.0]], [[2**40]], [["a"]], [1, "a"], [[1], "a"]):
+    for wrong in ([[1], []], [[1, -1]], [[1, True]], [[1, 2.0]], [[2**40]], [[100]], [["a"]], [1, "a"], [[1], "a"]):
         assert "input" in refused(rules=rules, input=wrong)
 
 
-@pytest.mark.parametrize("value", [33, 0, -1, 32.0, "32", True, [32], 10**400, None])
+@pytest.mark.parametrize("value", [33, 0, -1, 32.5, 33.0, "32", True, [32], 10**400, None])
 def test_dimensions_must_be_among_the_models(value: object) -> None:
     if value is None:
         assert "dimensions" not in ask(input="a", dimensions=None).body
         return
     assert "this model gives 32, 64" in refused(input="a", dimensions=value)
+
+
+def test_numbers_may_have_a_decimal_point() -> None:
+    batch = ask(input="a", dimensions=32.0, truncate_prompt_tokens=4.0)
+    assert (batch.body["dimensions"], batch.body["truncate_prompt_tokens"]) == (32, 4)
+    assert isinstance(batch.body["dimensions"], int)
+
+
+def test_lists_of_texts_are_not_called_token_ids() -> None:
+    for rules in (RULES, replace(RULES, allow_token_ids=True)):
+        message = refused(rules=rules, input=[["a", "b"]])
+        assert "token" not in message
+        assert "list of texts" in message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("dimension", "dimensions"),
+        ("encoding_fromat", "encoding_format"),
+        ("encodingFormat", "encoding_format"),
+        ("inputs", "input"),
+        ("Dimensions", "dimensions"),
+        ("promptName", "prompt_name"),
+        ("instructions", "instruction"),
+    ],
+)
+def test_a_misspelt_field_is_refused_with_the_right_name(wrong: str, right: str) -> None:
+    message = refused(input="a", **{wrong: "x"})
+    assert wrong in message
+    assert right in message
+    assert ask(input="a", **{wrong: None}).inputs == ["a"]
+
+
+def test_other_unknown_fields_are_ignored() -> None:
+    others = {"input_type": "query", "extra_body": {}, "normalize": True, "priority": 1, "timeout": 5, "x" * 100_000: 1}
+    assert set(ask(input="a", **others).body) == {"input", "encoding_format"}
+
+
+def test_an_empty_prompt_name_overrides_the_default_prompt() -> None:
+    rules = replace(RULES, default_prompt="query")
+    assert ask(rules, input="a").inputs == [QUERY + "a"]
+    assert ask(rules, input="a", prompt_name="").inputs == ["a"]
+
+
+def test_a_byte_order_mark_is_accepted() -> None:
+    raw = (CASES / "16-http-edges" / "bom.json").read_bytes()
+    assert raw.startswith(codecs.BOM_UTF8)
+    assert read(raw, RULES, words).inputs
+
+
+def test_a_text_with_a_token_that_the_model_lacks_is_refused_with_its_index() -> None:
+    def beyond(text: str) -> str | None:
+        return "[CUST]" if "[CUST]" in text else None
+
+    with pytest.raises(Refused, match=r"input\[1\] holds the token .*CUST") as caught:
+        read(b'{"input": ["good", "to [CUST]"]}', RULES, words, beyond)
+    assert caught.value.status == 400
+    with pytest.raises(Refused, match="CUST"):
+        read(b'{"input": "to [CUST]", "truncate_prompt_tokens": 2}', RULES, words, beyond)
 
 
 def test_the_batch_size_is_limited() -> None:

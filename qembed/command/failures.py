@@ -1,0 +1,74 @@
+"""How a command that fails says so: one line on stderr, an exit code, and with --json an object on stdout as well."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+
+from qembed.errors import QembedError
+from qembed.installation import how_to_install
+from qembed.text import strict_json
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a command ends: the message (one line), the exit code, and the name of the error's type."""
+
+    message: str
+    exit_code: int
+    type: str
+
+    def as_json(self) -> str:
+        """`{"error": {"message": …, "exit_code": …, "type": …}}` on one line."""
+        return strict_json.dumps({"error": {"message": self.message, "exit_code": self.exit_code, "type": self.type}})
+
+
+def failure(error: BaseException) -> Failure | None:
+    """What to tell of `error`; None for exceptions that are no failures, such as click's Exit and a closed pipe."""
+    name = type(error).__name__
+    match error:
+        case QembedError():
+            return Failure(str(error), error.exit_code, name)
+        case click.exceptions.Exit() | BrokenPipeError():
+            return None
+        case click.ClickException():
+            return Failure(error.format_message(), error.exit_code, "UsageError" if error.exit_code == 2 else name)
+        case KeyboardInterrupt() | click.Abort():  # before a command could say what is left
+            return Failure("interrupted", INTERRUPTED, "Interrupted")
+        case ModuleNotFoundError() if not (error.name or "").startswith("qembed"):
+            return Failure(f"{error.name} is not installed, which qembed needs: {how_to_install()}", 3, "MissingExtra")
+        case OSError():
+            return Failure(f"{error.filename or 'input or output'}: {error.strerror or error}", 1, name)
+        case Exception():
+            reason = " ".join(f"{name}: {error}".split())[:300]
+            return Failure(f"unexpected: {reason} (a fault of qembed's; `qembed --debug …` shows where)", 1, name)
+    return None
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for JSON. It is looked at as text, because it may be what cannot be parsed."""
+    options = list(arguments)
+    return "--json" in (options[: options.index("--")] if "--" in options else options)
+
+
+def report(error: BaseException, *, as_json: bool) -> int | None:
+    """Tell of `error` on stderr, and with `as_json` on stdout too; returns the exit code, None if `error` is no failure.
+
+    click's own errors are left to click's `show`, which prints the usage as well.
+    """
+    told = failure(error)
+    if told is None:
+        return None
+    if as_json:
+        click.echo(told.as_json())
+        sys.stdout.flush()
+    if isinstance(error, click.ClickException):
+        error.show()
+    else:
+        click.echo(f"qembed: {told.message}", err=True)
+    return told.exit_code

@@ -1,0 +1,63 @@
+"""JSON lines: an object per line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from qembed.text.rows import lines
+from qembed.text.rows.options import RowOptions
+from qembed.text.rows.plain import numbered
+from qembed.text.rows.record import Record, Records
+
+SHOWN_ERROR = 300
+
+
+class JsonRecords(Records):
+    """One JSON object per line. Blank lines are skipped."""
+
+    def __init__(self, name: str, stream: IO[bytes], options: RowOptions) -> None:
+        super().__init__(name)
+        self._lines = lines.Lines(name, stream, options)
+        if note := self._lines.note:
+            self.notes.append(note)
+
+    def read(self, wanted: Mapping[str, str]) -> Iterator[Record]:  # noqa: ARG002
+        """The objects with all their fields."""
+        for number, line, reason in numbered(self._lines):
+            self.bytes_read = self._lines.bytes_read
+            if not line.strip() and reason is None:
+                continue
+            place = f"{self.name}, line {number}"
+            if reason is None:
+                value, reason = _object(line)
+                if reason is None:
+                    yield Record(number, place, value)
+                    continue
+            yield Record(number, place, {}, reason, line)
+
+
+class _Repeated(ValueError):
+    """A field occurs twice in an object."""
+
+
+def _object(line: str) -> tuple[dict[str, Any], str | None]:
+    try:
+        value = json.loads(line, object_pairs_hook=_unique)
+    except _Repeated as error:
+        return {}, str(error)
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        return {}, f"not JSON: {why}"[:SHOWN_ERROR]
+    return (value, None) if isinstance(value, dict) else ({}, "not a JSON object")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of `pairs`. Python's parser would keep the last of two fields of one name."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in value if names.count(name) > 1)
+        raise _Repeated(f"two fields are named {repeated[:60]!r}")
+    return value

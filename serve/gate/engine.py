@@ -1,0 +1,143 @@
+"""vLLM's app as the gate uses it: a request for vectors, texts that may end the engine, vectors that are not finite."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from qembed.serve.gate import response
+from qembed.serve.gate.asgi import App, Disconnected, Message, Receive, Scope, collect, maybe_threaded
+from qembed.serve.gate.errors import Refused, bad
+from qembed.serve.gate.metrics import Metrics
+from qembed.serve.gate.request import Batch
+from qembed.serve.gate.suspects import MAX_DEATHS, Suspects
+from qembed.vllm.gate_rules import Rules
+
+RETRIES = 2
+BLOCK = 32  # tokens; a multiple of every block size in settings.BLOCK_SIZE
+FILLER = "word "
+MAX_FILLERS = 8
+REPLACED_HEADERS = (
+    *(b"content-length", b"content-type", b"content-encoding", b"transfer-encoding", b"accept-encoding"),
+    b"x-request-id",  # vLLM takes it for its own id of the request, and two clients may send the same
+)
+
+
+class Engine:
+    """vLLM's `app`. `compute` turns a batch into an answer with finite vectors."""
+
+    def __init__(self, app: App, rules: Rules, metrics: Metrics) -> None:
+        self._app, self._rules, self._metrics = app, rules, metrics
+        self._suspects = Suspects(2 * rules.max_queue, rules.suspects)
+        self._one_suspect = asyncio.Lock()
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that has a text that ended the engine twice.
+
+        Raises:
+            Refused: 400, with the index of the text.
+        """
+        for index, text in enumerate(batch.inputs):
+            if self._suspects.deaths(text) >= MAX_DEATHS:
+                raise bad(
+                    f"input[{index}] ended the engine {MAX_DEATHS} times and is refused until the server is started anew; "
+                    "please report it, with the model",
+                    "deadly",
+                )
+
+    async def compute(self, scope: Scope, receive: Receive, batch: Batch) -> tuple[int, bytes]:
+        """vLLM's status and answer for `batch`. Texts that were in flight when the engine died are computed one at a time."""
+        suspects = [index for index, text in enumerate(batch.inputs) if self._suspects.deaths(text)]
+        if not suspects:
+            return await self._tracked(scope, receive, batch, range(len(batch.inputs)))
+        others = sorted(set(range(len(batch.inputs))) - set(suspects))
+        parts: list[tuple[list[int], bytes]] = []
+        for indices in [*([others] if others else []), *([index] for index in suspects)]:
+            if len(indices) == 1 and indices != others:
+                async with self._one_suspect:
+                    self.check(batch)  # another request may have shown meanwhile that it is deadly
+                    status, raw = await self._tracked(scope, receive, batch, indices)
+            else:
+                status, raw = await self._tracked(scope, receive, batch, indices)
+            if status != 200:
+                return status, raw
+            parts.append((indices, raw))
+        return 200, response.join(parts)
+
+    async def _tracked(self, scope: Scope, receive: Receive, batch: Batch, indices: Any) -> tuple[int, bytes]:
+        inputs = [batch.inputs[index] for index in indices]
+        with self._suspects.in_flight(inputs) as flight:
+            try:
+                status, raw = await self.ask(scope, receive, {**batch.body, "input": inputs})
+                flight.answered = status == 200
+            finally:
+                flight.died = is_dead(scope)
+        return status, raw
+
+    async def recompute(
+        self, scope: Scope, receive: Receive, batch: Batch, answer: dict[str, Any], nonfinite: list[int]
+    ) -> list[int]:
+        """Compute the vectors at the indices `nonfinite` again, into `answer`. Returns the indices that stay non-finite.
+
+        vLLM does not clear a cache block before it gives it to the next text, and attention multiplies what lies beyond the
+        end of a text by zero, so NaN left there by an earlier text comes through. Hence the blocks are overwritten first.
+        """
+        tokens = answer["usage"]["prompt_tokens"] + BLOCK * len(batch.inputs)
+        for _ in range(RETRIES):
+            if not nonfinite:
+                return nonfinite
+            self._metrics.recomputed.inc(len(nonfinite))
+            await self._overwrite_cache(scope, receive, tokens)
+            inputs = [batch.inputs[index] for index in nonfinite]
+            status, raw = await self.ask(scope, receive, {**batch.body, "input": inputs})
+            if status != 200:
+                break
+            nonfinite = response.replace(answer, nonfinite, *await maybe_threaded(len(raw), response.read, raw))
+        if nonfinite:
+            await self._overwrite_cache(scope, receive, tokens)
+        return nonfinite
+
+    async def _overwrite_cache(self, scope: Scope, receive: Receive, tokens: int) -> None:
+        """Overwrite the cache blocks that texts of `tokens` tokens just freed: vLLM reuses the last freed blocks first."""
+        longest = self._rules.max_model_len // BLOCK * BLOCK
+        length = min(-(-tokens // BLOCK) * BLOCK, longest)
+        if length:
+            texts = [FILLER * length] * min(-(-tokens // length), MAX_FILLERS)
+            body = {"input": texts, "encoding_format": "base64", "truncate_prompt_tokens": length}
+            await self.ask(scope, receive, body)
+
+    async def ask(self, scope: Scope, receive: Receive, content: dict[str, Any]) -> tuple[int, bytes]:
+        """vLLM's status and answer to the request `content`.
+
+        A client that disconnects ends the computation, as with vLLM alone.
+
+        Raises:
+            Disconnected: it did.
+            Refused: 500, vLLM failed without an answer.
+        """
+        body = json.dumps(content).encode()
+        sent = False
+
+        async def receive_body() -> Message:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() not in REPLACED_HEADERS]
+        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        try:
+            status, raw = await collect(self._app, {**scope, "headers": headers}, receive_body)
+        except Exception as error:
+            raise Refused(500, f"vLLM failed: {type(error).__name__}", "engine", None) from error
+        if not status or raw == b"null":
+            raise Disconnected
+        return status, raw
+
+
+def is_dead(scope: Scope) -> bool:
+    """Whether vLLM knows that its engine has died."""
+    engine = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+    return bool(getattr(engine, "errored", False))

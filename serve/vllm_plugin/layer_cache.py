@@ -1,0 +1,73 @@
+"""Keys and values of one layer at a time, in place of a KV cache.
+
+A KV cache keeps the keys and values of all layers for later steps, in which tokens are generated. An embedder computes each
+text in one step and never reads them again: a layer needs its own keys and values only while it is computed. So all layers use
+the same memory. vLLM's attention works as usual, with any backend, on a cache that is as many times smaller as the model has
+layers.
+
+Texts must be computed whole: without chunked prefill and without prefix caching. `scheduler.py` sees to the size of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from qembed.serve.vllm_plugin.pieces import compute_in_pieces
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_layout import KVCacheLayout
+
+CONFIG = "qembed"
+"""The key of qembed's settings in vLLM's `additional_config`."""
+STEP_TOKENS = "step_tokens"
+
+
+def step_tokens(config: VllmConfig) -> int | None:
+    """The usual number of tokens in a step, if `config` is for texts computed whole; otherwise None."""
+    settings: Any = config.additional_config
+    return settings.get(CONFIG, {}).get(STEP_TOKENS) if isinstance(settings, dict) else None
+
+
+def shared_by_layers(config: KVCacheConfig, layout: KVCacheLayout) -> KVCacheConfig:
+    """`config` with the keys and values of all layers in the same place, in `layout`.
+
+    Raises:
+        ValueError: the layers need caches of different kinds.
+    """
+    from vllm.v1.kv_cache_interface import compute_layout_strides
+
+    if len(config.kv_cache_tensors) != 1 or len(config.kv_cache_groups) != 1:
+        raise ValueError("layers of different kinds cannot share their keys and values; serve with --kv-cache")
+    spec, tensor = config.kv_cache_groups[0].kv_cache_spec, config.kv_cache_tensors[0]
+    layer_stride, block_stride, *_ = compute_layout_strides(spec, config.num_blocks, 1, layout)
+    place = replace(
+        tensor, size=spec.page_size_bytes * config.num_blocks, layer_stride=layer_stride, block_stride=block_stride, offset=0
+    )
+    return replace(config, kv_cache_tensors=[replace(place, layers=[layer]) for layer in tensor.layers])
+
+
+class LayerCacheWorker:
+    """Mixin for vLLM's workers."""
+
+    vllm_config: VllmConfig
+    cache_config: Any
+    model_runner: Any
+
+    def load_model(self, *arguments: Any, **options: Any) -> None:
+        """Load the model, and let it compute a long step in pieces."""
+        super().load_model(*arguments, **options)  # type: ignore[misc]
+        if (tokens := step_tokens(self.vllm_config)) is not None:
+            compute_in_pieces(self.model_runner, tokens)
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        """Allocate the keys and values of one layer."""
+        from vllm.v1.kv_cache_layout import KVCacheLayout
+
+        if step_tokens(self.vllm_config) is not None:
+            name = kv_cache_config.kv_cache_layout
+            layout = KVCacheLayout[name] if name else self.cache_config.get_resolved_kv_cache_layout()
+            kv_cache_config = shared_by_layers(kv_cache_config, layout)
+        super().initialize_from_config(kv_cache_config)  # type: ignore[misc]

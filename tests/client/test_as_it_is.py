@@ -1,0 +1,56 @@
+"""qembed's own clients write prompts before the texts themselves, so a server must not add its own."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qembed.client import embeddings
+from qembed.client.about import as_it_is
+from tests.answering import Asked, Server
+
+QEMBED = {"version": "0.32", "qembed": "1.0", "default_prompt": "query"}
+
+
+class Recording(Server):
+    """A server whose /version is `version`, None for 404; `asked` are the requests for vectors."""
+
+    def __init__(self, version: Any) -> None:
+        self.version = version
+        self.asked: list[dict[str, Any]] = []
+        super().__init__(self.answer)
+
+    def answer(self, asked: Asked) -> tuple[int, object]:
+        if asked.path == "/version":
+            return (404, {}) if self.version is None else (200, self.version)
+        if not asked.body:
+            return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
+        self.asked.append(asked.body)
+        vector = base64.b64encode(np.ones(2, "<f4").tobytes()).decode()
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index in range(len(asked.body["input"]))]
+        return 200, {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+
+
+@pytest.mark.parametrize(
+    ("version", "fields"),
+    [
+        (QEMBED, {"prompt_name": ""}),
+        ({**QEMBED, "default_prompt": None}, {}),
+        ({"version": "0.32"}, {}),
+        ({"default_prompt": "query"}, {}),
+        ([], {}),
+        (b"no json", {}),
+        (None, {}),
+    ],
+)
+def test_only_a_qembed_server_with_a_default_prompt_is_asked_for_none(version: Any, fields: dict[str, str]) -> None:
+    server = Recording(version)
+    try:
+        assert as_it_is(server.url) == fields
+        embeddings.embed(["a", "b"], url=server.url)
+        assert [set(body) - {"input", "model", "encoding_format"} for body in server.asked] == [set(fields)]
+    finally:
+        server.end()

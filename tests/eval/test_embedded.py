@@ -1,0 +1,63 @@
+"""Vectors that `qembed embed` wrote are evaluated on the file that they were made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner
+
+from qembed.cli import group
+from tests.embed.conftest import Embed, embed  # noqa: F401 - the fixture
+
+TEXTS = ["an audio player", "a PDF viewer", "Müllers Büro", "3,5 % of all"]
+SOURCES: dict[str, tuple[bytes, list[str]]] = {
+    "plain.txt": ("\n".join(TEXTS).encode(), []),
+    "plain.jsonl": ("\n".join(json.dumps({"text": text}) for text in TEXTS).encode(), []),
+    "ids.jsonl": ("\n".join(json.dumps({"id": n * 7, "text": text}) for n, text in enumerate(TEXTS)).encode(), []),
+    "beir.jsonl": ("\n".join(json.dumps({"_id": f"d{n}", "text": text}) for n, text in enumerate(TEXTS)).encode(), []),
+    "some.jsonl": ("\n".join(json.dumps({"text": t} | ({"id": "x"} if t == TEXTS[1] else {})) for t in TEXTS).encode(), []),
+    "table.csv": ("\n".join(["key,text", *(f'{n}.0,"{text}"' for n, text in enumerate(TEXTS))]).encode(), []),
+    "keys.csv": ("\n".join(["key,text", *(f'k{n},"{text}"' for n, text in enumerate(TEXTS))]).encode(), ["--id-column", "key"]),
+    "sheet.csv": ("\r\n".join(["id;body", *(f"{n};{t}" for n, t in enumerate(TEXTS))]).encode("cp1252"),
+                  ["--text-column", "body", "--encoding", "cp1252"]),
+    "bare.tsv": ("\n".join(f"{n}\t{t}" for n, t in enumerate(TEXTS)).encode(),
+                 ["--no-header", "--text-column", "2", "--id-column", "1"]),
+}  # fmt: skip
+
+
+def check(source: Path, options: list[str], run: Embed) -> None:
+    out = source.with_name("out.parquet")
+    done = run(source, "-o", out, *options)
+    assert done.exit_code == 0, done.output
+    stored = ["--vectors", out, "--baseline-vectors", out, "--data", source, *options, "--json", "--no-cache"]
+    result = CliRunner().invoke(group, ["eval", *map(str, stored)])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["data"]["texts"] == len(TEXTS)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_vectors_match_the_file_that_they_were_made_from(name: str, embed: Embed, tmp_path: Path) -> None:  # noqa: F811
+    content, options = SOURCES[name]
+    (tmp_path / name).write_bytes(content)
+    check(tmp_path / name, options, embed)
+
+
+@pytest.mark.parametrize(
+    "ids", [None, pyarrow.array([1.0, None, 3.0, 4.5]), pyarrow.array([b"\1", b"\2", b"\3", b"\4"]), list("abcd")]
+)
+def test_parquet_with_ids_of_any_type(ids: object, embed: Embed, tmp_path: Path) -> None:  # noqa: F811
+    table = pyarrow.table({"text": TEXTS} | ({} if ids is None else {"id": ids}))
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    check(tmp_path / "in.parquet", [], embed)
+
+
+def test_columns_of_the_built_in_texts_cannot_be_chosen() -> None:
+    for option, words in ((["--text-column", "x"], "--text-column applies to --data"), (["--delimiter", ";"], "--delimiter")):
+        refused = CliRunner().invoke(group, ["eval", "--model", "sample", *option])
+        assert refused.exit_code == 2
+        assert words in refused.stderr

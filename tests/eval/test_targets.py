@@ -1,0 +1,46 @@
+"""`qembed eval` never replaces what it reads, and a report only with --force."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from qembed.cli import group
+
+
+@pytest.fixture(autouse=True)
+def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qembed.eval.evaluation.compare", lambda *_, **__: pytest.fail("measured"))
+
+
+def refused(*arguments: object) -> str:
+    done = CliRunner().invoke(group, ["eval", *map(str, arguments)])
+    assert done.exit_code == 2, done.output
+    return done.stderr
+
+
+def test_a_report_replaces_no_input_even_with_force(tmp_path: Path) -> None:
+    vectors, data = tmp_path / "vectors.json", tmp_path / "data.json"
+    vectors.write_text("vectors")
+    data.write_text("data")
+    (tmp_path / "link.html").symlink_to(vectors)
+    for report in (vectors, tmp_path / "." / "vectors.json", tmp_path / "link.html", data):
+        line = refused("--vectors", vectors, "--data", data, "--report", report, "--force")
+        assert "is the input" in line
+    assert "same file" in refused("--report", tmp_path / "a.json", "--report", tmp_path / "a.json")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert "belongs to the input" in refused(
+        "--model", tmp_path / "model", "--report", tmp_path / "model" / "config.json", "--force"
+    )
+    assert (vectors.read_text(), data.read_text()) == ("vectors", "data")
+
+
+def test_a_report_that_exists_is_replaced_only_with_force(tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    report.write_text("mine")
+    assert "--force to replace it" in refused("--report", report)
+    assert "exists already" not in refused("--report", report, "--force", "--data", tmp_path / "none.jsonl")
+    assert report.read_text() == "mine"

@@ -1,0 +1,400 @@
+"""`qembed index`: what it builds, what it keeps, what it measures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as arrow
+import pytest
+from pyarrow import parquet
+
+from qembed.errors import BadInput
+from qembed.search import build, corpus, recall, store
+from qembed.search.nearest import nearest
+from qembed.vectors import ivf
+from tests.search.conftest import ABOUT, clustered, qembed, refused, said, write
+
+
+def truth(vectors: np.ndarray[Any, Any], queries: np.ndarray[Any, Any], depth: int) -> tuple[Any, Any]:
+    """Rows and cosines of the nearest, by numpy in float64."""
+    products = queries.astype(np.float64) @ vectors.astype(np.float64).T
+    order = np.argsort(-products, axis=1, kind="stable")[:, :depth]
+    return order, np.take_along_axis(products, order, axis=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_flat_index_is_exact_and_keeps_order_ids_and_columns(tmp_path: Path, dtype: Any) -> None:
+    vectors = clustered(700).astype(dtype)
+    source = write(tmp_path / "v.parquet", vectors, {"text": [f"t {row}" for row in range(700)], "price": range(700)})
+    found = said("index", source, "-o", tmp_path / "i.faiss")
+    assert (found["rows"], found["dimensions"], found["kind"], found["recall"]) == (700, 64, "flat", None)
+    opened = store.read(tmp_path / "i.faiss")
+    queries = clustered(20, seed=5)
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    order, cosines = truth(unit, queries, 10)
+    scores, rows = nearest(opened.index, "flat", queries, 10, None)
+    assert (rows == order).all()
+    assert scores == pytest.approx(cosines, abs=1e-6)
+    entries = opened.entries([699, 3, 3, 0], ["id", "price", "text"])
+    assert entries == [{"id": f"doc{row}", "price": row, "text": f"t {row}"} for row in (699, 3, 3, 0)]
+    assert faiss.read_index(str(tmp_path / "i.faiss")).ntotal == 700
+
+
+def test_vectors_of_any_length_are_compared_by_their_direction(tmp_path: Path) -> None:
+    vectors = clustered(50)
+    scaled = vectors * np.linspace(0.01, 90, 50, dtype=np.float32)[:, None]
+    write(tmp_path / "v.parquet", scaled)
+    said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+    scores, rows = nearest(store.read(tmp_path / "i.faiss").index, "flat", vectors[:5], 3, None)
+    assert (rows == truth(vectors, vectors[:5], 3)[0]).all()
+    assert scores[:, 0] == pytest.approx(1, abs=1e-6)
+
+
+def test_int8_vectors_are_compared_by_direction_and_binary_ones_by_their_signs(tmp_path: Path) -> None:
+    vectors = clustered(400)
+    whole = np.rint(vectors * 127 / np.abs(vectors).max(axis=1, keepdims=True)).astype(np.int8)
+    write(tmp_path / "i.parquet", whole, about={**ABOUT, "dtype": "int8"})
+    bits = np.packbits(vectors > 0, axis=1)
+    write(tmp_path / "b.parquet", bits, about={**ABOUT, "dtype": "binary"}, dimensions=64)
+    queries = clustered(9, seed=4)
+    for name, meant in (("i", whole.astype(np.float64)), ("b", np.where(vectors > 0, 1.0, -1.0))):
+        assert said("index", tmp_path / f"{name}.parquet", "-o", tmp_path / "x.faiss")["dimensions"] == 64
+        scores, rows = nearest(store.read(tmp_path / "x.faiss").index, "flat", queries, 5, None)
+        unit = meant / np.linalg.norm(meant, axis=1, keepdims=True)
+        order, cosines = truth(unit, queries, 5)
+        assert (rows == order).all()
+        assert scores == pytest.approx(cosines, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "settings"),
+    [
+        ("ivf-flat", [], {"nlist": 76}),
+        ("ivf-flat", ["--nlist", 30], {"nlist": 30}),
+        ("hnsw", [], {"m": 32, "ef_construction": 200}),
+        ("hnsw", ["--m", 8, "--ef-construction", 40], {"m": 8, "ef_construction": 40}),
+    ],
+)
+def test_approximate_indexes_are_measured_against_exact_search(
+    tmp_path: Path, kind: build.Kind, options: list[Any], settings: dict[str, int]
+) -> None:
+    vectors = clustered(3000)
+    write(tmp_path / "v.parquet", vectors)
+    found = said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", kind, *options)
+    assert found["settings"] == settings
+    measured = found["recall"]
+    points = measured["points"]
+    recalls = [point["recall"] for point in points]
+    assert recalls[0] < recalls[-1]
+    assert recalls[-1] >= recall.COMPLETE or kind == "hnsw"
+    enough = [point["width"] for point in points if point["recall"] >= 0.95]
+    assert found["width"] == measured["chosen"] == enough[0]
+    opened = store.read(tmp_path / "i.faiss")
+    assert opened.index.ntotal == 3000
+    inner: Any = faiss.downcast_index(opened.index)
+    assert inner.nlist == settings["nlist"] if kind == "ivf-flat" else inner.hnsw.efConstruction == settings["ef_construction"]
+
+    drawn = ivf.draw(3000, recall.QUERIES)
+    order, _ = truth(vectors, vectors[drawn], 11)
+    wanted = [set(rows[rows != own][:10]) for rows, own in zip(order, drawn, strict=True)]
+    for point in points:
+        _, rows = nearest(opened.index, kind, vectors[drawn], 11, point["width"])
+        got = [set(rows_[rows_ != own][:10]) for rows_, own in zip(rows, drawn, strict=True)]
+        by_hand = np.mean([len(a & b) / 10 for a, b in zip(wanted, got, strict=True)])
+        assert point["recall"] == pytest.approx(by_hand, abs=0.002)
+    exact = nearest(opened.index, kind, vectors[:9], 10, None)[1]
+    assert (exact == truth(vectors, vectors[:9], 10)[0]).all()
+
+
+def test_equal_texts_do_not_count_against_an_index(tmp_path: Path) -> None:
+    vectors = np.repeat(clustered(60), 40, axis=0)
+    write(tmp_path / "v.parquet", vectors)
+    found = said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", "ivf-flat")
+    assert found["recall"]["points"][-1]["recall"] == 1
+
+
+def test_real_queries_are_taken_where_there_are_some(tmp_path: Path) -> None:
+    vectors, queries = clustered(2000), clustered(1100, seed=3)
+    write(tmp_path / "v.parquet", vectors)
+    write(tmp_path / "q.parquet", queries)
+    arguments = ["index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--force", "--kind", "ivf-flat", "--queries"]
+    found = said(*arguments, tmp_path / "q.parquet")["recall"]
+    assert (found["queries"], found["source"]) == (1000, str(tmp_path / "q.parquet"))
+    opened = store.read(tmp_path / "i.faiss")
+    order, _ = truth(vectors, queries[:1000], 10)
+    _, rows = nearest(opened.index, "ivf-flat", queries[:1000], 10, 4)
+    by_hand = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(order, rows, strict=True)])
+    assert next(point for point in found["points"] if point["width"] == 4)["recall"] == pytest.approx(by_hand, abs=1e-3)
+    write(tmp_path / "other.parquet", queries, about={**ABOUT, "model": "Qwen/Other"})
+    assert "vectors of Qwen/Other" in refused(*arguments, tmp_path / "other.parquet")
+    write(tmp_path / "short.parquet", queries[:, :32])
+    assert "32 dimensions" in refused(*arguments, tmp_path / "short.parquet")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+@pytest.mark.parametrize("kind", build.KINDS)
+def test_a_few_vectors_are_enough_for_any_index(tmp_path: Path, rows: int, kind: build.Kind) -> None:
+    vectors = clustered(rows)
+    write(tmp_path / "v.parquet", vectors)
+    code, _, err = qembed(
+        "index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", kind, "--report", tmp_path / "r.html"
+    )
+    assert code == 0, err
+    opened = store.read(tmp_path / "i.faiss")
+    _, found = nearest(opened.index, kind, vectors, 1, None)
+    assert (found[:, 0] == np.arange(rows)).all()
+
+
+def test_parts_of_a_folder_are_one_corpus_and_ids_without_a_column_are_numbers(tmp_path: Path) -> None:
+    vectors = clustered(90)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for part in range(3):
+        rows = slice(30 * part, 30 * part + 30)
+        write(folder / f"part-{part}.parquet", vectors[rows], {"id": [f"d{row}" for row in range(90)[rows]]})
+    found = said("index", folder, "-o", folder / "i.faiss")
+    assert found["rows"] == 90
+    opened = store.read(folder / "i.faiss")
+    assert [one["id"] for one in opened.entries([0, 31, 89], ["id"])] == ["d0", "d31", "d89"]
+    assert said("index", folder, "-o", folder / "i.faiss")["rows"] == 90, "its own ids are no part"
+
+    lists = arrow.table({"embedding": arrow.array(vectors.tolist(), arrow.list_(arrow.float64()))})
+    parquet.write_table(lists, tmp_path / "plain.parquet", row_group_size=7)
+    assert said("index", tmp_path / "plain.parquet", "-o", tmp_path / "p.faiss")["model"] is None
+    opened = store.read(tmp_path / "p.faiss")
+    assert [one["id"] for one in opened.entries([0, 88], ["id"])] == ["1", "89"]
+    assert nearest(opened.index, "flat", vectors[40:41], 1, None)[1].item() == 40
+
+    write(folder / "part-3.parquet", vectors[:, :32], {"id": range(90)})
+    assert "not a part of the same run" in refused("index", folder, "-o", tmp_path / "n.faiss")
+
+
+class Tags(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.links: list[str | None] = []
+        self.names: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.links += [value for name, value in attrs if name in ("href", "src", "style") or name.startswith("on")]
+
+
+def test_the_report_plots_recall_against_time_and_needs_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path / "v.parquet", clustered(2000))
+    output = tmp_path / "<b>i.faiss"
+    found = said(
+        *("index", tmp_path / "v.parquet", "-o", output, "--kind", "hnsw"),
+        *("--report", tmp_path / "r.html", "--report", tmp_path / "r.json"),
+    )
+    assert json.loads((tmp_path / "r.json").read_text()) == found
+    page = (tmp_path / "r.html").read_text()
+    tags = Tags(page)
+    assert tags.links == ["data:,"]
+    assert not {"script", "img", "b", "iframe"} & set(tags.names)
+    assert tags.names.count("svg") == 1
+    assert tags.names.count("circle") == len(found["recall"]["points"]) > 1
+    assert f"ef_search {found['width']}, the smallest that finds 95%" in page
+    qembed("index", tmp_path / "v.parquet", "-o", output, "--force", "--report", tmp_path / "r.html")
+    assert "its answers are exact" in (tmp_path / "r.html").read_text()
+
+
+def bad(path: Path, **changes: Any) -> Path:
+    """A file whose row 7 is changed."""
+    vectors = clustered(20)
+    for value in changes.values():
+        vectors[6] = value
+    return write(path, vectors)
+
+
+@pytest.mark.parametrize("value", [0, np.nan, np.inf])
+def test_a_vector_that_cannot_be_compared_is_told_by_its_row(tmp_path: Path, value: float) -> None:
+    source = bad(tmp_path / "v.parquet", row=value)
+    assert "row 7: the vector is zero or not finite" in refused("index", source, "-o", tmp_path / "i.faiss")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.parquet"]
+
+
+def test_files_that_hold_no_vectors_are_refused_in_a_line(tmp_path: Path) -> None:
+    def refusal(table: Any, name: str = "x.parquet") -> str:
+        if table is not None:
+            parquet.write_table(arrow.table(table), tmp_path / name)
+        return refused("index", tmp_path / name, "-o", tmp_path / "i.faiss")
+
+    floats = arrow.array(clustered(4).tolist(), arrow.list_(arrow.float32()))
+    assert "no column vector or embedding; it has id, text" in refusal({"id": ["a"], "text": ["b"]})
+    assert "not lists of numbers" in refusal({"vector": [1.0, 2.0]})
+    assert "lists of int32, not vectors" in refusal({"vector": arrow.array([[1, 2]], arrow.list_(arrow.int32()))})
+    assert "lists of uint8, not vectors" in refusal({"vector": arrow.array([[1, 2]], arrow.list_(arrow.uint8()))})
+    assert "row 2: 3 numbers, not 2" in refusal({"vector": [[1.0, 2.0], [1.0, 2.0, 3.0]]})
+    assert "row 2: 0 numbers" in refusal({"vector": [[1.0, 2.0], None]})
+    assert "row 2: a number of the vector is missing" in refusal({"vector": [[1.0, 2.0], [1.0, None]]})
+    assert "row 3: 0 numbers" in refusal(
+        {"vector": arrow.array([[1.0, 2.0], [3.0, 1.0], None], arrow.list_(arrow.float32(), 2))}
+    )
+    assert "holds no vectors" in refusal({"vector": arrow.array([], arrow.list_(arrow.float32(), 8))})
+    assert "No such file" in refusal(None, "none.parquet")
+    assert "vectors are read from .parquet" in refusal(None, "none.npy")
+    (tmp_path / "junk.parquet").write_bytes(b"PAR1" + b"junk" * 40)
+    assert "not a Parquet file, or damaged" in refusal(None, "junk.parquet")
+    parquet.write_table(arrow.table({"id": ["a"] * 4, "vector": floats}), tmp_path / "cut.parquet")
+    whole = (tmp_path / "cut.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[:4] + b"\xff" * 200 + whole[204:])
+    assert "damaged" in refusal(None, "cut.parquet")
+    write(tmp_path / "note.parquet", clustered(4), about=None)
+    table = parquet.read_table(tmp_path / "note.parquet").replace_schema_metadata({"qembed": "{"})
+    parquet.write_table(table, tmp_path / "note.parquet")
+    assert "its metadata 'qembed' is not JSON" in refusal(None, "note.parquet")
+
+
+def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    source = write(tmp_path / "v.parquet", clustered(20))
+    output = tmp_path / "i.faiss"
+    assert "a setting of --kind ivf-flat" in refused("index", source, "-o", output, "--nlist", 4)
+    assert "a setting of --kind hnsw" in refused("index", source, "-o", output, "--kind", "ivf-flat", "--m", 4)
+    assert "only 20 vectors" in refused("index", source, "-o", output, "--kind", "ivf-flat", "--nlist", 21)
+    assert "there is no folder" in refused("index", source, "-o", tmp_path / "no" / "i.faiss")
+    assert "is a folder" in refused("index", source, "-o", tmp_path)
+    assert "name it v.faiss" in refused("index", source, "-o", tmp_path / "v.npy")
+    assert "name it .html or .json" in refused("index", source, "-o", output, "--report", "r.md")
+    assert not output.exists()
+
+
+def test_an_index_that_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qembed.vllm import machine
+    from qembed.vllm.devices import Target
+
+    source = write(tmp_path / "v.parquet", clustered(20))
+    monkeypatch.setattr(machine, "host", lambda: Target("cpu", "CPU", 10**9, 10**8))
+    line = refused("index", source, "-o", tmp_path / "i.faiss", code=1)
+    assert "20 vectors of 64 dimensions need 0.2 GB as an index, 0.1 GB are free" in line
+    monkeypatch.undo()
+    said("index", source, "-o", tmp_path / "i.faiss")
+    monkeypatch.setattr(machine, "host", lambda: Target("cpu", "CPU", 10**9, 1000))
+    assert "0.0 GB must fit into memory" in refused("search", "a", "--index", tmp_path / "i.faiss", code=1)
+
+
+def test_what_was_there_stays_whole_when_a_new_index_cannot_be_written(tmp_path: Path) -> None:
+    first = write(tmp_path / "v.parquet", clustered(30))
+    second = write(tmp_path / "w.parquet", clustered(3000, seed=2))
+    output = tmp_path / "i.faiss"
+    said("index", first, "-o", output)
+    before = {path.name: path.read_bytes() for path in (output, store.ids_path(output))}
+    # A limit on a file's size fails the write as a full disk does.
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({300_000}, {300_000}))\n"
+        "from qembed.cli import main\n"
+        f"sys.argv = ['qembed', 'index', {str(second)!r}, '-o', {str(output)!r}, '--force']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert f"qembed: {output}: cannot be written" in done.stderr
+    assert {path.name: path.read_bytes() for path in (output, store.ids_path(output))} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.faiss", "i.faiss.ids.parquet", "v.parquet", "w.parquet"]
+
+
+def test_a_run_that_ended_between_the_two_files_is_finished_by_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "i.faiss"
+    said("index", write(tmp_path / "v.parquet", clustered(30)), "-o", output)
+    second = write(tmp_path / "w.parquet", clustered(50, seed=2))
+    real = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if str(target).endswith(".ids.parquet"):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    assert qembed("index", second, "-o", output, "--force")[0] == 130
+    monkeypatch.setattr(os, "replace", real)
+    opened = store.read(output)
+    assert opened.rows == 50
+    assert opened.entries([49], ["text"]) == [{"text": "text 49"}]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_damage_and_files_that_do_not_belong_together_are_told(tmp_path: Path) -> None:
+    source = write(tmp_path / "v.parquet", clustered(300))
+    output = tmp_path / "i.faiss"
+    said("index", source, "-o", output)
+    whole, ids = output.read_bytes(), store.ids_path(output).read_bytes()
+
+    def refusal() -> str:
+        with pytest.raises(BadInput) as error:
+            store.read(output)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    for broken in (whole[:-100], whole[:5000] + b"\x00\x01" + whole[5002:], b"", b"IxFI" + b"\xff" * 60):
+        output.write_bytes(broken)
+        assert "damaged, or not the index that i.faiss.ids.parquet belongs to" in refusal()
+    output.write_bytes(whole)
+    store.ids_path(output).write_bytes(ids[: len(ids) // 2])
+    assert "i.faiss.ids.parquet: damaged" in refusal()
+    store.ids_path(output).write_bytes(source.read_bytes())
+    assert "damaged, or not the index that" in refusal()
+    store.ids_path(output).unlink()
+    assert "i.faiss.ids.parquet is missing: it holds the ids" in refusal()
+    output.unlink()
+    assert "no such file; make an index with: qembed index" in refusal()
+
+
+@pytest.mark.slow
+def test_memory_is_the_index_and_a_batch_whatever_the_size_of_the_file(tmp_path: Path) -> None:
+    peaks = []
+    for rows in (20_000, 60_000):  # one row group each: it is read in pieces all the same
+        source = write(tmp_path / f"{rows}.parquet", np.tile(clustered(500, 512), (rows // 500, 1)), row_group_size=rows)
+        code = (
+            "import sys\n"
+            "from qembed.cli import group\n"
+            f"arguments = ['index', {str(source)!r}, '-o', {str(tmp_path / 'i.faiss')!r}, '--force', '--json']\n"
+            "group.main(arguments, standalone_mode=False)\n"
+            "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1], file=sys.stderr)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stderr.split()[-1]) * 1024)
+    grown, index = peaks[1] - peaks[0], 40_000 * 512 * 4
+    assert grown < 1.4 * index, f"{grown / index:.2f} of the index's own size"
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "v.parquet", clustered(20))
+    monkeypatch.setattr(corpus, "vectors", lambda _: iter([clustered(10)]))
+    assert "it was changed while it was read" in refused("index", source, "-o", tmp_path / "i.faiss")
+
+
+def test_an_index_is_replaced_only_with_force_and_never_its_input(tmp_path: Path) -> None:
+    source = write(tmp_path / "v.parquet", clustered(20))
+    output = tmp_path / "i.faiss"
+    said("index", source, "-o", output)
+    before = output.read_bytes(), store.ids_path(output).read_bytes()
+    assert "--force to replace it" in refused("index", source, "-o", output)
+    output.unlink()
+    assert "--force to replace it" in refused("index", source, "-o", output)
+    output.write_bytes(before[0])
+    link = tmp_path / "link.faiss"
+    link.symlink_to(source)
+    assert "is the input" in refused("index", source, "-o", link, "--force")
+    own_ids = store.ids_path(tmp_path / "j.faiss")
+    source.rename(own_ids)
+    assert "is the input" in refused("index", own_ids, "-o", tmp_path / "j.faiss", "--force")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    own_ids.rename(folder / "v.parquet")
+    link.unlink()
+    link.symlink_to(folder / "v.parquet")
+    assert "is the input" in refused("index", folder, "-o", link, "--force")
+    assert (output.read_bytes(), store.ids_path(output).read_bytes()) == before

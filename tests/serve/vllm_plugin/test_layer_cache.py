@@ -1,0 +1,59 @@
+"""Where vLLM puts the keys and values of layers that share their memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from qembed.serve.vllm_plugin.layer_cache import shared_by_layers
+
+pytestmark = pytest.mark.vllm
+LAYERS = ["layers.0.attn", "layers.1.attn", "layers.2.attn"]
+BLOCKS = 5
+
+
+def config(layouts_name: str) -> tuple[Any, Any]:
+    """vLLM's own config of three layers, in the layout of that name."""
+    from vllm.v1.kv_cache_interface import (
+        FullAttentionSpec,
+        KVCacheConfig,
+        KVCacheGroupSpec,
+        KVCacheTensor,
+        compute_layout_strides,
+    )
+    from vllm.v1.kv_cache_layout import KVCacheLayout
+
+    layout = KVCacheLayout[layouts_name]
+    spec = FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=16, dtype=torch.float32)
+    layer_stride, block_stride, *_ = compute_layout_strides(spec, BLOCKS, len(LAYERS), layout)
+    tensor = KVCacheTensor(
+        size=len(LAYERS) * BLOCKS * spec.page_size_bytes, layers=LAYERS, layer_stride=layer_stride, block_stride=block_stride
+    )
+    return KVCacheConfig(BLOCKS, [tensor], [KVCacheGroupSpec(LAYERS, spec)]), layout
+
+
+@pytest.mark.parametrize("layout_name", ["LBHNC", "LBNHC", "LHBNC", "BLHNC"])
+def test_all_layers_have_the_same_place_of_one_layers_size(layout_name: str) -> None:
+    from vllm.v1.worker.utils import allocate_kv_cache
+
+    whole, layout = config(layout_name)
+    separate = allocate_kv_cache(whole, torch.device("cpu"), layout)
+    assert len({cache.data_ptr() for cache in separate.values()}) == len(LAYERS)
+    shared = shared_by_layers(whole, layout)
+    caches = allocate_kv_cache(shared, torch.device("cpu"), layout)
+    assert list(caches) == LAYERS
+    assert len({cache.data_ptr() for cache in caches.values()}) == 1
+    first = caches[LAYERS[0]]
+    assert first.shape == separate[LAYERS[0]].shape
+    assert first.untyped_storage().nbytes() == BLOCKS * whole.kv_cache_groups[0].kv_cache_spec.page_size_bytes
+    first[:] = torch.arange(first.numel()).view(first.shape)
+    assert first.unique().numel() == first.numel(), "two places overlap"
+
+
+def test_layers_of_different_kinds_are_refused() -> None:
+    whole, layout = config("LBHNC")
+    whole.kv_cache_groups.append(whole.kv_cache_groups[0])
+    with pytest.raises(ValueError, match="--kv-cache"):
+        shared_by_layers(whole, layout)

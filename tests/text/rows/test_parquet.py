@@ -1,0 +1,66 @@
+"""Parquet: columns of every type that can be an id, and values that Python has no type for."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qembed.errors import BadInput
+from qembed.text.rows.reader import opened
+from qembed.text.rows.values import id_text
+
+arrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+UUIDS = [uuid.UUID(int=n + 1) for n in range(2)]
+RAW = [one.bytes for one in UUIDS]
+DAY = datetime.date(2026, 11, 27)
+
+
+def column(path: Path, values: Any, **options: Any) -> list[Any]:
+    parquet.write_table(arrow.table({"id": values}), path, **options)
+    with opened(path) as records:
+        return [record.values["id"] for record in records.read({"id": "--id-column"})]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (arrow.array([b"\1\2", b"\xff"], arrow.binary()), ["0102", "ff"]),
+        (arrow.array([b"\1\2", b"\xff"], arrow.large_binary()), ["0102", "ff"]),
+        (arrow.array([b"\1\2", b"\xff\0"], arrow.binary(2)), ["0102", "ff00"]),
+        (arrow.array(RAW, arrow.binary(16)), [raw.hex() for raw in RAW]),
+        (arrow.array(["a", "b"]).dictionary_encode(), ["a", "b"]),
+        (arrow.array([b"\1", b"\2"]).dictionary_encode(), ["01", "02"]),
+        (arrow.array(["a", "b"], arrow.large_string()), ["a", "b"]),
+        (arrow.array([1.0, 2.0]), ["1", "2"]),
+        (arrow.array([2**63, 1], arrow.uint64()), [str(2**63), "1"]),
+        (arrow.array([decimal.Decimal("1.00"), decimal.Decimal("2.50")], arrow.decimal128(10, 2)), ["1", "2.50"]),
+        (arrow.array([DAY, DAY]), ["2026-11-27"] * 2),
+        (arrow.array([1, 10**9], arrow.timestamp("ns")), ["1970-01-01 00:00:00.000000001", "1970-01-01 00:00:01.000000000"]),
+        (arrow.array([10**9, 0], arrow.timestamp("ns")), ["1970-01-01T00:00:01", "1970-01-01T00:00:00"]),
+        (arrow.array([10**7, 1], arrow.int32()).cast(arrow.date32()), ["29349-01-26", "1970-01-02"]),
+    ],
+)
+def test_ids_of_every_type(values: Any, expected: list[str], tmp_path: Path) -> None:
+    assert [id_text(value) for value in column(tmp_path / "a.parquet", values)] == expected
+
+
+@pytest.mark.skipif(not hasattr(arrow, "uuid"), reason="pyarrow without UUIDs")
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_uuids(store_schema: bool, tmp_path: Path) -> None:
+    values = arrow.array(RAW, arrow.uuid())
+    assert column(tmp_path / "a.parquet", values, store_schema=store_schema) == UUIDS
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    table = arrow.table([arrow.array(["a"]), arrow.array(["b"]), arrow.array(["c"])], names=["text", "text", "id"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with opened(tmp_path / "a.parquet") as records, pytest.raises(BadInput, match=r"'text' \(1, 2\); rename one"):
+        list(records.read({"text": "--text-column"}))
+    with opened(tmp_path / "a.parquet") as records:
+        assert [record.values for record in records.read({"id": "--id-column"})] == [{"id": "c"}]

@@ -1,0 +1,208 @@
+"""CSV and TSV as every command reads them, however they are delimited and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qembed.embed.inputs import find
+from qembed.embed.readers import Reading
+from qembed.errors import BadInput
+from qembed.eval import texts
+from qembed.eval.readers import files
+from qembed.quantize import calibration_texts
+from qembed.text.rows import lines
+from qembed.text.rows.options import RowOptions
+from qembed.text.rows.reader import opened
+
+DIALOG = Path(__file__).parents[2] / "cases" / "02-tsv-quotes" / "dialog.tsv"
+TEXTS = ['"I came home late.', 'Nobody was awake."', "The lamp was still on."]
+Read = Callable[[Path, RowOptions, str], list[str]]
+
+
+def by_embed(path: Path, options: RowOptions, column: str) -> list[str]:
+    rows = list(Reading(find(str(path), None, "lines", set()), column, options=options).rows())
+    assert not [row for row in rows if row.reason]
+    return [row.text or "" for row in rows]
+
+
+def by_eval(path: Path, options: RowOptions, column: str) -> list[str]:
+    return [text.text for text in texts.read(path, options, column).texts]
+
+
+def by_tasks(path: Path, options: RowOptions, column: str) -> list[str]:
+    return [row.values[column] for row in files.rows(path, [column], options)]
+
+
+def by_quantize(path: Path, options: RowOptions, column: str) -> list[str]:
+    return [text.text for text in calibration_texts._rows(path, column, options)]
+
+
+ALL = [by_embed, by_eval, by_tasks, by_quantize]
+MINE = ["Bücher; viele", "größer, 3,5 €"]
+CONTENTS = {
+    "comma": 'id,text\n1,Bücher; viele\n2,"größer, 3,5 €"\n',
+    "semicolon": 'id;text\n1;"Bücher; viele"\n2;größer, 3,5 €\n',
+    "tab": "id\ttext\n1\tBücher; viele\n2\tgrößer, 3,5 €\n",
+    "pipe": "id|text\n1|Bücher; viele\n2|größer, 3,5 €\n",
+    "sep": 'sep=;\r\nid;text\r\n1;"Bücher; viele"\r\n2;größer, 3,5 €\r\n',
+    "quoted": '"id";"text"\n"1";"Bücher; viele"\n"2";"größer, 3,5 €"\n',
+    "blank lines": 'id,text\n\n1,Bücher; viele\n\n2,"größer, 3,5 €"\n\n',
+    "carriage returns": 'id;text\r1;"Bücher; viele"\r2;größer, 3,5 €\r',
+    "several lines in a name": 'id;"the\nlong name, of it"; text\n1;x;"Bücher; viele"\n2;y;größer, 3,5 €\n',
+    "empty names": 'id;text;;\n1;"Bücher; viele";;\n2;größer, 3,5 €;;\n',
+    "commas in names": 'first, second, third;text\nx;"Bücher; viele"\ny;größer, 3,5 €\n',
+}
+
+
+@pytest.mark.parametrize("read", ALL)
+def test_tsv_quotes_are_literal(read: Read) -> None:
+    assert read(DIALOG, RowOptions(), "text") == TEXTS
+
+
+@pytest.mark.parametrize("read", ALL)
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_the_header_decides_the_delimiter(content: str, read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content.encode("utf-8-sig"))
+    assert read(path, RowOptions(), "text") == MINE
+
+
+@pytest.mark.parametrize("read", ALL)
+@pytest.mark.parametrize(
+    ("encoding", "given"), [("cp1252", "cp1252"), ("utf-16", None), ("utf-16-le", "utf-16-le"), ("utf-32", None)]
+)
+def test_encodings(encoding: str, given: str | None, read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(CONTENTS["semicolon"].encode(encoding))
+    assert read(path, RowOptions(encoding=given), "text") == MINE
+
+
+@pytest.mark.parametrize("read", ALL)
+@pytest.mark.parametrize("options", [RowOptions(header=False), RowOptions(";", None, False)])
+def test_without_a_header_columns_have_numbers(options: RowOptions, read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(CONTENTS["semicolon"].split("\n", 1)[1], encoding="utf-8")
+    assert read(path, options, "2") == MINE
+
+
+@pytest.mark.parametrize("read", ALL)
+def test_a_single_column_of_sentences_is_not_split(read: Read, tmp_path: Path) -> None:
+    sentences = ["One; two, three.", "Four; five, six.", "Seven."]
+    path = tmp_path / "a.tsv"
+    path.write_text("\n".join(["text", *sentences]))
+    assert read(path, RowOptions(), "text") == sentences
+    path.write_text("\n".join(sentences))
+    assert read(path, RowOptions(header=False), "1") == sentences
+
+
+@pytest.mark.parametrize("read", ALL)
+def test_two_columns_of_one_name_are_refused_only_where_they_are_used(read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,body,text,x,x\na,b,c,d,e\n")
+    with pytest.raises(BadInput, match=r"2 columns are named 'text' \(1, 3\); choose one by its number"):
+        read(path, RowOptions(), "text")
+    assert read(path, RowOptions(), "3") == ["c"]
+    assert read(path, RowOptions(), "body") == ["b"]
+
+
+@pytest.mark.parametrize("read", ALL)
+def test_a_cell_may_be_longer_than_the_csv_module_takes_by_itself(read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"id,text\n1,{'x' * 200_000}\n")
+    assert read(path, RowOptions(), "text") == ["x" * 200_000]
+    path.write_text(f"1;{'x' * 200_000}\n2;short\n")
+    assert read(path, RowOptions(header=False), "2") == ["x" * 200_000, "short"]
+
+
+def records(path: Path, content: bytes, options: RowOptions | None = None, wanted: tuple[str, ...] = ("text",)) -> Any:
+    path.write_bytes(content)
+    with opened(path, None, options or RowOptions(), wanted, "F") as source:
+        return source.notes, list(source.read(dict.fromkeys(wanted, "--text-column")))
+
+
+def test_what_was_decided_is_noted(tmp_path: Path) -> None:
+    assert records(tmp_path / "a.csv", b"id,text\n")[0] == []
+    assert records(tmp_path / "a.tsv", b"id\ttext\n")[0] == []
+    assert records(tmp_path / "a.csv", b"id;text\n", RowOptions(";"))[0] == []
+    assert records(tmp_path / "a.csv", b"id;text\n")[0] == ["read with the delimiter semicolon, by its header"]
+    assert records(tmp_path / "a.tsv", b"id,text\n")[0] == ["read with the delimiter comma, by its header"]
+    assert records(tmp_path / "a.csv", b"sep=|\nid|text\n")[0] == ["read with the delimiter pipe, by its first line"]
+    (note,) = records(tmp_path / "a.csv", "id,text\n".encode("utf-16"))[0]
+    assert "UTF-16" in note
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_numbers_and_places_count_rows_and_lines(end: bytes, tmp_path: Path) -> None:
+    content = end.join([b"sep=;", b"text;x", b'"a', b'b";1', b"", b"c", b"d;2", b'"e"f;3', b"\xff;4", b"g;5"])
+    _, found = records(tmp_path / "a.csv", content)
+    assert [(one.number, one.place) for one in found] == [
+        (number, f"F, line {line}") for number, line in enumerate((3, 6, 7, 8, 9, 10), 1)
+    ]
+    assert [one.values.get("text", "").split() for one in found if one.reason is None] == [["a", "b"], ["d"], ["g"]]
+    assert [one.reason.split(":")[0].split(";")[0] for one in found if one.reason] == [
+        "1 cells, the header has 2",
+        "not CSV",
+        "not UTF-8",
+    ]
+
+
+@pytest.mark.parametrize("rest", [b"", b'4,"d"\n', b'4,""\n', b'4,"d, ""e"""\n5,f\n'])
+def test_a_quotation_mark_that_is_never_closed_costs_one_line(rest: bytes, tmp_path: Path) -> None:
+    _, found = records(tmp_path / "a.csv", b'id,text\n1,a\n2,"b\n3,c\n' + rest, wanted=("id",))
+    assert [one.values.get("id") for one in found] == ["1", None, "3", "4", "5"][: 3 + rest.count(b"\n")]
+    assert [(one.place, one.raw) for one in found if one.reason] == [("F, line 3", '2,"b')]
+    assert [one.place for one in found][2] == "F, line 4"
+
+
+def test_a_tsv_cell_may_hold_a_carriage_return(tmp_path: Path) -> None:
+    _, found = records(tmp_path / "a.tsv", b"id\ttext\r\n1\ta\rb\r\n2\t\r\n")
+    assert [(one.values["text"], one.reason) for one in found] == [("a\rb", None), ("", None)]
+
+
+def test_names_of_columns_do_not_control_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"a\x1b[2Jb," + b"x" * 500 + b"\n1,2\n")
+    with opened(tmp_path / "a.csv") as source:
+        message = str(source.missing("text", "--text-column"))
+    assert "choose with --text-column: a [2Jb, xxx" in message
+    assert message.isprintable()
+    assert len(message) < 400
+
+
+def test_bytes_outside_the_wanted_columns_do_no_harm(tmp_path: Path) -> None:
+    _, found = records(tmp_path / "a.csv", b"text,x\na,\xff\n")
+    assert [(one.values, one.reason) for one in found] == [({"text": "a"}, None)]
+
+
+def test_a_line_without_end_is_one_invalid_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "LONGEST_LINE", 100)
+    _, found = records(tmp_path / "a.csv", b"text,x\na,1\n" + b"x" * 1000 + b",2\nb,3\n")
+    assert [one.values.get("text") for one in found] == ["a", None, "b"]
+    assert found[1].reason.startswith("longer than")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (b"gr\xf6\xdfe,text\n", RowOptions(), "line 1: not UTF-8; name the file's encoding with --encoding, such as cp1252"),
+        ("id,text\n".encode("utf-16-le"), RowOptions(), "without a byte order mark; read it with --encoding utf-16-le"),
+        ("id,text\n".encode("utf-16-be"), RowOptions(), "--encoding utf-16-be"),
+        ("id,text\n".encode("utf-16"), RowOptions(encoding="cp1252"), "UTF-16 by its byte order mark; leave --encoding out"),
+        ("id,text\n".encode("utf-16-le"), RowOptions(encoding="utf-16"), "no byte order mark; say --encoding utf-16-le"),
+        ("id,text\n".encode("utf-8-sig"), RowOptions(encoding="cp1252"), "UTF-8 by its byte order mark"),
+    ],
+)  # fmt: skip
+def test_the_advice_for_a_wrong_encoding(content: bytes, options: RowOptions, words: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        records(tmp_path / "a.csv", content, options)
+    assert words in str(caught.value)
+
+
+def test_damaged_utf16_is_an_invalid_row(tmp_path: Path) -> None:
+    content = "text\nfine\n".encode("utf-16") + b"\x00\xd8" + "half\nlast\n".encode("utf-16-le")
+    _, found = records(tmp_path / "a.csv", content)
+    assert [one.values["text"] for one in found if one.reason is None] == ["fine", "last"]
+    assert [one.reason.split(";")[0] for one in found if one.reason] == ["not UTF-16"]

@@ -1,0 +1,57 @@
+"""Ids as text, and what a kept value becomes."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+import uuid
+from typing import Any
+
+import pytest
+
+from qembed.text.rows.values import NoId, id_text, storable
+
+UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a", "a"),
+        (" a ", " a "),
+        ("a\0", "a"),
+        (7, "7"),
+        (-(2**70), str(-(2**70))),
+        (3.0, "3"),
+        (-0.0, "0"),
+        (3.5, "3.5"),
+        (decimal.Decimal("3.00"), "3"),
+        (decimal.Decimal("3.50"), "3.50"),
+        (decimal.Decimal("1E+3"), "1000"),
+        (b"\x01\xff", "01ff"),
+        (UUID, str(UUID)),
+        (datetime.date(2026, 11, 27), "2026-11-27"),
+        (datetime.datetime(2026, 11, 27, 1, 2, 3), "2026-11-27T01:02:03"),
+        (None, None),
+        ("", None),
+        ("  ", None),
+        (b"", None),
+        (math.nan, None),
+    ],
+)
+def test_ids(value: Any, text: str | None) -> None:
+    assert id_text(value) == text
+
+
+@pytest.mark.parametrize("value", [True, [1], {"a": 1}, math.inf, 2.0**53, 1e300, object()])
+def test_what_is_no_id(value: Any) -> None:
+    with pytest.raises(NoId):
+        id_text(value)
+
+
+def test_kept_values() -> None:
+    value = {"a\0": ["b\0", b"\0\1", UUID, decimal.Decimal("1.50"), None, True, 2, (3.5,)], "c": "d"}
+    assert storable(value) == {"a": ["b", "0001", str(UUID), "1.50", None, True, 2, [3.5]], "c": "d"}
+    date = datetime.date(2026, 11, 27)
+    assert storable(date) is date

@@ -41,14 +41,14 @@ ALL = ("retrieval", "classification", "sts")
 TASKS = (*ALL, "speed")
 MTEB = "mteb:"
 CLASHES = (
-    ("url", "engine", "--engine says how to start the INT4 side; with --url it runs already: leave one out"),
+    ("url", "engine", "--engine says how to start the INT4 side, --url that it is running: leave one out"),
     ("url", "vectors", "--url and --vectors both name the INT4 side: leave one out"),
-    ("vectors", "engine", "--vectors are computed already: leave --engine out"),
+    ("vectors", "engine", "--vectors are already computed: leave --engine out"),
     ("baseline_url", "baseline_model", "--baseline-url names a running server; leave --baseline-model out"),
     ("baseline_url", "baseline_engine", "--baseline-url names a running server; leave --baseline-engine out"),
     ("baseline_url", "baseline_vectors", "--baseline-url and --baseline-vectors both name the baseline: leave one out"),
-    ("baseline_vectors", "baseline_model", "--baseline-vectors are computed already; leave --baseline-model out"),
-    ("baseline_vectors", "baseline_engine", "--baseline-vectors are computed already; leave --baseline-engine out"),
+    ("baseline_vectors", "baseline_model", "--baseline-vectors are already computed; leave --baseline-model out"),
+    ("baseline_vectors", "baseline_engine", "--baseline-vectors are already computed; leave --baseline-engine out"),
 )
 
 
@@ -58,12 +58,12 @@ def check(options: Options) -> None:
     Raises:
         BadInput: options contradict each other.
     """
-    for one, other, line in CLASHES:
-        if options[one] and options[other]:
+    for first, second, line in CLASHES:
+        if options[first] and options[second]:
             raise BadInput(line)
     row_options(options)
-    asks = options["url"] or options["baseline_url"] or "://" in (options["rerank"] or "")
-    if options["api_key_file"] and not asks:
+    names_server = options["url"] or options["baseline_url"] or "://" in (options["rerank"] or "")
+    if options["api_key_file"] and not names_server:
         raise BadInput("--api-key-file is for running servers: name one with --url, --baseline-url or --rerank")
 
 
@@ -107,9 +107,9 @@ def cache_folder(options: Options, progress: Console) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except (OSError, RuntimeError) as error:  # no home at all is a RuntimeError
-        said = f"no vectors are kept: the cache folder cannot be written ({error}); --cache names another"
-        progress.print(said, markup=False, soft_wrap=True)
+    except (OSError, RuntimeError) as error:  # without a home folder, a RuntimeError
+        note = f"vectors are not cached: the cache folder cannot be written ({error}); name another with --cache"
+        progress.print(note, markup=False, soft_wrap=True)
         return None
 
 
@@ -175,7 +175,7 @@ def tasks(options: Options, folder: Path | None, progress: Console) -> tuple[lis
     """
     names = _names(options)
     if names and (options["vectors"] or options["baseline_vectors"]):
-        raise BadInput(f"--task {names[0]}: tasks have texts of their own, for which a file of vectors has none; name a model")
+        raise BadInput(f"--task {names[0]}: tasks embed texts of their own, for which a file has no vectors; name a model")
     instruction = options["instruction"]
     found: list[Task] = []
     if "retrieval" in names:
@@ -213,25 +213,25 @@ def speed(options: Options, candidate: Side, baseline: Side) -> tuple[Side, Side
 
 
 def _numbers(options: Options, name: str) -> list[int]:
-    given = str(options[name])
-    cells = [cell.strip() for cell in given.split(",")]
+    value = str(options[name])
+    cells = [cell.strip() for cell in value.split(",")]
     if not all(cell.isdecimal() and 0 < int(cell) <= 100_000 for cell in cells):
-        raise BadInput(f"--{name.replace('_', '-')} {given}: not whole numbers from 1 with commas between")
+        raise BadInput(f"--{name.replace('_', '-')} {value}: not whole numbers from 1, separated by commas")
     return [int(cell) for cell in cells]
 
 
 def _names(options: Options) -> list[str]:
     """The requested tasks, by name or by their data, in the order of TASKS."""
-    asked = list(options["task"])
-    for name in asked:
+    requested = list(options["task"])
+    for name in requested:
         if name not in (*TASKS, "all") and not (name.startswith(MTEB) and len(name) > len(MTEB)):
             raise BadInput(f"--task {name}: none of {', '.join(TASKS)}, all, {MTEB}NAME")
-    asked += [name for name in ALL if options[name]]
+    requested += [name for name in ALL if options[name]]
     if options["rerank"]:
-        asked.append("retrieval")
-    if options["max_task_drop"] is not None and not set(asked) - {"speed"}:
-        asked.append("all")  # a threshold that nothing is held against would be met for ever
-    wanted = {*asked, *(ALL if "all" in asked else ())}
+        requested.append("retrieval")
+    if options["max_task_drop"] is not None and not set(requested) - {"speed"}:
+        requested.append("all")  # otherwise the threshold would be met without a measurement
+    wanted = {*requested, *(ALL if "all" in requested else ())}
     return [name for name in TASKS if name in wanted] + sorted(name for name in wanted if name.startswith(MTEB))
 
 
@@ -241,11 +241,11 @@ def _retrieval(options: Options, folder: Path | None, progress: Console) -> Task
     collection = _collection(paths, instruction) if paths else builtin.retrieval(instruction)
     if not options["rerank"]:
         return retrieval.task(collection)
-    named = options["rerank"]
-    if "://" in named:
-        reranker = rerank.through_server(named, api_keys.first(options["api_key_file"]))
+    model = options["rerank"]
+    if "://" in model:
+        reranker = rerank.through_server(model, api_keys.first(options["api_key_file"]))
     else:
-        reranker = rerank.through_transformers(find(named))
+        reranker = rerank.through_transformers(find(model))
     scoring = rerank.scoring(reranker, instruction, folder, progress)
     return retrieval.task(collection, scoring, reranker.name)
 

@@ -1,6 +1,6 @@
 """The result of an evaluation, as a JSON object: what `--json` prints, `--report FILE.json` writes, and all reports hold.
 
-The object keeps these keys; new ones may come, and `schema` rises when one changes its meaning:
+These keys stay; new ones may be added, and `schema` rises when a key changes its meaning:
 
     schema      1
     qembed      version of this package; `versions` of Python, numpy, torch, transformers, tokenizers, openai, vllm,
@@ -8,20 +8,20 @@ The object keeps these keys; new ones may come, and `schema` rises when one chan
                 name or null
     created     ISO 8601, UTC
     candidate, baseline
-                what ran where: `engine` ("vllm", "transformers", "server", "file") and its `version`, `model`, `weights`
+                what ran: `engine` ("vllm", "transformers", "server", "file") and its `version`, `model`, `weights`
                 ("awq-int4", "awq-int4, int8 token table", or the dtype that the checkpoint is stored in), `device`, `dtype`
-                (what it computed in), `url`, `bytes` (of its safetensors files), `seconds` (embedding alone, without loading
-                or the start of a server) for the `computed` texts, and how many more came `from_cache`; null where a running
-                server or a file does not tell
-    data        `file` (name), `sha256`, `texts`, `limit` (tokens; null if unknown), `cut` (texts that were longer),
-                `duplicates` (texts that were there before)
+                (what it computed in), `url`, `bytes` (of its safetensors files), `seconds` (of embedding alone, without loading
+                or starting a server) for the `computed` texts, and how many more came `from_cache`; null if unknown, as for
+                most running servers and files
+    data        `file` (name), `sha256`, `texts`, `limit` (tokens; null if unknown), `cut` (longer texts),
+                `duplicates` (texts that occurred before)
     settings    `baseline`, `min_cosine`, `min_p1`, `max_task_drop`, `percentiles` (numpy's method), `interval` and
                 `resamples` (of the bootstrap)
     results     `dimension`; summaries `overall`, `by_dimension` {"32": …}, `by_language`, `by_length`, `by_kind` (texts without
                 a language: "unspecified"); `histogram` of the cosines (`edges`, `counts`); `neighbours` (null for fewer than
-                three texts): see `qembed.eval.neighbours.Comparison`; `vectors`: for either side how many are `not_finite`,
-                `zero`, or the `duplicate` of another text's; `worst`: the ten lowest cosines with id, kind, language, cosine
-                (null if undefined) and the text's beginning
+                three texts): see `qembed.eval.neighbours.Comparison`; `vectors`: for each side the numbers of `not_finite` and
+                `zero` vectors, and of those that are a `duplicate` of another text's; `worst`: the ten lowest cosines with id,
+                kind, language, cosine (null if undefined) and the text's beginning
     tasks       a list: `task`, `data` (`name`, `sha256`, counts), `settings`, `notes`, `unusable` (vectors that are zero or
                 not finite, of either side), and `metrics`: `name`, `group` (a
                 language, a pair of them, or null), `baseline`, `candidate`, `mixed` (the baseline's index asked with the
@@ -153,10 +153,10 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: it cannot be read, or is not a result.
     """
-    found = read_json(path)
-    if found.get("schema") != SCHEMA or not isinstance(found.get("results"), dict) or "verdict" not in found:
+    result = read_json(path)
+    if result.get("schema") != SCHEMA or not isinstance(result.get("results"), dict) or "verdict" not in result:
         raise BadInput(f"{path}: not a result of this version of `qembed eval` (no schema {SCHEMA})")
-    return found
+    return result
 
 
 def length_label(length: int, unit: str) -> str:
@@ -172,9 +172,9 @@ def length_label(length: int, unit: str) -> str:
 def _by_length(values: NDArray[np.float64], texts: Sequence[Text], tokens: Sequence[int] | None) -> dict[str, Any]:
     lengths = [len(text.text) for text in texts] if tokens is None else tokens
     unit = "characters" if tokens is None else "tokens"
-    found = _by(values, [length_label(length, unit) for length in lengths])
+    summaries = _by(values, [length_label(length, unit) for length in lengths])
     order = [length_label(length, unit) for length in (*LENGTHS, LENGTHS[-1] + 1)]
-    return {label: found[label] for label in order if label in found}
+    return {label: summaries[label] for label in order if label in summaries}
 
 
 def _by(values: NDArray[np.float64], labels: Sequence[str]) -> dict[str, dict[str, Any]]:

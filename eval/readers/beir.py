@@ -65,33 +65,33 @@ def read(folder: Path, instruction: str | None = None) -> Collection:
 
 def _qrels(folder: Path) -> Path:
     candidates = [folder / "qrels" / f"{split}.tsv" for split in SPLITS] + [folder / "qrels.tsv"]
-    found = next((path for path in candidates if path.exists()), None)
-    if found is None:
+    path = next((path for path in candidates if path.exists()), None)
+    if path is None:
         raise BadInput(f"{folder}: no qrels/test.tsv, which says which passages are relevant to which query")
-    return found
+    return path
 
 
 def _texts(path: Path, kind: str, instruction: str | None) -> tuple[list[Text], set[str]]:
     """The texts, and the ids of documents without text."""
-    found: dict[str, Text] = {}
+    texts: dict[str, Text] = {}
     blank: set[str] = set()
     for where, value in files.objects(path):
-        one = files.text(value.get("_id", value.get("id")), where, "_id")
+        text_id = files.text(value.get("_id", value.get("id")), where, "_id")
         title = value.get("title") if kind == "document" else None
         body = value.get("text")
         if isinstance(title, str) and title.strip():
             body = f"{title} {body}".strip() if isinstance(body, str) else title
-        if one in found or one in blank:
-            raise BadInput(f"{where}: the _id {one!r} was there before")
+        if text_id in texts or text_id in blank:
+            raise BadInput(f"{where}: the _id {text_id!r} was there before")
         if kind == "document" and isinstance(body, str) and not clean(body).strip():
-            blank.add(one)
+            blank.add(text_id)
             continue
         metadata: Any = value.get("metadata")
         language = files.language(value) or (files.language(metadata) if isinstance(metadata, dict) else None)
-        found[one] = Text(one, files.text(body, where, "text"), kind, language, instruction)
-    if not found:
+        texts[text_id] = Text(text_id, files.text(body, where, "text"), kind, language, instruction)
+    if not texts:
         raise BadInput(f"{path}: holds no texts")
-    return list(found.values()), blank
+    return list(texts.values()), blank
 
 
 def _judgements(path: Path) -> list[tuple[str, str, int]]:

@@ -34,35 +34,37 @@ def read(paths: Sequence[Path], instruction: str | None = None) -> Collection:
             row = passages.setdefault((language, context), len(texts))
             if row == len(texts):
                 texts.append(Text(f"{path.stem} {row + 1}", context, "document", language))
-            for one, question in questions:
-                if row not in answers.setdefault(one, []):
-                    answers[one].append(row)
-                named = f"{one} ({language})" if language else one
-                queries.append((one, Text(named, files.text(question, where, "a question"), "query", language, instruction)))
+            for question_id, question in questions:
+                if row not in answers.setdefault(question_id, []):
+                    answers[question_id].append(row)
+                named = f"{question_id} ({language})" if language else question_id
+                queries.append(
+                    (question_id, Text(named, files.text(question, where, "a question"), "query", language, instruction))
+                )
         if len(queries) == before:
             raise BadInput(f"{path}: holds no questions")
     name = paths[0].name if len(paths) == 1 else paths[0].parent.name
-    relevant = [dict.fromkeys(answers[one], 1) for one, _ in queries]
+    relevant = [dict.fromkeys(answers[question_id], 1) for question_id, _ in queries]
     return Collection(name, sha256(*paths), [text for _, text in queries], texts, relevant)
 
 
 def language_of(path: Path) -> str | None:
     """The language in a file's name: "xquad.de.json" gives "de"."""
-    found = re.search(r"[._-]([a-z]{2,3})(?:[_-][A-Za-z]+)?\.json$", path.name)
-    return found[1] if found else None
+    match = re.search(r"[._-]([a-z]{2,3})(?:[_-][A-Za-z]+)?\.json$", path.name)
+    return match[1] if match else None
 
 
 def _paragraphs(path: Path) -> list[tuple[str, str, list[tuple[str, Any]]]]:
     """Location, paragraph, and its questions' ids and texts."""
-    found = []
+    paragraphs = []
     try:
         for number, article in enumerate(read_json(path)["data"], 1):
             for place, paragraph in enumerate(article["paragraphs"], 1):
                 where = f"{path}, article {number}, paragraph {place}"
                 questions = [(str(question["id"]), question["question"]) for question in paragraph["qas"]]
-                found.append((where, files.text(paragraph["context"], where, "the context"), questions))
+                paragraphs.append((where, files.text(paragraph["context"], where, "the context"), questions))
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             f"{path}: not SQuAD's JSON (data, paragraphs, context, qas): {error} is missing or of another kind"
         ) from error
-    return found
+    return paragraphs

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 TIMEOUT = 300.0
 ASKING_SECONDS = 30.0
-AS_IT_IS = {"prompt_name": ""}
-"""The field with which `qembed serve` puts no prompt before a text, whatever its --default-prompt. Other servers refuse it."""
 
 
 def embed(

@@ -54,11 +54,11 @@ def histogram(edges: Sequence[float], counts: Sequence[int], marks: Mapping[str,
 
 def dimensions(summaries: Mapping[str, Mapping[str, Any]]) -> Markup:
     """Mean (dot with interval), 5th percentile (triangle) and minimum (bar) by vector length."""
-    shown = {name: one for name, one in summaries.items() if one["mean"] is not None}
+    shown = {name: summary for name, summary in summaries.items() if summary["mean"] is not None}
     if not shown:
         return Markup("")
     height, base, top = 190, 160, 24
-    low = min(one["minimum"] for one in shown.values())
+    low = min(summary["minimum"] for summary in shown.values())
     low, high = _rounded_down(low), 1.0
 
     def up(value: float) -> float:
@@ -70,15 +70,15 @@ def dimensions(summaries: Mapping[str, Mapping[str, Any]]) -> Markup:
     for tick in ticks(low, high, 4):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
         parts.append(_text(LEFT - 5, up(tick) + 3, _short(tick, low, high), "end"))
-    points = " ".join(f"{x:.1f},{up(one['mean']):.1f}" for x, one in zip(places, shown.values(), strict=True))
+    points = " ".join(f"{x:.1f},{up(summary['mean']):.1f}" for x, summary in zip(places, shown.values(), strict=True))
     parts.append(f'<polyline class="line" points="{points}"/>')
-    for x, (name, one) in zip(places, shown.items(), strict=True):
-        if one["interval"]:
-            start, end = (up(value) for value in one["interval"])
+    for x, (name, summary) in zip(places, shown.items(), strict=True):
+        if summary["interval"]:
+            start, end = (up(value) for value in summary["interval"])
             parts.append(_whisker(x, x, start, end))
-        parts.append(_dot(x, up(one["mean"]), f"{name}: mean {one['mean']:.5f}"))
-        parts.append(_triangle(x, up(one["p5"]), f"{name}: p5 {one['p5']:.5f}"))
-        parts.append(_bar(x, up(one["minimum"]), f"{name}: minimum {one['minimum']:.5f}"))
+        parts.append(_dot(x, up(summary["mean"]), f"{name}: mean {summary['mean']:.5f}"))
+        parts.append(_triangle(x, up(summary["p5"]), f"{name}: p5 {summary['p5']:.5f}"))
+        parts.append(_bar(x, up(summary["minimum"]), f"{name}: minimum {summary['minimum']:.5f}"))
         parts.append(_text(x, base + 14, name, "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, base + 27, "dimensions", "middle"))
     parts.append(_legend())
@@ -87,41 +87,41 @@ def dimensions(summaries: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 def groups(summaries: Mapping[str, Mapping[str, Any]]) -> Markup:
     """A row per group: mean (dot with interval), 5th percentile (triangle), minimum (bar)."""
-    shown = {name: one for name, one in summaries.items() if one["mean"] is not None}
+    shown = {name: summary for name, summary in summaries.items() if summary["mean"] is not None}
     if not shown:
         return Markup("")
-    names = {name: f"{_cut(name)} ({one['count']})" for name, one in shown.items()}
+    names = {name: f"{_cut(name)} ({summary['count']})" for name, summary in shown.items()}
     left = _margin(names.values())
     top, base = 26, 26 + ROW * len(shown)
-    low, high = _rounded_down(min(one["minimum"] for one in shown.values())), 1.0
+    low, high = _rounded_down(min(summary["minimum"] for summary in shown.values())), 1.0
 
     def across(value: float) -> float:
         return left + (value - low) / (high - low) * (WIDTH - left - RIGHT)
 
     parts = [_axis(across, ticks(low, high), base, top, left)]
-    for number, (name, one) in enumerate(shown.items()):
+    for number, (name, summary) in enumerate(shown.items()):
         y = top + ROW * (number + 0.5)
         parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(_text(left - 5, y + 3, names[name], "end"))
-        if one["interval"]:
-            start, end = (across(value) for value in one["interval"])
+        if summary["interval"]:
+            start, end = (across(value) for value in summary["interval"])
             parts.append(_whisker(start, end, y, y))
-        parts.append(_bar(across(one["minimum"]), y, f"{name}: minimum {one['minimum']:.5f}", upright=True))
-        parts.append(_triangle(across(one["p5"]), y, f"{name}: p5 {one['p5']:.5f}"))
-        parts.append(_dot(across(one["mean"]), y, f"{name}: mean {one['mean']:.5f}"))
+        parts.append(_bar(across(summary["minimum"]), y, f"{name}: minimum {summary['minimum']:.5f}", upright=True))
+        parts.append(_triangle(across(summary["p5"]), y, f"{name}: p5 {summary['p5']:.5f}"))
+        parts.append(_dot(across(summary["mean"]), y, f"{name}: mean {summary['mean']:.5f}"))
     parts.append(_legend())
     return _svg(base + 24, parts, "Cosine by group")
 
 
 def differences(metrics: Sequence[Mapping[str, Any]]) -> Markup:
     """A row per metric of a task: the difference (dot) with its interval, and a line at zero."""
-    shown = [one for one in metrics if one["difference"] is not None]
+    shown = [metric for metric in metrics if metric["difference"] is not None]
     if not shown:
         return Markup("")
-    names = [_cut(f"{one['name']} {one['group']}" if one["group"] else one["name"]) for one in shown]
+    names = [_cut(f"{metric['name']} {metric['group']}" if metric["group"] else metric["name"]) for metric in shown]
     left = _margin(names)
     top, base = 8, 8 + ROW * len(shown)
-    ends = [value for one in shown for value in (one["difference"], *(one["interval"] or ()))]
+    ends = [value for metric in shown for value in (metric["difference"], *(metric["interval"] or ()))]
     reach = max(0.005, *(abs(value) for value in ends)) * 1.08
 
     def across(value: float) -> float:
@@ -129,13 +129,13 @@ def differences(metrics: Sequence[Mapping[str, Any]]) -> Markup:
 
     parts = [_axis(across, ticks(-reach, reach), base, top, left)]
     parts.append(f'<line class="mark" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="{top}" y2="{base}"/>')
-    for number, (name, one) in enumerate(zip(names, shown, strict=True)):
+    for number, (name, metric) in enumerate(zip(names, shown, strict=True)):
         y = top + ROW * (number + 0.5)
-        parts.append(_text(left - 5, y + 3, name, "end", "strong" if one["main"] else ""))
-        if one["interval"]:
-            start, end = (across(value) for value in one["interval"])
+        parts.append(_text(left - 5, y + 3, name, "end", "strong" if metric["main"] else ""))
+        if metric["interval"]:
+            start, end = (across(value) for value in metric["interval"])
             parts.append(_whisker(start, end, y, y))
-        parts.append(_dot(across(one["difference"]), y, f"{name}: {one['difference']:+.4f}"))
+        parts.append(_dot(across(metric["difference"]), y, f"{name}: {metric['difference']:+.4f}"))
     return _svg(base + 24, parts, "Difference between INT4 and the baseline, with 95% intervals")
 
 
@@ -147,9 +147,9 @@ def recall(points: Sequence[Mapping[str, Any]], exact: float, name: str) -> Mark
     if not points:
         return Markup("")
     height, base, top = 220, 184, 24
-    times = [one["milliseconds"] for one in points] + [exact]
+    times = [point["milliseconds"] for point in points] + [exact]
     first, last = math.log10(max(min(times), 1e-4)) - 0.08, math.log10(max(*times, 1e-4)) + 0.08
-    low = _rounded_down(min(min(one["interval"] or [one["recall"]]) for one in points))
+    low = _rounded_down(min(min(point["interval"] or [point["recall"]]) for point in points))
     low, high = max(low, 0.0), 1.0
 
     def across(value: float) -> float:
@@ -169,14 +169,14 @@ def recall(points: Sequence[Mapping[str, Any]], exact: float, name: str) -> Mark
     parts.append(f'<line class="mark" x1="{across(exact):.1f}" x2="{across(exact):.1f}" y1="{top - 8}" y2="{base}"/>')
     anchor = "end" if across(exact) > WIDTH / 2 else "start"
     parts.append(_text(across(exact) + (3 if anchor == "start" else -3), top - 10, f"exact: {exact:.3g} ms", anchor, "strong"))
-    places = [(across(one["milliseconds"]), up(one["recall"])) for one in points]
+    places = [(across(point["milliseconds"]), up(point["recall"])) for point in points]
     parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
-    for (x, y), one in zip(places, points, strict=True):
-        if one["interval"]:
-            start, end = (up(value) for value in one["interval"])
+    for (x, y), point in zip(places, points, strict=True):
+        if point["interval"]:
+            start, end = (up(value) for value in point["interval"])
             parts.append(_whisker(x, x, start, end))
-        parts.append(_dot(x, y, f"{name} {one['width']}: recall {one['recall']:.4f}, {one['milliseconds']:.3g} ms"))
-        parts.append(_text(x + 5, y + 11, str(one["width"]), "start"))
+        parts.append(_dot(x, y, f"{name} {point['width']}: recall {point['recall']:.4f}, {point['milliseconds']:.3g} ms"))
+        parts.append(_text(x + 5, y + 11, str(point["width"]), "start"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, base + 27, "milliseconds a query, one at a time", "middle"))
     return _svg(height, parts, "Recall against exact search, by time")
 

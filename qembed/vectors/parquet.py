@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from qembed.errors import BadInput, MissingExtra
 from qembed.installation import how_to_install
+from qembed.text.rows.values import NoId, id_text
 from qembed.vectors import dtypes
 
 COLUMNS = ("vector", "embedding", "vectors", "embeddings")
@@ -135,25 +136,20 @@ def vectors(column: Any, described: VectorColumn, path: Path, before: int) -> ND
 
 
 def ids(column: Any, path: Path, before: int) -> list[str]:
-    """An Arrow array of ids as strings: whole floats without their point, bytes as hexadecimal digits.
+    """An Arrow array of ids as strings, named as the readers of rows name them (`id_text`).
 
     Raises:
-        BadInput: a row has no id, or one that is neither a string, a whole number nor bytes.
+        BadInput: a row has no id, or a value that cannot be one.
     """
-    from pyarrow import types
-
-    if types.is_string(column.type) and not column.null_count:
-        names: list[str] = column.to_pylist()
-        return names
     names = []
     for row, value in enumerate(column.to_pylist(), before + 1):
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bytes):
-            value = value.hex()
-        if isinstance(value, bool | float | list | dict) or value is None:
-            raise BadInput(f"{path}, row {row}: {'no id' if value is None else f'the id {value!r} is not a name or a number'}")
-        names.append(str(value))
+        try:
+            name = id_text(value)
+        except NoId as error:
+            raise BadInput(f"{path}, row {row}: the id {value!r} cannot be one: {error}") from error
+        if name is None:
+            raise BadInput(f"{path}, row {row}: no id")
+        names.append(name)
     return names
 
 

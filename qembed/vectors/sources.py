@@ -83,8 +83,7 @@ def server(url: str, api_key: str | None = None) -> Side:
     from qembed.client import embeddings
 
     told = about.about(url, api_key)
-    # The texts have their prompt. Only `qembed serve` reports its weights, and only it has prompts of its own.
-    fields = {} if told.weights is None else embeddings.AS_IT_IS
+    fields = about.as_it_is(url, api_key)  # the texts have their prompt
     embed = partial(_through_client, url, told.model, api_key=api_key, fields=fields)
     source = Source(
         "server", told.model, told.weights, told.device, told.dtype, url, told.limit, embed, told.version, told.model,

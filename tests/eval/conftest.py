@@ -32,6 +32,7 @@ class FakeServer:
         self.dimension = 64
         self.limit: int | None = None
         self.noise = 0.0
+        self.version: dict[str, str] = {}  # what /version has beside vLLM's
         self.fields: set[str] = set()  # of requests, beside OpenAI's
         self.inputs: list[str] = []  # less the sentence that `qembed eval` recognizes a server by
         self.dies_after: int | None = None
@@ -56,8 +57,8 @@ class FakeServer:
             if self.about is not None and asked.path == "/metrics":
                 labels = ",".join(f'{name}="{value}"' for name, value in self.about.items())
                 return 200, f"qembed_serving{{{labels}}} 1.0\nqembed_memory_bytes 1.2345e+09\n".encode()
-            if self.about is not None and asked.path == "/version":
-                return 200, {"version": "9.9"}
+            if (self.about is not None or self.version) and asked.path == "/version":
+                return 200, {"version": "9.9", **self.version}
         return self.answer(asked.path, asked.body)
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -275,7 +275,7 @@ def test_what_a_server_tells_of_itself_is_in_the_result(start_server: Callable[[
 
 def test_a_qembed_server_is_asked_to_add_no_prompt_and_others_are_not(start_server: Callable[[], Any], data: Path) -> None:
     candidate, baseline = start_server(), start_server()
-    candidate.about = {"dtype": "bfloat16", "device": "cpu", "weights": "awq-int4"}
+    candidate.version = {"qembed": "0.1.0", "default_prompt": "query"}
     given = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
     assert qembed(*given).exit_code == 0
     assert candidate.fields == {"prompt_name="}

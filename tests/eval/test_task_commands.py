@@ -167,7 +167,7 @@ def test_unusable_vectors_of_a_task_fail(start_server: Start, few: Path, tmp_pat
         (["--max-task-drop", "much"], "--max-task-drop much: not a share"),
         (["--max-task-drop", "101%"], "--max-task-drop 101%: not a share"),
         (["--min-p1", "2"], "--min-p1 2.0: not within"),
-        (["--task", "sts", "--vectors", "v.npy"], "--task sts: tasks have texts of their own"),
+        (["--task", "sts", "--vectors", "v.npy"], "--task sts: tasks embed texts of their own"),
         (["--rerank", "none"], "none: no such folder"),
         (["--rerank", "http://127.0.0.1:1"], "http://127.0.0.1:1: nothing answers there"),
     ],

@@ -182,7 +182,7 @@ def test_a_home_that_cannot_be_written_is_told_and_no_hindrance(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     result = qembed(start_server(), start_server())
     assert result.exit_code == 0, result.stderr
-    assert "no vectors are kept: the cache folder cannot be written" in " ".join(result.stderr.split())
+    assert "vectors are not cached: the cache folder cannot be written" in " ".join(result.stderr.split())
     asked = qembed(start_server(), start_server(), "--cache", tmp_path / "file")
     assert asked.exit_code == 2
     assert "is a file" in asked.stderr

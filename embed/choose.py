@@ -18,8 +18,8 @@ from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, OpenEngine
 from qembed.embed.windows import Texts
 from qembed.errors import BadInput
-from qembed.text.cleaning import clean
 from qembed.targets import is_same_file
+from qembed.text.cleaning import clean
 from qembed.text.prompts import DEFAULT_PROMPTS, instruct
 from qembed.vectors import dtypes
 from qembed.vllm import api_keys, machine, plan

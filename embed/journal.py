@@ -116,8 +116,8 @@ def claim(folder: Path, targets: Sequence[Path]) -> None:
         for path in targets:
             if any(is_same_file(path, each) for each in theirs):
                 raise BadInput(
-                    f"{path}: the run in {other.parent} writes this file too; let it end, delete that folder if it was given up, "
-                    "or choose another --output"
+                    f"{path}: the run in {other.parent} writes this file too; let it end, delete that folder if it was given "
+                    "up, or choose another --output"
                 )
 
 

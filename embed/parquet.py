@@ -125,7 +125,7 @@ def whole_file(made: Any) -> bytes:
     """A table as a Parquet file of one row group."""
     out = io.BytesIO()
     with opened_writer(out, made.schema) as writer:
-        writer.write_table(made, row_group_size=len(made))
+        writer.write_table(made, row_group_size=max(len(made), 1))
     return out.getvalue()
 
 

@@ -20,6 +20,7 @@ from qembed.embed.windows import Texts
 from qembed.errors import BadInput
 from qembed.targets import is_same_file
 from qembed.text.cleaning import clean
+from qembed.text.display import counted
 from qembed.text.prompts import DEFAULT_PROMPTS, instruct
 from qembed.text.rows.options import parse as parse_row_options
 from qembed.vectors import dtypes
@@ -68,7 +69,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     found = inputs.find(source, options["input_format"], options["text_is"] or ("document" if chunk else "lines"), set())
     found, replaced = _without_targets(found, output, rejects)
     if found.skipped:
-        on_stage(f"{source}: {found.skipped} files are left out, their names tell no format that can be read")
+        on_stage(f"{source}: {counted(found.skipped, 'file')} left out: the name tells no format that can be read")
     rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
     rows.check({file.row_format for file in found.files})
     computing = (_servers if options["urls"] else _clustered if options["ray"] else _own)(options, on_stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from qembed.command.sections import SectionedCommand, section
 from qembed.command.signals import Interrupts
 from qembed.errors import Interrupted
 from qembed.text import strict_json
+from qembed.text.display import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +37,7 @@ computing, cluster = map(section, ("What computes", "On a Ray cluster"))
 
 
 @click.command("embed", cls=SectionedCommand, short_help="Turn texts into vectors, from a file to a file.")
-@click.argument("source", metavar="INPUT")
+@click.argument("source", metavar="INPUT", type=click.Path(allow_dash=True))
 @storing("--output", "-o", required=True, type=click.Path(path_type=Path), metavar="OUT",
          help="The file to make, its format by its name: .npy (to be memory-mapped; ids beside it in OUT.ids.jsonl), .parquet, "
               ".csv, .jsonl, .fvecs (ids as for .npy).")  # fmt: skip
@@ -147,8 +149,12 @@ def command(source: str, as_json: bool, **options: Any) -> None:
             interrupted.exit_code = 128 + interrupts.signal
             raise interrupted from error
     click.echo(strict_json.dumps(said) if as_json else _line(said))
+    if not as_json and said["vectors"] and options["prompt"] is None and Path(said["output"]).suffix.lower() == ".parquet":
+        index = Path(said["output"]).with_suffix(".faiss")
+        click.echo(f"next: {shlex.join(['qembed', 'index', said['output'], '-o', str(index)])}", err=True)
     if said["rejected"]:
-        click.echo(f"qembed: {said['rejected']} rows were rejected; {said['rejects']} has the reasons", err=True)
+        empty = "" if said["vectors"] else f"; {said['output']} holds no vector"
+        click.echo(f"qembed: {counted(said['rejected'], 'row')} rejected{empty}; {said['rejects']} has the reasons", err=True)
         raise SystemExit(run.REJECTED)
 
 
@@ -167,32 +173,23 @@ def _console() -> Iterator[Console]:
 
 
 def _with_progress(job: Job, console: Console) -> Finished:
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+    from qembed.command.progress import reporter
     from qembed.embed import run
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"),
-               TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("reading", total=None, said="")
+    with reporter("reading", console) as shown:
 
         @contextmanager
         def engine() -> Iterator[Engine]:
-            bar.update(task, description="starting")
+            shown.update("starting")
             with job.engine() as opened:
-                bar.update(task, description="embedding")
+                shown.update("embedding")
                 yield opened
 
         def tell(progress: Progressed) -> None:
-            done, rows = progress.done, f"{progress.done.vectors:,} vectors"
-            rejected = f", {done.rejected:,} rejected" if done.rejected else ""
+            rejected = f", {progress.done.rejected:,} rejected" if progress.done.rejected else ""
             tokens = f", {progress.tokens_per_second:,.0f} tokens/s" if job.texts.tokenizer else ""
-            bar.update(
-                task,
-                total=1.0 if progress.fraction else None,
-                completed=progress.fraction,
-                said=f"{rows}{rejected}, {progress.rows_per_second:,.1f}/s{tokens}",
-            )
+            speed = f"{progress.rows_per_second:,.1f}/s{tokens}"
+            shown.update(fraction=progress.fraction, detail=f"{counted(progress.done.vectors, 'vector')}{rejected}, {speed}")
 
         return run.run(replace(job, engine=engine), tell, lambda note: console.print(note, style="dim", markup=False))
 
@@ -210,7 +207,9 @@ def _on_cluster(job: Job, options: dict[str, Any], dimensions: int, console: Con
         def tell(done: Done) -> None:
             rejected = f", {done.rejected:,} rejected" if done.rejected else ""
             speed = done.vectors / max(time.monotonic() - began, 1e-9)
-            status.update(f"{done.windows:,} parts, {done.vectors:,} vectors{rejected}, {speed:,.1f}/s with the start")
+            status.update(
+                f"{counted(done.windows, 'part')}, {counted(done.vectors, 'vector')}{rejected}, {speed:,.1f}/s with the start"
+            )
 
         manifest = cluster.run(job, share, dimensions, tell, lambda note: console.print(note, style="dim", markup=False))
     rejects = str(job.output / manifest["rejects"]) if manifest["rejects"] else None
@@ -230,6 +229,6 @@ def _line(said: dict[str, Any]) -> str:
     ids = f", ids in {said['ids']}" if said["ids"] else ""
     resumed = f", {said['resumed']:,} of them by the run before" if said["resumed"] else ""
     return (
-        f"{said['output']}: {said['vectors']:,} vectors of {said['dimensions']} ({said['dtype']}){resumed}{ids}; "
+        f"{said['output']}: {counted(said['vectors'], 'vector')} of {said['dimensions']} ({said['dtype']}){resumed}{ids}; "
         f"{said['seconds']:.1f} s"
     )

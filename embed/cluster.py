@@ -288,18 +288,9 @@ def _unfit(block: VectorBlock, types: Mapping[str, str]) -> dict[int, str]:
 
 
 def _write(table: Any, path: Path) -> dict[str, Any]:
-    import io
-
-    import pyarrow.parquet
-
-    out = io.BytesIO()
-    plain = [name for name in table.schema.names if name != "vector"]
-    compression = {**dict.fromkeys(plain, "zstd"), "vector.list.element": "none"}
-    pyarrow.parquet.write_table(
-        table, out, use_dictionary=False, write_statistics=plain, compression=compression, row_group_size=len(table)
-    )
-    _place(out.getvalue(), path)
-    return {"bytes": out.tell(), "sha256": hashlib.sha256(out.getvalue()).hexdigest()}
+    content = parquet.whole_file(table)
+    _place(content, path)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _place(content: bytes, path: Path) -> None:

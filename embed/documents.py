@@ -5,21 +5,13 @@ from __future__ import annotations
 import codecs
 import io
 import logging
-import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from qembed.errors import MissingExtra
 from qembed.installation import how_to_install
 
-NO_TEXT = {"script", "style", "template", "noscript", "head", "title", "svg"}
-BLOCKS = {
-    *("address", "article", "aside", "blockquote", "body", "dd", "details", "div", "dl", "dt", "fieldset", "figcaption"),
-    *("figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "nav", "ol", "p", "pre"),
-    *("section", "summary", "table", "td", "th", "tr", "ul", "caption"),
-}
 BREAK = "\n\n"
 
 
@@ -89,60 +81,32 @@ def _pdf(content: bytes) -> Document:
 
 
 def _docx(content: bytes) -> Document:
-    import docx
+    from qembed.embed import docx_text
 
     try:
-        document = docx.Document(io.BytesIO(content))
-        return Document(_whole(BREAK.join(_docx_blocks(document))))
+        return Document(_whole(docx_text.text(content)))
+    except ModuleNotFoundError:
+        raise
     except Exception as error:
         raise NotReadable(f"damaged DOCX: {type(error).__name__}: {error}"[:300]) from error
 
 
-def _docx_blocks(document: Any) -> Iterator[str]:
-    """Paragraphs and table rows in document order."""
-    for block in document.iter_inner_content():
-        if hasattr(block, "rows"):
-            yield "\n".join("\t".join(cell.text for cell in row.cells) for row in block.rows)
-        elif block.text.strip():
-            yield block.text
-
-
 def _html(content: bytes) -> Document:
-    import bs4
+    from qembed.embed import html_text
 
-    parsed = bs4.BeautifulSoup(content, "html.parser")
-    pieces: list[str] = []
     try:
-        _collect(parsed, pieces, False)
+        return Document(html_text.text(content))
     except RecursionError as error:
         raise NotReadable("HTML is nested too deeply") from error
-    lines = (line.strip() for line in "".join(pieces).split("\n"))
-    return Document(re.sub(r"\n{3,}", BREAK, "\n".join(lines)).strip())
-
-
-def _collect(element: Any, pieces: list[str], verbatim: bool) -> None:
-    """Append the text of `element`: white space as in a browser, an empty line between blocks."""
-    from bs4.element import NavigableString, Tag
-
-    for child in element.children:
-        if isinstance(child, Tag):
-            if child.name in NO_TEXT:
-                continue
-            edge = BREAK if child.name in BLOCKS else ""
-            pieces.append("\n" if child.name == "br" else edge)
-            _collect(child, pieces, verbatim or child.name == "pre")
-            pieces.append(edge)
-        elif type(child) is NavigableString:  # comments and the like are of sub-classes
-            pieces.append(str(child) if verbatim else re.sub(r"\s+", " ", child))
 
 
 def _markdown(content: bytes) -> Document:
     import markdown_it
 
-    text = _plain(content).text
-    front_matter = re.match(r"---\n.*?\n---\n", text, re.DOTALL)
-    rendered = markdown_it.MarkdownIt("commonmark").enable("table").render(text[front_matter.end() if front_matter else 0 :])
-    return _html(rendered.encode())
+    from qembed.embed import front_matter
+
+    text = front_matter.without(_plain(content).text)
+    return _html(markdown_it.MarkdownIt("commonmark").enable("table").render(text).encode())
 
 
 def _whole(text: str) -> str:

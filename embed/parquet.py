@@ -64,8 +64,8 @@ class Parquet(Output):
             out.truncate(0)
             out.seek(0)
             types = dict.fromkeys(self.shape.columns, "string")
-            with parquet.ParquetWriter(out, schema(self.shape, types)):
-                return
+            opened_writer(out, schema(self.shape, types)).close()
+            return
         index.seek(0)
         whole: Any = None
         while head := index.read(LENGTH):
@@ -101,16 +101,9 @@ def row_group(made: Any, place: int, scratch: Path) -> tuple[bytes, bytes]:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    plain = [name for name in made.schema.names if name != "vector"]
     try:
         with pyarrow.OSFile(str(scratch), "wb") as file:
-            writer = parquet.ParquetWriter(
-                file,
-                made.schema,
-                use_dictionary=False,
-                write_statistics=plain,
-                compression={**dict.fromkeys(plain, "zstd"), "vector.list.element": "none"},
-            )
+            writer = opened_writer(file, made.schema)
             os.lseek(file.fileno(), place, os.SEEK_SET)  # a hole: takes no room on the disk
             writer.write_table(made, row_group_size=len(made))
             writer.close()
@@ -126,6 +119,23 @@ def row_group(made: Any, place: int, scratch: Path) -> tuple[bytes, bytes]:
             return written.read(end - length - place), written.read(length)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def whole_file(made: Any) -> bytes:
+    """A table as a Parquet file of one row group."""
+    out = io.BytesIO()
+    with opened_writer(out, made.schema) as writer:
+        writer.write_table(made, row_group_size=max(len(made), 1))
+    return out.getvalue()
+
+
+def opened_writer(file: Any, made: Any) -> Any:
+    """Arrow's writer of files with the schema `made`. Vectors do not compress, so that they are left as they are."""
+    import pyarrow.parquet as parquet
+
+    plain = [name for name in made.names if name != "vector"]
+    compression = {**dict.fromkeys(plain, "zstd"), "vector.list.element": "none"}
+    return parquet.ParquetWriter(file, made, use_dictionary=False, write_statistics=plain, compression=compression)
 
 
 def schema(shape: VectorLayout, types: Mapping[str, str]) -> Any:

@@ -117,6 +117,7 @@ def _compute(job: Job, kept: Journal, on_progress: OnProgress, on_note: OnNote) 
             with Writing(job, kept, engine.dimensions, on_progress) as writing:
                 batches = Spool(job.partial)
                 for window in itertools.chain([first], coming):
+                    writing.begin(window)
                     writing.put(window, computed(window, engine, batches, writing.tell))
                 writing.finish()
 
@@ -209,12 +210,12 @@ def of_disk(error: OSError, job: Job) -> QembedError:
     where = error.filename or job.partial
     said = os.strerror(error.errno) if error.errno else str(error)  # pyarrow puts words of its own around the system's
     if error.errno in NOT_ALLOWED:
-        return BadInput(f"{where}: {said}; choose another --output")
+        return BadInput(f"{where}: cannot be written ({said}); choose another --output")
     kept = f"; what is finished is kept in {job.partial}: " if job.partial.exists() else "; nothing was begun: "
     if error.errno in journal.FULL:
         room = "free some room, and the same command goes on"
         return QembedError(f"{where}: the disk is full ({said}){kept}{room}")
-    return QembedError(f"{where}: {said}{kept}the same command goes on")
+    return QembedError(f"{where}: cannot be read or written ({said}){kept}the same command goes on")
 
 
 def _name(inputs: Inputs) -> str:

@@ -21,13 +21,14 @@ from qembed.errors import BadInput
 from qembed.files import sync
 from qembed.vectors import dtypes
 
-OnBatch = Callable[[int, int], None]
+OnBatch = Callable[[int, int, bool], None]
+"""Called with the tokens and rows of a batch, and whether this run computed it."""
 Unfit = Callable[[VectorBlock], Mapping[int, str]]
 
 
 @dataclass(frozen=True)
 class Progressed:
-    """Progress: total counts, share of the input (0 to 1), and the speed of this run."""
+    """Progress: total counts, share of the input (0 to 1), and the speed of this run without what earlier runs computed."""
 
     done: Done
     fraction: float
@@ -47,19 +48,19 @@ def computed(window: Window, engine: Engine, kept: Spool | None, on_batch: OnBat
     made = np.zeros((len(window.items), engine.dimensions), np.float32)
     reasons: dict[int, str] = {}
 
-    def take(batch: int, result: Result) -> None:
+    def take(batch: int, result: Result, is_new: bool) -> None:
         made[places[batch]] = result[0]
         reasons.update({places[batch][place]: reason for place, reason in result[1].items()})
-        on_batch(sum(window.items[place].length for place in places[batch]), len(places[batch]))
+        on_batch(sum(window.items[place].length for place in places[batch]), len(places[batch]), is_new)
 
     for batch, result in found.items():
-        take(batch, result)
+        take(batch, result, False)
     missing = {batch: [window.items[one] for one in some] for batch, some in enumerate(places) if batch not in found}
     if missing:
         for batch, result in engine.embed(missing):
             if kept:
                 kept.put(batch, result)
-            take(batch, result)
+            take(batch, result, True)
     return made, reasons
 
 
@@ -77,8 +78,10 @@ class Writing:
         self._before = kept.done
         self._pool = ThreadPoolExecutor(1, "writer")
         self._last: Future[None] | None = None
-        self._tokens = self._rows = 0
-        self._fraction = 0.0
+        self._tokens = self._rows = self._new_tokens = self._new_rows = 0
+        self._fraction = self._window_start = 0.0
+        self._window: Window | None = None
+        self._window_rows = 0
         self._since = time.monotonic()
 
     def __enter__(self) -> Writing:
@@ -90,18 +93,28 @@ class Writing:
             with contextlib.suppress(OSError):  # of a disk that is full: what could not be written has been told already
                 each.close()
 
-    def tell(self, tokens: int, rows: int) -> None:
-        """Report that `rows` more texts have vectors."""
-        self._tokens, self._rows = self._tokens + tokens, self._rows + rows
+    def begin(self, window: Window) -> None:
+        """Report that `window` is computed next."""
+        if self._window is not None:
+            self._window_start = self._window.done
+        self._window, self._window_rows = window, 0
+
+    def tell(self, tokens: int, rows: int, is_new: bool = True) -> None:
+        """Report that `rows` more texts have vectors; `is_new`: this run computed them."""
+        self._tokens, self._rows, self._window_rows = self._tokens + tokens, self._rows + rows, self._window_rows + rows
+        if is_new:
+            self._new_tokens, self._new_rows = self._new_tokens + tokens, self._new_rows + rows
+        if self._window is not None:
+            share = self._window_rows / max(len(self._window.items), 1)
+            self._fraction = self._window_start + (self._window.done - self._window_start) * min(share, 1.0)
         vectors, total = self._before.vectors + self._rows, self._before.tokens + self._tokens
         seconds = max(time.monotonic() - self._since, 1e-9)
         so_far = replace(self.kept.done, vectors=vectors, tokens=total)
-        self._on_progress(Progressed(so_far, self._fraction, self._rows / seconds, self._tokens / seconds))
+        self._on_progress(Progressed(so_far, self._fraction, self._new_rows / seconds, self._new_tokens / seconds))
 
     def put(self, window: Window, results: Result) -> None:
         """Write a window once the previous one has been written."""
         self._wait()
-        self._fraction = window.done
         self._last = self._pool.submit(self._write, window, results)
 
     def finish(self) -> None:
@@ -109,7 +122,7 @@ class Writing:
         self._wait()
         self.output.finish(self.kept.done.vectors)
         self.output.sizes()
-        self._fraction = 1.0
+        self._window, self._fraction = None, 1.0
         self.tell(0, 0)
         self.kept.finished(replace(self.kept.done, ended=True))
 

@@ -33,7 +33,7 @@ def check_targets(targets: Sequence[Target], inputs: Iterable[Path] = (), *, for
     written into it.
 
     Raises:
-        BadInput: a target is an input or another target, exists (without `force`), is no regular file, or has no folder.
+        BadInput: a target is an input or another target, is no regular file, exists (without `force`), or has no folder.
     """
     sources = list(inputs)
     for target in targets:

@@ -144,7 +144,7 @@ def test_each_kind_of_document() -> None:
     html = (
         b"<title>T</title><script>no()</script><h1>Head &amp; tail</h1><p>Some <b>bold</b>\n text.<p>More<br>lines<!-- no -->"
     )
-    assert documents.read(html, ".html").text == "Head & tail\n\nSome bold text.\n\nMore\nlines"
+    assert documents.read(html, ".html").text == "T\n\nHead & tail\n\nSome bold text.\n\nMore\nlines"
     markdown = (
         b"---\ntitle: x\n---\n# Head\n\nSome *emphasis* and [a link](http://x).\n\n- one\n- two\n\n|a|b|\n|---|---|\n|1|2|\n"
     )

@@ -1,0 +1,131 @@
+"""The text of documents: nothing that a reader sees is lost, glued together or repeated."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qembed.embed import documents, front_matter
+
+CASES = Path(__file__).parents[1] / "cases"
+W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+
+
+def case(name: str) -> str:
+    path = CASES / name
+    return documents.read(path.read_bytes(), path.suffix).text
+
+
+def docx_text(document: Any) -> str:
+    out = io.BytesIO()
+    document.save(out)
+    return documents.read(out.getvalue(), ".docx").text
+
+
+def test_text_in_content_controls_and_tracked_insertions_is_kept() -> None:
+    controls = case("09-docx-lost-text/controls.docx").split("\n\n")
+    assert controls == [
+        "An ordinary paragraph at the start.", "The warranty lasts five years.", "Customer: Northern Printing House",
+    ]  # fmt: skip
+    assert case("09-docx-lost-text/tracked.docx") == "The payment is due within ninety days."
+
+
+def test_tables_stand_in_their_place_with_merged_cells_once_and_nested_tables_whole() -> None:
+    import docx
+
+    document = docx.Document()
+    document.add_paragraph("Before.")
+    table = document.add_table(3, 3)
+    for number, cell in enumerate(cell for row in table.rows for cell in row.cells):
+        cell.text = f"c{number}"
+    wide, tall = table.cell(0, 0).merge(table.cell(0, 1)), table.cell(1, 2).merge(table.cell(2, 2))
+    wide.text, tall.text = "wide", "tall"
+    nested = table.cell(2, 0).add_table(1, 2)
+    nested.rows[0].cells[0].text, nested.rows[0].cells[1].text = "inner left", "inner right"
+    document.add_paragraph("After.")
+    text = docx_text(document)
+    words = ["Before.", "wide", "c2", "c3", "c4", "tall", "c6", "inner left", "inner right", "c7", "After."]
+    assert text.split() == [part for word in words for part in word.split()]
+    assert "inner left\tinner right" in text
+    assert text.startswith("Before.\n\nwide\tc2\nc3\tc4\ttall\n")
+
+
+def test_headers_footers_links_breaks_text_boxes_and_notes_are_kept_once() -> None:
+    import docx
+    from docx.oxml import parse_xml
+
+    document = docx.Document()
+    document.sections[0].header.paragraphs[0].text = "The header."
+    document.sections[0].footer.paragraphs[0].text = "The footer."
+    document.add_section()
+    paragraph = document.add_paragraph("Anchor")
+    paragraph.add_run("\tone\ntwo")
+    box = f"<w:r {W}><w:pict><w:txbxContent><w:p><w:r><w:t>In the box.</w:t></w:r></w:p></w:txbxContent></w:pict></w:r>"
+    paragraph._p.append(parse_xml(box))
+    both = (
+        f'<w:r {W} xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"><mc:AlternateContent>'
+        "<mc:Choice><w:t> new</w:t></mc:Choice><mc:Fallback><w:t> old</w:t></mc:Fallback></mc:AlternateContent></w:r>"
+    )
+    paragraph._p.append(parse_xml(both))
+    link = parse_xml(f"<w:hyperlink {W}><w:r><w:t> and a link</w:t></w:r></w:hyperlink>")
+    paragraph._p.append(link)
+    moved = parse_xml(f"<w:moveFrom {W}><w:r><w:t>gone</w:t></w:r></w:moveFrom>")
+    paragraph._p.append(moved)
+    target = copy.deepcopy(moved)
+    target.tag = target.tag.replace("moveFrom", "moveTo")
+    target[0][0].text = " arrived"
+    paragraph._p.append(target)
+    assert docx_text(document).split("\n\n") == [
+        "The header.", "Anchor\tone\ntwo new and a link arrived", "In the box.", "The footer.",
+    ]  # fmt: skip
+
+
+def test_html_keeps_its_title_and_separates_what_a_browser_separates() -> None:
+    page = (
+        "<html><head><title>The title</title><style>no{}</style></head><body><template>no</template>"
+        "<select><option>red<option>green</select><textarea>typed</textarea><ul><li>a<li>b</ul>"
+        "<table><tr><td>1<td>2</table><div>c</div><div>d</div>bo<b>ld</b><script>no()</script></body></html>"
+    )
+    text = documents.read(page.encode(), ".html").text
+    assert text.split() == ["The", "title", "red", "green", "typed", "a", "b", "1", "2", "c", "d", "bold"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\ntitle: x\n---\n# Head\n",
+        "---\r\ntitle: x\r\n---\r\n# Head\r\n",
+        "---\rtitle: x\r---\r# Head\r",
+        "\ufeff---\r\ntitle: x\r\n---\r\n# Head\r\n",
+        "--- \ntitle: x\n---\t\n# Head\n",
+        "---\ntitle: x\n...\n# Head\n",
+        "---\n---\n# Head\n",
+        '---\n# a comment\n"quoted key": 1\ntags:\n- a\n- b\nnested:\n  deep: 1\nlines: |\n  more\n\n  text\n---\n# Head\n',
+        '+++\ntitle = "x"\n[params]\nn = 1\n+++\n# Head\n',
+    ],
+)
+def test_front_matter_is_left_out(text: str) -> None:
+    assert documents.read(text.encode(), ".md").text == "Head"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\nThe first section.\n\n---\nThe second.\n",
+        "---\n\n# The first\n\nIt says: this.\nAnd more.\n\n---\nThe second.\n",
+        "---\n- a list\n- of two\n---\nThe second.\n",
+        "---\nThe first has no end.\n",
+        "+++\nThe first.\n+++\nThe second.\n",
+        "The first.\n---\nkey: value\n---\n",
+    ],
+)
+def test_a_rule_at_the_beginning_is_no_front_matter(text: str) -> None:
+    assert front_matter.without(text) == text
+
+
+def test_the_case_of_front_matter_with_crlf() -> None:
+    assert case("10-markdown-front-matter/crlf.md") == "Head\n\nBody text."

@@ -25,5 +25,5 @@ def test_a_token_beyond_the_table_that_no_calibration_text_has_is_a_warning(
     path.write_text(json.dumps(tokenizer))
     result = quantize("--model", source.folder, "--output", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
-    assert "'[CUST]' (id 300)" in result.stderr
+    assert "'[CUST]' (id " in result.stderr
     assert any("[CUST]" in warning for warning in json.loads(result.stdout)["warnings"])

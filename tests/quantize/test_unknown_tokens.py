@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .conftest import MakeCheckpoint, quantize
+from qembed.checkpoint.description import Checkpoint
+
+from .conftest import quantize
 
 
 @pytest.mark.slow
 def test_a_token_beyond_the_table_that_no_calibration_text_has_is_a_warning(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path
+    make_checkpoint: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
     source = make_checkpoint()
     path = source.folder / "tokenizer.json"
@@ -22,5 +25,5 @@ def test_a_token_beyond_the_table_that_no_calibration_text_has_is_a_warning(
     path.write_text(json.dumps(tokenizer))
     result = quantize("--model", source.folder, "--output", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
-    assert "'[CUST]' (id 300)" in result.stderr
+    assert "'[CUST]' (id " in result.stderr
     assert any("[CUST]" in warning for warning in json.loads(result.stdout)["warnings"])

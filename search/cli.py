@@ -97,17 +97,17 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
     with progress.status(f"reading {options['index']}"):
         opened = store.read(options["index"])
     top, depth = _depths(options, opened.rows, opened.path)
-    look = answer.width(opened, options["nprobe"], options["ef_search"], exact=options["exact"])
+    width = answer.width(opened, options["nprobe"], options["ef_search"], exact=options["exact"])
     column = answer.text_column(opened, options["text_column"])
     if options["rerank"] and column is None:
-        kept = (
+        advice = (
             f"keeps {', '.join(opened.texts)}: name one with --text-column"
             if opened.texts
             else "keeps none: make its vectors with qembed embed --keep text"
         )
-        raise BadInput(f"--rerank reads texts, and {opened.path} {kept}")
+        raise BadInput(f"--rerank reads texts, and {opened.path} {advice}")
     model = answer.reranker(options["rerank"], api_key) if options["rerank"] else None
-    who = query.Asking(
+    asking = query.Asking(
         options["url"],
         options["model"],
         options["engine"],
@@ -116,14 +116,14 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
         options["any_model"],
         api_key,
     )
-    vectors = query.vectors(texts, opened, who, progress)
-    answers = answer.hits(opened, vectors, depth, look)
+    vectors = query.vectors(texts, opened, asking, progress)
+    answers = answer.hits(opened, vectors, depth, width)
     if model is not None and column is not None:
         answers = answer.reranked(answers, texts, column, model, options["instruction"], progress)
     return {
         "index": str(opened.path),
         "kind": opened.kind,
-        "width": look,
+        "width": width,
         "model": opened.model,
         "reranker": model.name if model else None,
         "text_column": column,
@@ -135,11 +135,11 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _texts(given: tuple[str, ...]) -> list[str]:
+def _texts(arguments: tuple[str, ...]) -> list[str]:
     """The questions from the arguments or standard input, cleaned like the texts of `qembed embed`."""
     from qembed.text import cleaning
 
-    texts = list(given)
+    texts = list(arguments)
     if texts == ["-"]:
         try:
             texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
@@ -169,20 +169,20 @@ def _depths(options: dict[str, Any], rows: int, path: Path) -> tuple[int, int]:
     return top, candidates
 
 
-def _print(console: Any, found: dict[str, Any]) -> None:
+def _print(console: Any, result: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from qembed.text.display import one_line
 
-    text_column = found["text_column"]
-    others = [name for name in found["columns"] if name != text_column]
-    for number, question in enumerate(found["queries"]):
-        if len(found["queries"]) > 1:
+    text_column = result["text_column"]
+    others = [name for name in result["columns"] if name != text_column]
+    for number, question in enumerate(result["queries"]):
+        if len(result["queries"]) > 1:
             console.print(f"{chr(10) if number else ''}{escape(one_line(question['text']))}", style="bold", highlight=False)
         table = Table(box=None, pad_edge=False)
         table.add_column("", justify="right")
-        if found["reranker"]:
+        if result["reranker"]:
             table.add_column("rerank", justify="right")
         table.add_column("cosine", justify="right")
         table.add_column("id", overflow="fold", max_width=40)
@@ -191,7 +191,7 @@ def _print(console: Any, found: dict[str, Any]) -> None:
         if text_column:
             table.add_column(escape(text_column), no_wrap=True, overflow="ellipsis")
         for hit in question["hits"]:
-            cells = [f"{hit['rerank']:.4f}"] if found["reranker"] else []
+            cells = [f"{hit['rerank']:.4f}"] if result["reranker"] else []
             cells += [f"{hit['score']:.4f}", escape(one_line(hit["id"]))]
             cells += [_cell(hit["columns"].get(name)) for name in (*others, *([text_column] if text_column else []))]
             table.add_row(str(hit["rank"]), *cells)

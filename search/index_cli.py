@@ -147,9 +147,9 @@ def _settings(options: dict[str, Any]) -> Any:
     from qembed.search.build import EF_CONSTRUCTION, IndexSettings, M
 
     kind = options["kind"]
-    for name, belongs in (("nlist", "ivf-flat"), ("m", "hnsw"), ("ef_construction", "hnsw")):
-        if options[name] is not None and kind != belongs:
-            raise BadInput(f"--{name.replace('_', '-')} is a setting of --kind {belongs}, not of {kind}")
+    for name, owner in (("nlist", "ivf-flat"), ("m", "hnsw"), ("ef_construction", "hnsw")):
+        if options[name] is not None and kind != owner:
+            raise BadInput(f"--{name.replace('_', '-')} is a setting of --kind {owner}, not of {kind}")
     return IndexSettings(kind, options["nlist"], options["m"] or M, options["ef_construction"] or EF_CONSTRUCTION)
 
 
@@ -162,16 +162,16 @@ def _queries(path: Path, corpus: Any) -> Any:
     from qembed.search import corpus as corpora
     from qembed.search.query import family
 
-    asked = corpora.read(path)
-    if asked.dimensions != corpus.dimensions:
-        raise BadInput(f"--queries {path}: {asked.dimensions} dimensions, {corpus.path} has {corpus.dimensions}")
-    if asked.model and corpus.model and family(asked.model) != family(corpus.model):
-        raise BadInput(f"--queries {path}: vectors of {asked.model}, {corpus.path} has those of {corpus.model}")
-    wanted = min(asked.rows, 1000)
-    return np.concatenate(list(islice(corpora.vectors(asked), wanted)))[:wanted]
+    queries = corpora.read(path)
+    if queries.dimensions != corpus.dimensions:
+        raise BadInput(f"--queries {path}: {queries.dimensions} dimensions, {corpus.path} has {corpus.dimensions}")
+    if queries.model and corpus.model and family(queries.model) != family(corpus.model):
+        raise BadInput(f"--queries {path}: vectors of {queries.model}, {corpus.path} has those of {corpus.model}")
+    count = min(queries.rows, 1000)
+    return np.concatenate(list(islice(corpora.vectors(queries), count)))[:count]
 
 
-def _print(console: Any, found: dict[str, Any]) -> None:
+def _print(console: Any, result: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -179,16 +179,15 @@ def _print(console: Any, found: dict[str, Any]) -> None:
     from qembed.search.nearest import WIDTH
     from qembed.text.display import counted
 
-    said = (
-        f"{found['index']}: {counted(found['rows'], 'vector')} of {counted(found['dimensions'], 'dimension')}, {found['kind']}"
-    )
-    console.print(f"{escape(said)}, {found['bytes'] / 1e6:,.1f} MB", highlight=False, soft_wrap=True)
-    if found["recall"]:
+    size = f"{counted(result['rows'], 'vector')} of {counted(result['dimensions'], 'dimension')}"
+    heading = f"{result['index']}: {size}, {result['kind']}"
+    console.print(f"{escape(heading)}, {result['bytes'] / 1e6:,.1f} MB", highlight=False, soft_wrap=True)
+    if result["recall"]:
         table = Table(box=None, pad_edge=False)
-        for name in (WIDTH[found["kind"]], *report.COLUMNS):
+        for name in (WIDTH[result["kind"]], *report.COLUMNS):
             table.add_column(name, justify="right")
-        for point in found["recall"]["points"]:
-            style = "bold" if point["width"] == found["recall"]["chosen"] else None
+        for point in result["recall"]["points"]:
+            style = "bold" if point["width"] == result["recall"]["chosen"] else None
             table.add_row(str(point["width"]), *report.cells(point), style=style)
         console.print(table)
-    console.print(escape(report.words(found)), highlight=False, soft_wrap=True)
+    console.print(escape(report.words(result)), highlight=False, soft_wrap=True)

@@ -25,8 +25,8 @@ def clustered(rows: int, dimensions: int = 64, seed: int = 0) -> NDArray[np.floa
     """Unit vectors in some clusters, as texts have them."""
     random = np.random.default_rng(seed)
     centres = random.normal(size=(max(2, rows // 40), dimensions))
-    found = centres[random.integers(0, len(centres), rows)] + 0.6 * random.normal(size=(rows, dimensions))
-    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
+    vectors = centres[random.integers(0, len(centres), rows)] + 0.6 * random.normal(size=(rows, dimensions))
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def write(
@@ -53,24 +53,24 @@ def qembed(*arguments: object) -> tuple[int, str, str]:
     """The exit code, standard output and standard error of a command."""
     from click.testing import CliRunner
 
-    done = CliRunner().invoke(group, [str(one) for one in arguments])
+    done = CliRunner().invoke(group, [str(argument) for argument in arguments])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.stdout, done.stderr
 
 
-def said(*arguments: object) -> Any:
-    """What a command that succeeds says with --json."""
+def json_output(*arguments: object) -> Any:
+    """The JSON that a command prints with --json; it must succeed."""
     again = ["--force"] if arguments[0] == "index" else []
     code, out, err = qembed(*arguments, *again, "--json")
     assert code == 0, err
     return json.loads(out)
 
 
-def refused(*arguments: object, code: int = 2) -> str:
-    """The one line of a command that fails."""
-    got, out, err = qembed(*arguments)
+def error_line(*arguments: object, code: int = 2) -> str:
+    """The error line of a command that fails with `code`."""
+    exit_code, out, err = qembed(*arguments)
     lines = [line for line in err.splitlines() if line.startswith("qembed: ")]
-    assert (got, len(lines), out) == (code, 1, ""), (got, out, err)
+    assert (exit_code, len(lines), out) == (code, 1, ""), (exit_code, out, err)
     return lines[0]
 
 

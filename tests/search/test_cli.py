@@ -17,7 +17,7 @@ from qembed.cli import group
 from qembed.text.prompts import DEFAULT_INSTRUCTION, instruct
 from qembed.vectors import reference
 from tests.eval.conftest import FakeServer
-from tests.search.conftest import ABOUT, qembed, refused, said, write
+from tests.search.conftest import ABOUT, error_line, json_output, qembed, write
 from tests.test_rerank import FakeVllm, by_hand
 
 TEXTS = [f"the {size} {thing} number {number}" for number in range(5) for size in ("big", "small", "red", "old")
@@ -31,7 +31,7 @@ def index(tmp_path: Path, start_server: START) -> tuple[Path, FakeServer]:
     fake = start_server()
     vectors = np.array([fake.vector(text) for text in TEXTS], np.float32)
     write(tmp_path / "v.parquet", vectors, {"text": TEXTS, "length": [len(text) for text in TEXTS]})
-    said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+    json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
     return tmp_path / "i.faiss", fake
 
 
@@ -43,43 +43,43 @@ def nearest(fake: FakeServer, prompted: str, depth: int) -> list[tuple[str, floa
 
 def test_it_finds_the_nearest_by_cosine_with_the_query_prompt(index: tuple[Path, FakeServer]) -> None:
     path, fake = index
-    found = said("search", "music player", "a cat", "--index", path, "--url", fake.url, "-k", 7)
-    assert [one["text"] for one in found["queries"]] == ["music player", "a cat"]
+    result = json_output("search", "music player", "a cat", "--index", path, "--url", fake.url, "-k", 7)
+    assert [query["text"] for query in result["queries"]] == ["music player", "a cat"]
     assert fake.inputs == [instruct(DEFAULT_INSTRUCTION) + text for text in ("music player", "a cat")]
-    for one, prompted in zip(found["queries"], fake.inputs, strict=True):
+    for query, prompted in zip(result["queries"], fake.inputs, strict=True):
         expected = nearest(fake, prompted, 7)
-        assert [hit["id"] for hit in one["hits"]] == [name for name, _ in expected]
-        assert [hit["score"] for hit in one["hits"]] == pytest.approx([cosine for _, cosine in expected], abs=1e-5)
-        assert [hit["rank"] for hit in one["hits"]] == list(range(1, 8))
-    hit = found["queries"][0]["hits"][0]
+        assert [hit["id"] for hit in query["hits"]] == [name for name, _ in expected]
+        assert [hit["score"] for hit in query["hits"]] == pytest.approx([cosine for _, cosine in expected], abs=1e-5)
+        assert [hit["rank"] for hit in query["hits"]] == list(range(1, 8))
+    hit = result["queries"][0]["hits"][0]
     text = TEXTS[int(hit["id"].removeprefix("doc"))]
     assert (hit["columns"], hit["rerank"]) == ({"text": text, "length": len(text)}, None)
 
 
 def test_prompts_and_instructions(index: tuple[Path, FakeServer]) -> None:
     path, fake = index
-    bare = said("search", TEXTS[9], "--index", path, "--url", fake.url, "--prompt", "document")["queries"][0]["hits"]
+    bare = json_output("search", TEXTS[9], "--index", path, "--url", fake.url, "--prompt", "document")["queries"][0]["hits"]
     assert (bare[0]["id"], len(bare)) == ("doc9", 10)
     assert bare[0]["score"] == pytest.approx(1, abs=1e-5)
-    said("search", "x", "--index", path, "--url", fake.url, "--instruction", "Find animals")
+    json_output("search", "x", "--index", path, "--url", fake.url, "--instruction", "Find animals")
     assert fake.inputs[-2:] == [TEXTS[9], "Instruct: Find animals\nQuery:x"]
-    assert "the model has query, document" in refused("search", "x", "--index", path, "--url", fake.url, "--prompt", "no")
-    assert "leave one out" in refused("search", "x", "--index", path, "--prompt", "query", "--instruction", "i")
+    assert "the model has query, document" in error_line("search", "x", "--index", path, "--url", fake.url, "--prompt", "no")
+    assert "leave one out" in error_line("search", "x", "--index", path, "--prompt", "query", "--instruction", "i")
 
 
 def test_the_key_may_come_from_a_file(index: tuple[Path, FakeServer], tmp_path: Path) -> None:
     path, fake = index
     fake.key = "first-key"
     (tmp_path / "keys").write_text("first-key\n")
-    assert "asks for a key" in refused("search", "x", "--index", path, "--url", fake.url)
-    said("search", "x", "--index", path, "--url", fake.url, "--api-key-file", tmp_path / "keys")
-    assert "for running servers" in refused("search", "x", "--index", path, "--api-key-file", tmp_path / "keys")
+    assert "asks for a key" in error_line("search", "x", "--index", path, "--url", fake.url)
+    json_output("search", "x", "--index", path, "--url", fake.url, "--api-key-file", tmp_path / "keys")
+    assert "for running servers" in error_line("search", "x", "--index", path, "--api-key-file", tmp_path / "keys")
 
 
 def test_questions_come_from_standard_input_too(index: tuple[Path, FakeServer]) -> None:
     path, fake = index
     done = CliRunner().invoke(group, ["search", "-", "--index", str(path), "--url", fake.url, "--json"], input="one\n\ntwo\n")
-    assert [one["text"] for one in json.loads(done.stdout)["queries"]] == ["one", "two"]
+    assert [query["text"] for query in json.loads(done.stdout)["queries"]] == ["one", "two"]
 
 
 def test_the_table_shows_ids_cosines_and_texts(index: tuple[Path, FakeServer]) -> None:
@@ -97,64 +97,64 @@ def test_exact_search_through_any_index_is_exact_and_wider_is_as_good(
 ) -> None:
     _, fake = index
     path = tmp_path / "a.faiss"
-    made = said("index", tmp_path / "v.parquet", "-o", path, "--kind", kind)
-    ask = ["search", "a stone", "--index", path, "--url", fake.url]
+    summary = json_output("index", tmp_path / "v.parquet", "-o", path, "--kind", kind)
+    search = ["search", "a stone", "--index", path, "--url", fake.url]
     expected = [name for name, _ in nearest(fake, instruct(DEFAULT_INSTRUCTION) + "a stone", 10)]
     for extra in (["--exact"], [option, 80]):
-        assert [hit["id"] for hit in said(*ask, *extra)["queries"][0]["hits"]] == expected
-    assert said(*ask)["width"] == made["width"]
-    assert said(*ask, "--exact")["width"] is None
-    assert f"omit {option}" in refused(*ask, "--exact", option, 4)
+        assert [hit["id"] for hit in json_output(*search, *extra)["queries"][0]["hits"]] == expected
+    assert json_output(*search)["width"] == summary["width"]
+    assert json_output(*search, "--exact")["width"] is None
+    assert f"omit {option}" in error_line(*search, "--exact", option, 4)
     other = {"--nprobe": "--ef-search", "--ef-search": "--nprobe"}[option]
-    assert f"is {kind}, which has no such setting" in refused(*ask, other, 4)
+    assert f"is {kind}, which has no such setting" in error_line(*search, other, 4)
 
 
-def test_without_a_server_the_model_that_the_index_notes_embeds_the_question(tmp_path: Path, fp16: Path) -> None:
+def test_without_a_server_the_recorded_model_embeds_the_question(tmp_path: Path, fp16: Path) -> None:
     model = reference.load(find(str(fp16)))
     texts = TEXTS[:20]
     vectors = reference.embed(model, texts)
     about = {**ABOUT, "model": str(fp16)}
     write(tmp_path / "v.parquet", vectors, {"text": texts}, about)
-    said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+    json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
     ask = ["search", texts[4], "--index", tmp_path / "i.faiss"]
-    hit = said(*ask, "--prompt", "document")["queries"][0]["hits"][0]
+    hit = json_output(*ask, "--prompt", "document")["queries"][0]["hits"][0]
     assert hit["id"] == "doc4"
     assert hit["score"] == pytest.approx(1, abs=1e-5)
     query = reference.embed(model, [instruct("Find") + texts[4]])[0]
-    scores = [hit["score"] for hit in said(*ask, "--instruction", "Find", "-k", 20)["queries"][0]["hits"]]
+    scores = [hit["score"] for hit in json_output(*ask, "--instruction", "Find", "-k", 20)["queries"][0]["hits"]]
     assert scores == pytest.approx(sorted(vectors @ query, reverse=True), abs=1e-5)
-    long = refused("search", "x" * 200, "--index", tmp_path / "i.faiss", "--prompt", "document")
+    long = error_line("search", "x" * 200, "--index", tmp_path / "i.faiss", "--prompt", "document")
     assert "tokens; the model takes 96" in long
 
 
-def test_vectors_that_were_cut_are_asked_with_vectors_that_are_cut(tmp_path: Path, start_server: START) -> None:
+def test_questions_are_cut_to_the_dimensions_of_the_index(tmp_path: Path, start_server: START) -> None:
     fake = start_server()
     whole = np.array([fake.vector(text) for text in TEXTS], np.float32)
     write(tmp_path / "v.parquet", whole[:, :16], {"text": TEXTS})
-    said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
-    hits = said("search", TEXTS[3], "--index", tmp_path / "i.faiss", "--url", fake.url, "--prompt", "document")
+    json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+    hits = json_output("search", TEXTS[3], "--index", tmp_path / "i.faiss", "--url", fake.url, "--prompt", "document")
     assert hits["queries"][0]["hits"][0]["id"] == "doc3"
     assert hits["queries"][0]["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
     write(tmp_path / "v.parquet", whole[:, :16], {"text": TEXTS}, about=None)
-    said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
-    line = refused("search", "x", "--index", tmp_path / "i.faiss", "--url", fake.url)
+    json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+    line = error_line("search", "x", "--index", tmp_path / "i.faiss", "--url", fake.url)
     assert "its vectors have 16 dimensions, those of fake have 64" in line
-    assert "does not say which model made its vectors" in refused("search", "x", "--index", tmp_path / "i.faiss")
+    assert "does not say which model made its vectors" in error_line("search", "x", "--index", tmp_path / "i.faiss")
 
 
 def test_another_model_than_the_indexs_is_refused(tmp_path: Path, start_server: START, fp16: Path) -> None:
     fake = start_server()
     vectors = np.array([fake.vector(text) for text in TEXTS], np.float32)
     write(tmp_path / "v.parquet", vectors, {"text": TEXTS}, {**ABOUT, "model": "Qwen/Qwen3-Embedding-0.6B"})
-    said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+    json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
     ask = ["search", "x", "--index", tmp_path / "i.faiss"]
-    line = refused(*ask, "--url", fake.url)
+    line = error_line(*ask, "--url", fake.url)
     assert "its vectors are of Qwen/Qwen3-Embedding-0.6B, the question's would be of fake" in line
     assert fake.inputs == []
-    assert said(*ask, "--url", fake.url, "--any-model")["queries"][0]["hits"]
-    assert "the question's would be of tiny" in refused(*ask, "--model", fp16)
+    assert json_output(*ask, "--url", fake.url, "--any-model")["queries"][0]["hits"]
+    assert "the question's would be of tiny" in error_line(*ask, "--model", fp16)
     fake.dimension = 32
-    assert "its vectors have 64 dimensions, those of fake have 32" in refused(*ask, "--url", fake.url, "--any-model")
+    assert "its vectors have 64 dimensions, those of fake have 32" in error_line(*ask, "--url", fake.url, "--any-model")
 
 
 def test_names_of_one_model_are_known_as_such() -> None:
@@ -165,13 +165,11 @@ def test_names_of_one_model_are_known_as_such() -> None:
     assert family("Qwen/Qwen3-Embedding-4B") != family(names[0])
 
 
-def test_a_reranker_puts_the_nearest_into_its_own_order(
-    index: tuple[Path, FakeServer], start_vllm: Callable[[FakeVllm], FakeVllm]
-) -> None:
+def test_a_reranker_sorts_the_nearest(index: tuple[Path, FakeServer], start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
     path, fake = index
     judge = start_vllm(FakeVllm(classifies=True))
     ask = ["search", "a cat", "--index", path, "--url", fake.url, "-k", 4, "--rerank", judge.url]
-    hits = said(*ask, "--candidates", 30, "--instruction", "Find animals")["queries"][0]["hits"]
+    hits = json_output(*ask, "--candidates", 30, "--instruction", "Find animals")["queries"][0]["hits"]
     near = [name for name, _ in nearest(fake, instruct("Find animals") + "a cat", 30)]
     bodies = {name: rerank.body("a cat", TEXTS[int(name[3:])], "Find animals") for name in near}
     assert sorted(judge.prompts) == sorted(rerank.BEFORE + body + rerank.AFTER for body in bodies.values())
@@ -179,19 +177,19 @@ def test_a_reranker_puts_the_nearest_into_its_own_order(
     assert [hit["id"] for hit in hits] == sorted(near, key=lambda name: -scores[name])[:4]
     assert [hit["rerank"] for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True)[:4])
     judge.prompts.clear()
-    found = said(*ask)
-    assert (len(judge.prompts), len(found["queries"][0]["hits"]), found["reranker"]) == (50, 4, f"r at {judge.url}")
+    result = json_output(*ask)
+    assert (len(judge.prompts), len(result["queries"][0]["hits"]), result["reranker"]) == (50, 4, f"r at {judge.url}")
     _, out, _ = qembed(*ask)
     assert out.splitlines()[0].split() == ["rerank", "cosine", "id", "length", "text"]
 
 
 def test_a_reranker_through_transformers(index: tuple[Path, FakeServer], reranker: Path) -> None:
     path, fake = index
-    hits = said("search", "a", "--index", path, "--url", fake.url, "--rerank", reranker, "--candidates", 3, "-k", 3)
-    found = hits["queries"][0]["hits"]
-    expected = {hit["id"]: by_hand(reranker, rerank.body("a", hit["columns"]["text"])) for hit in found}
-    assert [hit["rerank"] for hit in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-5)
-    assert {hit["id"]: hit["rerank"] for hit in found} == pytest.approx(expected, abs=1e-5)
+    result = json_output("search", "a", "--index", path, "--url", fake.url, "--rerank", reranker, "--candidates", 3, "-k", 3)
+    hits = result["queries"][0]["hits"]
+    expected = {hit["id"]: by_hand(reranker, rerank.body("a", hit["columns"]["text"])) for hit in hits}
+    assert [hit["rerank"] for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-5)
+    assert {hit["id"]: hit["rerank"] for hit in hits} == pytest.approx(expected, abs=1e-5)
 
 
 def test_texts_to_rerank_come_from_the_column_that_holds_them(
@@ -200,53 +198,53 @@ def test_texts_to_rerank_come_from_the_column_that_holds_them(
     fake, judge = start_server(), start_vllm(FakeVllm(classifies=True))
     vectors = np.array([fake.vector(text) for text in TEXTS], np.float32)
 
-    def made(columns: dict[str, Any]) -> list[Any]:
+    def search_arguments(columns: dict[str, Any]) -> list[Any]:
         write(tmp_path / "v.parquet", vectors, columns)
-        said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+        json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
         return ["search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url, "--rerank", judge.url]
 
-    assert "keeps none: make its vectors with qembed embed --keep text" in refused(*made({}))
-    ask = made({"title": ["a"] * 80, "body": TEXTS, "stock": range(80)})
-    assert "keeps title, body: name one with --text-column" in refused(*ask)
-    assert "keeps title, body" in refused(*ask, "--text-column", "stock")
-    assert said(*ask, "--text-column", "title")["queries"][0]["hits"][0]["rerank"] == pytest.approx(0.99)
-    assert said(*made({"body": TEXTS, "stock": range(80)}))["text_column"] == "body"
-    ask = made({"text": [None, "a"] * 40})
-    assert "has no text in the column" in refused(*ask)
+    assert "keeps none: make its vectors with qembed embed --keep text" in error_line(*search_arguments({}))
+    ask = search_arguments({"title": ["a"] * 80, "body": TEXTS, "stock": range(80)})
+    assert "keeps title, body: name one with --text-column" in error_line(*ask)
+    assert "keeps title, body" in error_line(*ask, "--text-column", "stock")
+    assert json_output(*ask, "--text-column", "title")["queries"][0]["hits"][0]["rerank"] == pytest.approx(0.99)
+    assert json_output(*search_arguments({"body": TEXTS, "stock": range(80)}))["text_column"] == "body"
+    ask = search_arguments({"text": [None, "a"] * 40})
+    assert "has no text in the column" in error_line(*ask)
 
 
 def test_questions_that_cannot_be_asked_are_refused_in_a_line(index: tuple[Path, FakeServer], tmp_path: Path) -> None:
     path, fake = index
     ask = ["--index", path, "--url", fake.url]
-    assert "nothing to search for" in refused("search", *ask)
-    assert "question 2 is empty" in refused("search", "a", " \n", *ask)
-    assert "question 1 is empty" in refused("search", "\u200b", *ask)
-    assert "question 1 is not UTF-8" in refused("search", "a\udcff", *ask)
-    assert f"-k 81: {path} has only 80 vectors" in refused("search", "a", *ask, "-k", 81)
-    assert "--candidates 81: " in refused("search", "a", *ask, "--rerank", "x", "--candidates", 81)
-    assert "fewer than the 20" in refused("search", "a", *ask, "--rerank", "x", "--candidates", 5, "-k", 20)
-    assert "--candidates needs --rerank" in refused("search", "a", *ask, "--candidates", 5)
-    assert "with --url a server does" in refused("search", "a", *ask, "--engine", "vllm")
-    assert "nothing answers there" in refused("search", "a", "--index", path, "--url", "http://127.0.0.1:9")
-    assert "no such folder" in refused("search", "a", *ask, "--rerank", "./none")
-    assert "no such file; make an index" in refused("search", "a", "--index", tmp_path / "none.faiss")
-    assert "no such folder" in refused("search", "a", "--index", path, "--model", "./none")
-    line = refused("search", "a", "--index", path)
+    assert "nothing to search for" in error_line("search", *ask)
+    assert "question 2 is empty" in error_line("search", "a", " \n", *ask)
+    assert "question 1 is empty" in error_line("search", "\u200b", *ask)
+    assert "question 1 is not UTF-8" in error_line("search", "a\udcff", *ask)
+    assert f"-k 81: {path} has only 80 vectors" in error_line("search", "a", *ask, "-k", 81)
+    assert "--candidates 81: " in error_line("search", "a", *ask, "--rerank", "x", "--candidates", 81)
+    assert "fewer than the 20" in error_line("search", "a", *ask, "--rerank", "x", "--candidates", 5, "-k", 20)
+    assert "--candidates needs --rerank" in error_line("search", "a", *ask, "--candidates", 5)
+    assert "with --url a server does" in error_line("search", "a", *ask, "--engine", "vllm")
+    assert "nothing answers there" in error_line("search", "a", "--index", path, "--url", "http://127.0.0.1:9")
+    assert "no such folder" in error_line("search", "a", *ask, "--rerank", "./none")
+    assert "no such file; make an index" in error_line("search", "a", "--index", tmp_path / "none.faiss")
+    assert "no such folder" in error_line("search", "a", "--index", path, "--model", "./none")
+    line = error_line("search", "a", "--index", path)
     assert "its vectors are of fake, which is not here" in line
     assert "name it with --model, or a --url" in line
     fake.refusal = 400
-    assert "the engine is dead" in refused("search", "a", *ask)
+    assert "the engine is dead" in error_line("search", "a", *ask)
     fake.refusal = None
     fake.changed[instruct(DEFAULT_INSTRUCTION) + "a"] = [0.0] * 64
-    assert "a vector that is zero or not finite" in refused("search", "a", *ask, code=1)
+    assert "a vector that is zero or not finite" in error_line("search", "a", *ask, code=1)
     assert len(fake.inputs) == 1
 
 
-def test_fewer_vectors_than_the_default_are_all_told(tmp_path: Path, start_server: START) -> None:
+def test_all_vectors_are_returned_if_fewer_than_the_default(tmp_path: Path, start_server: START) -> None:
     fake = start_server()
     write(tmp_path / "v.parquet", np.array([fake.vector(text) for text in TEXTS[:3]], np.float32), {"text": TEXTS[:3]})
-    said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", "hnsw")
-    assert len(said("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)["queries"][0]["hits"]) == 3
+    json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", "hnsw")
+    assert len(json_output("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)["queries"][0]["hits"]) == 3
 
 
 def test_all_kept_columns_are_shown_and_a_hint_where_there_are_none(tmp_path: Path, start_server: START) -> None:
@@ -255,7 +253,7 @@ def test_all_kept_columns_are_shown_and_a_hint_where_there_are_none(tmp_path: Pa
 
     def shown(columns: dict[str, Any]) -> tuple[str, str]:
         write(tmp_path / "v.parquet", vectors, columns)
-        said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+        json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
         code, out, err = qembed("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)
         assert code == 0
         return out, err
@@ -268,10 +266,10 @@ def test_all_kept_columns_are_shown_and_a_hint_where_there_are_none(tmp_path: Pa
     out, err = shown({})
     assert out.splitlines()[0].split() == ["cosine", "id"]
     assert "qembed embed --keep" in err
-    assert said("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)["columns"] == []
+    assert json_output("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)["columns"] == []
 
 
 def test_a_missing_package_is_exit_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "v.parquet", np.eye(4, dtype=np.float32))
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    assert "pip install 'faiss-cpu" in refused("index", source, "-o", tmp_path / "i.faiss", code=3)
+    assert "pip install 'faiss-cpu" in error_line("index", source, "-o", tmp_path / "i.faiss", code=3)

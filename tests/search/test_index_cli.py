@@ -20,7 +20,7 @@ from qembed.errors import BadInput
 from qembed.search import build, corpus, recall, store
 from qembed.search.nearest import nearest
 from qembed.vectors import ivf
-from tests.search.conftest import ABOUT, clustered, qembed, refused, said, write
+from tests.search.conftest import ABOUT, clustered, error_line, json_output, qembed, write
 
 
 def truth(vectors: np.ndarray[Any, Any], queries: np.ndarray[Any, Any], depth: int) -> tuple[Any, Any]:
@@ -34,8 +34,8 @@ def truth(vectors: np.ndarray[Any, Any], queries: np.ndarray[Any, Any], depth: i
 def test_a_flat_index_is_exact_and_keeps_order_ids_and_columns(tmp_path: Path, dtype: Any) -> None:
     vectors = clustered(700).astype(dtype)
     source = write(tmp_path / "v.parquet", vectors, {"text": [f"t {row}" for row in range(700)], "price": range(700)})
-    found = said("index", source, "-o", tmp_path / "i.faiss")
-    assert (found["rows"], found["dimensions"], found["kind"], found["recall"]) == (700, 64, "flat", None)
+    summary = json_output("index", source, "-o", tmp_path / "i.faiss")
+    assert (summary["rows"], summary["dimensions"], summary["kind"], summary["recall"]) == (700, 64, "flat", None)
     opened = store.read(tmp_path / "i.faiss")
     queries = clustered(20, seed=5)
     unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
@@ -52,7 +52,7 @@ def test_vectors_of_any_length_are_compared_by_their_direction(tmp_path: Path) -
     vectors = clustered(50)
     scaled = vectors * np.linspace(0.01, 90, 50, dtype=np.float32)[:, None]
     write(tmp_path / "v.parquet", scaled)
-    said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+    json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
     scores, rows = nearest(store.read(tmp_path / "i.faiss").index, "flat", vectors[:5], 3, None)
     assert (rows == truth(vectors, vectors[:5], 3)[0]).all()
     assert scores[:, 0] == pytest.approx(1, abs=1e-6)
@@ -65,10 +65,10 @@ def test_int8_vectors_are_compared_by_direction_and_binary_ones_by_their_signs(t
     bits = np.packbits(vectors > 0, axis=1)
     write(tmp_path / "b.parquet", bits, about={**ABOUT, "dtype": "binary"}, dimensions=64)
     queries = clustered(9, seed=4)
-    for name, meant in (("i", whole.astype(np.float64)), ("b", np.where(vectors > 0, 1.0, -1.0))):
-        assert said("index", tmp_path / f"{name}.parquet", "-o", tmp_path / "x.faiss")["dimensions"] == 64
+    for name, exact in (("i", whole.astype(np.float64)), ("b", np.where(vectors > 0, 1.0, -1.0))):
+        assert json_output("index", tmp_path / f"{name}.parquet", "-o", tmp_path / "x.faiss")["dimensions"] == 64
         scores, rows = nearest(store.read(tmp_path / "x.faiss").index, "flat", queries, 5, None)
-        unit = meant / np.linalg.norm(meant, axis=1, keepdims=True)
+        unit = exact / np.linalg.norm(exact, axis=1, keepdims=True)
         order, cosines = truth(unit, queries, 5)
         assert (rows == order).all()
         assert scores == pytest.approx(cosines, abs=1e-6)
@@ -88,15 +88,15 @@ def test_approximate_indexes_are_measured_against_exact_search(
 ) -> None:
     vectors = clustered(3000)
     write(tmp_path / "v.parquet", vectors)
-    found = said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", kind, *options)
-    assert found["settings"] == settings
-    measured = found["recall"]
+    summary = json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", kind, *options)
+    assert summary["settings"] == settings
+    measured = summary["recall"]
     points = measured["points"]
     recalls = [point["recall"] for point in points]
     assert recalls[0] < recalls[-1]
     assert recalls[-1] >= recall.COMPLETE or kind == "hnsw"
     enough = [point["width"] for point in points if point["recall"] >= 0.95]
-    assert found["width"] == measured["chosen"] == enough[0]
+    assert summary["width"] == measured["chosen"] == enough[0]
     opened = store.read(tmp_path / "i.faiss")
     assert opened.index.ntotal == 3000
     inner: Any = faiss.downcast_index(opened.index)
@@ -104,11 +104,11 @@ def test_approximate_indexes_are_measured_against_exact_search(
 
     drawn = ivf.draw(3000, recall.QUERIES)
     order, _ = truth(vectors, vectors[drawn], 11)
-    wanted = [set(rows[rows != own][:10]) for rows, own in zip(order, drawn, strict=True)]
+    true_nearest = [set(rows[rows != own][:10]) for rows, own in zip(order, drawn, strict=True)]
     for point in points:
         _, rows = nearest(opened.index, kind, vectors[drawn], 11, point["width"])
-        got = [set(rows_[rows_ != own][:10]) for rows_, own in zip(rows, drawn, strict=True)]
-        by_hand = np.mean([len(a & b) / 10 for a, b in zip(wanted, got, strict=True)])
+        returned = [set(rows_[rows_ != own][:10]) for rows_, own in zip(rows, drawn, strict=True)]
+        by_hand = np.mean([len(a & b) / 10 for a, b in zip(true_nearest, returned, strict=True)])
         assert point["recall"] == pytest.approx(by_hand, abs=0.002)
     exact = nearest(opened.index, kind, vectors[:9], 10, None)[1]
     assert (exact == truth(vectors, vectors[:9], 10)[0]).all()
@@ -117,26 +117,26 @@ def test_approximate_indexes_are_measured_against_exact_search(
 def test_equal_texts_do_not_count_against_an_index(tmp_path: Path) -> None:
     vectors = np.repeat(clustered(60), 40, axis=0)
     write(tmp_path / "v.parquet", vectors)
-    found = said("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", "ivf-flat")
-    assert found["recall"]["points"][-1]["recall"] == 1
+    summary = json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", "ivf-flat")
+    assert summary["recall"]["points"][-1]["recall"] == 1
 
 
-def test_real_queries_are_taken_where_there_are_some(tmp_path: Path) -> None:
+def test_recall_is_measured_with_given_queries(tmp_path: Path) -> None:
     vectors, queries = clustered(2000), clustered(1100, seed=3)
     write(tmp_path / "v.parquet", vectors)
     write(tmp_path / "q.parquet", queries)
     arguments = ["index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--force", "--kind", "ivf-flat", "--queries"]
-    found = said(*arguments, tmp_path / "q.parquet")["recall"]
-    assert (found["queries"], found["source"]) == (1000, str(tmp_path / "q.parquet"))
+    measured = json_output(*arguments, tmp_path / "q.parquet")["recall"]
+    assert (measured["queries"], measured["source"]) == (1000, str(tmp_path / "q.parquet"))
     opened = store.read(tmp_path / "i.faiss")
     order, _ = truth(vectors, queries[:1000], 10)
     _, rows = nearest(opened.index, "ivf-flat", queries[:1000], 10, 4)
     by_hand = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(order, rows, strict=True)])
-    assert next(point for point in found["points"] if point["width"] == 4)["recall"] == pytest.approx(by_hand, abs=1e-3)
+    assert next(point for point in measured["points"] if point["width"] == 4)["recall"] == pytest.approx(by_hand, abs=1e-3)
     write(tmp_path / "other.parquet", queries, about={**ABOUT, "model": "Qwen/Other"})
-    assert "vectors of Qwen/Other" in refused(*arguments, tmp_path / "other.parquet")
+    assert "vectors of Qwen/Other" in error_line(*arguments, tmp_path / "other.parquet")
     write(tmp_path / "short.parquet", queries[:, :32])
-    assert "32 dimensions" in refused(*arguments, tmp_path / "short.parquet")
+    assert "32 dimensions" in error_line(*arguments, tmp_path / "short.parquet")
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
@@ -149,8 +149,8 @@ def test_a_few_vectors_are_enough_for_any_index(tmp_path: Path, rows: int, kind:
     )
     assert code == 0, err
     opened = store.read(tmp_path / "i.faiss")
-    _, found = nearest(opened.index, kind, vectors, 1, None)
-    assert (found[:, 0] == np.arange(rows)).all()
+    _, nearest_rows = nearest(opened.index, kind, vectors, 1, None)
+    assert (nearest_rows[:, 0] == np.arange(rows)).all()
 
 
 def test_parts_of_a_folder_are_one_corpus_and_ids_without_a_column_are_numbers(tmp_path: Path) -> None:
@@ -160,21 +160,21 @@ def test_parts_of_a_folder_are_one_corpus_and_ids_without_a_column_are_numbers(t
     for part in range(3):
         rows = slice(30 * part, 30 * part + 30)
         write(folder / f"part-{part}.parquet", vectors[rows], {"id": [f"d{row}" for row in range(90)[rows]]})
-    found = said("index", folder, "-o", folder / "i.faiss")
-    assert found["rows"] == 90
+    summary = json_output("index", folder, "-o", folder / "i.faiss")
+    assert summary["rows"] == 90
     opened = store.read(folder / "i.faiss")
-    assert [one["id"] for one in opened.entries([0, 31, 89], ["id"])] == ["d0", "d31", "d89"]
-    assert said("index", folder, "-o", folder / "i.faiss")["rows"] == 90, "its own ids are no part"
+    assert [entry["id"] for entry in opened.entries([0, 31, 89], ["id"])] == ["d0", "d31", "d89"]
+    assert json_output("index", folder, "-o", folder / "i.faiss")["rows"] == 90, "its own ids are no part"
 
     lists = arrow.table({"embedding": arrow.array(vectors.tolist(), arrow.list_(arrow.float64()))})
     parquet.write_table(lists, tmp_path / "plain.parquet", row_group_size=7)
-    assert said("index", tmp_path / "plain.parquet", "-o", tmp_path / "p.faiss")["model"] is None
+    assert json_output("index", tmp_path / "plain.parquet", "-o", tmp_path / "p.faiss")["model"] is None
     opened = store.read(tmp_path / "p.faiss")
-    assert [one["id"] for one in opened.entries([0, 88], ["id"])] == ["1", "89"]
+    assert [entry["id"] for entry in opened.entries([0, 88], ["id"])] == ["1", "89"]
     assert nearest(opened.index, "flat", vectors[40:41], 1, None)[1].item() == 40
 
     write(folder / "part-3.parquet", vectors[:, :32], {"id": range(90)})
-    assert "not a part of the same run" in refused("index", folder, "-o", tmp_path / "n.faiss")
+    assert "not a part of the same run" in error_line("index", folder, "-o", tmp_path / "n.faiss")
 
 
 class Tags(HTMLParser):
@@ -192,18 +192,18 @@ class Tags(HTMLParser):
 def test_the_report_plots_recall_against_time_and_needs_nothing_else(tmp_path: Path) -> None:
     write(tmp_path / "v.parquet", clustered(2000))
     output = tmp_path / "<b>i.faiss"
-    found = said(
+    summary = json_output(
         *("index", tmp_path / "v.parquet", "-o", output, "--kind", "hnsw"),
         *("--report", tmp_path / "r.html", "--report", tmp_path / "r.json"),
     )
-    assert json.loads((tmp_path / "r.json").read_text()) == found
+    assert json.loads((tmp_path / "r.json").read_text()) == summary
     page = (tmp_path / "r.html").read_text()
     tags = Tags(page)
     assert tags.links == ["data:,"]
     assert not {"script", "img", "b", "iframe"} & set(tags.names)
     assert tags.names.count("svg") == 1
-    assert tags.names.count("circle") == len(found["recall"]["points"]) > 1
-    assert f"ef_search {found['width']}, the smallest that finds 95%" in page
+    assert tags.names.count("circle") == len(summary["recall"]["points"]) > 1
+    assert f"ef_search {summary['width']}, the smallest that finds 95%" in page
     qembed("index", tmp_path / "v.parquet", "-o", output, "--force", "--report", tmp_path / "r.html")
     assert "its answers are exact" in (tmp_path / "r.html").read_text()
 
@@ -217,9 +217,9 @@ def bad(path: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("value", [0, np.nan, np.inf])
-def test_a_vector_that_cannot_be_compared_is_told_by_its_row(tmp_path: Path, value: float) -> None:
+def test_zero_and_non_finite_vectors_are_refused_by_row(tmp_path: Path, value: float) -> None:
     source = bad(tmp_path / "v.parquet", row=value)
-    assert "row 7: the vector is zero or not finite" in refused("index", source, "-o", tmp_path / "i.faiss")
+    assert "row 7: the vector is zero or not finite" in error_line("index", source, "-o", tmp_path / "i.faiss")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.parquet"]
 
 
@@ -227,7 +227,7 @@ def test_files_that_hold_no_vectors_are_refused_in_a_line(tmp_path: Path) -> Non
     def refusal(table: Any, name: str = "x.parquet") -> str:
         if table is not None:
             parquet.write_table(arrow.table(table), tmp_path / name)
-        return refused("index", tmp_path / name, "-o", tmp_path / "i.faiss")
+        return error_line("index", tmp_path / name, "-o", tmp_path / "i.faiss")
 
     floats = arrow.array(clustered(4).tolist(), arrow.list_(arrow.float32()))
     assert "no column vector or embedding; it has id, text" in refusal({"id": ["a"], "text": ["b"]})
@@ -246,8 +246,8 @@ def test_files_that_hold_no_vectors_are_refused_in_a_line(tmp_path: Path) -> Non
     (tmp_path / "junk.parquet").write_bytes(b"PAR1" + b"junk" * 40)
     assert "not a Parquet file, or damaged" in refusal(None, "junk.parquet")
     parquet.write_table(arrow.table({"id": ["a"] * 4, "vector": floats}), tmp_path / "cut.parquet")
-    whole = (tmp_path / "cut.parquet").read_bytes()
-    (tmp_path / "cut.parquet").write_bytes(whole[:4] + b"\xff" * 200 + whole[204:])
+    content = (tmp_path / "cut.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(content[:4] + b"\xff" * 200 + content[204:])
     assert "damaged" in refusal(None, "cut.parquet")
     write(tmp_path / "note.parquet", clustered(4), about=None)
     table = parquet.read_table(tmp_path / "note.parquet").replace_schema_metadata({"qembed": "{"})
@@ -258,13 +258,13 @@ def test_files_that_hold_no_vectors_are_refused_in_a_line(tmp_path: Path) -> Non
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     source = write(tmp_path / "v.parquet", clustered(20))
     output = tmp_path / "i.faiss"
-    assert "a setting of --kind ivf-flat" in refused("index", source, "-o", output, "--nlist", 4)
-    assert "a setting of --kind hnsw" in refused("index", source, "-o", output, "--kind", "ivf-flat", "--m", 4)
-    assert "only 20 vectors" in refused("index", source, "-o", output, "--kind", "ivf-flat", "--nlist", 21)
-    assert "there is no folder" in refused("index", source, "-o", tmp_path / "no" / "i.faiss")
-    assert "a folder" in refused("index", source, "-o", tmp_path)
-    assert "name it v.faiss" in refused("index", source, "-o", tmp_path / "v.npy")
-    assert "name it .html or .json" in refused("index", source, "-o", output, "--report", "r.md")
+    assert "a setting of --kind ivf-flat" in error_line("index", source, "-o", output, "--nlist", 4)
+    assert "a setting of --kind hnsw" in error_line("index", source, "-o", output, "--kind", "ivf-flat", "--m", 4)
+    assert "only 20 vectors" in error_line("index", source, "-o", output, "--kind", "ivf-flat", "--nlist", 21)
+    assert "there is no folder" in error_line("index", source, "-o", tmp_path / "no" / "i.faiss")
+    assert ": a folder" in error_line("index", source, "-o", tmp_path)
+    assert "name it v.faiss" in error_line("index", source, "-o", tmp_path / "v.npy")
+    assert "name it .html or .json" in error_line("index", source, "-o", output, "--report", "r.md")
     assert not output.exists()
 
 
@@ -274,19 +274,19 @@ def test_an_index_that_does_not_fit_into_memory_is_refused(tmp_path: Path, monke
 
     source = write(tmp_path / "v.parquet", clustered(20))
     monkeypatch.setattr(machine, "host", lambda: Target("cpu", "CPU", 10**9, 10**8))
-    line = refused("index", source, "-o", tmp_path / "i.faiss", code=1)
+    line = error_line("index", source, "-o", tmp_path / "i.faiss", code=1)
     assert "20 vectors of 64 dimensions need 0.2 GB as an index, 0.1 GB are free" in line
     monkeypatch.undo()
-    said("index", source, "-o", tmp_path / "i.faiss")
+    json_output("index", source, "-o", tmp_path / "i.faiss")
     monkeypatch.setattr(machine, "host", lambda: Target("cpu", "CPU", 10**9, 1000))
-    assert "0.0 GB must fit into memory" in refused("search", "a", "--index", tmp_path / "i.faiss", code=1)
+    assert "0.0 GB must fit into memory" in error_line("search", "a", "--index", tmp_path / "i.faiss", code=1)
 
 
-def test_what_was_there_stays_whole_when_a_new_index_cannot_be_written(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_index(tmp_path: Path) -> None:
     first = write(tmp_path / "v.parquet", clustered(30))
     second = write(tmp_path / "w.parquet", clustered(3000, seed=2))
     output = tmp_path / "i.faiss"
-    said("index", first, "-o", output)
+    json_output("index", first, "-o", output)
     before = {path.name: path.read_bytes() for path in (output, store.ids_path(output))}
     # A limit on a file's size fails the write as a full disk does.
     code = (
@@ -304,11 +304,11 @@ def test_what_was_there_stays_whole_when_a_new_index_cannot_be_written(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["i.faiss", "i.faiss.ids.parquet", "v.parquet", "w.parquet"]
 
 
-def test_a_run_that_ended_between_the_two_files_is_finished_by_the_next_look(
+def test_a_run_interrupted_between_the_renames_is_completed_by_the_next_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "i.faiss"
-    said("index", write(tmp_path / "v.parquet", clustered(30)), "-o", output)
+    json_output("index", write(tmp_path / "v.parquet", clustered(30)), "-o", output)
     second = write(tmp_path / "w.parquet", clustered(50, seed=2))
     real = os.replace
 
@@ -326,11 +326,11 @@ def test_a_run_that_ended_between_the_two_files_is_finished_by_the_next_look(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_damage_and_files_that_do_not_belong_together_are_told(tmp_path: Path) -> None:
+def test_damaged_and_mismatched_files_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "v.parquet", clustered(300))
     output = tmp_path / "i.faiss"
-    said("index", source, "-o", output)
-    whole, ids = output.read_bytes(), store.ids_path(output).read_bytes()
+    json_output("index", source, "-o", output)
+    content, ids = output.read_bytes(), store.ids_path(output).read_bytes()
 
     def refusal() -> str:
         with pytest.raises(BadInput) as error:
@@ -338,10 +338,10 @@ def test_damage_and_files_that_do_not_belong_together_are_told(tmp_path: Path) -
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    for broken in (whole[:-100], whole[:5000] + b"\x00\x01" + whole[5002:], b"", b"IxFI" + b"\xff" * 60):
+    for broken in (content[:-100], content[:5000] + b"\x00\x01" + content[5002:], b"", b"IxFI" + b"\xff" * 60):
         output.write_bytes(broken)
         assert "damaged, or not the index that i.faiss.ids.parquet belongs to" in refusal()
-    output.write_bytes(whole)
+    output.write_bytes(content)
     store.ids_path(output).write_bytes(ids[: len(ids) // 2])
     assert "i.faiss.ids.parquet: damaged" in refusal()
     store.ids_path(output).write_bytes(source.read_bytes())
@@ -370,31 +370,31 @@ def test_memory_is_the_index_and_a_batch_whatever_the_size_of_the_file(tmp_path:
     assert grown < 1.4 * index, f"{grown / index:.2f} of the index's own size"
 
 
-def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "v.parquet", clustered(20))
     monkeypatch.setattr(corpus, "vectors", lambda _: iter([clustered(10)]))
-    assert "it was changed while it was read" in refused("index", source, "-o", tmp_path / "i.faiss")
+    assert "it was changed while it was read" in error_line("index", source, "-o", tmp_path / "i.faiss")
 
 
 def test_an_index_is_replaced_only_with_force_and_never_its_input(tmp_path: Path) -> None:
     source = write(tmp_path / "v.parquet", clustered(20))
     output = tmp_path / "i.faiss"
-    said("index", source, "-o", output)
+    json_output("index", source, "-o", output)
     before = output.read_bytes(), store.ids_path(output).read_bytes()
-    assert "--force to replace it" in refused("index", source, "-o", output)
+    assert "--force to replace it" in error_line("index", source, "-o", output)
     output.unlink()
-    assert "--force to replace it" in refused("index", source, "-o", output)
+    assert "--force to replace it" in error_line("index", source, "-o", output)
     output.write_bytes(before[0])
     link = tmp_path / "link.faiss"
     link.symlink_to(source)
-    assert "is the input" in refused("index", source, "-o", link, "--force")
+    assert "is the input" in error_line("index", source, "-o", link, "--force")
     own_ids = store.ids_path(tmp_path / "j.faiss")
     source.rename(own_ids)
-    assert "is the input" in refused("index", own_ids, "-o", tmp_path / "j.faiss", "--force")
+    assert "is the input" in error_line("index", own_ids, "-o", tmp_path / "j.faiss", "--force")
     folder = tmp_path / "parts"
     folder.mkdir()
     own_ids.rename(folder / "v.parquet")
     link.unlink()
     link.symlink_to(folder / "v.parquet")
-    assert "is the input" in refused("index", folder, "-o", link, "--force")
+    assert "is the input" in error_line("index", folder, "-o", link, "--force")
     assert (output.read_bytes(), store.ids_path(output).read_bytes()) == before

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from .conftest import Embed, expected, rejects
-from .standin import SPOILT
+from .fake_engine import SPOILT
 
 
 def ids(path: Path) -> list[str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qembed.embed.job import Job
     from qembed.embed.journal import Done
     from qembed.embed.run import Finished
-    from qembed.embed.writing import Progressed
+    from qembed.embed.writer import Progressed
 
 DTYPES = ("float32", "float16", "int8", "binary")
 
@@ -127,14 +127,14 @@ def command(source: str, as_json: bool, **options: Any) -> None:
     Exit codes: 0 done, 4 done but rows were rejected, 1 failed, 2 bad input (with --strict a bad row), 3 a package is missing,
     130 or 143 interrupted.
     """  # noqa: D301 - click wants the real backspace character
-    from qembed.embed import choose, run
+    from qembed.embed import job_options, run
 
     job: Job | None = None
     interrupts = Interrupts()
     with _console() as console:
         try:
             with interrupts.raised():
-                job, dimensions = choose.job(source, options, lambda what: console.print(what, style="dim", markup=False))
+                job, dimensions = job_options.job(source, options, lambda what: console.print(what, style="dim", markup=False))
                 if options["ray"]:
                     assert dimensions is not None
                     said = _on_cluster(job, options, dimensions, console)
@@ -154,7 +154,8 @@ def command(source: str, as_json: bool, **options: Any) -> None:
         click.echo(f"next: {shlex.join(['qembed', 'index', said['output'], '-o', str(index)])}", err=True)
     if said["rejected"]:
         empty = "" if said["vectors"] else f"; {said['output']} holds no vector"
-        click.echo(f"qembed: {counted(said['rejected'], 'row')} rejected{empty}; {said['rejects']} has the reasons", err=True)
+        rows = f"{counted(said['rejected'], 'row')} {'was' if said['rejected'] == 1 else 'were'} rejected"
+        click.echo(f"qembed: {rows}{empty}; {said['rejects']} has the reasons", err=True)
         raise SystemExit(run.REJECTED)
 
 
@@ -197,8 +198,8 @@ def _with_progress(job: Job, console: Console) -> Finished:
 def _on_cluster(job: Job, options: dict[str, Any], dimensions: int, console: Console) -> dict[str, Any]:
     import time
 
-    from qembed.embed import cluster
-    from qembed.embed.connection import Share
+    from qembed.embed import ray_pipeline
+    from qembed.embed.ray_cluster import Share
 
     began = time.monotonic()
     share = Share(options["ray"], options["ray_workers"], options["ray_cpus"], options["ray_gpus"])
@@ -211,7 +212,7 @@ def _on_cluster(job: Job, options: dict[str, Any], dimensions: int, console: Con
                 f"{counted(done.windows, 'part')}, {counted(done.vectors, 'vector')}{rejected}, {speed:,.1f}/s with the start"
             )
 
-        manifest = cluster.run(job, share, dimensions, tell, lambda note: console.print(note, style="dim", markup=False))
+        manifest = ray_pipeline.run(job, share, dimensions, tell, lambda note: console.print(note, style="dim", markup=False))
     rejects = str(job.output / manifest["rejects"]) if manifest["rejects"] else None
     said = {name: value for name, value in manifest.items() if name not in ("parts", "columns", "qembed")}
     return {

@@ -24,7 +24,7 @@ from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS
 from qembed.embed.readers import Reading
 from qembed.embed.spool import Spool
 from qembed.embed.windows import Window, windows
-from qembed.embed.writing import OnProgress, Writing, computed
+from qembed.embed.writer import OnProgress, Writer, computed
 from qembed.errors import BadInput, QembedError
 from qembed.files import appearing, sync_folder, sync_path
 from qembed.targets import already_exists, check_targets
@@ -106,7 +106,7 @@ def _compute(job: Job, kept: Journal, on_progress: OnProgress, on_note: OnNote) 
             raise BadInput(f"{_name(job.inputs)}: holds no texts")
         if first is None:
             # All windows were written, and the run ended before it could say so.
-            with Writing(job, kept, kept.notes["dimensions"], on_progress) as writing:
+            with Writer(job, kept, kept.notes["dimensions"], on_progress) as writing:
                 writing.finish()
             return
         with job.engine() as engine:
@@ -114,7 +114,7 @@ def _compute(job: Job, kept: Journal, on_progress: OnProgress, on_note: OnNote) 
                 raise BadInput(f"vectors have {engine.dimensions} numbers now, and had {kept.notes['dimensions']} before")
             if "dimensions" not in kept.notes:
                 kept.note("dimensions", engine.dimensions)
-            with Writing(job, kept, engine.dimensions, on_progress) as writing:
+            with Writer(job, kept, engine.dimensions, on_progress) as writing:
                 batches = Spool(job.partial)
                 for window in itertools.chain([first], coming):
                     writing.begin(window)

@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import SAMPLE, find
 from qembed.cli import group
-from qembed.embed import choose
+from qembed.embed import job_options
 
-from .standin import DIMENSIONS, computing, vector
+from .fake_engine import DIMENSIONS, computing, vector
 
 Embed = Callable[..., Result]
 
@@ -30,7 +30,7 @@ Embed = Callable[..., Result]
 @pytest.fixture
 def embed(monkeypatch: pytest.MonkeyPatch) -> Embed:
     """`qembed embed` in this process."""
-    monkeypatch.setattr(choose, "_own", computing)
+    monkeypatch.setattr(job_options, "_own", computing)
     monkeypatch.setattr(Checkpoint, "tokenizer", lambda _: tokenizer())
 
     def run(*arguments: object, input: str | bytes | None = None) -> Result:  # noqa: A002
@@ -42,7 +42,7 @@ def embed(monkeypatch: pytest.MonkeyPatch) -> Embed:
 def started(*arguments: object, **variables: object) -> subprocess.Popen[bytes]:
     """`qembed embed` in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.embed.standin", "embed", *map(str, arguments)],
+        [sys.executable, "-m", "tests.embed.fake_engine", "embed", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, **{f"QEMBED_TEST_{name.upper()}": str(value) for name, value in variables.items()}},

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from qembed.command import progress
 from qembed.embed import spool
-from qembed.embed.writing import Progressed
+from qembed.embed.writer import Progressed
 
 from .conftest import Embed
 
@@ -39,17 +39,17 @@ def test_on_a_terminal_the_bar_has_a_share_and_leaves_stderr_to_the_log() -> Non
 
 
 def test_speed_and_share_count_what_this_run_computed(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qembed.embed import windows, writing
+    from qembed.embed import windows, writer
 
     monkeypatch.setattr(windows, "ROWS", 100)
     told: list[Progressed] = []
-    initial = writing.Writing.tell
+    initial = writer.Writer.tell
 
-    def tell(self: writing.Writing, tokens: int, rows: int, is_new: bool = True) -> None:
+    def tell(self: writer.Writer, tokens: int, rows: int, is_new: bool = True) -> None:
         self._on_progress = told.append
         initial(self, tokens, rows, is_new)
 
-    monkeypatch.setattr(writing.Writing, "tell", tell)
+    monkeypatch.setattr(writer.Writer, "tell", tell)
     monkeypatch.setattr(
         spool.Spool, "begin", lambda _, window: {0: (np.zeros((64, 16), np.float32), {})} if window == 0 else {}
     )
@@ -70,11 +70,11 @@ def test_the_last_lines_name_what_to_do_and_count_in_words(embed: Embed, tmp_pat
     (tmp_path / "none.txt").write_text("\n \n")
     done = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.parquet")
     assert f"next: qembed index {tmp_path / 'out.parquet'} -o {tmp_path / 'out.faiss'}" in done.stderr
-    assert "1 row rejected" in done.stderr
+    assert "1 row was rejected" in done.stderr
     assert "1 vector of 16" in done.stdout
     empty = embed(tmp_path / "none.txt", "-o", tmp_path / "none.parquet")
     assert empty.exit_code == 4
-    assert "2 rows rejected" in empty.stderr
+    assert "2 rows were rejected" in empty.stderr
     assert "none.parquet holds no vector" in empty.stderr
     assert "next:" not in empty.stderr
     printed = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.parquet", "--force", "--json")

@@ -21,13 +21,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qembed.embed import choose, cluster, connection, windows
-from qembed.embed.connection import Share
+from qembed.embed import job_options, ray_cluster, ray_pipeline, windows
+from qembed.embed.ray_cluster import Share
 from qembed.errors import QembedError
 from qembed.vllm import ports
 
 from .conftest import Embed, rejects, started
-from .standin import computing
+from .fake_engine import computing
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -139,17 +139,17 @@ def test_a_killed_node_costs_its_batches_and_not_the_job(
     check(out, whole, source)
 
 
-Parts = Callable[[cluster.Work, Share, frozenset[str]], Iterator[dict[str, Any]]]
+Parts = Callable[[ray_pipeline.Work, Share, frozenset[str]], Iterator[dict[str, Any]]]
 
 
 def pipeline(attempts: list[int], fate: Callable[[int, int], str]) -> Parts:
     """In place of the pipeline. `fate` of a file's window: "window", it is lost; "end", so is the rest of its file; or ""."""
 
-    def parts(work: cluster.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
+    def parts(work: ray_pipeline.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
         attempts.append(0)
-        actor = cluster.Embedder(work)
+        actor = ray_pipeline.Embedder(work)
         for file in range(len(work.job.inputs.files)):
-            for number, row in enumerate(cluster._read({"file": [file]}, work, done)):
+            for number, row in enumerate(ray_pipeline._read({"file": [file]}, work, done)):
                 what = fate(file, number)
                 if what == "end":
                     break
@@ -160,7 +160,7 @@ def pipeline(attempts: list[int], fate: Callable[[int, int], str]) -> Parts:
     return parts
 
 
-def made(actor: cluster.Embedder, row: dict[str, list[Any]]) -> dict[str, Any]:
+def made(actor: ray_pipeline.Embedder, row: dict[str, list[Any]]) -> dict[str, Any]:
     return {name: value for name, (value,) in actor(row).items()}
 
 
@@ -183,10 +183,10 @@ def losing(what: str, attempts: list[int]) -> Parts:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[Parts], None]:
     """Puts something in the place of the pipeline, for `embed … --ray local`."""
-    monkeypatch.setattr(choose, "_clustered", computing)
-    monkeypatch.setattr(connection, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(job_options, "_clustered", computing)
+    monkeypatch.setattr(ray_cluster, "connected", lambda _: nullcontext())
     monkeypatch.setattr(windows, "ROWS", 50)
-    return lambda parts: monkeypatch.setattr(cluster, "_parts", parts)
+    return lambda parts: monkeypatch.setattr(ray_pipeline, "_parts", parts)
 
 
 @pytest.mark.parametrize("after", [0, 7])
@@ -200,12 +200,12 @@ def test_what_ray_cannot_mend_is_begun_again_while_parts_are_made(
     if after:
         assert result.exit_code == 4, result.output
         assert set(attempts[:-1]) == {after}
-        assert len(attempts) > cluster.ATTEMPTS
+        assert len(attempts) > ray_pipeline.ATTEMPTS
         check(out, whole, source)
     else:
         assert result.exit_code == 1
         assert "the job failed: a node is gone; what is finished is kept in " in result.output
-        assert attempts == [0] * cluster.ATTEMPTS
+        assert attempts == [0] * ray_pipeline.ATTEMPTS
 
 
 @pytest.mark.parametrize("what", ["window", "end"])
@@ -226,12 +226,12 @@ def test_a_file_that_is_read_again_gives_the_same_windows_though_some_are_done_b
     """Ray counts what a repeated task yields: one window less, and another one would be taken for it."""
     seen: list[tuple[int, int]] = []
 
-    def parts(work: cluster.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
-        actor = cluster.Embedder(work)
+    def parts(work: ray_pipeline.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
+        actor = ray_pipeline.Embedder(work)
         for file in range(len(work.job.inputs.files)):
-            rows = list(cluster._read({"file": [file]}, work, done))
+            rows = list(ray_pipeline._read({"file": [file]}, work, done))
             yield from (made(actor, row) for row in rows)
-            seen.append((len(rows), len(list(cluster._read({"file": [file]}, work, done)))))
+            seen.append((len(rows), len(list(ray_pipeline._read({"file": [file]}, work, done)))))
 
     without_ray(parts)
     assert embed(source, "-o", tmp_path / "out.parquet", "--ray", "local").exit_code == 4
@@ -244,14 +244,14 @@ def test_a_disk_that_a_reader_cannot_write_to_is_told(
 ) -> None:
     attempts: list[int] = []
     without_ray(breaking(-1, attempts))
-    place = cluster._place
+    place = ray_pipeline._place
 
     def full(content: bytes, path: Path) -> None:
         if path.name.startswith("end-"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         place(content, path)
 
-    monkeypatch.setattr(cluster, "_place", full)
+    monkeypatch.setattr(ray_pipeline, "_place", full)
     result = embed(source, "-o", tmp_path / "out.parquet", "--ray", "local")
     assert result.exit_code == 1
     kept = f"what is finished is kept in {tmp_path / '.out.parquet.partial'}: free some room, and the same command goes on"
@@ -270,7 +270,7 @@ def test_a_job_does_not_go_on_with_an_input_that_has_lost_rows(
         lambda: (folder / "1.txt").write_text("".join((source / "1.txt").read_text().splitlines(keepends=True)[:50])),
     ):
         with pytest.MonkeyPatch.context() as once:
-            once.setattr(cluster, "ATTEMPTS", 1)
+            once.setattr(ray_pipeline, "ATTEMPTS", 1)
             result = embed(folder, "-o", out, "--ray", "local")
         assert result.exit_code == 1, result.output
         change()
@@ -312,9 +312,9 @@ def saying(answer: bytes) -> Iterator[str]:
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220"])
 def test_an_address_of_something_else_is_told_at_once(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.5)
-    why = "timed out" if len(answer) < len(connection.SETTINGS) else "what listens there is no Ray"
-    with saying(answer) as address, pytest.raises(QembedError) as told, connection.connected(Share(address)):
+    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.5)
+    why = "timed out" if len(answer) < len(ray_cluster.SETTINGS) else "what listens there is no Ray"
+    with saying(answer) as address, pytest.raises(QembedError) as told, ray_cluster.connected(Share(address)):
         pass
     assert str(told.value) == f"--ray {address}: no Ray cluster there ({address}: {why})"
 
@@ -322,7 +322,7 @@ def test_an_address_of_something_else_is_told_at_once(answer: bytes, monkeypatch
 def test_a_token_that_is_not_there_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with saying(connection.SETTINGS) as address:
+    with saying(ray_cluster.SETTINGS) as address:
         process = started(source, "-o", tmp_path / "out.parquet", "--ray", address)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1

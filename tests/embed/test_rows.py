@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from .conftest import Embed, expected, rejects
-from .standin import SPOILT
+from .fake_engine import SPOILT
 
 
 def ids(path: Path) -> list[str]:
@@ -42,7 +42,7 @@ def test_lines_of_text_are_called_by_their_number_and_bad_ones_are_rejected(embe
         "not UTF-8",
     ]
     assert told[3]["reason"].startswith("too long: 102 tokens, the limit is 64")
-    assert f"4 rows were rejected; {tmp_path / 'out.rejects.jsonl'}" in done.stderr
+    assert f"4 rows rejected; {tmp_path / 'out.rejects.jsonl'}" in done.stderr
 
 
 def test_bad_json_lines(embed: Embed, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from qembed.embed import servers
 from tests.answering import Asked, Server
 
 from .conftest import rejects
-from .standin import vector
+from .fake_engine import vector
 
 
 class Fake(Server):

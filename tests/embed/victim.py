@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests import victims
-from tests.embed import standin
+from tests.embed import fake_engine
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
 
     from qembed.embed import cli, run  # noqa: F401
 
-    standin.install()
+    fake_engine.install()
     victims.answer()
 
 

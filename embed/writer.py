@@ -64,7 +64,7 @@ def computed(window: Window, engine: Engine, kept: Spool | None, on_batch: OnBat
     return made, reasons
 
 
-class Writing:
+class Writer:
     """Writes windows on a background thread, one at a time; errors re-raise at the next put() or finish()."""
 
     def __init__(self, job: Job, kept: Journal, dimensions: int, on_progress: OnProgress) -> None:
@@ -84,7 +84,7 @@ class Writing:
         self._window_rows = 0
         self._since = time.monotonic()
 
-    def __enter__(self) -> Writing:
+    def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:

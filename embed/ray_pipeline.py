@@ -24,17 +24,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qembed.embed import connection, journal, outputs, parquet
-from qembed.embed.connection import Share
+from qembed.embed import journal, outputs, parquet, ray_cluster
 from qembed.embed.engine import Engine, logged
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
 from qembed.embed.journal import Done
 from qembed.embed.outputs import VectorBlock, VectorLayout
+from qembed.embed.ray_cluster import Share
 from qembed.embed.readers import Reading
 from qembed.embed.run import of_disk, on_disk
 from qembed.embed.windows import Mark, Window, windows
-from qembed.embed.writing import embedded
+from qembed.embed.writer import embedded
 from qembed.errors import BadInput, QembedError
 from qembed.files import sync, sync_folder
 from qembed.targets import already_exists, check_folder
@@ -102,7 +102,7 @@ def run(
             for folder in (work.parts, work.records):
                 folder.mkdir(exist_ok=True)
             try:
-                with logged(verbose=False), connection.connected(share):  # Ray prints on standard output, even while it ends
+                with logged(verbose=False), ray_cluster.connected(share):  # Ray prints on standard output, even while it ends
                     _pipeline(work, share, on_progress)
             finally:
                 if not _recorded(work):
@@ -194,7 +194,7 @@ def _parts(work: Work, share: Share, done: frozenset[str]) -> Iterator[Mapping[s
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1  # a window a block: what is lost with an actor, and what actors share the work by
     context.enable_progress_bars = False
-    workers, resources = connection.resources(share, ray.cluster_resources())
+    workers, resources = ray_cluster.resources(share, ray.cluster_resources())
     count = len(work.job.inputs.files)
     files = ray.data.from_items([{"file": number} for number in range(count)], override_num_blocks=count)
     parts = (

@@ -1,6 +1,6 @@
 """An engine that takes no time: a text's vector follows from its tokens alone. The rest is `qembed embed` itself.
 
-`python -m tests.embed.standin ARGUMENTS` is `qembed ARGUMENTS` with it. QEMBED_TEST_DELAY (seconds a batch) slows it down;
+`python -m tests.embed.fake_engine ARGUMENTS` is `qembed ARGUMENTS` with it. QEMBED_TEST_DELAY (seconds a batch) slows it down;
 QEMBED_TEST_SPOOL (seconds) is how often batches are kept; QEMBED_TEST_ROWS the rows of a window; QEMBED_TEST_PEAK names a file
 for the process's peak memory in KiB.
 """
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from qembed.checkpoint.find import SAMPLE, find
-from qembed.embed import choose, spool, windows
-from qembed.embed.choose import Computing
+from qembed.embed import job_options, spool, windows
 from qembed.embed.engine import NOT_FINITE, sorted_batches
+from qembed.embed.job_options import Computing
 from qembed.embed.spool import Result
 from qembed.embed.windows import Item
 
@@ -58,7 +58,7 @@ class Standin:
 
 
 def computing(options: Mapping[str, Any], _: Callable[[str], None]) -> Computing:
-    """In place of `choose._own`."""
+    """In place of `job_options._own`."""
     whole = options["dimensions"] or DIMENSIONS
     return Computing(SAMPLE, find(SAMPLE), LIMIT, partial(opened, whole), {"model": SAMPLE}, whole)
 
@@ -73,7 +73,7 @@ def opened(dimensions: int) -> Iterator[Standin]:
 
 def install() -> None:
     """Put the stand-in in the engine's place."""
-    choose._own = choose._clustered = computing
+    job_options._own = job_options._clustered = computing
     spool.EVERY = float(os.environ.get("QEMBED_TEST_SPOOL", spool.EVERY))
     windows.ROWS = int(os.environ.get("QEMBED_TEST_ROWS", windows.ROWS))
 

@@ -13,7 +13,7 @@ from qembed.checkpoint import matryoshka
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find_served, short_name
 from qembed.client import embeddings
-from qembed.embed import connection, engine, inputs, servers, windows
+from qembed.embed import engine, inputs, ray_cluster, servers, windows
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, OpenEngine
 from qembed.embed.windows import Texts
@@ -144,7 +144,7 @@ def check(source: str, options: Options) -> None:
 
 
 def _check_ray(source: str, options: Options) -> None:
-    connection.check()
+    ray_cluster.check()
     if source == inputs.STDIN:
         raise BadInput("-: --ray reads on its nodes, to which standard input does not reach; give a file")
     if options["urls"]:

@@ -74,8 +74,11 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     rows.check({file.row_format for file in found.files})
     computing = (_servers if options["urls"] else _clustered if options["ray"] else _own)(options, on_stage)
     prompt = _prompt(options, DEFAULT_PROMPTS if computing.checkpoint is None else computing.checkpoint.prompts)
+    vocabulary = None if computing.checkpoint is None else computing.checkpoint.vocabulary()
+    if vocabulary is not None and (warning := vocabulary.warning()):
+        on_stage(f"warning: {warning}")
     texts = Texts(
-        None if computing.checkpoint is None else computing.checkpoint.tokenizer(),
+        None if vocabulary is None else vocabulary.tokenizer,
         computing.limit,
         prompt,
         options["clean"],
@@ -84,6 +87,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
         options["overlap"],
         "text" in options["keep"],
         windows.ROWS,
+        vocabulary.rows if vocabulary is not None and vocabulary.beyond else None,
     )
     _check_chunks(texts)
     about = {

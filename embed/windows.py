@@ -53,6 +53,7 @@ class Texts:
         chunk_tokens, overlap: maximum tokens of a chunk, and of what two chunks share; None: rows are not split.
         keep_text: whether the text of each row or chunk, as in the input but without NUL, is among the columns.
         rows: maximum texts per window.
+        table_rows: rows of the model's token table; a text with a token beyond them is rejected. None: no token is beyond.
     """
 
     tokenizer: Tokenizer | None = None
@@ -64,6 +65,7 @@ class Texts:
     overlap: int = 0
     keep_text: bool = False
     rows: int = ROWS
+    table_rows: int | None = None
 
     @cached_property
     def cutting(self) -> Tokenizer:
@@ -258,6 +260,8 @@ def _together(candidates: Sequence[_Candidate], texts: Texts) -> Iterator[tuple[
         encoding = encoded.get(place)
         if reason is None and encoding is not None and not texts.truncate:
             encoding, reason = _within(text, encoding, texts)
+        if reason is None and encoding is not None:
+            reason = _unknown(encoding, texts)
         if reason is not None:
             yield one, Reject(one.row.place, one.id, reason, one.text[: Reject.SHOWN] or None)
         elif encoding is None:
@@ -272,6 +276,14 @@ def _empty(text: str, cleaned: str) -> str | None:
     if cleaned.strip():
         return None
     return "empty" if not text.strip() else "empty once characters that cannot be seen are taken out"
+
+
+def _unknown(encoding: Encoding, texts: Texts) -> str | None:
+    """The reason if a text has a token that the model does not know, which would end an engine."""
+    if texts.table_rows is None or max(encoding.ids, default=0) < texts.table_rows:
+        return None
+    token = next(token for token, id_ in zip(encoding.tokens, encoding.ids, strict=True) if id_ >= texts.table_rows)
+    return f"has the token {token!r}, which is beyond the {texts.table_rows} rows of the model's token table"
 
 
 def _within(text: str, encoding: Encoding, texts: Texts) -> tuple[Encoding, str | None]:

@@ -17,7 +17,6 @@ from qembed.checkpoint.dtypes import BYTES
 from qembed.checkpoint.files import read_json
 from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
-from qembed.errors import BadInput
 from qembed.files import sha256, write_atomically
 from qembed.installation import version
 from qembed.quantize import autoawq, checks, layerwise, manifest, writer
@@ -27,6 +26,7 @@ from qembed.quantize.calibration_texts import Texts
 from qembed.quantize.model_card import model_card
 from qembed.quantize.parts import REPORT, Parts, assemble
 from qembed.quantize.settings import QuantizationSettings, Report
+from qembed.targets import check_folder
 
 if TYPE_CHECKING:
     import torch
@@ -78,11 +78,7 @@ def run(
         quantize = partial(layerwise.quantize, on_refine=partial(on_step, "refining"))
     source = find(model)
     target = target.expanduser()
-    folders = (source.folder.resolve(), target.resolve())
-    if folders[0] == folders[1] or folders[0] in folders[1].parents:
-        raise BadInput(f"{target}: is the source checkpoint or inside it; choose another --output")
-    if folders[1] in folders[0].parents:
-        raise BadInput(f"{target}: holds the source checkpoint, which would be lost; choose another --output")
+    check_folder(target, [source.folder, *source.files.values()])
     shape = checks.shape_of(source, settings.group_size)
     writer.companions(source)
     if (unknown_tokens := source.vocabulary_warning) is not None:

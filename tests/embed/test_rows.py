@@ -9,6 +9,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from qembed.embed import windows
+from qembed.embed.rows import Row
 
 from .conftest import Embed, expected, rejects
 from .fake_engine import SPOILT
@@ -42,7 +46,7 @@ def test_lines_of_text_are_called_by_their_number_and_bad_ones_are_rejected(embe
         "not UTF-8",
     ]
     assert told[3]["reason"].startswith("too long: 102 tokens, the limit is 64")
-    assert f"4 rows rejected; {tmp_path / 'out.rejects.jsonl'}" in done.stderr
+    assert f"4 rows were rejected; {tmp_path / 'out.rejects.jsonl'}" in done.stderr
 
 
 def test_bad_json_lines(embed: Embed, tmp_path: Path) -> None:
@@ -214,3 +218,12 @@ def test_a_line_without_end_does_not_fill_the_memory(embed: Embed, tmp_path: Pat
     assert embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy").exit_code == 4
     assert ids(tmp_path / "out.npy") == ["1", "3"]
     assert rejects(tmp_path / "out.rejects.jsonl")[0]["reason"].startswith("longer than")
+
+
+def test_a_text_with_a_token_beyond_the_table_is_rejected() -> None:
+    encoder = Tokenizer(models.WordLevel({"known": 0, "strange": 7}))
+    encoder.pre_tokenizer = pre_tokenizers.Whitespace()
+    rows = iter([Row("line 1", "1", "known"), Row("line 2", "2", "known strange")])
+    (window,) = windows.windows(rows, windows.Texts(tokenizer=encoder, limit=32, table_rows=7), windows.Mark(), 0)
+    assert [item.id for item in window.items] == ["1"]
+    assert [(reject.id, "'strange'" in reject.reason) for reject in window.rejects] == [("2", True)]

@@ -71,10 +71,10 @@ def read_by_serve(text: Text, _: pytest.MonkeyPatch) -> str:
 
 
 def read_by_embed(text: Text, _: pytest.MonkeyPatch) -> str:
-    from qembed.embed import choose
+    from qembed.embed import job_options
 
     options = {"prompt": "query" if text.kind == "query" else None, "instruction": text.instruction, "clean": True}
-    prompt = choose._prompt(options, PROMPTS)
+    prompt = job_options._prompt(options, PROMPTS)
     rows = iter([Row("line 1", text.id, text.text)])
     (window,) = windows.windows(rows, windows.Texts(prompt=prompt), windows.Mark(), 0)
     return window.items[0].text

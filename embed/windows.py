@@ -282,7 +282,8 @@ def _unknown(encoding: Encoding, texts: Texts) -> str | None:
     """The reason if a text has a token that the model does not know, which would end an engine."""
     if texts.table_rows is None or max(encoding.ids, default=0) < texts.table_rows:
         return None
-    token = next(token for token, id_ in zip(encoding.tokens, encoding.ids, strict=True) if id_ >= texts.table_rows)
+    assert texts.tokenizer is not None
+    token = texts.tokenizer.id_to_token(max(encoding.ids))  # encode_batch_fast leaves out the tokens themselves
     return f"has the token {token!r}, which is beyond the {texts.table_rows} rows of the model's token table"
 
 

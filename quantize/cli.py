@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -20,9 +20,6 @@ from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
 from qembed.quantize.calibration_texts import BUILT_IN_COUNT, MIN_TEXTS
 from qembed.text import strict_json
-
-if TYPE_CHECKING:
-    import torch
 
 MAX_TOKENS = 512
 """Default length limit of calibration texts: attention costs grow with its square, and no built-in text is much longer."""
@@ -240,6 +237,7 @@ def command(
     from qembed.checkpoint.find import default_output
     from qembed.quantize import calibration_texts as texts
     from qembed.quantize import summary
+    from qembed.quantize.device import torch_device
     from qembed.quantize.run import run
     from qembed.quantize.settings import QuantizationSettings
     from qembed.text.rows.options import parse as parse_row_options
@@ -257,7 +255,7 @@ def command(
     row_options = parse_row_options(delimiter, encoding, no_header)
     if calibration is None:
         row_options.check(())
-    torch_device = _device(device, threads)
+    device_of_torch = torch_device(device, threads)
     start = time.monotonic()
 
     def log_step(stage: str, done: int, total: int) -> None:
@@ -278,7 +276,7 @@ def command(
             sample,
             max_tokens=max_tokens,
             check=texts.held_out_count(len(sample.texts)),
-            device=torch_device,
+            device=device_of_torch,
             seed=seed,
             force=force,
             resume=resume,
@@ -316,15 +314,16 @@ def _calibration_argument(calibration: str | None, column: str | None, target: P
 
 def _verify(folder: Path, device: str, threads: int | None, as_json: bool) -> None:
     """Verify `folder` and print the problems, one per line; exits with 1 if there are any."""
+    from qembed.quantize.device import torch_device
     from qembed.quantize.verify import verify
 
     context = click.get_current_context()
     options = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if unsupported := sorted(options - {"verify", "model", "device", "threads", "as_json"}):
         raise BadInput(f"--verify writes nothing; leave --{unsupported[0].replace('_', '-')} out")
-    torch_device = _device(device, threads)
+    device_of_torch = torch_device(device, threads)
     with _progress("hashing files") as on_step:
-        result = verify(folder, context.params["model"] if "model" in options else None, torch_device, on_step)
+        result = verify(folder, context.params["model"] if "model" in options else None, device_of_torch, on_step)
     if as_json:
         click.echo(strict_json.dumps(result))
     else:
@@ -381,27 +380,3 @@ def _reject_native_options(names: set[str]) -> None:
     for name in sorted(names - {"engine", "group_size", "clip", "token_table"}):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise BadInput(f"--{name.replace('_', '-')}: AutoAWQ has no such option; leave it out, or use --engine native")
-
-
-def _device(name: str, threads: int | None) -> torch.device:
-    """The torch device of `--device`; also sets the number of threads.
-
-    Raises:
-        BadInput: torch has no such device, or it is neither a CPU nor a CUDA device.
-    """
-    import torch
-
-    from qembed.vllm import machine
-
-    torch.set_num_threads(threads or len(machine.cores()))
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise BadInput(f"--device {name}: no such device; choose auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise BadInput(f"--device {name}: not supported; choose auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise BadInput(f"--device {name}: torch sees no such CUDA device")
-    return device

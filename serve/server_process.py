@@ -10,6 +10,8 @@ environment instead.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -48,6 +50,7 @@ ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 ENTRY_BEFORE_0_32 = "vllm.entrypoints.openai.api_server"
 ENGINE = "vllm.v1.engine.utils"
 GRACE = 20.0  # seconds
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 POLL = 0.05  # seconds
 # Options that an older vLLM lacks. The server works without them, because the gate enforces the limits.
 OPTIONAL = ("--max-num-queued-reqs", "--shutdown-timeout")
@@ -136,7 +139,11 @@ def _fork_engine() -> None:
         gc.collect()
         gc.freeze()  # so that the collector does not write to, and so copy, the pages that both processes share
 
-    os.register_at_fork(before=freeze)
+    def end_with_parent() -> None:
+        with contextlib.suppress(OSError, AttributeError):  # another system or C library
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    os.register_at_fork(before=freeze, after_in_child=end_with_parent)
     vllm.v1.engine.utils.get_mp_context = lambda: multiprocessing.get_context("fork")  # type: ignore[attr-defined]
 
 

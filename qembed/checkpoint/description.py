@@ -187,7 +187,7 @@ class Checkpoint:
         Raises:
             BadInput: the checkpoint has no token table.
         """
-        for name in ("weight", "qweight"):
+        for name in ("qweight", "weight"):  # an INT8 table also has an empty `weight`
             tensor = f"{self.prefix}embed_tokens.{name}"
             if (path := self.files.get(tensor)) is not None:
                 with open_tensors(path, "np") as tensors:

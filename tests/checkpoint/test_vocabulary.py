@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
@@ -87,3 +89,11 @@ def test_a_token_appended_to_every_text_is_refused_at_once(changed: Callable[...
 
     with pytest.raises(BadInput, match="every text"):
         changed("tokenizer.json", append).vocabulary()
+
+
+def test_the_rows_of_an_int8_table_are_those_of_its_integers(tmp_path: Path) -> None:
+    """Such a checkpoint has an empty float table, too."""
+    tensors = {"embed_tokens.weight": np.zeros(0, np.float16), "embed_tokens.qweight": np.zeros((10, 64), np.int8)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert Checkpoint("int8", tmp_path).table_rows() == 10

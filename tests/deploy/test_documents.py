@@ -152,10 +152,9 @@ def test_keys_are_changed_everywhere() -> None:
     section = HANDBOOK.read_text(encoding="utf-8").partition("\n## Change keys\n")[2].partition("\n## ")[0]
     for words in (
         "secrets/keys",
-        "--force-recreate",
         "/etc/qembed/keys",
         "systemctl restart",
-        "rollout restart",
+        "edit secret",
         "secrets/metrics",
     ):
         assert words in section

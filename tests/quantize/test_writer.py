@@ -131,7 +131,7 @@ def test_existing_target_is_refused_and_unchanged(make_checkpoint: MakeCheckpoin
     assert_refused(quantize("--model", source.folder, "--output", target), "exists already", "--force")
     assert_refused(quantize("--model", source.folder, "--output", target, "--force"), "not written by qembed")
     assert contents(target).keys() == {"notes.txt"}
-    assert_refused(quantize("--model", source.folder, "--output", source.folder, "--force"), "source")
+    assert_refused(quantize("--model", source.folder, "--output", source.folder, "--force"), "is the input")
 
 
 def test_force_replaces_the_target_only_after_success(

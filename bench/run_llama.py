@@ -72,8 +72,8 @@ def main() -> None:
     first = time.perf_counter() - start
     pid = os.getpid()
     rates: dict[str, float] = {}
-    numbers = {"first_seconds": first, "loaded_bytes": serve_load.own_memory(pid), "vectors": vectors, "rates": rates}
-    with serve_load.Peak(pid) as peak:
+    numbers = {"first_seconds": first, "loaded_bytes": serve_load.shared_memory([pid]), "vectors": vectors, "rates": rates}
+    with serve_load.Peak(lambda: serve_load.shared_memory([pid])) as peak:
         for name, batches in requests.items():
             load = serve_load.Load(name, name, len(batches[0][0]), batches)
             rates[name] = serve_load.rate(load, model.embed)

@@ -10,7 +10,7 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,12 +100,22 @@ def own_memory(pid: int) -> int:
     return sum(int(size) for size in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+) kB", rollup, re.MULTILINE)) * 1024
 
 
-class Peak:
-    """Peak of `own_memory` of a process while the block runs, sampled twice a second."""
+def shared_memory(pids: Iterable[int]) -> int:
+    """Bytes of all `pids` together, shared pages counted once: the sum of their proportional set sizes (PSS)."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += sum(int(size) for size in re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)) * 1024
+    return total
 
-    def __init__(self, pid: int) -> None:
-        self.bytes = own_memory(pid)
-        self._pid, self._end = pid, threading.Event()
+
+class Peak:
+    """Peak of a `measure` of memory while the block runs, sampled twice a second."""
+
+    def __init__(self, measure: Callable[[], int]) -> None:
+        self.bytes = measure()
+        self._measure, self._end = measure, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Peak:
@@ -115,11 +125,11 @@ class Peak:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        self.bytes = max(self.bytes, own_memory(self._pid))
+        self.bytes = max(self.bytes, self._measure())
 
     def _watch(self) -> None:
         while not self._end.wait(0.5):
-            self.bytes = max(self.bytes, own_memory(self._pid))
+            self.bytes = max(self.bytes, self._measure())
 
 
 class LoadPeak:
@@ -147,7 +157,7 @@ class LoadPeak:
         while not self._end.wait(0.02):
             for name in Path("/proc").glob("[0-9]*/comm"):
                 with contextlib.suppress(OSError):
-                    if name.read_text().startswith("VLLM::Work"):
+                    if name.read_text().startswith(("VLLM::Work", "VLLM::Engine")):
                         pid = int(name.parent.name)
                         self._peaks[pid] = max(self._peaks.get(pid, 0), anonymous(pid))
 

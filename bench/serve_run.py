@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serve_load import Api, Load, LoadPeak, Peak, own_memory, rate
+from serve_load import Api, Load, LoadPeak, Peak, own_memory, rate, shared_memory
 from serve_rows import AVX2, BUILD, LIMITS, LLAMA, ROOT, Row
 
 from qembed.checkpoint.description import Checkpoint
@@ -39,10 +39,10 @@ def run_server(row: Row, loads: list[Load], say: Callable[[str], None]) -> dict[
         worker = worker_of(up.session)
         over = loading.end(worker)
         vectors |= {load.name: api.ask(load.requests[0]) for load in loads[1:]} if row.name != "bfloat16" else {}
-        result: dict[str, Any] = {"first_seconds": first, "loaded_bytes": own_memory(worker), "rates": {}, "vectors": vectors}
+        result: dict[str, Any] = {"first_seconds": first, "loaded_bytes": up.memory(), "rates": {}, "vectors": vectors}
         result["loading_bytes"] = over
         result["chosen"] = {name: up.ready[name] for name in ("dtype", "kernel", "kernel_reason") if name in up.ready}
-        with Peak(worker) as peak:
+        with Peak(up.memory) as peak:
             for load in loads:
                 say(load.title)
                 result["rates"][load.name] = rate(load, api.ask, warm=row.name != "bfloat16")
@@ -108,12 +108,17 @@ def asker(row: Row, loads: list[Load]) -> Iterator[Callable[[Load, int], object]
 
 
 class Up(NamedTuple):
-    """A ready server: its URL, its model's name, its session, and the JSON line of `qembed serve`."""
+    """A ready server: its URL, its model's name, its session, the JSON line of `qembed serve`, and the process started."""
 
     url: str
     model: str
     session: int
     ready: Mapping[str, Any]
+    launcher: int
+
+    def memory(self) -> int:
+        """Bytes of all processes of the service (`shared_memory`)."""
+        return shared_memory({self.launcher, *host.processes(self.session)})
 
 
 @contextmanager
@@ -138,11 +143,11 @@ def running(row: Row) -> Iterator[Up]:
             if not line:
                 raise RuntimeError(f"the server did not start (log: {log.name})")
             ready = json.loads(line)
-            yield Up(ready["url"], ready["model"], ready["pid"], ready)
+            yield Up(ready["url"], ready["model"], ready["pid"], ready, process.pid)
         else:
             url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/v1"
             await_health(url, process, log.name)
-            yield Up(url, "stock", process.pid, {})
+            yield Up(url, "stock", process.pid, {}, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -68,8 +68,8 @@ def avx2_section(rows: Sequence[Row], numbers: Mapping[str, Mapping[str, Any]], 
         "The shape of Qwen3-Embedding-0.6B with random weights, the same ones for all. This machine has more than AVX2; "
         "every column is limited to it: vLLM, torch, oneDNN and MKL by tests/e2e/avx2, llama.cpp by its build options. vLLM "
         f"runs without compilation, with {LIMITS['--max-num-seqs']} texts and {LIMITS['--max-num-batched-tokens']} tokens at "
-        f"once at most; stock vLLM has a KV cache of {megabytes(kv_cache())}. Memory is the unique set size (USS) "
-        "of the process with the model. llama.cpp is called directly, without a server and a tokenizer; its model file is in "
+        f"once at most; stock vLLM has a KV cache of {megabytes(kv_cache())}. Memory is the proportional set size "
+        "(PSS) of all processes together. llama.cpp is called directly, without a server and a tokenizer; its model file is in "
         "its memory too.",
         table(["", *(row.title for row in rows)], lines),
         verdict(numbers),
@@ -100,7 +100,10 @@ def packages() -> str:
 def columns(rows: Sequence[Row], numbers: Mapping[str, Mapping[str, Any]], load_list: Sequence[Load]) -> list[list[str]]:
     """The lines of every table: tokens/s of each load, memory, start."""
     lines = [[load.title, *(f"{numbers[row.name]['rates'][load.name]:.0f}" for row in rows)] for load in load_list]
-    for key, title in (("loaded_bytes", "worker's memory after load, MB"), ("busy_bytes", "worker's memory under load, MB")):
+    for key, title in (
+        ("loaded_bytes", "memory of all processes after load, MB"),
+        ("busy_bytes", "memory of all processes under load, MB"),
+    ):
         lines.append([title, *(f"{numbers[row.name][key] / 1e6:,.0f}" for row in rows)])
     lines.append(["seconds from start to first answer", *(f"{numbers[row.name]['first_seconds']:.0f}" for row in rows)])
     return lines

@@ -51,15 +51,16 @@ def document(rules: Rules) -> bytes:
     }
     unauthorized = {"401": _json(ERRORS["401"], ERROR)} if rules.keys else {}
 
-    def get(summary: str, content: dict[str, Any]) -> dict[str, Any]:
-        return {"get": {"summary": summary, "responses": {"200": content, **unauthorized}, **secured}}
+    def get(summary: str, content: dict[str, Any], *errors: str) -> dict[str, Any]:
+        documented = {code: _json(ERRORS[code], ERROR) for code in errors}
+        return {"get": {"summary": summary, "responses": {"200": content, **documented, **unauthorized}, **secured}}
 
     paths = {
         "/v1/embeddings": {"post": embeddings},
         "/v1/models": get("The served model.", _json("Its name.", {"type": "object", "required": ["data"]})),
         "/v1/models/{model}": {
             "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
-            **get("A model by name.", _json("Its entry.", {"type": "object", "required": ["id"]})),
+            **get("A model by name.", _json("Its entry.", {"type": "object", "required": ["id"]}), "404"),
         },
         "/version": get(
             "Versions of vLLM and qembed, and the prompt for requests without one.",

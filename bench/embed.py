@@ -99,7 +99,7 @@ def in_turns(model: Path, count: int, turns: int) -> list[list[str]]:
             tokens = sum(map(len, ids))
             opened.vectors(ids[: len(ids) // 10])
             job = Job(
-                inputs.find(str(path), None, "lines", set()),
+                inputs.find(str(path), None, "lines"),
                 BUILD / "out.parquet",
                 Texts(tokenizer, launch.max_model_len),
                 lambda: nullcontext(opened),

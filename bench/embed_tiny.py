@@ -44,7 +44,7 @@ def main() -> None:
     """Run, and print."""
     source, output = sys.argv[1:]
     texts = Texts(find(SAMPLE).tokenizer(), LIMIT)
-    job = Job(inputs.find(source, None, "lines", set()), Path(output), texts, lambda: nullcontext(Tiny()), force=True)
+    job = Job(inputs.find(source, None, "lines"), Path(output), texts, lambda: nullcontext(Tiny()), force=True)
     start = time.monotonic()
     done = run(job)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -48,11 +48,11 @@ class Inputs:
     skipped: int = 0
 
 
-def find(argument: str, format: str | None, text_is: str, not_these: set[Path]) -> Inputs:  # noqa: A002
+def find(argument: str, format: str | None, text_is: str) -> Inputs:  # noqa: A002
     """The files named by `argument`: a file, a folder with everything below it, or "-" for standard input.
 
     `format` applies if the name does not tell it. `text_is` says what a `.txt` contains: "lines", each a text, or one
-    "document". `not_these` (the files that the run writes) are excluded from a folder.
+    "document".
 
     Raises:
         BadInput: nothing is there, or nothing in a supported format.
@@ -65,7 +65,7 @@ def find(argument: str, format: str | None, text_is: str, not_these: set[Path]) 
     if path.is_dir():
         if format is not None:
             raise BadInput(f"{path}: --input-format goes with a file; in a folder the names tell the formats")
-        below = [file for file in _below(path) if file.resolve() not in not_these and not file.name.endswith(BESIDE)]
+        below = [file for file in _below(path) if not file.name.endswith(BESIDE)]
         formats = [(file, _format(file, text_is)) for file in below]
         files = [File(file, file.relative_to(path).as_posix(), kind) for file, kind in formats if kind]
         if not files:

@@ -85,7 +85,7 @@ def _build_index(options: dict[str, Any]) -> dict[str, Any]:
     outputs = (output, store.ids_path(output))
     reports = [Target(path, "--report") for path in options["report"]]
     check_targets([*(Target(path) for path in outputs), *reports], inputs, force=options["force"])
-    store.check(output, force=options["force"])
+    store.check(output)
     applied_settings = settings.noted(vectors.rows)
     queries = _queries(options["queries"], vectors) if options["queries"] else None
     build.check_memory(vectors, settings)

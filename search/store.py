@@ -86,22 +86,14 @@ def ids_path(path: Path) -> Path:
     return path.with_name(path.name + corpora.IDS)
 
 
-def check(path: Path, *, force: bool) -> None:
-    """Check that an index can be written to `path`, before long work begins.
+def check(path: Path) -> None:
+    """Check that `path` is a name for an index in a writable folder, beyond what `targets.check_targets` checks of any file.
 
     Raises:
-        BadInput: it exists and `force` is off, it is a folder, its folder is missing or read-only, or its suffix belongs to
-            another kind of file.
+        BadInput: its folder is read-only, or its suffix belongs to another kind of file.
     """
     if path.suffix.lower() in (".parquet", ".npy", ".csv", ".jsonl"):
         raise BadInput(f"-o {path}: the output is a FAISS index; name it {path.stem}.faiss")
-    for file in (path, ids_path(path)):
-        if file.is_dir():
-            raise BadInput(f"-o {path}: {file} is a folder")
-        if file.exists() and not force:
-            raise BadInput(f"-o {path}: {file} exists already; choose another name, or --force to replace it")
-    if not path.parent.is_dir():
-        raise BadInput(f"-o {path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise BadInput(f"-o {path}: {path.parent} is not writable")
 

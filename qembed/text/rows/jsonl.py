@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
-from qembed.text.rows import lines
-from qembed.text.rows.options import RowOptions
-from qembed.text.rows.plain import numbered
-from qembed.text.rows.record import Record, Records
+from qembed.text.rows.plain import LineRecords, numbered
+from qembed.text.rows.record import Record
 
 SHOWN_ERROR = 300
 
 
-class JsonRecords(Records):
+class JsonRecords(LineRecords):
     """One JSON object per line. Blank lines are skipped."""
-
-    def __init__(self, name: str, stream: IO[bytes], options: RowOptions) -> None:
-        super().__init__(name)
-        self._lines = lines.Lines(name, stream, options)
-        if note := self._lines.note:
-            self.notes.append(note)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[Record]:  # noqa: ARG002
         """The objects with all their fields."""

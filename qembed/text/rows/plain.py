@@ -10,16 +10,20 @@ from qembed.text.rows.options import RowOptions
 from qembed.text.rows.record import Record, Records
 
 
-class PlainRecords(Records):
-    """One text per line, in the column "text". A blank line is a record without text, so that no line is dropped silently."""
-
-    columns = ("text",)
+class LineRecords(Records):
+    """Records that are a line each."""
 
     def __init__(self, name: str, stream: IO[bytes], options: RowOptions) -> None:
         super().__init__(name)
         self._lines = lines.Lines(name, stream, options)
         if note := self._lines.note:
             self.notes.append(note)
+
+
+class PlainRecords(LineRecords):
+    """One text per line, in the column "text". A blank line is a record without text, so that no line is dropped silently."""
+
+    columns = ("text",)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[Record]:  # noqa: ARG002
         """The lines without their ends."""

@@ -24,7 +24,7 @@ PARTS = [
     *(b'{"text": "a"}', b'{"id": 1.0, "text": "b"}', b"{", b"}", b"[", b"NaN", b"1e999", b"\\ud800"),
 ]
 READERS: list[Callable[[Path, RowOptions], Any]] = [
-    lambda path, options: list(Reading(find(str(path), None, "lines", set()), options=options).rows()),
+    lambda path, options: list(Reading(find(str(path), None, "lines"), options=options).rows()),
     lambda path, options: texts.read(path, options).texts,
     lambda path, options: list(calibration_texts._rows(path, None, options)),
     lambda path, options: tables.pairs(str(path), None, options).first,

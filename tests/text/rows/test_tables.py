@@ -24,7 +24,7 @@ Read = Callable[[Path, RowOptions, str], list[str]]
 
 
 def by_embed(path: Path, options: RowOptions, column: str) -> list[str]:
-    rows = list(Reading(find(str(path), None, "lines", set()), column, options=options).rows())
+    rows = list(Reading(find(str(path), None, "lines"), column, options=options).rows())
     assert not [row for row in rows if row.reason]
     return [row.text or "" for row in rows]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qembed.command.options import MODEL_HELP, Size, api_key_file_option
+from qembed.command.options import MODEL_HELP, Size, api_key_file_option, threads_option
 from qembed.command.row_options import row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.command.signals import Interrupts
@@ -94,6 +94,7 @@ computing, cluster = map(section, ("What computes", "On a Ray cluster"))
 @computing("--max-num-batched-tokens", type=click.IntRange(1), metavar="N", help="Tokens computed at once, at most.  "
            "[default: 2048; on a GPU 8192]")  # fmt: skip
 @computing("--token-table", type=click.Choice(["int8"]), help="Turn the token table to INT8 while it is loaded.")
+@threads_option(computing)
 @computing("--tensor-parallel-size", type=click.IntRange(1), default=1, help="Devices that share one model.")
 @computing(
     "--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE", help="Any other setting of vLLM, by its own name."

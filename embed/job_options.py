@@ -30,7 +30,7 @@ from qembed.vllm.settings import Launch, ServerSettings
 
 Options = Mapping[str, Any]
 OnStage = Callable[[str], None]
-OWN = ("memory", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "token_table", "engine_args")
+OWN = ("memory", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "token_table", "threads", "engine_args")
 """Options of an engine of our own, which a running server has made up its mind about."""
 
 

@@ -37,10 +37,15 @@ STEPS = 4
 """Steps of the engine's that make a batch: after each batch its pipeline runs empty, after each batch nothing can be lost."""
 
 
+class EngineFailed(QembedError):
+    """vLLM raised an error about a batch; it may still compute others."""
+
+
 class Engine(Protocol):
-    """Turns texts into vectors; `dimensions` is their length."""
+    """Turns texts into vectors of `dimensions` numbers; `in_process`: a crash of the engine ends this process."""
 
     dimensions: int
+    in_process: bool
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         """Indices of `items` by batch; always the same for the same items."""
@@ -57,6 +62,7 @@ class InProcess:
     dimensions: int
     _llm: Any
     _cut: int | None
+    in_process: bool = True
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         """Longest first: lengths within a batch are similar, and insufficient memory shows at once."""
@@ -67,7 +73,7 @@ class InProcess:
         """One batch after another.
 
         Raises:
-            QembedError: vLLM failed.
+            EngineFailed: vLLM failed.
         """
         import numpy as np
 
@@ -85,7 +91,7 @@ class InProcess:
         """The vectors [n, dimensions] of texts, given as token ids, in one vLLM call.
 
         Raises:
-            QembedError: vLLM failed.
+            EngineFailed: vLLM failed.
         """
         import torch
         from vllm import PoolingParams
@@ -98,7 +104,10 @@ class InProcess:
                 use_tqdm=False,
             )
         except Exception as error:
-            raise QembedError(f"vLLM failed: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
+            with suppress(Exception):  # otherwise the next call would compute these texts too
+                unfinished = list(self._llm.llm_engine.output_processor.request_states)
+                self._llm.llm_engine.abort_request(unfinished, internal=True)
+            raise EngineFailed(f"vLLM failed: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
         made: NDArray[np.float32] = torch.stack([one.outputs.data for one in found]).float().cpu().numpy()
         return made
 
@@ -172,10 +181,13 @@ def opened_here(settings: ServerSettings, dimensions: int | None) -> Iterator[En
 def _load(launch: Launch, on_stage: Callable[[str], None]) -> Any:
     arguments = [*engine_arguments(launch), *user_arguments(launch)]
     with unused_modules.hidden(unused_modules.names(arguments, on_cpu=launch.device == "cpu")), _without_gc():
+        import torch
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+        if launch.settings.threads is not None and launch.settings.tensor_parallel_size == 1:
+            torch.set_num_threads(launch.settings.threads)  # OMP_NUM_THREADS alone is capped at the number of cores by MKL
         on_stage("loading the weights")
         parser = EngineArgs.add_cli_args(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
         return LLM.from_engine_args(EngineArgs.from_cli_args(parser.parse_args(arguments)))

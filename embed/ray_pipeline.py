@@ -33,6 +33,7 @@ from qembed.embed.outputs import VectorBlock, VectorLayout
 from qembed.embed.ray_cluster import Share
 from qembed.embed.readers import Reading
 from qembed.embed.run import of_disk, on_disk
+from qembed.embed.suspects import Suspects
 from qembed.embed.windows import Mark, Window, windows
 from qembed.embed.writer import embedded
 from qembed.errors import BadInput, QembedError
@@ -261,7 +262,10 @@ class Embedder:
 
     def _part(self, file: int, window: Window) -> dict[str, Any]:
         work, name = self.work, self.work.name(file, window.number)
-        block, rejects = embedded(window, self._engine, work.job, lambda block: _unfit(block, work.types))
+        in_engine = work.records / f"in-engine-{name}.json"  # Ray gives the window to another actor if this one crashes
+        block, rejects = embedded(
+            window, self._engine, Suspects(in_engine), work.job, lambda block: _unfit(block, work.types)
+        )
         if work.job.strict and rejects:
             raise BadInput(f"{rejects[0].place}: {rejects[0].reason} (--strict)")
         sizes: dict[str, Any] = {}
@@ -276,6 +280,7 @@ class Embedder:
             "rejects": [one.record for one in rejects],
         }
         _place(json.dumps(record).encode(), _record(work, name))
+        in_engine.unlink(missing_ok=True)
         return record
 
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qembed.embed import formats, journal, spool
+from qembed.embed import formats, journal, spool, suspects
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
 from qembed.embed.journal import Done, Journal
 from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS
 from qembed.embed.readers import Reading
 from qembed.embed.spool import Spool
+from qembed.embed.suspects import Suspects
 from qembed.embed.windows import Window, windows
 from qembed.embed.writer import OnProgress, Writer, computed
 from qembed.errors import BadInput, QembedError
@@ -86,7 +87,8 @@ def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = la
                 journal.claim(job.partial, list(job.targets.values()))
                 _compute(job, kept, on_progress, on_note)
             except BaseException:
-                if not kept.done.windows and not any((job.partial / name).exists() for name in spool.FILES):
+                spooled = any((job.partial / name).exists() for name in spool.FILES)
+                if not kept.done.windows and not spooled and not suspects.recorded(job.partial / suspects.FILE):
                     journal.remove(job.partial)
                 raise
         dimensions = int(kept.notes["dimensions"])
@@ -116,9 +118,10 @@ def _compute(job: Job, kept: Journal, on_progress: OnProgress, on_note: OnNote) 
                 kept.note("dimensions", engine.dimensions)
             with Writer(job, kept, engine.dimensions, on_progress) as writing:
                 batches = Spool(job.partial)
+                suspect_batches = Suspects(job.partial / suspects.FILE, on_note)
                 for window in itertools.chain([first], coming):
                     writing.begin(window)
-                    writing.put(window, computed(window, engine, batches, writing.tell))
+                    writing.put(window, computed(window, engine, batches, suspect_batches, writing.tell))
                 writing.finish()
 
 

@@ -48,6 +48,8 @@ class Server:
 class Servers:
     """All servers as one engine. Only the servers decide which texts are too long."""
 
+    in_process = False
+
     def __init__(self, servers: Sequence[Server], cut: int | None, truncate: bool, on_wait: Callable[[str], None]) -> None:
         self.servers, self.cut, self.truncate, self.on_wait = servers, cut, truncate, on_wait
         self._heard = time.monotonic()

@@ -41,14 +41,14 @@ class Spool:
             os.truncate(path, end)
         return found
 
-    def put(self, batch: int, result: Result) -> None:
-        """Store a batch; it is on disk within EVERY seconds plus the time of one batch."""
+    def put(self, batch: int, result: Result, *, at_once: bool = False) -> None:
+        """Store a batch; it is on disk within EVERY seconds plus the time of one batch, or with `at_once` on return."""
         vectors, reasons = result
         said = json.dumps(reasons).encode() if reasons else b""
         body = said + vectors.tobytes()
         head = HEAD.pack(self._window, batch, *vectors.shape, len(said), zlib.crc32(body))
         self._waiting.append(head + body)
-        if time.monotonic() - self._since >= EVERY:
+        if at_once or time.monotonic() - self._since >= EVERY:
             with self._path().open("ab") as file:
                 file.writelines(self._waiting)
                 file.flush()

@@ -16,6 +16,7 @@ from qembed.embed.journal import Done, Journal
 from qembed.embed.outputs import REJECTS, Output, VectorBlock, VectorLayout
 from qembed.embed.rows import Reject
 from qembed.embed.spool import Result, Spool
+from qembed.embed.suspects import Suspects
 from qembed.embed.windows import Window
 from qembed.errors import BadInput
 from qembed.files import sync
@@ -39,29 +40,34 @@ class Progressed:
 OnProgress = Callable[[Progressed], None]
 
 
-def computed(window: Window, engine: Engine, kept: Spool | None, on_batch: OnBatch) -> Result:
-    """The vectors of a window in row order."""
+def computed(window: Window, engine: Engine, spool: Spool | None, suspects: Suspects, on_batch: OnBatch) -> Result:
+    """The vectors of a window in row order; `spool` keeps finished batches."""
     import numpy as np
 
     places = engine.batches(window.items)
-    found = kept.begin(window.number) if kept else {}
-    made = np.zeros((len(window.items), engine.dimensions), np.float32)
+    finished = spool.begin(window.number) if spool else {}
+    vectors = np.zeros((len(window.items), engine.dimensions), np.float32)
     reasons: dict[int, str] = {}
 
     def take(batch: int, result: Result, is_new: bool) -> None:
-        made[places[batch]] = result[0]
+        vectors[places[batch]] = result[0]
         reasons.update({places[batch][place]: reason for place, reason in result[1].items()})
         on_batch(sum(window.items[place].length for place in places[batch]), len(places[batch]), is_new)
 
-    for batch, result in found.items():
+    for batch, result in finished.items():
         take(batch, result, False)
-    missing = {batch: [window.items[one] for one in some] for batch, some in enumerate(places) if batch not in found}
+    missing = {
+        batch: [window.items[place] for place in batch_places]
+        for batch, batch_places in enumerate(places)
+        if batch not in finished
+    }
     if missing:
-        for batch, result in engine.embed(missing):
-            if kept:
-                kept.put(batch, result)
+        results = suspects.embed(engine, window.number, missing) if engine.in_process else engine.embed(missing)
+        for batch, result in results:
+            if spool:
+                spool.put(batch, result, at_once=(window.number, batch) in suspects)
             take(batch, result, True)
-    return made, reasons
+    return vectors, reasons
 
 
 class Writer:
@@ -152,9 +158,11 @@ class Writer:
         )
 
 
-def embedded(window: Window, engine: Engine, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
+def embedded(
+    window: Window, engine: Engine, suspects: Suspects, job: Job, unfit: Unfit
+) -> tuple[VectorBlock, list[Reject]]:
     """The stored vectors of a window, and its rows without a vector."""
-    return _told_apart(window, computed(window, engine, None, lambda *_: None), job, unfit)
+    return _told_apart(window, computed(window, engine, None, suspects, lambda *_: None), job, unfit)
 
 
 def _told_apart(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:

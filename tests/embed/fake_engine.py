@@ -2,13 +2,14 @@
 
 `python -m tests.embed.fake_engine ARGUMENTS` is `qembed ARGUMENTS` with it. QEMBED_TEST_DELAY (seconds a batch) slows it down;
 QEMBED_TEST_SPOOL (seconds) is how often batches are kept; QEMBED_TEST_ROWS the rows of a window; QEMBED_TEST_PEAK names a file
-for the process's peak memory in KiB.
+for the process's peak memory in KiB; QEMBED_TEST_LOG one for a line per batch with its number of texts.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import numpy as np
 
 from qembed.checkpoint.find import SAMPLE, find
 from qembed.embed import job_options, spool, windows
-from qembed.embed.engine import NOT_FINITE, sorted_batches
+from qembed.embed.engine import NOT_FINITE, EngineFailed, sorted_batches
 from qembed.embed.job_options import Computing
 from qembed.embed.spool import Result
 from qembed.embed.windows import Item
@@ -29,6 +30,8 @@ DIMENSIONS = 16
 LIMIT = 64
 SPOILT = "not a number"
 """A text of which the vector is NaN."""
+CRASH, CRASH_TOGETHER, FAIL, BREAK = "crash", "crash in company", "fail", "break"
+"""Texts that end the process, end it unless they are alone, raise an error, and raise one at every later batch too."""
 
 
 def vector(tokens: Sequence[int], dimensions: int) -> np.ndarray[Any, Any]:
@@ -42,8 +45,11 @@ def vector(tokens: Sequence[int], dimensions: int) -> np.ndarray[Any, Any]:
 class Standin:
     """The engine itself."""
 
+    in_process = True
+
     def __init__(self, dimensions: int) -> None:
         self.dimensions = dimensions
+        self.broken = False
         self.delay = float(os.environ.get("QEMBED_TEST_DELAY", "0"))
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
@@ -51,10 +57,22 @@ class Standin:
 
     def embed(self, batches: Mapping[int, Sequence[Item]]) -> Iterator[tuple[int, Result]]:
         for number, items in batches.items():
+            self._fail([item.text for item in items])
             time.sleep(self.delay)
             made = np.stack([vector(item.tokens or (), self.dimensions) for item in items])
             spoilt = [place for place, item in enumerate(items) if item.text.endswith(SPOILT)]
             yield number, (made, dict.fromkeys(spoilt, NOT_FINITE))
+
+
+    def _fail(self, texts: Sequence[str]) -> None:
+        if log := os.environ.get("QEMBED_TEST_LOG"):
+            with Path(log).open("a") as file:
+                file.write(f"{len(texts)}\n")
+        if CRASH in texts or (CRASH_TOGETHER in texts and len(texts) > 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.broken = self.broken or BREAK in texts
+        if self.broken or FAIL in texts:
+            raise EngineFailed("vLLM failed: an error")
 
 
 def computing(options: Mapping[str, Any], _: Callable[[str], None]) -> Computing:

@@ -53,7 +53,7 @@ def test_speed_and_share_count_what_this_run_computed(embed: Embed, tmp_path: Pa
     monkeypatch.setattr(
         spool.Spool, "begin", lambda _, window: {0: (np.zeros((64, 16), np.float32), {})} if window == 0 else {}
     )
-    monkeypatch.setattr(spool.Spool, "put", lambda *_: None)
+    monkeypatch.setattr(spool.Spool, "put", lambda *_, **__: None)
     (tmp_path / "in.txt").write_text("".join(f"text {n:03}\n" for n in range(200)))
     assert embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy").exit_code == 0
     assert told[0].rows_per_second == 0

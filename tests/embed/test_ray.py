@@ -23,11 +23,12 @@ import pytest
 
 from qembed.embed import job_options, ray_cluster, ray_pipeline, windows
 from qembed.embed.ray_cluster import Share
+from qembed.embed.suspects import CRASHED
 from qembed.errors import QembedError
 from qembed.vllm import ports
 
 from .conftest import Embed, rejects, started
-from .fake_engine import computing
+from .fake_engine import CRASH, computing
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -102,6 +103,17 @@ def test_a_killed_worker_costs_its_batch_and_not_the_job(source: Path, whole: py
     after = {int(path.name) for path in pids.iterdir()}
     assert len(after) > len(before)  # another took its place
     check(out, whole, source)
+
+
+def test_a_text_that_ends_its_actor_twice_is_rejected_and_the_job_goes_on(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.parquet"
+    source.write_text("".join(f"{CRASH if n == 60 else f'text {n}'}\n" for n in range(120)))
+    ended(started(source, "-o", out, "--json", *ON_RAY, rows=50))
+    assert [(one["id"], one["reason"]) for one in rejects(out / "rejects.jsonl")] == [("61", CRASHED)]
+    assert sum(pyarrow.parquet.read_table(part).num_rows for part in out.glob("part-*")) == 119
+    assert sorted(path.name for path in out.iterdir() if not path.name.startswith("part-")) == [
+        "manifest.json", "rejects.jsonl",
+    ]  # fmt: skip
 
 
 def test_a_job_that_is_killed_goes_on_from_its_parts(source: Path, whole: pyarrow.Table, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Output(ABC):
             sync(file)
         return {name: file.tell() for name, file in self.open.items()}
 
-    def finish(self, rows: int) -> None:  # noqa: B027 - most formats say nothing
+    def finish(self, rows: int) -> None:  # noqa: B027 - most formats need none
         """Write what the format stores about all `rows`. Can be repeated."""
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Finds texts that end the engine, so that none of them keeps a job from finishing.
 
-The engine computes in the command's own process: a native crash in it ends the command, and a resumed run reaches the same batch
-again. So a file says which batch is in the engine (without fsync: it need not survive the machine, only the process). A run that
-finds a batch there counts a crash:
+The engine computes in the command's own process: a native crash ends the command, and a resumed run reaches the same batch.
+So a file says which batch is in the engine (without fsync: it must survive the process, not the machine). A run that finds a
+batch there counts a crash:
 
 - No crash: the batch is computed together.
 - One crash: each text is first computed alone, and rejected if that is the second crash. Then the others are computed together,
@@ -81,7 +81,9 @@ class Suspects:
             except EngineFailed:
                 self._batches[key] = Suspect(MAX_CRASHES)
         suspect = self._batches[key]
-        self._on_note(f"{counted(len(items), 'text')} that the engine failed on: each is computed alone, to find the cause")
+        self._on_note(
+            f"the engine failed on a batch of {counted(len(items), 'text')}: each is computed alone, to find the cause"
+        )
         if suspect.crashes < MAX_CRASHES:
             self._alone(engine, key, items, max(suspect.rejected, default=-1) + 1)  # those before it have not crashed
             try:
@@ -129,7 +131,7 @@ class Suspects:
         except EngineFailed as error:
             works = _works(engine, items[0])
             if not works:
-                raise QembedError(f"{error}; the same command goes on, and looks for the text that is the cause") from error
+                raise QembedError(f"{error}; the same command resumes, and finds the text that is the cause") from error
             raise
         finally:
             if works:

@@ -28,7 +28,7 @@ Unfit = Callable[[VectorBlock], Mapping[int, str]]
 
 
 @dataclass(frozen=True)
-class Progressed:
+class Progress:
     """Progress: total counts, share of the input (0 to 1), and the speed of this run without what earlier runs computed."""
 
     done: Done
@@ -37,7 +37,7 @@ class Progressed:
     tokens_per_second: float
 
 
-OnProgress = Callable[[Progressed], None]
+OnProgress = Callable[[Progress], None]
 
 
 def computed(window: Window, engine: Engine, spool: Spool | None, suspects: Suspects, on_batch: OnBatch) -> Result:
@@ -73,15 +73,15 @@ def computed(window: Window, engine: Engine, spool: Spool | None, suspects: Susp
 class Writer:
     """Writes windows on a background thread, one at a time; errors re-raise at the next put() or finish()."""
 
-    def __init__(self, job: Job, kept: Journal, dimensions: int, on_progress: OnProgress) -> None:
-        self.job, self.kept = job, kept
+    def __init__(self, job: Job, journal: Journal, dimensions: int, on_progress: OnProgress) -> None:
+        self.job, self.journal = job, journal
         about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
         width = dtypes.width(dimensions, job.dtype)
         shape = VectorLayout(job.dtype, dtypes.element(job.dtype), width, job.columns, about)
-        self.output: Output = formats.kind(job.output, job.dtype)(job.partial, shape, kept.done.sizes)
-        self.rejects = outputs.grown(job.partial / REJECTS, kept.done.sizes.get(REJECTS, 0))
+        self.output: Output = formats.kind(job.output, job.dtype)(job.partial, shape, journal.done.sizes)
+        self.rejects = outputs.grown(job.partial / REJECTS, journal.done.sizes.get(REJECTS, 0))
         self._on_progress = on_progress
-        self._before = kept.done
+        self._before = journal.done
         self._pool = ThreadPoolExecutor(1, "writer")
         self._last: Future[None] | None = None
         self._tokens = self._rows = self._new_tokens = self._new_rows = 0
@@ -95,9 +95,9 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
-        for each in (self.output, self.rejects):
-            with contextlib.suppress(OSError):  # of a disk that is full: what could not be written has been told already
-                each.close()
+        for file in (self.output, self.rejects):
+            with contextlib.suppress(OSError):  # the disk is full, which has been reported already
+                file.close()
 
     def begin(self, window: Window) -> None:
         """Report that `window` is computed next."""
@@ -105,7 +105,7 @@ class Writer:
             self._window_start = self._window.done
         self._window, self._window_rows = window, 0
 
-    def tell(self, tokens: int, rows: int, is_new: bool = True) -> None:
+    def report(self, tokens: int, rows: int, is_new: bool = True) -> None:
         """Report that `rows` more texts have vectors; `is_new`: this run computed them."""
         self._tokens, self._rows, self._window_rows = self._tokens + tokens, self._rows + rows, self._window_rows + rows
         if is_new:
@@ -115,8 +115,8 @@ class Writer:
             self._fraction = self._window_start + (self._window.done - self._window_start) * min(share, 1.0)
         vectors, total = self._before.vectors + self._rows, self._before.tokens + self._tokens
         seconds = max(time.monotonic() - self._since, 1e-9)
-        so_far = replace(self.kept.done, vectors=vectors, tokens=total)
-        self._on_progress(Progressed(so_far, self._fraction, self._new_rows / seconds, self._new_tokens / seconds))
+        totals = replace(self.journal.done, vectors=vectors, tokens=total)
+        self._on_progress(Progress(totals, self._fraction, self._new_rows / seconds, self._new_tokens / seconds))
 
     def put(self, window: Window, results: Result) -> None:
         """Write a window once the previous one has been written."""
@@ -126,66 +126,64 @@ class Writer:
     def finish(self) -> None:
         """Wait for the last write, then complete the files."""
         self._wait()
-        self.output.finish(self.kept.done.vectors)
+        self.output.finish(self.journal.done.vectors)
         self.output.sizes()
         self._window, self._fraction = None, 1.0
-        self.tell(0, 0)
-        self.kept.finished(replace(self.kept.done, ended=True))
+        self.report(0, 0)
+        self.journal.finished(replace(self.journal.done, ended=True))
 
     def _wait(self) -> None:
         if self._last is not None:
             self._last.result()
 
     def _write(self, window: Window, results: Result) -> None:
-        block, refused = _told_apart(window, results, self.job, self.output.unfit)
-        if self.job.strict and refused:
-            raise BadInput(f"{refused[0].place}: {refused[0].reason} (--strict)")
-        self.rejects.write(outputs.lines([one.record for one in refused]))
+        block, rejects = _separated(window, results, self.job, self.output.unfit)
+        if self.job.strict and rejects:
+            raise BadInput(f"{rejects[0].place}: {rejects[0].reason} (--strict)")
+        self.rejects.write(outputs.lines([reject.record for reject in rejects]))
         if block.ids:
             self.output.write(block)
         sizes = self.output.sizes()
         sync(self.rejects)
-        done = self.kept.done
-        self.kept.finished(
+        done = self.journal.done
+        self.journal.finished(
             Done(
                 windows=window.number + 1,
                 mark=window.end,
                 sizes={**sizes, REJECTS: self.rejects.tell()},
                 vectors=done.vectors + len(block.ids),
-                rejected=done.rejected + len(refused),
+                rejected=done.rejected + len(rejects),
                 tokens=done.tokens + window.tokens,
             )
         )
 
 
-def embedded(
-    window: Window, engine: Engine, suspects: Suspects, job: Job, unfit: Unfit
-) -> tuple[VectorBlock, list[Reject]]:
+def embedded(window: Window, engine: Engine, suspects: Suspects, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
     """The stored vectors of a window, and its rows without a vector."""
-    return _told_apart(window, computed(window, engine, None, suspects, lambda *_: None), job, unfit)
+    return _separated(window, computed(window, engine, None, suspects, lambda *_: None), job, unfit)
 
 
-def _told_apart(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
+def _separated(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
     """The stored vectors of a window, and its rejects."""
-    made, reasons = results
-    stored = dtypes.encode(made, job.dtype)
+    vectors, reasons = results
+    stored = dtypes.encode(vectors, job.dtype)
     block = _block(window, stored, job.columns, reasons)
-    if found := unfit(block):
-        left = [place for place in range(len(window.items)) if place not in reasons]
-        reasons = reasons | {left[at]: why for at, why in found.items()}
+    if unfit_rows := unfit(block):
+        places = [place for place in range(len(window.items)) if place not in reasons]
+        reasons = reasons | {places[index]: reason for index, reason in unfit_rows.items()}
         block = _block(window, stored, job.columns, reasons)
-    refused = [
-        Reject(window.items[place].place, window.items[place].id, why, window.items[place].text)
-        for place, why in sorted(reasons.items())
+    rejects = [
+        Reject(window.items[place].place, window.items[place].id, reason, window.items[place].text)
+        for place, reason in sorted(reasons.items())
     ]
-    return block, [*window.rejects, *refused]
+    return block, [*window.rejects, *rejects]
 
 
-def _block(window: Window, stored: Any, columns: Sequence[str], reasons: Mapping[int, str]) -> VectorBlock:
+def _block(window: Window, vectors: Any, columns: Sequence[str], reasons: Mapping[int, str]) -> VectorBlock:
     places = [place for place in range(len(window.items)) if place not in reasons]
     items = [window.items[place] for place in places]
     return VectorBlock(
-        stored if not reasons else stored[places],
+        vectors if not reasons else vectors[places],
         [item.id for item in items],
         {name: [item.columns.get(name) for item in items] for name in columns},
     )

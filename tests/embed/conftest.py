@@ -30,7 +30,7 @@ Embed = Callable[..., Result]
 @pytest.fixture
 def embed(monkeypatch: pytest.MonkeyPatch) -> Embed:
     """`qembed embed` in this process."""
-    monkeypatch.setattr(job_options, "_own", computing)
+    monkeypatch.setattr(job_options, "_in_process", computing)
     monkeypatch.setattr(Checkpoint, "tokenizer", lambda _: tokenizer())
 
     def run(*arguments: object, input: str | bytes | None = None) -> Result:  # noqa: A002

@@ -63,7 +63,6 @@ class Standin:
             spoilt = [place for place, item in enumerate(items) if item.text.endswith(SPOILT)]
             yield number, (made, dict.fromkeys(spoilt, NOT_FINITE))
 
-
     def _fail(self, texts: Sequence[str]) -> None:
         if log := os.environ.get("QEMBED_TEST_LOG"):
             with Path(log).open("a") as file:
@@ -76,7 +75,7 @@ class Standin:
 
 
 def computing(options: Mapping[str, Any], _: Callable[[str], None]) -> Computing:
-    """In place of `job_options._own`."""
+    """In place of `job_options._in_process`."""
     whole = options["dimensions"] or DIMENSIONS
     return Computing(SAMPLE, find(SAMPLE), LIMIT, partial(opened, whole), {"model": SAMPLE}, whole)
 
@@ -91,8 +90,8 @@ def opened(dimensions: int) -> Iterator[Standin]:
 
 def install() -> None:
     """Put the stand-in in the engine's place."""
-    job_options._own = job_options._clustered = computing
-    spool.EVERY = float(os.environ.get("QEMBED_TEST_SPOOL", spool.EVERY))
+    job_options._in_process = job_options._on_cluster = computing
+    spool.WRITE_SECONDS = float(os.environ.get("QEMBED_TEST_SPOOL", spool.WRITE_SECONDS))
     windows.ROWS = int(os.environ.get("QEMBED_TEST_ROWS", windows.ROWS))
 
 

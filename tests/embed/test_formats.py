@@ -129,7 +129,7 @@ def test_a_value_that_its_column_cannot_hold_is_a_rejected_row_and_not_the_end(
     assert done.exit_code == 4
     assert pyarrow.parquet.read_table(tmp_path / "out.parquet")["price"].to_pylist() == [0, 1, 2, 3, 4, 5, 7, 8, 9]
     (rejected,) = (tmp_path / "out.rejects.jsonl").read_text().splitlines()
-    assert json.loads(rejected)["reason"] == 'price is "free", where the rows before have int64'
+    assert json.loads(rejected)["reason"] == 'price is "free", where earlier rows have int64'
 
 
 def test_many_windows_are_one_file_in_each_format(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_no_vector_at_all_is_an_empty_file_of_the_right_shape(embed: Embed, tmp_
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["-o", "out.bin"], ["out.bin", "tells no format", ".npy"]),
+        (["-o", "out.bin"], ["out.bin", "unknown suffix", ".npy"]),
         (["-o", "out.fvecs", "--output-dtype", "int8"], [".fvecs holds float32"]),
         (["-o", "nowhere/out.npy"], ["no folder nowhere"]),
         (["-o", "out.npy", "--output-dtype", "binary", "--dimensions", "20"], ["whole bytes"]),

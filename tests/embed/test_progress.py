@@ -13,7 +13,7 @@ from rich.console import Console
 
 from qembed.command import progress
 from qembed.embed import spool
-from qembed.embed.writer import Progressed
+from qembed.embed.writer import Progress
 
 from .conftest import Embed
 
@@ -42,24 +42,24 @@ def test_speed_and_share_count_what_this_run_computed(embed: Embed, tmp_path: Pa
     from qembed.embed import windows, writer
 
     monkeypatch.setattr(windows, "ROWS", 100)
-    told: list[Progressed] = []
-    initial = writer.Writer.tell
+    reports: list[Progress] = []
+    original = writer.Writer.report
 
-    def tell(self: writer.Writer, tokens: int, rows: int, is_new: bool = True) -> None:
-        self._on_progress = told.append
-        initial(self, tokens, rows, is_new)
+    def report(self: writer.Writer, tokens: int, rows: int, is_new: bool = True) -> None:
+        self._on_progress = reports.append
+        original(self, tokens, rows, is_new)
 
-    monkeypatch.setattr(writer.Writer, "tell", tell)
+    monkeypatch.setattr(writer.Writer, "report", report)
     monkeypatch.setattr(
         spool.Spool, "begin", lambda _, window: {0: (np.zeros((64, 16), np.float32), {})} if window == 0 else {}
     )
     monkeypatch.setattr(spool.Spool, "put", lambda *_, **__: None)
     (tmp_path / "in.txt").write_text("".join(f"text {n:03}\n" for n in range(200)))
     assert embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy").exit_code == 0
-    assert told[0].rows_per_second == 0
-    assert told[0].done.vectors == 64
-    assert told[-1].rows_per_second > 0
-    shares = [each.fraction for each in told]
+    assert reports[0].rows_per_second == 0
+    assert reports[0].done.vectors == 64
+    assert reports[-1].rows_per_second > 0
+    shares = [progress.fraction for progress in reports]
     assert shares == sorted(shares)
     assert 0 < shares[0] < 1
     assert shares[-1] == 1

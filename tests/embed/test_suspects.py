@@ -102,7 +102,7 @@ def test_a_text_that_the_engine_fails_on_is_rejected_in_the_same_run(embed: Embe
     done = embed(source, "-o", tmp_path / "out.npy")
     assert done.exit_code == 4, done.output
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(others))
-    assert [(one["id"], one["reason"]) for one in rejects(tmp_path / "out.rejects.jsonl")] == [
+    assert [(reject["id"], reject["reason"]) for reject in rejects(tmp_path / "out.rejects.jsonl")] == [
         (str(BAD + 1), "vLLM failed: an error")
     ]
 
@@ -117,7 +117,7 @@ def test_a_text_that_breaks_the_engine_ends_two_runs_and_not_the_third(embed: Em
     done = embed(source, "-o", out)
     assert done.exit_code == 4, done.output
     np.testing.assert_array_equal(np.load(out), vectors(others))
-    assert [one["reason"] for one in rejects(tmp_path / "out.rejects.jsonl")] == [CRASHED]
+    assert [reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")] == [CRASHED]
 
 
 def test_an_interrupted_batch_is_no_suspect(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def chunks(text: str, size: int, overlap: int, count: Count) -> Iterator[Span]:
     the model appends.
     """
     (appended,) = count([""])
-    upcoming = ((piece, tokens - appended) for piece, tokens in _counted(text, size, count))
+    upcoming = ((piece, tokens - appended) for piece, tokens in _pieces_within(text, size, count))
     returned: list[Piece] = []
     current: list[Piece] = []
     new_pieces = 0
@@ -63,7 +63,7 @@ def chunks(text: str, size: int, overlap: int, count: Count) -> Iterator[Span]:
                     new_pieces -= 1
                 else:
                     current.pop(0)
-            yield _joined(current)
+            yield _span_of(current)
             room = 0 if piece is None else min(overlap, size - appended - piece[1])
             current = _tail(text, current, room, lambda part: count([part])[0] - appended)
             new_pieces = 0
@@ -75,7 +75,7 @@ def chunks(text: str, size: int, overlap: int, count: Count) -> Iterator[Span]:
         new_pieces += 1
 
 
-def _joined(pieces: Sequence[Piece]) -> Span:
+def _span_of(pieces: Sequence[Piece]) -> Span:
     return Span(pieces[0][0].start, pieces[-1][0].end, pieces[-1][0].last)
 
 
@@ -97,25 +97,25 @@ def _tail(text: str, pieces: list[Piece], allowed: int, count: Callable[[str], i
     return [(last, tokens)] if 0 < tokens <= allowed and last != pieces[-1][0] else []
 
 
-def _counted(text: str, size: int, count: Count) -> Iterator[Piece]:
+def _pieces_within(text: str, size: int, count: Count) -> Iterator[Piece]:
     """The pieces of `text` with their token counts, each at most `size`."""
     batch: list[Span] = []
     for piece in _pieces(text, size * CHARACTERS_PER_TOKEN):
         batch.append(piece)
         if len(batch) == BATCH_PIECES:
-            yield from _sized(text, batch, size, count)
+            yield from _halve_long(text, batch, size, count)
             batch = []
-    yield from _sized(text, batch, size, count)
+    yield from _halve_long(text, batch, size, count)
 
 
-def _sized(text: str, pieces: Sequence[Span], size: int, count: Count) -> Iterator[Piece]:
+def _halve_long(text: str, pieces: Sequence[Span], size: int, count: Count) -> Iterator[Piece]:
     if not pieces:
         return
     for piece, tokens in zip(pieces, count([text[piece.start : piece.end] for piece in pieces]), strict=True):
         if tokens <= size or piece.end - piece.start <= 1:
             yield piece, tokens
         else:
-            yield from _sized(text, _halves(text, piece), size, count)
+            yield from _halve_long(text, _halves(text, piece), size, count)
 
 
 def _halves(text: str, piece: Span) -> list[Span]:
@@ -131,8 +131,8 @@ def _halves(text: str, piece: Span) -> list[Span]:
 
 def _pieces(text: str, longest: int) -> Iterator[Span]:
     """Sentences without surrounding white space, each at most `longest` characters."""
-    for start, end in _between(text, PARAGRAPH, 0, len(text)):
-        sentences = list(_between(text, SENTENCE, start, end))
+    for start, end in _split(text, PARAGRAPH, 0, len(text)):
+        sentences = list(_split(text, SENTENCE, start, end))
         for number, (begin, stop) in enumerate(sentences, 1):
             last = number == len(sentences)
             while stop - begin > longest:
@@ -144,21 +144,21 @@ def _pieces(text: str, longest: int) -> Iterator[Span]:
 
 
 def _spans(text: str, start: int, end: int, last: bool) -> Iterator[Span]:
-    return (Span(*edges, last) for edges in _trimmed(text, start, end))
+    return (Span(*edges, last) for edges in _strip(text, start, end))
 
 
-def _between(text: str, border: re.Pattern[str], start: int, end: int) -> Iterator[tuple[int, int]]:
+def _split(text: str, border: re.Pattern[str], start: int, end: int) -> Iterator[tuple[int, int]]:
     """The spans between the borders, without surrounding white space; spans of white space only are left out."""
     begin = start
     for match in border.finditer(text, start, end):
         # A closing quotation mark belongs to the sentence; the white space after it does not.
         stop = match.start() + len(match[0].rstrip())
-        yield from _trimmed(text, begin, stop)
+        yield from _strip(text, begin, stop)
         begin = match.end()
-    yield from _trimmed(text, begin, end)
+    yield from _strip(text, begin, end)
 
 
-def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+def _strip(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     part = text[start:end]
     left, right = start + len(part) - len(part.lstrip()), end - (len(part) - len(part.rstrip()))
     if left < right:

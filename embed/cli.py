@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from qembed.embed.engine import Engine
     from qembed.embed.job import Job
-    from qembed.embed.journal import Done
-    from qembed.embed.run import Finished
+    from qembed.embed.journal import Totals
+    from qembed.embed.run import Outcome
     from qembed.embed.writer import Progress
 
 DTYPES = ("float32", "float16", "int8", "binary")
@@ -180,7 +180,7 @@ def _console() -> Iterator[Console]:
         yield Console(file=file, highlight=False, soft_wrap=True)
 
 
-def _with_progress(job: Job, console: Console) -> Finished:
+def _with_progress(job: Job, console: Console) -> Outcome:
     from qembed.command.progress import reporter
     from qembed.embed import run
 
@@ -212,7 +212,7 @@ def _on_cluster(job: Job, options: dict[str, Any], dimensions: int, console: Con
     share = Share(options["ray"], options["ray_workers"], options["ray_cpus"], options["ray_gpus"])
     with console.status("starting the engines") as status:
 
-        def report(done: Done) -> None:
+        def report(done: Totals) -> None:
             rejected = f", {done.rejected:,} rejected" if done.rejected else ""
             speed = done.vectors / max(time.monotonic() - start, 1e-9)
             status.update(

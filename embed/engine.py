@@ -126,7 +126,7 @@ def sorted_batches(items: Sequence[Item], most_items: int, most_tokens: int) -> 
     return batches
 
 
-def planned(settings: ServerSettings) -> Launch:
+def plan_launch(settings: ServerSettings) -> Launch:
     """The launch with its memory plan, before anything is loaded.
 
     Raises:
@@ -157,7 +157,7 @@ def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], Non
     """
     on_stage(f"starting vLLM, computing in {launch.choice.title}: {launch.choice.reason}")
     _set_environment(launch)
-    with logged(launch.settings.verbose) as log_lines:
+    with redirect_output(launch.settings.verbose) as log_lines:
         try:
             llm = _load(launch, on_stage)
         except (Exception, SystemExit) as error:
@@ -174,7 +174,7 @@ def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], Non
 @contextmanager
 def opened_here(settings: ServerSettings, dimensions: int | None) -> Iterator[Engine]:
     """As `opened`, planned on the machine that calls it."""
-    with opened(planned(settings), dimensions, lambda _: None) as engine:
+    with opened(plan_launch(settings), dimensions, lambda _: None) as engine:
         yield engine
 
 
@@ -224,7 +224,7 @@ def _set_environment(launch: Launch) -> None:
 
 
 @contextmanager
-def logged(verbose: bool) -> Iterator[Callable[[], list[str]]]:
+def redirect_output(verbose: bool) -> Iterator[Callable[[], list[str]]]:
     """Redirect stdout and stderr of this process into a file for the duration of the block; yields a function that reads it.
 
     With `verbose` output goes to stderr instead. Code that must print meanwhile uses a copy of stderr.

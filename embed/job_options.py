@@ -203,7 +203,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _in_process(options: Options, on_stage: OnStage) -> Computing:
-    launch = engine.planned(settings(options))
+    launch = engine.plan_launch(settings(options))
     open_engine = partial(engine.opened, launch, options["dimensions"], on_stage)
     checkpoint = launch.settings.checkpoint
     dimensions = options["dimensions"] or launch.hidden_size

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from qembed.embed.windows import Mark
+from qembed.embed.windows import Position
 from qembed.errors import BadInput, QembedError
 from qembed.files import sync, write_atomically
 from qembed.targets import is_same_file
@@ -29,11 +29,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
-class Done:
+class Totals:
     """Finished work: complete windows, the input position after them, bytes of each file, and total counts."""
 
     windows: int = 0
-    mark: Mark = field(default_factory=Mark)
+    mark: Position = field(default_factory=Position)
     sizes: Mapping[str, int] = field(default_factory=dict)
     vectors: int = 0
     rejected: int = 0
@@ -44,7 +44,7 @@ class Done:
 class Journal:
     """The journal of a run, locked against other processes."""
 
-    def __init__(self, folder: Path, file: IO[bytes], done: Done, notes: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, file: IO[bytes], done: Totals, notes: dict[str, Any]) -> None:
         self.folder, self.done, self.notes = folder, done, notes
         self._file = file
 
@@ -53,7 +53,7 @@ class Journal:
         self.notes[name] = value
         self._append({"note": name, "value": value})
 
-    def finished(self, done: Done) -> None:
+    def record(self, done: Totals) -> None:
         """Record that everything up to `done` is on disk."""
         self._append({"done": asdict(done)})
         self.done = done
@@ -91,7 +91,7 @@ def opened(folder: Path, settings: Mapping[str, Any], force: bool) -> Iterator[J
         file.seek(0, os.SEEK_END)
         notes = {record["note"]: record["value"] for record in records if "note" in record}
         progress = [record["done"] for record in records if "done" in record]
-        done = Done(**{**progress[-1], "mark": Mark(**progress[-1]["mark"])}) if progress else Done()
+        done = Totals(**{**progress[-1], "mark": Position(**progress[-1]["mark"])}) if progress else Totals()
         journal = Journal(folder, file, done, notes)
         if not records:
             journal._append({"settings": current})

@@ -25,17 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from qembed.embed import journal, outputs, parquet, ray_cluster
-from qembed.embed.engine import Engine, logged
+from qembed.embed.engine import Engine, redirect_output
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
-from qembed.embed.journal import Done
+from qembed.embed.journal import Totals
 from qembed.embed.outputs import VectorBlock, VectorLayout
 from qembed.embed.ray_cluster import Share
 from qembed.embed.readers import Reading
 from qembed.embed.run import disk_error, reporting_disk_errors
 from qembed.embed.suspects import Suspects
-from qembed.embed.windows import Mark, Window, windows
-from qembed.embed.writer import embedded
+from qembed.embed.windows import Position, Window, windows
+from qembed.embed.writer import embed_window
 from qembed.errors import BadInput, QembedError
 from qembed.files import sync, sync_folder
 from qembed.targets import already_exists, check_folder
@@ -74,7 +74,7 @@ def run(
     job: Job,
     share: Share,
     dimensions: int,
-    on_progress: Callable[[Done], None] = lambda _: None,
+    on_progress: Callable[[Totals], None] = lambda _: None,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run the job, or resume an interrupted one; returns the manifest.
@@ -90,7 +90,7 @@ def run(
     job = replace(job, output=job.output.resolve(), inputs=replace(job.inputs, files=files))
     if not job.partial.exists():
         _check_free(job)
-    first = next(windows(replace(_reading(job, files[0]), on_note=on_note).rows(), job.texts, Mark(), 0), None)
+    first = next(windows(replace(_reading(job, files[0]), on_note=on_note).rows(), job.texts, Position(), 0), None)
     if first is None and len(files) == 1:
         raise BadInput(f"{files[0].name}: holds no texts")
     about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
@@ -103,13 +103,16 @@ def run(
             for folder in (work.parts, work.records):
                 folder.mkdir(exist_ok=True)
             try:
-                with logged(verbose=False), ray_cluster.connected(share):  # Ray prints on standard output, even at shutdown
+                with (
+                    redirect_output(verbose=False),
+                    ray_cluster.connected(share),
+                ):  # Ray prints on standard output, even at shutdown
                     _pipeline(work, share, on_progress)
             finally:
-                if not _recorded(work):
+                if not _finished_windows(work):
                     journal.remove(job.partial)
             _finish(work)
-            run_journal.finished(replace(run_journal.done, ended=True))
+            run_journal.record(replace(run_journal.done, ended=True))
         if work.parts.exists():
             if job.output.is_dir():
                 shutil.rmtree(job.output)
@@ -130,15 +133,15 @@ def _check_free(job: Job) -> None:
         )
 
 
-def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> None:
+def _pipeline(work: Work, share: Share, on_progress: Callable[[Totals], None]) -> None:
     """Embed all windows without a record. Failures that Ray cannot repair restart the pipeline, as long as parts get finished.
 
     Raises:
         QembedError: a part failed for a reason of its own, or Ray failed ATTEMPTS times without a finished part in between.
     """
-    done, fruitless = Done(), 0
+    done, fruitless = Totals(), 0
     while True:
-        before = _recorded(work)
+        before = _finished_windows(work)
         try:
             for part in _parts(work, share, before):
                 if part["failed"]:
@@ -146,13 +149,13 @@ def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> 
                 vectors, rejected = done.vectors + part["vectors"], done.rejected + part["rejected"]
                 done = replace(done, windows=done.windows + 1, vectors=vectors, rejected=rejected)
                 on_progress(done)
-            if not (lost := _lost(work)):
+            if not (missing := _missing(work)):
                 return
-            raise RuntimeError(f"Ray lost {lost}")
+            raise RuntimeError(f"Ray lost {missing}")
         except QembedError:
             raise
         except Exception as error:  # a lost node shows as a RayError, or as an assertion somewhere in Ray Data
-            fruitless = fruitless + 1 if _recorded(work) == before else 1
+            fruitless = fruitless + 1 if _finished_windows(work) == before else 1
             if fruitless == ATTEMPTS:
                 message = " ".join(str(error).split())[-300:] or type(error).__name__
                 raise QembedError(f"the job failed: {message}; finished parts are kept in {work.job.partial}") from error
@@ -166,12 +169,12 @@ def _final_error(work: Work, failure: QembedError | OSError) -> QembedError:
     return kind(f"{failure}; finished parts are kept in {work.job.partial}")
 
 
-def _recorded(work: Work) -> frozenset[str]:
+def _finished_windows(work: Work) -> frozenset[str]:
     """The names of finished windows."""
     return frozenset(path.stem for path in work.records.glob("part-*.json"))
 
 
-def _lost(work: Work) -> str:
+def _missing(work: Work) -> str:
     """What was not read completely, or read but not embedded; empty if everything is there.
 
     Raises:
@@ -183,10 +186,10 @@ def _lost(work: Work) -> str:
             return f"the end of {file.name}"
         count = json.loads(_end(work, number).read_text(encoding="utf-8"))["windows"]
         read |= {work.name(number, window) for window in range(count)}
-    recorded = _recorded(work)
-    if recorded - read:
+    finished = _finished_windows(work)
+    if finished - read:
         raise BadInput(f"the input has fewer rows than before; {GIVE_SAME}")
-    return f"{len(read - recorded)} windows" if read - recorded else ""
+    return f"{len(read - finished)} windows" if read - finished else ""
 
 
 def _parts(work: Work, share: Share, done: frozenset[str]) -> Iterator[Mapping[str, Any]]:
@@ -220,7 +223,7 @@ def _read(batch: Mapping[str, Any], work: Work, done: frozenset[str]) -> Iterato
     for file in map(int, batch["file"]):
         count = 0
         try:
-            for window in windows(_reading(work.job, work.job.inputs.files[file]).rows(), work.job.texts, Mark(), 0):
+            for window in windows(_reading(work.job, work.job.inputs.files[file]).rows(), work.job.texts, Position(), 0):
                 if work.job.strict and window.rejects:
                     raise BadInput(f"{window.rejects[0].place}: {window.rejects[0].reason} (--strict)")
                 name, count = work.name(file, window.number), window.number + 1
@@ -267,7 +270,9 @@ class Embedder:
     def _part(self, file: int, window: Window) -> dict[str, Any]:
         work, name = self.work, self.work.name(file, window.number)
         in_engine = work.records / f"in-engine-{name}.json"  # Ray gives the window to another actor if this one crashes
-        block, rejects = embedded(window, self._engine, Suspects(in_engine), work.job, lambda block: _unfit(block, work.types))
+        block, rejects = embed_window(
+            window, self._engine, Suspects(in_engine), work.job, lambda block: _unfit(block, work.types)
+        )
         if work.job.strict and rejects:
             raise BadInput(f"{rejects[0].place}: {rejects[0].reason} (--strict)")
         sizes: dict[str, Any] = {}

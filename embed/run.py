@@ -19,13 +19,13 @@ from typing import Any
 from qembed.embed import formats, journal, spool, suspects
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
-from qembed.embed.journal import Done, Journal
+from qembed.embed.journal import Journal, Totals
 from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS
 from qembed.embed.readers import Reading
 from qembed.embed.spool import Spool
 from qembed.embed.suspects import Suspects
 from qembed.embed.windows import Window, windows
-from qembed.embed.writer import OnProgress, Writer, computed
+from qembed.embed.writer import OnProgress, Writer, compute
 from qembed.errors import BadInput, QembedError
 from qembed.files import appearing, sync_folder, sync_path
 from qembed.targets import already_exists, check_targets
@@ -37,10 +37,10 @@ REJECTED = 4
 
 
 @dataclass(frozen=True)
-class Finished:
+class Outcome:
     """The outcome: total counts, and how many vectors an earlier run had already finished."""
 
-    done: Done
+    done: Totals
     dimensions: int
     resumed: int
     rejects: Path | None
@@ -70,7 +70,7 @@ def _check_targets(job: Job) -> None:
     check_targets([job.target(name) for name in reversed(job.targets)], inputs, force=job.force)
 
 
-def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = lambda _: None) -> Finished:
+def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = lambda _: None) -> Outcome:
     """Run the job, or resume an interrupted one. `on_note` is called with what the readers decided, such as a delimiter.
 
     Raises:
@@ -88,7 +88,7 @@ def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = la
                 _compute(job, run_journal, on_progress, on_note)
             except BaseException:
                 spooled = any((job.partial / name).exists() for name in spool.FILES)
-                if not run_journal.done.windows and not spooled and not suspects.recorded(job.partial / suspects.FILE):
+                if not run_journal.done.windows and not spooled and not suspects.has_record(job.partial / suspects.FILE):
                     journal.remove(job.partial)
                 raise
         dimensions = int(run_journal.notes["dimensions"])
@@ -96,7 +96,7 @@ def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = la
         journal.remove(job.partial)
     targets = job.targets
     rejects = targets[REJECTS] if run_journal.done.rejected else None
-    return Finished(run_journal.done, dimensions, resumed.vectors, rejects, targets.get(IDS), time.monotonic() - start)
+    return Outcome(run_journal.done, dimensions, resumed.vectors, rejects, targets.get(IDS), time.monotonic() - start)
 
 
 def _compute(job: Job, run_journal: Journal, on_progress: OnProgress, on_note: OnNote) -> None:
@@ -121,11 +121,11 @@ def _compute(job: Job, run_journal: Journal, on_progress: OnProgress, on_note: O
                 suspect_batches = Suspects(job.partial / suspects.FILE, on_note)
                 for window in itertools.chain([first], upcoming):
                     writer.begin(window)
-                    writer.put(window, computed(window, engine, finished_batches, suspect_batches, writer.report))
+                    writer.put(window, compute(window, engine, finished_batches, suspect_batches, writer.report))
                 writer.finish()
 
 
-def _windows(job: Job, reading: Reading, start: Done) -> Iterator[Window]:
+def _windows(job: Job, reading: Reading, start: Totals) -> Iterator[Window]:
     for window in windows(reading.rows(), job.texts, start.mark, start.windows):
         window.done = min(1.0, reading.done / reading.total) if reading.total else 0.0
         if job.strict and window.rejects:
@@ -225,20 +225,20 @@ def _names(inputs: Inputs) -> str:
     return inputs.files[0].name if len(inputs.files) == 1 else f"{inputs.files[0].name} and {len(inputs.files) - 1} others"
 
 
-def summary(job: Job, finished: Finished) -> dict[str, Any]:
+def summary(job: Job, outcome: Outcome) -> dict[str, Any]:
     """What `--json` prints."""
-    done = finished.done
+    done = outcome.done
     return {
         "output": str(job.output),
-        "ids": None if finished.ids is None else str(finished.ids),
-        "rejects": None if finished.rejects is None else str(finished.rejects),
+        "ids": None if outcome.ids is None else str(outcome.ids),
+        "rejects": None if outcome.rejects is None else str(outcome.rejects),
         "vectors": done.vectors,
         "rejected": done.rejected,
         "rows": done.mark.rows,
-        "resumed": finished.resumed,
+        "resumed": outcome.resumed,
         **{name: value for name, value in job.about.items() if name in ("model", "prompt", "instruction")},
-        "dimensions": finished.dimensions,
+        "dimensions": outcome.dimensions,
         "dtype": job.dtype,
         "tokens": done.tokens if job.texts.tokenizer else None,
-        "seconds": round(finished.seconds, 3),
+        "seconds": round(outcome.seconds, 3),
     }

@@ -143,7 +143,7 @@ class Suspects:
         self._path.write_text(json.dumps({"in_engine": in_engine, "suspects": suspects}), encoding="utf-8")
 
 
-def recorded(path: Path) -> bool:
+def has_record(path: Path) -> bool:
     """Whether the file `path` has anything that the next run must know."""
     return any(_read(path).values())
 

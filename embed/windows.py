@@ -101,7 +101,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Position:
     """Progress in the input: complete rows, and chunks of the row after them; `digest` covers the complete rows."""
 
     rows: int = 0
@@ -122,7 +122,7 @@ class Window:
     rejects: list[Reject] = field(default_factory=list)
     tokens: int = 0
     size: int = 0
-    end: Mark = field(default_factory=Mark)
+    end: Position = field(default_factory=Position)
     done: float = 0.0
 
 
@@ -138,7 +138,7 @@ class _Candidate:
     reason: str | None = None
 
 
-def windows(rows: Iterator[Row], texts: Texts, begin: Mark, number: int) -> Iterator[Window]:
+def windows(rows: Iterator[Row], texts: Texts, begin: Position, number: int) -> Iterator[Window]:
     """The windows of `rows` from `begin` on, the first numbered `number`. Rows before `begin` are read and compared.
 
     Raises:
@@ -169,11 +169,11 @@ def windows(rows: Iterator[Row], texts: Texts, begin: Mark, number: int) -> Iter
             digest.update(candidate.row.identity)
             complete, part = complete + 1, 0
         if len(window.items) + len(window.rejects) >= texts.rows or window.tokens >= TOKENS or window.size >= CHARACTERS:
-            window.end = Mark(complete, part, digest.hexdigest())
+            window.end = Position(complete, part, digest.hexdigest())
             yield window
             window = Window(window.number + 1)
     if window.items or window.rejects:
-        window.end = Mark(complete, part, digest.hexdigest())
+        window.end = Position(complete, part, digest.hexdigest())
         yield window
 
 

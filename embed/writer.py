@@ -12,7 +12,7 @@ from typing import Any
 from qembed.embed import formats, outputs
 from qembed.embed.engine import Engine
 from qembed.embed.job import Job
-from qembed.embed.journal import Done, Journal
+from qembed.embed.journal import Journal, Totals
 from qembed.embed.outputs import REJECTS, Output, VectorBlock, VectorLayout
 from qembed.embed.rows import Reject
 from qembed.embed.spool import Result, Spool
@@ -31,7 +31,7 @@ Unfit = Callable[[VectorBlock], Mapping[int, str]]
 class Progress:
     """Progress: total counts, share of the input (0 to 1), and the speed of this run without what earlier runs computed."""
 
-    done: Done
+    done: Totals
     fraction: float
     rows_per_second: float
     tokens_per_second: float
@@ -40,7 +40,7 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def computed(window: Window, engine: Engine, spool: Spool | None, suspects: Suspects, on_batch: OnBatch) -> Result:
+def compute(window: Window, engine: Engine, spool: Spool | None, suspects: Suspects, on_batch: OnBatch) -> Result:
     """The vectors of a window in row order; `spool` keeps finished batches."""
     import numpy as np
 
@@ -79,7 +79,7 @@ class Writer:
         width = dtypes.width(dimensions, job.dtype)
         shape = VectorLayout(job.dtype, dtypes.element(job.dtype), width, job.columns, about)
         self.output: Output = formats.kind(job.output, job.dtype)(job.partial, shape, journal.done.sizes)
-        self.rejects = outputs.grown(job.partial / REJECTS, journal.done.sizes.get(REJECTS, 0))
+        self.rejects = outputs.open_truncated(job.partial / REJECTS, journal.done.sizes.get(REJECTS, 0))
         self._on_progress = on_progress
         self._before = journal.done
         self._pool = ThreadPoolExecutor(1, "writer")
@@ -130,14 +130,14 @@ class Writer:
         self.output.sizes()
         self._window, self._fraction = None, 1.0
         self.report(0, 0)
-        self.journal.finished(replace(self.journal.done, ended=True))
+        self.journal.record(replace(self.journal.done, ended=True))
 
     def _wait(self) -> None:
         if self._last is not None:
             self._last.result()
 
     def _write(self, window: Window, results: Result) -> None:
-        block, rejects = _separated(window, results, self.job, self.output.unfit)
+        block, rejects = _separate_rejects(window, results, self.job, self.output.unfit)
         if self.job.strict and rejects:
             raise BadInput(f"{rejects[0].place}: {rejects[0].reason} (--strict)")
         self.rejects.write(outputs.lines([reject.record for reject in rejects]))
@@ -146,8 +146,8 @@ class Writer:
         sizes = self.output.sizes()
         sync(self.rejects)
         done = self.journal.done
-        self.journal.finished(
-            Done(
+        self.journal.record(
+            Totals(
                 windows=window.number + 1,
                 mark=window.end,
                 sizes={**sizes, REJECTS: self.rejects.tell()},
@@ -158,12 +158,14 @@ class Writer:
         )
 
 
-def embedded(window: Window, engine: Engine, suspects: Suspects, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
+def embed_window(
+    window: Window, engine: Engine, suspects: Suspects, job: Job, unfit: Unfit
+) -> tuple[VectorBlock, list[Reject]]:
     """The stored vectors of a window, and its rows without a vector."""
-    return _separated(window, computed(window, engine, None, suspects, lambda *_: None), job, unfit)
+    return _separate_rejects(window, compute(window, engine, None, suspects, lambda *_: None), job, unfit)
 
 
-def _separated(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
+def _separate_rejects(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
     """The stored vectors of a window, and its rejects."""
     vectors, reasons = results
     stored = dtypes.encode(vectors, job.dtype)

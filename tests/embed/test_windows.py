@@ -38,6 +38,6 @@ def test_a_text_with_a_token_beyond_the_table_is_rejected() -> None:
     encoder = Tokenizer(models.WordLevel({"known": 0, "strange": 7}))
     encoder.pre_tokenizer = pre_tokenizers.Whitespace()
     rows = iter([Row("line 1", "1", "known"), Row("line 2", "2", "known strange")])
-    (window,) = windows.windows(rows, windows.Texts(tokenizer=encoder, limit=32, table_rows=7), windows.Mark(), 0)
+    (window,) = windows.windows(rows, windows.Texts(tokenizer=encoder, limit=32, table_rows=7), windows.Position(), 0)
     assert [item.id for item in window.items] == ["1"]
     assert [(reject.id, "'strange'" in reject.reason) for reject in window.rejects] == [("2", True)]

@@ -77,7 +77,7 @@ class Suspects:
     def _result(self, engine: Engine, key: BatchKey, items: Sequence[Item]) -> Result:
         if key not in self._batches:
             try:
-                return self._computed(engine, key, None, items)
+                return self._compute(engine, key, None, items)
             except EngineFailed:
                 self._batches[key] = Suspect(MAX_CRASHES)
         suspect = self._batches[key]
@@ -99,12 +99,12 @@ class Suspects:
         for place in range(begin, len(items)):
             if place not in rejected:
                 try:
-                    single, why = self._computed(engine, key, place, [items[place]])
+                    single, own_reasons = self._compute(engine, key, place, [items[place]])
                 except EngineFailed as error:
                     rejected[place] = str(error)
                     continue
                 vectors[place] = single[0]
-                reasons.update(dict.fromkeys([place], why[0]) if why else {})
+                reasons.update(dict.fromkeys([place], own_reasons[0]) if own_reasons else {})
         return vectors, reasons | rejected
 
     def _together(self, engine: Engine, key: BatchKey, items: Sequence[Item]) -> Result:
@@ -113,11 +113,11 @@ class Suspects:
         places = [place for place in range(len(items)) if place not in rejected]
         vectors, reasons = _no_vectors(engine, len(items)), dict(rejected)
         if places:
-            vectors[places], why = self._computed(engine, key, None, [items[place] for place in places])
-            reasons |= {places[index]: reason for index, reason in why.items()}
+            vectors[places], own_reasons = self._compute(engine, key, None, [items[place] for place in places])
+            reasons |= {places[index]: reason for index, reason in own_reasons.items()}
         return vectors, reasons
 
-    def _computed(self, engine: Engine, key: BatchKey, place: int | None, items: Sequence[Item]) -> Result:
+    def _compute(self, engine: Engine, key: BatchKey, place: int | None, items: Sequence[Item]) -> Result:
         """The vectors of `items`, which the file says to be in the engine meanwhile; `place`: the index of a single one.
 
         Raises:

@@ -73,9 +73,7 @@ def test_a_killed_run_is_resumed_and_its_output_is_byte_identical(source: Path, 
     assert out.with_name("killed.ids.jsonl").read_bytes() == whole.with_name("whole.ids.jsonl").read_bytes()
 
 
-def test_the_vectors_equal_those_of_the_server_in_input_order(
-    source: Path, whole: Path, int4_server: Launched
-) -> None:
+def test_the_vectors_equal_those_of_the_server_in_input_order(source: Path, whole: Path, int4_server: Launched) -> None:
     vectors = np.load(whole, mmap_mode="r")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
     lines = source.read_text().splitlines()

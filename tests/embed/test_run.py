@@ -168,7 +168,7 @@ def test_a_run_with_other_options_or_input_does_not_resume_it(source: Path, tmp_
 
 def test_two_runs_at_once_do_not_write_into_one_file(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npy"
-    slow = started(source, "-o", out, delay=0.5, rows=40)
+    slow = started(source, "-o", out, delay=60, rows=40)  # killed below
     try:
         while not (tmp_path / ".out.npy.partial" / "journal.jsonl").exists():
             assert slow.poll() is None

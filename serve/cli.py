@@ -168,6 +168,14 @@ engine_options = section("Engine")
     "401. Read again when it changes, and on SIGHUP.  [default: QEMBED_API_KEY, separated by commas]",
 )
 @network(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Another name by which requests may call this server (Host header); * for any. Others get status 421, so that a web "
+    "page cannot reach it through a name of its own.  [default: localhost and --host; with keys any]",
+)
+@network(
     "--keep-alive",
     type=click.IntRange(1),
     metavar="SECONDS",

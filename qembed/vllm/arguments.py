@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qembed.checkpoint import matryoshka
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
-from qembed.vllm import api_keys, engine_options, kernels, plan, plan_table
+from qembed.vllm import api_keys, engine_options, hosts, kernels, plan, plan_table
 from qembed.vllm.devices import Device
 from qembed.vllm.gate_rules import Rules
 from qembed.vllm.settings import BLOCK_SIZE, Launch
@@ -143,6 +143,7 @@ def rules(
         allow_token_ids=settings.allow_token_ids,
         table_rows=settings.checkpoint.table_rows(),
         checks_ids=settings.checkpoint.vocabulary_warning is not None,
+        hosts=hosts.allowed(settings.host, settings.allowed_hosts, has_keys=bool(settings.keys)),
         keys=key_hashes(settings.keys if keys is None else keys, token),
         plan=plan_table.lines(launch.plan, launch.device) | {"total": launch.plan.total},
         parts=settings.tensor_parallel_size * settings.data_parallel_size,

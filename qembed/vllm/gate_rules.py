@@ -34,6 +34,7 @@ class Rules:
         allow_token_ids: whether token ids are accepted.
         table_rows: rows of the token table; token ids are below it.
         checks_ids: whether the tokenizer has ids beyond the table, so that each text's ids are checked.
+        hosts: the names by which requests may call the server (`hosts`); None: any.
         keys: the name of each API key ("": unnamed; None: qembed's own) by its SHA-256 in hexadecimal; empty: none is required.
         plan: planned bytes by name, for /metrics.
         parts: the number of devices; `plan` is for one of them.
@@ -59,6 +60,7 @@ class Rules:
     allow_token_ids: bool = False
     table_rows: int = 2**31
     checks_ids: bool = False
+    hosts: list[str] | None = None
     keys: dict[str, str | None] = field(default_factory=dict, repr=False)
     plan: dict[str, int] = field(default_factory=dict)
     parts: int = 1

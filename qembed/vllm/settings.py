@@ -11,7 +11,7 @@ from qembed.checkpoint.find import short_name
 from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
 from qembed.sizes import gib
-from qembed.vllm import fit, kernels, plan
+from qembed.vllm import fit, hosts, kernels, plan
 from qembed.vllm.devices import Device, Target
 
 HOST = "127.0.0.1"
@@ -57,6 +57,7 @@ class ServerSettings:
         truncate: whether texts that are too long are truncated, unless the request says otherwise.
         default_prompt: the name of the prompt for requests without one.
         allow_token_ids: whether token ids are accepted instead of texts.
+        allowed_hosts: further names by which requests may call the server (`hosts`).
         keys: the name of each API key, one of which a request must have; empty: no key is required.
         key_file: the file that they come from, which is read again when it changes.
         ssl_certfile, ssl_keyfile: both or neither; both for HTTPS.
@@ -89,6 +90,7 @@ class ServerSettings:
     truncate: bool = False
     default_prompt: str | None = None
     allow_token_ids: bool = False
+    allowed_hosts: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     key_file: Path | None = None
     ssl_certfile: str | None = None
@@ -319,6 +321,7 @@ def _check(settings: ServerSettings, target: Target) -> None:
         raise BadInput(f"--dtype bfloat16: {target.name} has no bfloat16; use float16")
     if settings.kv_cache_dtype == "fp8" and not target.has_fp8:
         raise BadInput(f"--kv-cache-dtype fp8: {target.name} has no 8-bit floats; an L4, or an RTX 40 or H100, has them")
+    hosts.allowed(settings.host, settings.allowed_hosts, has_keys=bool(settings.keys))
     if (settings.ssl_certfile is None) != (settings.ssl_keyfile is None):
         raise BadInput("--ssl-certfile and --ssl-keyfile go together")
 

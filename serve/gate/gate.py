@@ -15,7 +15,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ from qembed.serve.gate.engine import Engine, is_dead
 from qembed.serve.gate.errors import Refused
 from qembed.serve.gate.metrics import Metrics
 from qembed.serve.gate.overload import Load
-from qembed.vllm import api_keys, gate_rules
+from qembed.vllm import api_keys, gate_rules, hosts
 from qembed.vllm.gate_rules import Rules
 
 EMBEDDINGS = "/v1/embeddings"
@@ -54,7 +54,7 @@ ROUTES = {
     EMBEDDINGS: "POST",
 }
 OPEN = {"/health"}
-"""Routes that need no key."""
+"""Routes that need no key and may be called by any name, such as a probe's: they read nothing."""
 REQUEST_ID = "x-request-id"
 SANE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 
@@ -185,6 +185,8 @@ class Gate:
 
     def _check_route(self, scope: Scope, exchange: Exchange) -> None:
         path, method = scope["path"], scope["method"]
+        if path not in OPEN and self.rules.hosts is not None:
+            _check_host(scope, self.rules.hosts)
         if path not in OPEN and self.keys:
             key = api_keys.matching(header(scope, b"authorization"), self.keys)
             if key is None:
@@ -252,6 +254,14 @@ class Gate:
 
 def _checkpoint(rules: Rules) -> Checkpoint:
     return find(rules.folder)
+
+
+def _check_host(scope: Scope, names: Sequence[str]) -> None:
+    """Refuse a request that calls the server by none of `names`, or by several."""
+    headers = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
+    if len(headers) != 1 or not hosts.is_allowed(headers[0], names):
+        name = request.quoted(headers[0]) if headers else "missing"
+        raise Refused(421, f"the Host header is {name}, no name of this server; add it with --allowed-host NAME", "host")
 
 
 def _without_body(send: Send) -> Send:

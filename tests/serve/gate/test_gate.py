@@ -412,3 +412,31 @@ def test_suspects_are_computed_alone_and_answered_as_one_batch() -> None:
         engine.requests.clear()
         ask(Gate(engine, rules), input=["x", "a", "c"])  # acquitted, also in the next process
         assert [request["input"] for request in engine.requests] == [["x", "a", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ([b"localhost:8000"], 200),
+        ([b"[::1]"], 200),
+        ([b"evil.example:8000"], 421),
+        ([], 421),
+        ([b"localhost", b"evil.example"], 421),
+        ([b"localhost", b"localhost"], 421),
+        ([b"\xff"], 421),
+    ],
+)
+def test_a_request_that_calls_the_server_by_another_name_is_refused(sent: list[bytes], status: int) -> None:
+    gate = Gate(Engine(), replace(RULES, hosts=["localhost"]))
+    names = tuple((b"Host", name) for name in sent)
+    answer = asyncio.run(call(gate, b'{"input": "x"}', headers=(*JSON, *names)))
+    assert answer[0] == status
+    if status == 421:
+        assert "--allowed-host" in answer[1]["error"]["message"]
+    for path, reached in (("/openapi.json", 200), ("/nothing", 404)):
+        assert asyncio.run(call(gate, path=path, method="GET", headers=names))[0] == (reached if status == 200 else 421)
+
+
+def test_health_may_be_called_by_any_name() -> None:
+    gate = Gate(Routes(), replace(RULES, hosts=["localhost"]))
+    assert asyncio.run(call(gate, path="/health", method="GET", headers=((b"host", b"10.1.2.3:8000"),)))[0] == 200

@@ -29,11 +29,13 @@ from qembed.vllm.arguments import rules, server_environment
 from qembed.vllm.engine_options import parse as parse_engine_arg
 from qembed.vllm.gate_rules import VARIABLE
 from qembed.vllm.settings import (
+    CLIENT_TIMEOUT,
     HANG_TIMEOUT,
     HOST,
     KEEP_ALIVE,
     LOCAL,
     MAX_CLIENT_BATCH,
+    MAX_CONNECTIONS,
     MAX_NUM_BATCHED_TOKENS,
     MAX_NUM_SEQS,
     MAX_QUEUE,
@@ -182,6 +184,23 @@ engine_options = section("Engine")
     default=KEEP_ALIVE,
     show_default=True,
     help="How long an idle connection stays open; longer than a proxy in front keeps it.",
+)
+@network(
+    "--client-timeout",
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    default=CLIENT_TIMEOUT,
+    show_default=True,
+    help="How long a client may take to send a request's header, to send its body, and to take 64 KiB of an answer; then its "
+    "connection is closed.",
+)
+@network(
+    "--max-connections",
+    type=click.IntRange(1),
+    default=MAX_CONNECTIONS,
+    show_default=True,
+    help="Maximum open connections, or fewer as the limit of open files allows. A new one takes the place of one without a "
+    "request; if all have one, it gets status 503.",
 )
 @network("--ssl-certfile", type=click.Path(exists=True, dir_okay=False), help="Certificate, for HTTPS.")
 @network("--ssl-keyfile", type=click.Path(exists=True, dir_okay=False), help="Key of the certificate.")

@@ -53,7 +53,7 @@ GRACE = 20.0  # seconds
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 POLL = 0.05  # seconds
 # Options that an older vLLM lacks. The server works without them, because the gate enforces the limits.
-OPTIONAL = ("--max-num-queued-reqs", "--shutdown-timeout")
+OPTIONAL = ("--max-num-queued-reqs", "--shutdown-timeout", "--h11-max-incomplete-event-size")
 
 
 def main() -> None:
@@ -67,6 +67,10 @@ def main() -> None:
         threading.Thread(target=_follow_parent, args=(reader,), name="parent", daemon=True).start()
     else:
         sys.exit(f"server_process: {gate_rules.VARIABLE} is not set; see `qembed serve --print-command`")
+    if _exists("uvicorn"):
+        from qembed.serve import connections
+
+        connections.install(gate.RULES.max_connections, gate.RULES.client_timeout)
     options = _vllm_options()
     gc.freeze()
     gc.enable()

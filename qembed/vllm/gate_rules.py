@@ -29,6 +29,8 @@ class Rules:
         max_batch: maximum texts of a request.
         max_body: maximum bytes of a request.
         max_queue: maximum texts waiting or being computed.
+        max_connections: maximum open connections.
+        client_timeout: seconds that a client may take to send a header or a body, or to take 64 KiB of an answer.
         clean: whether texts are cleaned.
         truncate: whether texts that are too long are truncated, unless the request says otherwise.
         allow_token_ids: whether token ids are accepted.
@@ -55,6 +57,8 @@ class Rules:
     max_batch: int = 2048
     max_body: int = 32 * 2**20
     max_queue: int = 4096
+    max_connections: int = 1024
+    client_timeout: float = 30.0
     clean: bool = True
     truncate: bool = False
     allow_token_ids: bool = False

@@ -26,6 +26,8 @@ STARTUP_TIMEOUT = 600.0
 SHUTDOWN_TIMEOUT = 10.0
 KEEP_ALIVE = 75
 """Longer than the usual proxies keep an idle connection (60 s), so that none sends a request as the server closes it."""
+CLIENT_TIMEOUT = 30.0
+MAX_CONNECTIONS = 1024
 HANG_TIMEOUT = 120.0
 MAX_RESTARTS = 5
 # With vLLM's default of 128 tokens on a CPU, 32 short sequences would take 4,096 tokens of mostly empty cache.
@@ -62,6 +64,8 @@ class ServerSettings:
         key_file: the file that they come from, which is read again when it changes.
         ssl_certfile, ssl_keyfile: both or neither; both for HTTPS.
         keep_alive: seconds that an idle connection stays open.
+        client_timeout: seconds that a client may take to send a header or a body, or to take 64 KiB of an answer.
+        max_connections: maximum open connections.
         hang_timeout: how long texts may wait while nothing is computed (`watchdog`); 0: no limit.
         max_restarts: maximum restarts in a row of a server that ended.
         log_format: "text", or "json" for one JSON object per line.
@@ -98,6 +102,8 @@ class ServerSettings:
     startup_timeout: float = STARTUP_TIMEOUT
     shutdown_timeout: float = SHUTDOWN_TIMEOUT
     keep_alive: int = KEEP_ALIVE
+    client_timeout: float = CLIENT_TIMEOUT
+    max_connections: int = MAX_CONNECTIONS
     hang_timeout: float = HANG_TIMEOUT
     max_restarts: int = MAX_RESTARTS
     log_format: str = "text"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from qembed import installation
-from qembed.serve.gate import Gate, body, metrics
+from qembed.serve.gate import Gate, metrics
 from qembed.serve.gate import engine as engine_module
 from qembed.serve.gate import gate as gate_module
 from qembed.vllm import api_keys, gate_rules
@@ -139,9 +139,8 @@ def test_a_body_is_measured_whatever_its_content_length() -> None:
     assert gate.load.body_bytes == 0
 
 
-def test_a_body_that_does_not_arrive_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "BODY_SECONDS", 0.05)
-    assert asyncio.run(call(Gate(Engine(), RULES), b"{}", hang=1))[0] == 408
+def test_a_body_that_does_not_arrive_is_a_408() -> None:
+    assert asyncio.run(call(Gate(Engine(), replace(RULES, client_timeout=0.05)), b"{}", hang=1))[0] == 408
 
 
 def test_a_full_queue_is_a_503_with_retry_after() -> None:
@@ -440,3 +439,55 @@ def test_a_request_that_calls_the_server_by_another_name_is_refused(sent: list[b
 def test_health_may_be_called_by_any_name() -> None:
     gate = Gate(Routes(), replace(RULES, hosts=["localhost"]))
     assert asyncio.run(call(gate, path="/health", method="GET", headers=((b"host", b"10.1.2.3:8000"),)))[0] == 200
+
+
+def test_a_large_batch_goes_to_vllm_in_parts_and_is_answered_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "PART_TEXTS", 3)
+    monkeypatch.setattr(engine_module, "PART_CHARACTERS", 10)
+    bad = [float("nan")] * 4
+    for encoding in ("float", "base64"):
+        rows = [[float(number)] * 4 for number in range(6)]
+        engine = Engine(rows[:3], [rows[3], bad], [rows[5]], [rows[4]])
+        texts = ["a", "b", "c", "d", "e" * 8, "f" * 20]
+        status, answer, _ = ask(Gate(engine, RULES), input=texts, encoding_format=encoding)
+        asked = [request["input"] for request in engine.requests if "truncate_prompt_tokens" not in request]
+        assert (status, asked) == (200, [texts[:3], texts[3:5], texts[5:], [texts[4]]])
+        vectors = [item["embedding"] for item in answer["data"]]
+        if encoding == "base64":
+            vectors = [np.frombuffer(base64.b64decode(vector), "f4").tolist() for vector in vectors]
+        assert vectors == rows
+        assert [item["index"] for item in answer["data"]] == list(range(6))
+        assert answer["usage"] == {"prompt_tokens": 21, "total_tokens": 21}
+
+
+def test_an_error_of_vllms_in_a_part_is_that_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "PART_TEXTS", 1)
+    assert ask(Gate(Engine(status=404), RULES), input=["a", "b"])[0] == 404
+
+
+def test_an_answer_is_counted_as_memory_until_the_client_has_taken_it() -> None:
+    async def held() -> tuple[int, int, int]:
+        gate = Gate(Engine(), replace(RULES, max_body=100))
+        taken = asyncio.Event()
+
+        async def slow(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await taken.wait()
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b'{"input": ["a", "b"]}', "more_body": False}
+
+        scope = {"type": "http", "path": "/v1/embeddings", "method": "POST", "headers": list(JSON)}
+        task = asyncio.create_task(gate(scope, receive, slow))
+        while not gate.load.answer_bytes or gate.load.texts:
+            await asyncio.sleep(0.01)
+        assert gate.load.requests == 1  # a server that stops waits for it
+        during = gate.load.answer_bytes
+        refused = (await call(gate, json.dumps({"input": ["x"] * 8, "dimensions": 4}).encode()))[0]
+        small = (await call(gate, b'{"input": "x"}'))[0]
+        taken.set()
+        await task
+        assert gate.load.answer_bytes == gate.load.requests == 0
+        return during, refused, small
+
+    assert asyncio.run(held()) == (4 * 2 * 24, 503, 200)  # numbers, texts, bytes of a number

@@ -143,12 +143,14 @@ def _fork_engine() -> None:
         gc.collect()
         gc.freeze()  # so that the collector does not write to, and so copy, the pages that both processes share
 
-    def end_with_parent() -> None:
-        with contextlib.suppress(OSError, AttributeError):  # another system or C library
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    os.register_at_fork(before=freeze, after_in_child=end_with_parent)
+    os.register_at_fork(before=freeze, after_in_child=_end_with_parent)
     vllm.v1.engine.utils.get_mp_context = lambda: multiprocessing.get_context("fork")  # type: ignore[attr-defined]
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process when its parent ends, however that happens."""
+    with contextlib.suppress(OSError, AttributeError):  # another system or C library
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _vllm_options() -> set[str] | None:
@@ -187,5 +189,7 @@ def _exists(module: str) -> bool:
         return False
 
 
+if __name__ == "__mp_main__":  # an engine or worker that vLLM started anew
+    _end_with_parent()
 if __name__ == "__main__":
     main()

@@ -41,6 +41,7 @@ class Rules:
         plan: planned bytes by name, for /metrics.
         parts: the number of devices; `plan` is for one of them.
         restarts: the number of restarts so far, for /metrics.
+        restart_seconds: about the time that a restart takes.
         about: labels of qembed_serving in /metrics: "dtype" (of the computation), "device", "weights", "kernel".
         suspects: the file descriptor of the table of texts in flight (`qembed.serve.gate.suspects`); None: in memory.
         listener: the file descriptor of a listening socket to use; None: vLLM opens one.
@@ -69,6 +70,7 @@ class Rules:
     plan: dict[str, int] = field(default_factory=dict)
     parts: int = 1
     restarts: int = 0
+    restart_seconds: int = 30
     about: dict[str, str] = field(default_factory=dict)
     listener: int | None = None
     suspects: int | None = None

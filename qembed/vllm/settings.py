@@ -29,6 +29,8 @@ KEEP_ALIVE = 75
 CLIENT_TIMEOUT = 30.0
 MAX_CONNECTIONS = 1024
 HANG_TIMEOUT = 120.0
+MIN_HANG_TIMEOUT = 5.0
+"""A step of a model that is busy elsewhere takes a second or two."""
 MAX_RESTARTS = 5
 # With vLLM's default of 128 tokens on a CPU, 32 short sequences would take 4,096 tokens of mostly empty cache.
 BLOCK_SIZE: dict[Device, int] = {"cpu": 32, "cuda": 16}

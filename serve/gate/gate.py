@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qembed import installation
 from qembed.serve.gate import body, openapi, request, response
@@ -53,6 +54,8 @@ ROUTES = {
 }
 OPEN = {"/health"}
 """Routes that need no key and may be called by any name, such as a probe's: they read nothing."""
+LOGGED_TEXTS, LOGGED_CHARACTERS = 32, 1000
+"""Texts of a request, and characters of each, that --log-requests logs."""
 REQUEST_ID = "x-request-id"
 SANE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 
@@ -216,7 +219,7 @@ class Gate:
             batch = await self.reader.read(raw)
             self.engine.check(batch)
             if self.rules.log_texts:
-                print(gate_rules.TEXTS + json.dumps({"texts": list(batch.inputs)}, ensure_ascii=False), flush=True)
+                print(gate_rules.TEXTS + json.dumps(_logged(batch.inputs), ensure_ascii=False), flush=True)
             exchange.texts = len(batch.inputs)
             with self.load.answer(response.size(batch, self.rules.dimensions)):
                 with self.load.admitted(len(batch.inputs)):
@@ -247,10 +250,21 @@ class Gate:
         if status >= 500 and self.load.draining:
             raise self.load.stopping()
         if status >= 500 and is_dead(scope):
-            raise Refused(503, "the engine died; it is being restarted", "engine", None, {"retry-after": "30"})
+            raise Refused(
+                503, "the engine died; it is being restarted", "engine", None, {"retry-after": str(self.rules.restart_seconds)}
+            )
         if status == 503:
             raise self.load.busy("vLLM's queue is full")
         return status, raw
+
+
+def _logged(inputs: Sequence[str | list[int]]) -> dict[str, Any]:
+    """The texts of a request for the log: the first LOGGED_TEXTS, each cut to LOGGED_CHARACTERS."""
+    short = [
+        item if len(item) <= LOGGED_CHARACTERS else f"{str(item)[:LOGGED_CHARACTERS]}… ({len(item)} in all)"
+        for item in inputs[:LOGGED_TEXTS]
+    ]
+    return {"texts": short} | ({"left_out": len(inputs) - len(short)} if len(inputs) > len(short) else {})
 
 
 def _check_host(scope: Scope, names: Sequence[str]) -> None:

@@ -491,3 +491,13 @@ def test_an_answer_is_counted_as_memory_until_the_client_has_taken_it() -> None:
         return during, refused, small
 
     assert asyncio.run(held()) == (4 * 2 * 24, 503, 200)  # numbers, texts, bytes of a number
+
+
+def test_a_logged_request_has_a_bounded_line(capsys: pytest.CaptureFixture[str]) -> None:
+    rules = replace(RULES, log_texts=True, max_model_len=10**6, max_body=10**6, max_batch=100, max_queue=100)
+    ask(Gate(Engine(), rules), input=["word " * 10_000, *(str(number) for number in range(99))])
+    line = capsys.readouterr().out
+    logged = json.loads(line.removeprefix(gate_rules.TEXTS))
+    assert len(line) < 40_000
+    assert logged["texts"][0].endswith("… (50000 in all)")
+    assert len(logged["texts"]) + logged["left_out"] == 100

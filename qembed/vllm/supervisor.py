@@ -280,6 +280,8 @@ class Server:
         assert self._log is not None
         self._failed = True
         message = message or f"{event}: {log.cause(self.lines) or shutdown.exit_in_words(self.process.poll())}"
+        if machine.shared_memory_is_full():
+            message += "; /dev/shm is full: free it, or make it larger (docker run --shm-size)"
         return QembedError(f"{escaped(message)} (log: {self._log.path})")
 
     def request(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:

@@ -88,7 +88,8 @@ class Gate:
         self.app = app
         self.rules = rules
         self.keys: Mapping[str, str | None] = rules.keys
-        self.load = Load(rules.max_queue, rules.max_body, rules.client_timeout)
+        largest = response.bytes_of(rules.max_batch, max(rules.dimensions, default=0), "float")
+        self.load = Load(rules.max_queue, rules.max_body, rules.client_timeout, largest)
         self.metrics = Metrics(rules, self.load)
         self.engine = Engine(app, rules, self.metrics)
         self.document = openapi.document(rules)

@@ -14,6 +14,7 @@ WINDOW = 10.0  # seconds
 MAX_WAIT = 60  # seconds; the openai client ignores a longer Retry-After
 DEFAULT_WAIT = 10
 BODIES = 4
+ANSWERS = 2
 SMALL = 2**16
 """So many bytes of each body are not counted, so that large bodies turn no small one away; --max-connections bounds them."""
 
@@ -21,10 +22,17 @@ SMALL = 2**16
 class Load:
     """Admitted texts that are not answered yet, at most `limit`, and the bytes of requests and answers in memory.
 
-    `seconds` is the time that a body may take to arrive.
+    `seconds` is the time that a body may take to arrive, and `max_answer` the bytes of the largest answer.
     """
 
-    def __init__(self, limit: int, max_body: int, seconds: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limit: int,
+        max_body: int,
+        seconds: float = 30.0,
+        max_answer: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limit = limit
         self.texts = 0
         self.requests = 0
@@ -32,6 +40,7 @@ class Load:
         self.answer_bytes = 0
         self.draining = False
         self._max_bytes = BODIES * max_body
+        self._max_answers = max(self._max_bytes, ANSWERS * max_answer)
         self._seconds = seconds
         self._clock = clock
         self._bodies: list[float] = []  # when each large body began
@@ -67,12 +76,12 @@ class Load:
 
     @contextmanager
     def answer(self, size: int) -> Iterator[None]:
-        """Reserves memory for an answer of about `size` bytes until the client has taken it. One alone may be of any size.
+        """Reserves memory for an answer of about `size` bytes until the client has taken it.
 
         Raises:
-            Refused: 503, the answers in memory exceed four times --max-body in all.
+            Refused: 503, the answers in memory exceed four times --max-body, and twice the largest answer, in all.
         """
-        if self.answer_bytes and self.answer_bytes + size > self._max_bytes:
+        if self.answer_bytes + size > self._max_answers:
             raise self.busy("too many large answers at once")
         self.answer_bytes += size
         self.requests += 1

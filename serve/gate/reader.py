@@ -16,6 +16,7 @@ import select
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -60,20 +61,26 @@ class Reader:
         if len(raw) <= PROCESS_BYTES:
             return await maybe_threaded(len(raw), request.read, raw, self._rules, self._count, self._token_beyond)
         async with self._lock:
-            reading = asyncio.ensure_future(asyncio.to_thread(self._ask, raw))
+            given_up = threading.Event()
+            reading = asyncio.ensure_future(asyncio.to_thread(self._ask, raw, given_up))
             try:
                 batch = await asyncio.wait_for(asyncio.shield(reading), SECONDS)
-            except TimeoutError:
+            except (TimeoutError, asyncio.CancelledError) as error:
+                given_up.set()
                 self._end()
                 with contextlib.suppress(Refused):
                     await reading
+                if not isinstance(error, TimeoutError):
+                    raise
                 raise Refused(400, f"the request takes longer than {SECONDS:g} s to read; send less at once", "slow") from None
         if self._token_beyond is not None:
             await asyncio.to_thread(request.check_tokens, batch.inputs, self._token_beyond)
         return batch
 
-    def _ask(self, raw: bytes) -> Batch:
+    def _ask(self, raw: bytes, given_up: threading.Event) -> Batch:
         for _ in range(2):  # it may have ended just now, because it was idle
+            if given_up.is_set():
+                break
             with contextlib.suppress(OSError, EOFError):
                 process = self._started()
                 assert process.stdin is not None

@@ -59,7 +59,12 @@ def write(answer: dict[str, Any], encoding: str) -> bytes:
 def size(batch: Batch, dimensions: Sequence[int]) -> int:
     """About the bytes of the answer for `batch`, if a vector has the largest of `dimensions` or what the request asks for."""
     length = batch.body.get("dimensions") or max(dimensions, default=0)
-    return len(batch.inputs) * length * NUMBER_BYTES[batch.encoding]
+    return bytes_of(len(batch.inputs), length, batch.encoding)
+
+
+def bytes_of(vectors: int, length: int, encoding: str) -> int:
+    """About the bytes of an answer with `vectors` vectors of `length` numbers."""
+    return vectors * length * NUMBER_BYTES[encoding]
 
 
 def refused(index: int) -> Refused:

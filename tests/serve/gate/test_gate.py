@@ -465,9 +465,9 @@ def test_an_error_of_vllms_in_a_part_is_that_of_the_request(monkeypatch: pytest.
     assert ask(Gate(Engine(status=404), RULES), input=["a", "b"])[0] == 404
 
 
-def test_an_answer_is_counted_as_memory_until_the_client_has_taken_it() -> None:
-    async def held() -> tuple[int, int, int]:
-        gate = Gate(Engine(), replace(RULES, max_body=100))
+def test_answers_are_counted_as_memory_until_clients_have_taken_them() -> None:
+    async def held() -> tuple[int, int]:
+        gate = Gate(Engine(), replace(RULES, max_body=100, max_batch=4))
         taken = asyncio.Event()
 
         async def slow(message: Any) -> None:
@@ -475,22 +475,22 @@ def test_an_answer_is_counted_as_memory_until_the_client_has_taken_it() -> None:
                 await taken.wait()
 
         async def receive() -> Any:
-            return {"type": "http.request", "body": b'{"input": ["a", "b"]}', "more_body": False}
+            return {"type": "http.request", "body": b'{"input": ["a", "b", "c", "d"]}', "more_body": False}
 
         scope = {"type": "http", "path": "/v1/embeddings", "method": "POST", "headers": list(JSON)}
-        task = asyncio.create_task(gate(scope, receive, slow))
-        while not gate.load.answer_bytes or gate.load.texts:
+        tasks = [asyncio.create_task(gate(scope, receive, slow)) for _ in range(2)]
+        while gate.load.answer_bytes == 0 or gate.load.texts:
             await asyncio.sleep(0.01)
-        assert gate.load.requests == 1  # a server that stops waits for it
+        assert gate.load.requests == 2  # a server that stops waits for them
         during = gate.load.answer_bytes
-        refused = (await call(gate, json.dumps({"input": ["x"] * 8, "dimensions": 4}).encode()))[0]
-        small = (await call(gate, b'{"input": "x"}'))[0]
+        refused = (await call(gate, b'{"input": "x"}'))[0]
         taken.set()
-        await task
+        await asyncio.gather(*tasks)
         assert gate.load.answer_bytes == gate.load.requests == 0
-        return during, refused, small
+        assert (await call(gate, b'{"input": "x"}'))[0] == 200
+        return during, refused
 
-    assert asyncio.run(held()) == (4 * 2 * 24, 503, 200)  # numbers, texts, bytes of a number
+    assert asyncio.run(held()) == (2 * 4 * 4 * 24, 503)  # answers, texts, numbers, bytes of a number
 
 
 def test_a_logged_request_has_a_bounded_line(capsys: pytest.CaptureFixture[str]) -> None:

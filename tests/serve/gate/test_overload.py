@@ -82,13 +82,14 @@ def test_retry_after_of_large_bodies_is_when_the_first_is_given_up() -> None:
         assert caught.value.headers["retry-after"] == "1"
 
 
-def test_answers_in_memory_are_limited_but_one_alone_may_be_large() -> None:
-    load = Load(10, 100)
-    with load.answer(1000):
-        assert load.requests == 1
+def test_answers_in_memory_are_limited_but_two_of_the_largest_fit() -> None:
+    load = Load(10, 100, max_answer=1000)
+    with load.answer(1000), load.answer(1000):
+        assert load.requests == 2
         with pytest.raises(Refused, match="too many large answers") as caught, load.answer(1):
             pass
         assert int(caught.value.headers["retry-after"]) >= 1
+    load = Load(10, 100)
     with load.answer(399), load.answer(1):
         assert load.answer_bytes == 400
     assert load.answer_bytes == load.requests == 0

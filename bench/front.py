@@ -130,7 +130,7 @@ def main() -> None:
         columns = [sorted(column) for column in zip(*measured, strict=True)]
         cells = [f"{statistics.median(column):,.0f} ({column[0]:,.0f} to {column[-1]:,.0f})" for column in columns]
         rows.append([name, *cells])
-    body = f"""
+    section = f"""
 ## Before the engine (`make bench-front`)
 
 {results.machine()}; {date.today()}. Requests a second through uvicorn and the gate, with an engine that answers at once;
@@ -139,8 +139,8 @@ def main() -> None:
 
 {results.table(["parser of HTTP", *(f"{texts} text{'s' if texts > 1 else ''} a request" for texts in BATCHES)], rows)}
 """
-    results.replace_section("front", body)
-    print(body)
+    results.replace_section("front", section)
+    print(section)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ KILLED = """
 import os, signal, tempfile
 from pathlib import Path
 tempfile.tempdir = {parent!r}
-from qembed.vllm.scratch import Scratch
-made = Scratch()
+from qembed.vllm import scratch
+scratch.SHORT = Path(tempfile.tempdir)
+made = scratch.Scratch()
 (made.folder / "vllm_dist_1").touch()
 made.note([Path({shared!r})])
 print(made.folder, flush=True)

@@ -62,8 +62,8 @@ def test_large_bodies_in_memory_are_limited_and_small_ones_are_not() -> None:
             third(SMALL + 1)
         for _ in range(100):
             with load.body() as small:
-                small(SMALL - 1)
-                small(1)
+                small(50_000)
+                small(10_000)
     assert load.body_bytes == 0
 
 

@@ -1,5 +1,5 @@
 # make demo · make lint · make test-fast · make test · make test-autoawq · make image · make sbom · make audit
-# make bench-quantize · make bench-serve · make bench-load · make bench-gpu · make bench-embed · make clean
+# make bench-quantize · make bench-serve · make bench-load · make bench-front · make bench-gpu · make bench-embed · make clean
 # Each builds what it needs, from a machine with Python 3.11 and make.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -20,7 +20,7 @@ LLAMA := build/llama-cpp
 # The bench of serving compares what an AVX2 machine can do, whatever this machine has beyond it.
 LLAMA_BUILD := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF
 
-.PHONY: demo test test-fast test-autoawq lint install lock image sbom audit bench-quantize bench-serve bench-load bench-gpu bench-embed clean
+.PHONY: demo test test-fast test-autoawq lint install lock image sbom audit bench-quantize bench-serve bench-load bench-front bench-gpu bench-embed clean
 
 install: $(INSTALLED)
 
@@ -79,6 +79,9 @@ bench-quantize: $(INSTALLED) $(AUTOAWQ)/installed $(AUTOROUND)/installed
 
 bench-load: $(INSTALLED)
 	$(BIN)/python bench/load.py
+
+bench-front: $(INSTALLED)
+	$(BIN)/python bench/front.py
 
 bench-embed: $(INSTALLED)
 	$(BIN)/python bench/embed.py

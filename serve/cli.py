@@ -24,20 +24,23 @@ from qembed.command.signals import Interrupts
 from qembed.errors import BadInput
 from qembed.serve.json_log import JsonLogCommand
 from qembed.serve.reporter import Reporter, computing, computing_line, notes, ready_line, verdict
+from qembed.serve.startup_warnings import startup_warnings
 from qembed.vllm import api_keys, devices, kernels, machine, plan, plan_table, ports, sglang, supervisor
 from qembed.vllm.arguments import rules, server_environment
 from qembed.vllm.engine_options import parse as parse_engine_arg
 from qembed.vllm.gate_rules import VARIABLE
 from qembed.vllm.settings import (
+    CLIENT_TIMEOUT,
     HANG_TIMEOUT,
     HOST,
     KEEP_ALIVE,
-    LOCAL,
     MAX_CLIENT_BATCH,
+    MAX_CONNECTIONS,
     MAX_NUM_BATCHED_TOKENS,
     MAX_NUM_SEQS,
     MAX_QUEUE,
     MAX_RESTARTS,
+    MIN_HANG_TIMEOUT,
     PORT,
     SHUTDOWN_TIMEOUT,
     STARTUP_TIMEOUT,
@@ -168,12 +171,37 @@ engine_options = section("Engine")
     "401. Read again when it changes, and on SIGHUP.  [default: QEMBED_API_KEY, separated by commas]",
 )
 @network(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Another name by which requests may call this server (Host header); * for any. Others get status 421, so that a web "
+    "page cannot reach it through a name of its own.  [default: localhost and --host; with keys any]",
+)
+@network(
     "--keep-alive",
     type=click.IntRange(1),
     metavar="SECONDS",
     default=KEEP_ALIVE,
     show_default=True,
     help="How long an idle connection stays open; longer than a proxy in front keeps it.",
+)
+@network(
+    "--client-timeout",
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    default=CLIENT_TIMEOUT,
+    show_default=True,
+    help="How long a client may take to send a request's header, to send its body, and to take 64 KiB of an answer; then its "
+    "connection is closed.",
+)
+@network(
+    "--max-connections",
+    type=click.IntRange(1),
+    default=MAX_CONNECTIONS,
+    show_default=True,
+    help="Maximum open connections, or fewer as the limit of open files allows. A new one takes the place of one without a "
+    "request; if all have one, it gets status 503.",
 )
 @network("--ssl-certfile", type=click.Path(exists=True, dir_okay=False), help="Certificate, for HTTPS.")
 @network("--ssl-keyfile", type=click.Path(exists=True, dir_okay=False), help="Key of the certificate.")
@@ -197,7 +225,7 @@ engine_options = section("Engine")
     default=HANG_TIMEOUT,
     show_default=True,
     help="Restart the engine if texts wait for so many seconds while nothing is computed, or if it does not answer for as "
-    "long; ten times as long while it keeps a core busy. 0: no limit.",
+    f"long; ten times as long while it keeps a core busy. At least {MIN_HANG_TIMEOUT:g}, or 0 for no limit.",
 )
 @operation(
     "--max-restarts",
@@ -218,7 +246,11 @@ engine_options = section("Engine")
     is_flag=True,
     help="Log each request to stderr, without texts: id, method, path, status, seconds, texts, tokens, and the key's name.",
 )
-@operation("--log-requests", is_flag=True, help="Log the texts of each request to stderr.  [default: texts are not logged]")
+@operation(
+    "--log-requests",
+    is_flag=True,
+    help="Log the texts of each request to stderr: the first 32, each cut to 1,000 characters.  [default: no texts]",
+)
 @operation("--verbose", is_flag=True, help="Show the engine's log on stderr.  [default: only the cause of a failure]")
 @operation(
     "--json", "as_json", is_flag=True, help="Print the plan, or the line when the server is ready, as JSON (memory in bytes)."
@@ -274,6 +306,8 @@ def command(
         engine_args=tuple(map(parse_engine_arg, engine_args)),
         **options,
     )
+    if 0 < settings.hang_timeout < MIN_HANG_TIMEOUT:
+        raise BadInput(f"--hang-timeout {settings.hang_timeout:g}: at least {MIN_HANG_TIMEOUT:g} s, or 0 for no limit")
     if device_memory is not None and not only_plan:
         raise BadInput("--device-memory goes with --plan")
     if only_plan or print_command:
@@ -282,7 +316,7 @@ def command(
         launch = resolve(settings, target, kernels.this_cpu(), port)
         sys.exit(_show_plan(launch, as_json) if only_plan else _show_command(launch))
     reporter = Reporter(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
-    for warning in _warnings(settings, api_key_file):
+    for warning in startup_warnings(settings, api_key_file):
         reporter.warn(warning)
     sys.exit(_serve(settings, reporter, as_json))
 
@@ -359,17 +393,3 @@ def _show_command(launch: Launch) -> int:
     words = [f"{name}={value}" for name, value in variables.items()]
     click.echo(shlex.join([*(["env", *words] if words else []), *supervisor.command(launch)]))
     return 0
-
-
-def _warnings(settings: ServerSettings, key_file: Path | None) -> Iterator[str]:
-    """Warnings: tokens that the model lacks, missing keys, missing encryption, a readable key file, the limits of SGLang."""
-    if (unknown_tokens := settings.checkpoint.vocabulary_warning) is not None:
-        yield f"{settings.checkpoint.folder}: {unknown_tokens}; such texts get status 400"
-    if settings.host not in LOCAL and not settings.keys:
-        yield f"anyone who can reach {settings.host or 'this machine'} can use this server: no key is set (--api-key-file)"
-    if settings.keys and settings.host not in LOCAL and settings.ssl_certfile is None:
-        yield "keys and texts cross the network unencrypted: give --ssl-certfile, or put a proxy with TLS in front"
-    if key_file is not None and (others := api_keys.readers(key_file)) is not None:
-        yield f"{key_file}: {others} can read the keys in it; chmod 600 {key_file}"
-    if settings.engine == "sglang":
-        yield f"with SGLang {sglang.LIMITATIONS}"

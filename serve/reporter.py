@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qembed.checkpoint.int8_table import INT8
 from qembed.sizes import gib
+from qembed.text.display import escaped
 from qembed.vllm import log, plan, plan_table
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from qembed.vllm.settings import Launch
     from qembed.vllm.supervisor import Server
+
+LINES = "\t\n"
+"""Control characters of a message."""
 
 
 class Reporter:
@@ -61,7 +65,7 @@ class Reporter:
         if self._json:
             log.event(message, "warning")
         else:
-            self._console.print(f"qembed: {message}", markup=False, soft_wrap=True)
+            self._console.print(f"qembed: {escaped(message, LINES)}", markup=False, soft_wrap=True)
 
     def note(self, message: str) -> None:
         """Report a message that is no warning."""
@@ -69,7 +73,7 @@ class Reporter:
         if self._json:
             log.event(message)
         else:
-            self._console.print(message, markup=False, soft_wrap=True)
+            self._console.print(escaped(message, LINES), markup=False, soft_wrap=True)
 
     def show_plan(self, launch: Launch) -> None:
         """Report the plan, and the dtype and kernel."""

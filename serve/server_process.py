@@ -46,7 +46,7 @@ GRACE = 20.0  # seconds
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 POLL = 0.05  # seconds
 # Options that an older vLLM lacks. The server works without them, because the gate enforces the limits.
-OPTIONAL = ("--max-num-queued-reqs", "--shutdown-timeout")
+OPTIONAL = ("--max-num-queued-reqs", "--shutdown-timeout", "--h11-max-incomplete-event-size")
 
 
 def main() -> None:
@@ -60,6 +60,10 @@ def main() -> None:
         threading.Thread(target=_follow_parent, args=(reader,), name="parent", daemon=True).start()
     else:
         sys.exit(f"server_process: {gate_rules.VARIABLE} is not set; see `qembed serve --print-command`")
+    if _exists("uvicorn"):
+        from qembed.serve import connections
+
+        connections.install(gate.RULES.max_connections, gate.RULES.client_timeout)
     options = _vllm_options()
     gc.freeze()
     gc.enable()
@@ -132,12 +136,14 @@ def _fork_engine() -> None:
         gc.collect()
         gc.freeze()  # so that the collector does not write to, and so copy, the pages that both processes share
 
-    def end_with_parent() -> None:
-        with contextlib.suppress(OSError, AttributeError):  # another system or C library
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    os.register_at_fork(before=freeze, after_in_child=end_with_parent)
+    os.register_at_fork(before=freeze, after_in_child=_end_with_parent)
     vllm.v1.engine.utils.get_mp_context = lambda: multiprocessing.get_context("fork")  # type: ignore[attr-defined]
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process when its parent ends, however that happens."""
+    with contextlib.suppress(OSError, AttributeError):  # another system or C library
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _vllm_options() -> set[str] | None:
@@ -176,5 +182,7 @@ def _exists(module: str) -> bool:
         return False
 
 
+if __name__ == "__mp_main__":  # an engine or worker that vLLM started anew
+    _end_with_parent()
 if __name__ == "__main__":
     main()

@@ -16,6 +16,7 @@ from qembed.client import http, metrics
 from qembed.errors import BadInput, QembedError
 from qembed.sizes import gib
 from qembed.text import strict_json
+from qembed.text.display import one_line
 from qembed.vllm import api_keys
 
 if TYPE_CHECKING:
@@ -146,7 +147,9 @@ def table(url: str, reading: metrics.Reading) -> Table:
     rows.add_row("speed", f"{_number(reading.tokens_per_second)} tokens/s, {_number(reading.texts_per_second)} texts/s")
     rows.add_row("latency", ", ".join(f"{name} {_seconds(value)}" for name, value in reading.latency.items()))
     if reading.requests:
-        rows.add_row("answers", ", ".join(f"{count} × {status}" for status, count in sorted(reading.requests.items())))
+        rows.add_row(
+            "answers", ", ".join(f"{count} × {escape(one_line(status))}" for status, count in sorted(reading.requests.items()))
+        )
     if reading.restarts or reading.nonfinite:
         rows.add_row("trouble", f"{reading.restarts} restarts, {reading.nonfinite} vectors with NaN", style="red")
     return rows

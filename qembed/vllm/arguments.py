@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qembed.checkpoint import matryoshka
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
-from qembed.vllm import api_keys, engine_options, kernels, plan, plan_table
+from qembed.vllm import api_keys, engine_options, hosts, kernels, plan, plan_table
 from qembed.vllm.devices import Device
 from qembed.vllm.gate_rules import Rules
 from qembed.vllm.settings import BLOCK_SIZE, Launch
@@ -24,6 +24,8 @@ SCHEDULER = "qembed.serve.vllm_plugin.scheduler.TextScheduler"
 FORKED_THREADS = "QEMBED_THREADS"
 """The environment variable with the number of threads that a forked engine computes with."""
 GPU_MARGIN = 1.1
+MAX_HEADER = 2**16
+"""Bytes of a request's header. vLLM's 4 MiB, times all connections, would be gigabytes before any key is asked for."""
 LOOPBACK = Path("/sys/class/net/lo")
 SEVERAL_MACHINES = ("nnodes", "node-rank", "master-addr", "data-parallel-address", "distributed-executor-backend")
 """Settings of vLLM with which its processes may be on several machines."""
@@ -42,6 +44,7 @@ def arguments(launch: Launch) -> list[str]:
         *("--max-num-queued-reqs", str(settings.max_queue)),
         *("--shutdown-timeout", "0"),  # the gate has drained by then
         *("--middleware", GATE),
+        *("--h11-max-incomplete-event-size", str(MAX_HEADER)),
         # No CORS: web pages must not use a server on their visitor's machine.
         *("--allowed-origins", "[]"),
         "--disable-uvicorn-access-log",
@@ -138,11 +141,14 @@ def rules(
         max_batch=settings.max_client_batch,
         max_body=settings.max_body,
         max_queue=settings.max_queue,
+        max_connections=settings.max_connections,
+        client_timeout=settings.client_timeout,
         clean=settings.clean,
         truncate=settings.truncate,
         allow_token_ids=settings.allow_token_ids,
         table_rows=settings.checkpoint.table_rows(),
         checks_ids=settings.checkpoint.vocabulary_warning is not None,
+        hosts=hosts.allowed(settings.host, settings.allowed_hosts, has_keys=bool(settings.keys)),
         keys=key_hashes(settings.keys if keys is None else keys, token),
         plan=plan_table.lines(launch.plan, launch.device) | {"total": launch.plan.total},
         parts=settings.tensor_parallel_size * settings.data_parallel_size,

@@ -29,15 +29,19 @@ class Rules:
         max_batch: maximum texts of a request.
         max_body: maximum bytes of a request.
         max_queue: maximum texts waiting or being computed.
+        max_connections: maximum open connections.
+        client_timeout: seconds that a client may take to send a header or a body, or to take 64 KiB of an answer.
         clean: whether texts are cleaned.
         truncate: whether texts that are too long are truncated, unless the request says otherwise.
         allow_token_ids: whether token ids are accepted.
         table_rows: rows of the token table; token ids are below it.
         checks_ids: whether the tokenizer has ids beyond the table, so that each text's ids are checked.
+        hosts: the names by which requests may call the server (`hosts`); None: any.
         keys: the name of each API key ("": unnamed; None: qembed's own) by its SHA-256 in hexadecimal; empty: none is required.
         plan: planned bytes by name, for /metrics.
         parts: the number of devices; `plan` is for one of them.
         restarts: the number of restarts so far, for /metrics.
+        restart_seconds: about the time that a restart takes.
         about: labels of qembed_serving in /metrics: "dtype" (of the computation), "device", "weights", "kernel".
         suspects: the file descriptor of the table of texts in flight (`qembed.serve.gate.suspects`); None: in memory.
         listener: the file descriptor of a listening socket to use; None: vLLM opens one.
@@ -54,15 +58,19 @@ class Rules:
     max_batch: int = 2048
     max_body: int = 32 * 2**20
     max_queue: int = 4096
+    max_connections: int = 1024
+    client_timeout: float = 30.0
     clean: bool = True
     truncate: bool = False
     allow_token_ids: bool = False
     table_rows: int = 2**31
     checks_ids: bool = False
+    hosts: list[str] | None = None
     keys: dict[str, str | None] = field(default_factory=dict, repr=False)
     plan: dict[str, int] = field(default_factory=dict)
     parts: int = 1
     restarts: int = 0
+    restart_seconds: int = 30
     about: dict[str, str] = field(default_factory=dict)
     listener: int | None = None
     suspects: int | None = None

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+from qembed.text.display import escaped
+
 STAGES = (
     ("Initializing a V1 LLM engine", "starting the engine"),
     ("Starting to load model", "loading the weights"),
@@ -90,9 +92,9 @@ def memory(lines: Iterable[str]) -> dict[str, int]:
 
 
 def show(line: str, style: str, **fields: object) -> None:
-    """Write a line of vLLM's log to stderr: unchanged, or in style "json" as an `event`."""
+    """Write a line of vLLM's log to stderr: without colours, or in style "json" as an `event`."""
     if style != "json":
-        sys.stderr.write(line + "\n")
+        sys.stderr.write(escaped(COLOUR.sub("", line)) + "\n")
     elif text := plain(line):
         level = LEVEL.search(COLOUR.sub("", line)[:80])
         event(text, level[1].lower() if level else "info", source="vllm", **fields)
@@ -112,7 +114,8 @@ def event(message: str, level: str = "info", **fields: object) -> None:
     """Write an event to stderr as one JSON object: time (UTC), level, message, and `fields`."""
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-    sys.stderr.write(json.dumps({"time": stamp, "level": level, "message": message, **fields}, ensure_ascii=False) + "\n")
+    line = json.dumps({"time": stamp, "level": level, "message": message, **fields}, ensure_ascii=False)
+    sys.stderr.write(escaped(line) + "\n")
     sys.stderr.flush()
 
 

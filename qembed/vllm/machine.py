@@ -17,6 +17,9 @@ from qembed.errors import MissingExtra, QembedError
 from qembed.installation import how_to_install
 from qembed.vllm.devices import Device, Target
 
+MIN_SHARED_MEMORY = 2**20
+"""Bytes of /dev/shm below which vLLM's processes cannot start or go on."""
+
 
 def check_vllm() -> None:
     """Check that vLLM is installed.
@@ -179,6 +182,15 @@ def shared_memory(session: int) -> set[Path]:
             maps = Path(f"/proc/{process}/maps").read_text(encoding="utf-8", errors="replace")
             paths.update(map(Path, re.findall(r" (/dev/shm/\S+)$", maps, re.MULTILINE)))
     return paths
+
+
+def shared_memory_is_full(folder: str = "/dev/shm") -> bool:  # noqa: S108 - its size is asked for
+    """Whether the file system for shared memory, which vLLM's processes need, has no room; False where there is none."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return False
+    return status.f_blocks > 0 and status.f_bavail * status.f_frsize < MIN_SHARED_MEMORY
 
 
 def cuda_used(pids: list[int]) -> int | None:

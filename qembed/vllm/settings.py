@@ -11,7 +11,7 @@ from qembed.checkpoint.find import short_name
 from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
 from qembed.sizes import gib
-from qembed.vllm import fit, kernels, plan
+from qembed.vllm import fit, hosts, kernels, plan
 from qembed.vllm.devices import Device, Target
 
 HOST = "127.0.0.1"
@@ -26,7 +26,11 @@ STARTUP_TIMEOUT = 600.0
 SHUTDOWN_TIMEOUT = 10.0
 KEEP_ALIVE = 75
 """Longer than the usual proxies keep an idle connection (60 s), so that none sends a request as the server closes it."""
+CLIENT_TIMEOUT = 30.0
+MAX_CONNECTIONS = 1024
 HANG_TIMEOUT = 120.0
+MIN_HANG_TIMEOUT = 5.0
+"""A step of a model that is busy elsewhere takes a second or two."""
 MAX_RESTARTS = 5
 # With vLLM's default of 128 tokens on a CPU, 32 short sequences would take 4,096 tokens of mostly empty cache.
 BLOCK_SIZE: dict[Device, int] = {"cpu": 32, "cuda": 16}
@@ -57,10 +61,13 @@ class ServerSettings:
         truncate: whether texts that are too long are truncated, unless the request says otherwise.
         default_prompt: the name of the prompt for requests without one.
         allow_token_ids: whether token ids are accepted instead of texts.
+        allowed_hosts: further names by which requests may call the server (`hosts`).
         keys: the name of each API key, one of which a request must have; empty: no key is required.
         key_file: the file that they come from, which is read again when it changes.
         ssl_certfile, ssl_keyfile: both or neither; both for HTTPS.
         keep_alive: seconds that an idle connection stays open.
+        client_timeout: seconds that a client may take to send a header or a body, or to take 64 KiB of an answer.
+        max_connections: maximum open connections.
         hang_timeout: how long texts may wait while nothing is computed (`watchdog`); 0: no limit.
         max_restarts: maximum restarts in a row of a server that ended.
         log_format: "text", or "json" for one JSON object per line.
@@ -90,6 +97,7 @@ class ServerSettings:
     truncate: bool = False
     default_prompt: str | None = None
     allow_token_ids: bool = False
+    allowed_hosts: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     key_file: Path | None = None
     ssl_certfile: str | None = None
@@ -97,6 +105,8 @@ class ServerSettings:
     startup_timeout: float = STARTUP_TIMEOUT
     shutdown_timeout: float = SHUTDOWN_TIMEOUT
     keep_alive: int = KEEP_ALIVE
+    client_timeout: float = CLIENT_TIMEOUT
+    max_connections: int = MAX_CONNECTIONS
     hang_timeout: float = HANG_TIMEOUT
     max_restarts: int = MAX_RESTARTS
     log_format: str = "text"
@@ -321,6 +331,7 @@ def _check(settings: ServerSettings, target: Target) -> None:
         raise BadInput(f"--dtype bfloat16: {target.name} has no bfloat16; use float16")
     if settings.kv_cache_dtype == "fp8" and not target.has_fp8:
         raise BadInput(f"--kv-cache-dtype fp8: {target.name} has no 8-bit floats; an L4, or an RTX 40 or H100, has them")
+    hosts.allowed(settings.host, settings.allowed_hosts, has_keys=bool(settings.keys))
     if (settings.ssl_certfile is None) != (settings.ssl_keyfile is None):
         raise BadInput("--ssl-certfile and --ssl-keyfile go together")
 

@@ -17,7 +17,10 @@ from qembed.vllm import engine_options, plan
 if TYPE_CHECKING:
     from qembed.vllm.settings import Launch, ServerSettings
 
-LIMITATIONS = "texts are not cleaned, and --max-client-batch, --max-body, --truncate, --default-prompt have no effect"
+LIMITATIONS = (
+    "texts are not cleaned, the Host header and connections are not checked, and --max-client-batch, --max-body, --truncate, "
+    "--default-prompt have no effect"
+)
 
 
 def check(settings: ServerSettings) -> None:
@@ -42,6 +45,8 @@ def check_settings(settings: ServerSettings) -> None:
         raise BadInput(
             "an INT8 token table needs qembed's vLLM plugin; quantize with --token-table float16, or serve with vLLM"
         )
+    if settings.allowed_hosts:
+        raise BadInput("--allowed-host has no effect with SGLang; serve with vLLM, or put a proxy in front")
     if settings.keys:
         raise BadInput("SGLang takes keys only on its command line, where `ps` shows them; serve with vLLM")
 

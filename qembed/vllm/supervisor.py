@@ -21,25 +21,27 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
-from pathlib import Path
 from typing import IO
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.client import http
 from qembed.errors import BadInput, QembedError
-from qembed.vllm import gate_rules, kernels, keys, log, machine, ports, sglang, shutdown, watchdog
+from qembed.text.display import escaped
+from qembed.vllm import gate_rules, kernels, keys, log, machine, ports, readiness, scratch, sglang, shutdown, watchdog
 from qembed.vllm.arguments import arguments, key_hashes, rules, server_environment
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
 from qembed.vllm.unavailable import Unavailable
 
 POLL = 0.25
-CHECK_INTERVAL = 5.0  # seconds; less if --hang-timeout is short
-FIRST_TEXT = "hello"
+CHECK_INTERVAL = 5.0  # seconds between checks, and to answer one; less if --hang-timeout is short
+SHARE = 1 / 8
+"""The share of --hang-timeout for each: both together are less than the third that counts at a time (`Watchdog.check`)."""
 SERVING_GRACE = 20.0  # seconds in addition to --shutdown-timeout
 STARTING_GRACE = 5.0  # seconds; there are no requests to finish
 BACK_OFF = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before the first, second, … restart in a row
+MAX_LINES, MAX_LINE = 2000, 4096  # of the log that are kept, and characters of each
 STABLE = 600.0  # seconds after which a restart counts as a success
 
 OnStage = Callable[[str], None]
@@ -59,6 +61,7 @@ class Server:
     _token: str = field(default_factory=secrets.token_urlsafe, repr=False)
     _process: subprocess.Popen[bytes] | None = None
     _log: log.Log | None = None
+    _scratch: scratch.Scratch | None = None
     _failed: bool = False
     _keys: keys.KeysInForce = field(init=False, repr=False)
     _suspects: IO[bytes] | None = None
@@ -126,17 +129,20 @@ class Server:
         """
         self.serving, self._failed, self.lines = False, False, []
         begin = time.monotonic()
-        handle, name = tempfile.mkstemp(prefix="qembed-vllm-", suffix=".log")
-        os.close(handle)
-        self._log = log.Log(Path(name))
+        scratch.remove_abandoned()
+        self._scratch = scratch.Scratch()
+        self._log = log.Log(self._scratch.log)
         if self._suspects is None:
             self._suspects = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open from one start of vLLM to the next
         if self.launch.device == "cuda":
             self.gpu_bytes_before = machine.cuda_total_used()
-        with open(name, "ab") as output:  # append mode, so that it can be truncated while vLLM writes
+        with self._scratch.log.open("ab") as output:  # append mode, so that it can be truncated while vLLM writes
             self._process = subprocess.Popen(
                 command(self.launch),
-                env=server_environment(self.launch, os.environ, machine.cores()),
+                env={
+                    **server_environment(self.launch, os.environ, machine.cores()),
+                    "TMPDIR": str(self._scratch.folder),
+                },
                 stdin=subprocess.PIPE,  # it closes when qembed dies, which ends the server: see server_process.py
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -146,14 +152,20 @@ class Server:
         if self.launch.settings.engine == "vllm":
             listener = None if self.listener is None else self.listener.fileno()
             in_force = rules(self.launch, self._token, self.restarts, listener, self._suspects.fileno(), self._keys.names)
-            self._send(in_force.dump())
+            self._send(replace(in_force, restart_seconds=self._wait_seconds).dump())
         deadline = begin + self.launch.settings.startup_timeout
         with self._unavailable():
-            _wait(self, report, deadline)
+            readiness.wait(self, report, deadline, POLL)
         # The first request loads lazily loaded parts, and reveals a kernel that this CPU lacks.
-        _first_answer(self, max(10.0, deadline - time.monotonic()))
+        readiness.check_first_answer(self, max(10.0, deadline - time.monotonic()))
         self._start_seconds = time.monotonic() - begin
+        self._scratch.note(machine.shared_memory(self.process.pid))
         self.serving = True
+
+    @property
+    def _wait_seconds(self) -> int:
+        """For how long clients are told to wait while vLLM starts: as long as it took last time, within a minute."""
+        return min(60, math.ceil(self._start_seconds))
 
     def _unavailable(self) -> AbstractContextManager[object]:
         """A context in which the port answers 503, if qembed owns the socket."""
@@ -161,7 +173,7 @@ class Server:
         if self.listener is None:
             return contextlib.nullcontext()
         tls = (settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl_certfile and settings.ssl_keyfile else None
-        return Unavailable(self.listener, tls, min(60, math.ceil(self._start_seconds)))
+        return Unavailable(self.listener, tls, self._wait_seconds)
 
     def stop(self) -> None:
         """Stop all processes of the server. Requests in progress are finished first, within `shutdown_timeout`."""
@@ -177,14 +189,18 @@ class Server:
                 self.serving and self.launch.settings.engine == "vllm" and self._process.poll() is None and self._send(drain)
             )
             shutdown.stop(self._process, drained, SERVING_GRACE + seconds if self.serving else STARTING_GRACE)
+        if self._scratch is not None:
+            self._scratch.remove()
         self.serving = False
-        self._process = self._log = None
+        self._process = self._log = self._scratch = None
 
     def read_log(self) -> list[str]:
         """The new lines of vLLM's log. Also shows them on stderr if `verbose` is set."""
         assert self._log is not None
         lines = self._log.new_lines()
-        self.lines = [*self.lines, *lines][-2000:]
+        own = (gate_rules.ACCESS, gate_rules.TEXTS)
+        kept = [line[:MAX_LINE] for line in lines if not line.startswith(own)]
+        self.lines = [*self.lines, *kept][-MAX_LINES:]
         for line in lines:
             if line.startswith(gate_rules.ACCESS):
                 log.access(line.removeprefix(gate_rules.ACCESS), self.launch.settings.log_format)
@@ -232,7 +248,7 @@ class Server:
         """Wait until vLLM ends, and end it if it hangs; the message of the hang, or None."""
         timeout = self.launch.settings.hang_timeout
         dog = watchdog.Watchdog(timeout)
-        interval = min(CHECK_INTERVAL, timeout / 4)
+        interval = min(CHECK_INTERVAL, timeout * SHARE)
         next_check = time.monotonic() + interval
         hung = None
         while self.serving and self.process.poll() is None:
@@ -253,7 +269,7 @@ class Server:
         others = [pid for pid in machine.processes(leader) if pid != leader] or [leader]
         path = "/metrics" if self.launch.settings.engine == "vllm" else "/health"
         try:
-            status, answer = self.request("GET", path, None, CHECK_INTERVAL)
+            status, answer = self.request("GET", path, None, min(CHECK_INTERVAL, self.launch.settings.hang_timeout * SHARE))
         except (OSError, HTTPException):
             return watchdog.Observation(None, (), machine.cpu_seconds([leader]))
         return watchdog.observe(answer.decode(errors="replace") if status == 200 else "", machine.cpu_seconds(others))
@@ -264,7 +280,9 @@ class Server:
         assert self._log is not None
         self._failed = True
         message = message or f"{event}: {log.cause(self.lines) or shutdown.exit_in_words(self.process.poll())}"
-        return QembedError(f"{message} (log: {self._log.path})")
+        if machine.shared_memory_is_full():
+            message += "; /dev/shm is full: free it, or make it larger (docker run --shm-size)"
+        return QembedError(f"{escaped(message)} (log: {self._log.path})")
 
     def request(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:
         """Status and answer of the server to a request of qembed's own."""
@@ -349,40 +367,3 @@ def command(launch: Launch) -> list[str]:
     if launch.settings.engine == "sglang":
         return [sys.executable, "-m", "sglang.launch_server", *sglang.arguments(launch)]
     return [sys.executable, "-m", "qembed.serve.server_process", *arguments(launch)]
-
-
-def _wait(server: Server, report: OnStage, deadline: float) -> None:
-    """Wait until vLLM's /health answers 200."""
-    while not _healthy(server):
-        if server.process.poll() is not None:
-            raise server.failure("vLLM did not start")
-        if time.monotonic() > deadline:
-            raise server.failure(f"vLLM did not answer within {server.launch.settings.startup_timeout:g} s (--startup-timeout)")
-        for line in server.read_log():
-            stage = log.stage(line)
-            if stage:
-                report(stage)
-        time.sleep(POLL)
-    report(log.STAGES[-1][1])
-
-
-def _healthy(server: Server) -> bool:
-    try:
-        return server.request("GET", "/health", None, 5.0)[0] == 200
-    except (OSError, HTTPException):
-        return False
-
-
-def _first_answer(server: Server, timeout: float) -> None:
-    """Check that the server answers a text with a finite vector of the model's length."""
-    body = json.dumps({"model": server.model, "input": FIRST_TEXT})
-    try:
-        status, answer = server.request("POST", "/v1/embeddings", body, timeout)
-        if status == 200:
-            vector = json.loads(answer)["data"][0]["embedding"]
-            if len(vector) == server.launch.hidden_size and all(map(math.isfinite, vector)):
-                return
-            raise server.failure("vLLM's first answer is not a vector")
-    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
-        raise server.failure("vLLM failed at the first text") from error
-    raise server.failure(f"vLLM failed at the first text (HTTP status {status})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import select
 import socket
@@ -39,12 +40,12 @@ ANSWER = (
 class Unavailable:
     """Answers 503 on `listener` within its `with` block.
 
-    `tls` has the files of certificate and key, for HTTPS; `seconds` is the Retry-After.
+    `tls` has the files of certificate and key, for HTTPS; Retry-After is what is left of `seconds`, at least one.
     """
 
     def __init__(self, listener: socket.socket, tls: tuple[str, str] | None, seconds: int) -> None:
         self._listener = listener
-        self._answer = ANSWER % (len(BODY), seconds) + BODY
+        self._deadline = time.monotonic() + seconds
         self._tls = None
         if tls is not None:
             self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -79,7 +80,8 @@ class Unavailable:
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
                 stream = stack.enter_context(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
                 _read(stream)
-                stream.sendall(self._answer)
+                left = max(1, math.ceil(self._deadline - time.monotonic()))
+                stream.sendall(ANSWER % (len(BODY), left) + BODY)
         finally:
             self._slots.release()
 

@@ -11,11 +11,12 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Answer = tuple[int, bytes, dict[str, str]]
-"""Status, body and further headers."""
 
+SURPLUS = "qembed_surplus"
+"""Set in the state of a request's scope if its connection is beyond the limit."""
 THREAD_BYTES = 2**15
 """Larger bodies are processed in a thread, so that other requests are answered meanwhile."""
+PIECE = 2**18  # bytes
 
 
 class Disconnected(Exception):
@@ -33,7 +34,7 @@ async def maybe_threaded(size: int, function: Callable[..., Any], *arguments: An
 
 
 async def respond(send: Send, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-    """Send a JSON answer."""
+    """Send a JSON answer, in pieces: uvicorn holds one until the client has taken the ones before it."""
     fields = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
     await send(
         {
@@ -42,7 +43,9 @@ async def respond(send: Send, status: int, body: bytes, headers: Mapping[str, st
             "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
         }
     )
-    await send({"type": "http.response.body", "body": body})
+    for start in range(0, max(1, len(body)), PIECE):
+        end = start + PIECE
+        await send({"type": "http.response.body", "body": body[start:end], "more_body": end < len(body)})
 
 
 async def collect(app: App, scope: Scope, receive: Receive) -> tuple[int, bytes]:

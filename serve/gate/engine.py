@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from qembed.serve.gate import response
@@ -16,12 +18,28 @@ from qembed.vllm.gate_rules import Rules
 
 RETRIES = 2
 BLOCK = 32  # tokens; a multiple of every block size in settings.BLOCK_SIZE
+PART_TEXTS = 512
+PART_CHARACTERS = 2**18
+"""Enough for many steps of the engine, so that little is lost between parts, and few enough for a few milliseconds of JSON."""
 FILLER = "word "
 MAX_FILLERS = 8
 REPLACED_HEADERS = (
     *(b"content-length", b"content-type", b"content-encoding", b"transfer-encoding", b"accept-encoding"),
     b"x-request-id",  # vLLM takes it for its own id of the request, and two clients may send the same
 )
+
+
+@dataclass
+class Computed:
+    """vLLM's answer to a batch: its status and, if it came in one part, bytes; if the status is 200 also what they say.
+
+    `nonfinite` are the indices of vectors that have NaN or infinity.
+    """
+
+    status: int
+    raw: bytes | None
+    answer: dict[str, Any] = field(default_factory=dict)
+    nonfinite: list[int] = field(default_factory=list)
 
 
 class Engine:
@@ -46,24 +64,29 @@ class Engine:
                     "deadly",
                 )
 
-    async def compute(self, scope: Scope, receive: Receive, batch: Batch) -> tuple[int, bytes]:
-        """vLLM's status and answer for `batch`. Texts that were in flight when the engine died are computed one at a time."""
+    async def compute(self, scope: Scope, receive: Receive, batch: Batch) -> Computed:
+        """vLLM's answer for `batch`. Texts that were in flight when the engine died are computed one at a time.
+
+        Many texts, or long ones, go to vLLM in parts, one after the other: it handles the JSON of a request in the event loop.
+        """
         suspects = [index for index, text in enumerate(batch.inputs) if self._suspects.deaths(text)]
-        if not suspects:
-            return await self._tracked(scope, receive, batch, range(len(batch.inputs)))
-        others = sorted(set(range(len(batch.inputs))) - set(suspects))
-        parts: list[tuple[list[int], bytes]] = []
-        for indices in [*([others] if others else []), *([index] for index in suspects)]:
-            if len(indices) == 1 and indices != others:
+        others = sorted(set(range(len(batch.inputs))) - set(suspects)) if suspects else range(len(batch.inputs))
+        parts: list[tuple[Sequence[int], dict[str, Any]]] = []
+        nonfinite: list[int] = []
+        raw: bytes | None = None
+        for indices in [*split(batch.inputs, others), *([index] for index in suspects)]:
+            if indices[0] in suspects:
                 async with self._one_suspect:
                     self.check(batch)  # another request may have shown meanwhile that it is deadly
                     status, raw = await self._tracked(scope, receive, batch, indices)
             else:
                 status, raw = await self._tracked(scope, receive, batch, indices)
             if status != 200:
-                return status, raw
-            parts.append((indices, raw))
-        return 200, response.join(parts)
+                return Computed(status, raw)
+            answer, wrong = await maybe_threaded(len(raw), response.read, raw)
+            parts.append((indices, answer))
+            nonfinite += [indices[position] for position in wrong]
+        return Computed(200, raw if len(parts) == 1 else None, response.join(parts), sorted(nonfinite))
 
     async def _tracked(self, scope: Scope, receive: Receive, batch: Batch, indices: Any) -> tuple[int, bytes]:
         inputs = [batch.inputs[index] for index in indices]
@@ -135,6 +158,19 @@ class Engine:
         if not status or raw == b"null":
             raise Disconnected
         return status, raw
+
+
+def split(inputs: Sequence[str | list[int]], indices: Sequence[int]) -> Iterator[Sequence[int]]:
+    """`indices` in parts of at most PART_TEXTS texts and about PART_CHARACTERS characters (or token ids) of `inputs`."""
+    start = characters = 0
+    for position, index in enumerate(indices):
+        size = len(inputs[index])
+        if position > start and (position - start == PART_TEXTS or characters + size > PART_CHARACTERS):
+            yield indices[start:position]
+            start, characters = position, 0
+        characters += size
+    if start < len(indices):
+        yield indices[start:]
 
 
 def is_dead(scope: Scope) -> bool:

@@ -13,6 +13,7 @@ TYPES = {
     408: "RequestTimeoutError",
     413: "RequestTooLargeError",
     415: "UnsupportedMediaTypeError",
+    421: "MisdirectedRequestError",
     500: "InternalServerError",
     503: "ServiceUnavailableError",
 }

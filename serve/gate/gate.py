@@ -15,16 +15,14 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qembed import installation
-from qembed.checkpoint.description import Checkpoint
-from qembed.checkpoint.find import find
 from qembed.serve.gate import body, openapi, request, response
 from qembed.serve.gate.asgi import (
-    Answer,
+    SURPLUS,
     App,
     Disconnected,
     Message,
@@ -40,7 +38,8 @@ from qembed.serve.gate.engine import Engine, is_dead
 from qembed.serve.gate.errors import Refused
 from qembed.serve.gate.metrics import Metrics
 from qembed.serve.gate.overload import Load
-from qembed.vllm import api_keys, gate_rules
+from qembed.serve.gate.reader import Reader
+from qembed.vllm import api_keys, gate_rules, hosts
 from qembed.vllm.gate_rules import Rules
 
 EMBEDDINGS = "/v1/embeddings"
@@ -54,7 +53,9 @@ ROUTES = {
     EMBEDDINGS: "POST",
 }
 OPEN = {"/health"}
-"""Routes that need no key."""
+"""Routes that need no key and may be called by any name, such as a probe's: they read nothing."""
+LOGGED_TEXTS, LOGGED_CHARACTERS = 32, 1000
+"""Texts of a request, and characters of each, that --log-requests logs."""
 REQUEST_ID = "x-request-id"
 SANE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 
@@ -87,12 +88,12 @@ class Gate:
         self.app = app
         self.rules = rules
         self.keys: Mapping[str, str | None] = rules.keys
-        self.load = Load(rules.max_queue, rules.max_body)
+        largest = response.bytes_of(rules.max_batch, max(rules.dimensions, default=0), "float")
+        self.load = Load(rules.max_queue, rules.max_body, rules.client_timeout, largest)
         self.metrics = Metrics(rules, self.load)
         self.engine = Engine(app, rules, self.metrics)
         self.document = openapi.document(rules)
-        self._tokenizer: Any = None
-        self._token_beyond = _checkpoint(rules).vocabulary().token_beyond if rules.checks_ids else None
+        self.reader = Reader(rules)
         GATES[:] = [self]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,13 +171,17 @@ class Gate:
 
     async def _answer_embeddings(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         try:
-            status, raw, headers = await self._embeddings(scope, receive, exchange)
+            await self._embeddings(scope, receive, send, exchange)
         except Refused as refused:
-            status, raw, headers = refused.status, refused.body(), refused.headers
             self.metrics.refused.labels(refused.reason).inc()
+            await self._respond(send, exchange, refused.status, refused.body(), refused.headers)
         except Disconnected:
             self.metrics.requests.labels("gone").inc()
-            return
+
+    async def _respond(
+        self, send: Send, exchange: Exchange, status: int, raw: bytes, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Answer a request for vectors, and count it."""
         self.metrics.requests.labels(str(status)).inc()
         self.metrics.seconds.observe(time.monotonic() - exchange.start)
         if exchange.key is not None:
@@ -185,6 +190,8 @@ class Gate:
 
     def _check_route(self, scope: Scope, exchange: Exchange) -> None:
         path, method = scope["path"], scope["method"]
+        if path not in OPEN and self.rules.hosts is not None:
+            _check_host(scope, self.rules.hosts)
         if path not in OPEN and self.keys:
             key = api_keys.matching(header(scope, b"authorization"), self.keys)
             if key is None:
@@ -199,59 +206,74 @@ class Gate:
             allowed = "GET, HEAD" if ROUTES[route] == "GET" else ROUTES[route]
             raise Refused(405, f"{path} takes {ROUTES[route]}", "route", None, {"allow": allowed})
 
-    async def _embeddings(self, scope: Scope, receive: Receive, exchange: Exchange) -> Answer:
+    async def _embeddings(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         self._check_route(scope, exchange)
         if self.load.draining:
             raise self.load.stopping()
+        if scope.get("state", {}).get(SURPLUS):
+            raise self.load.busy("all connections have a request (--max-connections)")
         kind = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Refused(415, "send Content-Type: application/json", "type", None)
         with self.load.body() as reserve:
-            raw = await body.read(scope, receive, self.rules.max_body, reserve)
-            batch = await maybe_threaded(len(raw), request.read, raw, self.rules, self._count_tokens, self._token_beyond)
+            raw = await body.read(scope, receive, self.rules.max_body, reserve, self.rules.client_timeout)
+            batch = await self.reader.read(raw)
             self.engine.check(batch)
             if self.rules.log_texts:
-                print(gate_rules.TEXTS + json.dumps({"texts": list(batch.inputs)}, ensure_ascii=False), flush=True)
+                print(gate_rules.TEXTS + json.dumps(_logged(batch.inputs), ensure_ascii=False), flush=True)
             exchange.texts = len(batch.inputs)
-            with self.load.admitted(len(batch.inputs)):
-                return await self._compute(scope, receive, batch, exchange)
+            with self.load.answer(response.size(batch, self.rules.dimensions)):
+                with self.load.admitted(len(batch.inputs)):
+                    status, answer = await self._compute(scope, receive, batch, exchange)
+                await self._respond(send, exchange, status, answer)
 
-    async def _compute(self, scope: Scope, receive: Receive, batch: request.Batch, exchange: Exchange) -> Answer:
-        """Let vLLM compute the vectors, and those that are not finite once more."""
-        status, raw = await self.engine.compute(scope, receive, batch)
-        if status != 200:
-            return self._failed(scope, status, raw)
-        answer, nonfinite = await maybe_threaded(len(raw), response.read, raw)
-        changed = bool(nonfinite)
-        nonfinite = await self.engine.recompute(scope, receive, batch, answer, nonfinite)
+    async def _compute(self, scope: Scope, receive: Receive, batch: request.Batch, exchange: Exchange) -> tuple[int, bytes]:
+        """Status and answer: vectors from vLLM, those that are not finite computed once more; or vLLM's own refusal."""
+        computed = await self.engine.compute(scope, receive, batch)
+        raw, answer = computed.raw, computed.answer
+        if computed.status != 200:
+            assert raw is not None
+            return self._failed(scope, computed.status, raw)
+        nonfinite = await self.engine.recompute(scope, receive, batch, answer, computed.nonfinite)
         if nonfinite:
             self.metrics.nonfinite.inc(len(nonfinite))
             raise response.refused(nonfinite[0])
-        if changed or batch.encoding != "base64":
-            raw = await maybe_threaded(len(raw), response.write, answer, batch.encoding)
+        if raw is None or computed.nonfinite or batch.encoding != "base64":
+            raw = await maybe_threaded(response.size(batch, self.rules.dimensions), response.write, answer, batch.encoding)
+        assert raw is not None
         exchange.tokens = answer["usage"]["prompt_tokens"]
         self.metrics.texts.inc(len(batch.inputs))
         self.metrics.tokens.inc(exchange.tokens)
-        return 200, raw, {}
+        return 200, raw
 
-    def _count_tokens(self, text: str) -> int:
-        if self._tokenizer is None:
-            self._tokenizer = _checkpoint(self.rules).tokenizer()
-        return len(self._tokenizer.encode(text).ids)
-
-    def _failed(self, scope: Scope, status: int, raw: bytes) -> Answer:
+    def _failed(self, scope: Scope, status: int, raw: bytes) -> tuple[int, bytes]:
         """The answer for an error of vLLM's: 503 where a later try may succeed, else vLLM's own."""
         if status >= 500 and self.load.draining:
             raise self.load.stopping()
         if status >= 500 and is_dead(scope):
-            raise Refused(503, "the engine died; it is being restarted", "engine", None, {"retry-after": "30"})
+            raise Refused(
+                503, "the engine died; it is being restarted", "engine", None, {"retry-after": str(self.rules.restart_seconds)}
+            )
         if status == 503:
             raise self.load.busy("vLLM's queue is full")
-        return status, raw, {}
+        return status, raw
 
 
-def _checkpoint(rules: Rules) -> Checkpoint:
-    return find(rules.folder)
+def _logged(inputs: Sequence[str | list[int]]) -> dict[str, Any]:
+    """The texts of a request for the log: the first LOGGED_TEXTS, each cut to LOGGED_CHARACTERS."""
+    short = [
+        item if len(item) <= LOGGED_CHARACTERS else f"{str(item)[:LOGGED_CHARACTERS]}… ({len(item)} in all)"
+        for item in inputs[:LOGGED_TEXTS]
+    ]
+    return {"texts": short} | ({"left_out": len(inputs) - len(short)} if len(inputs) > len(short) else {})
+
+
+def _check_host(scope: Scope, names: Sequence[str]) -> None:
+    """Refuse a request that calls the server by none of `names`, or by several."""
+    headers = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
+    if len(headers) != 1 or not hosts.is_allowed(headers[0], names):
+        name = request.quoted(headers[0]) if headers else "missing"
+        raise Refused(421, f"the Host header is {name}, no name of this server; add it with --allowed-host NAME", "host")
 
 
 def _without_body(send: Send) -> Send:

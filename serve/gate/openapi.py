@@ -32,6 +32,7 @@ ERRORS = {
     "408": "The request was not complete in time.",
     "413": "The request is too large.",
     "415": "The content type is not application/json, or the content encoding not gzip or deflate.",
+    "421": "The Host header has no name of this server (--allowed-host).",
     "500": "A vector has NaN or infinity.",
     "503": "The server is busy, starting or stopping; Retry-After says when to retry.",
 }

@@ -14,19 +14,36 @@ WINDOW = 10.0  # seconds
 MAX_WAIT = 60  # seconds; the openai client ignores a longer Retry-After
 DEFAULT_WAIT = 10
 BODIES = 4
+ANSWERS = 2
+SMALL = 2**16
+"""So many bytes of each body are not counted, so that large bodies turn no small one away; --max-connections bounds them."""
 
 
 class Load:
-    """Admitted texts that are not answered yet, at most `limit`, and the bytes of the requests being read."""
+    """Admitted texts that are not answered yet, at most `limit`, and the bytes of requests and answers in memory.
 
-    def __init__(self, limit: int, max_body: int, clock: Callable[[], float] = time.monotonic) -> None:
+    `seconds` is the time that a body may take to arrive, and `max_answer` the bytes of the largest answer.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        max_body: int,
+        seconds: float = 30.0,
+        max_answer: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limit = limit
         self.texts = 0
         self.requests = 0
         self.body_bytes = 0
+        self.answer_bytes = 0
         self.draining = False
         self._max_bytes = BODIES * max_body
+        self._max_answers = max(self._max_bytes, ANSWERS * max_answer)
+        self._seconds = seconds
         self._clock = clock
+        self._bodies: list[float] = []  # when each large body began
         self._completed: deque[tuple[float, float, int]] = deque()  # start, end, texts
 
     @contextmanager
@@ -34,21 +51,45 @@ class Load:
         """Reserves memory for a body; call the yielded function with each chunk's size.
 
         Raises:
-            Refused: 503, the bodies in memory together exceed four times --max-body.
+            Refused: 503, what is beyond SMALL of the bodies in memory exceeds four times --max-body in all.
         """
-        reserved = 0
+        size = reserved = 0
+        start = self._clock()
 
-        def reserve(size: int) -> None:
-            nonlocal reserved
-            if self.body_bytes + size > self._max_bytes:
-                raise self.busy("too many large requests at once")
-            self.body_bytes += size
-            reserved += size
+        def reserve(chunk: int) -> None:
+            nonlocal size, reserved
+            size += chunk
+            more = max(0, size - SMALL) - reserved
+            if self.body_bytes + more > self._max_bytes:
+                raise self.busy("too many large requests at once", self._seconds_until_a_body_leaves())
+            if more and not reserved:
+                self._bodies.append(start)
+            self.body_bytes += more
+            reserved += more
 
         try:
             yield reserve
         finally:
             self.body_bytes -= reserved
+            if reserved:
+                self._bodies.remove(start)
+
+    @contextmanager
+    def answer(self, size: int) -> Iterator[None]:
+        """Reserves memory for an answer of about `size` bytes until the client has taken it.
+
+        Raises:
+            Refused: 503, the answers in memory exceed four times --max-body, and twice the largest answer, in all.
+        """
+        if self.answer_bytes + size > self._max_answers:
+            raise self.busy("too many large answers at once")
+        self.answer_bytes += size
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.answer_bytes -= size
+            self.requests -= 1
 
     @contextmanager
     def admitted(self, texts: int) -> Iterator[None]:
@@ -61,7 +102,8 @@ class Load:
             raise self.stopping()
         if self.texts + texts > self.limit:
             raise self.busy(
-                f"{self.texts} texts are waiting or being computed, {texts} more would exceed --max-queue {self.limit}"
+                f"{self.texts} texts are waiting or being computed, {texts} more would exceed --max-queue {self.limit}",
+                self.seconds_until_room(texts),
             )
         self.texts += texts
         self.requests += 1
@@ -73,8 +115,9 @@ class Load:
             self.requests -= 1
             self._completed.append((start, self._clock(), texts))
 
-    def seconds_until_room(self) -> int:
-        """Whole seconds, 1 to 60, until all admitted texts are computed at the rate of the last ten seconds."""
+    def seconds_until_room(self, texts: int | None = None) -> int:
+        """Whole seconds, 1 to 60, until there is room for `texts` at the rate of the last ten seconds; None: all the room."""
+        leaving = self.texts if texts is None else self.texts + texts - self.limit
         now = self._clock()
         while len(self._completed) > 1 and self._completed[0][1] < now - WINDOW:
             self._completed.popleft()
@@ -83,11 +126,18 @@ class Load:
         first = min(start for start, _, _ in self._completed)
         last = max(end for _, end, _ in self._completed)
         rate = sum(texts for _, _, texts in self._completed) / max(0.1, last - first)
-        return min(MAX_WAIT, max(1, math.ceil(self.texts / rate)))
+        return min(MAX_WAIT, max(1, math.ceil(leaving / rate)))
 
-    def busy(self, cause: str) -> Refused:
-        """503 of a full server; `cause` says what is full."""
-        return Refused(503, f"busy: {cause}", "busy", None, {"retry-after": str(self.seconds_until_room())})
+    def _seconds_until_a_body_leaves(self) -> int:
+        """Whole seconds until the first of the large bodies has arrived or is given up."""
+        now = self._clock()
+        arriving = [start + self._seconds - now for start in self._bodies if start + self._seconds > now]
+        return max(1, math.ceil(min(arriving))) if arriving else self.seconds_until_room()
+
+    def busy(self, cause: str, seconds: int | None = None) -> Refused:
+        """503 of a full server; `cause` says what is full, and `seconds` for how long."""
+        wait = self.seconds_until_room() if seconds is None else min(MAX_WAIT, seconds)
+        return Refused(503, f"busy: {cause}", "busy", None, {"retry-after": str(wait)})
 
     def stopping(self) -> Refused:
         """503 of a server that is stopping."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import difflib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qembed.serve.gate.errors import bad
+from qembed.serve.gate.errors import Refused, bad
 from qembed.text.cleaning import clean, has_surrogate
 from qembed.text.prompts import instruct
 from qembed.text.texts import model_input
@@ -27,11 +28,17 @@ KNOWN = (
 NEAR = 0.82
 """Similarity (difflib's ratio) from which a name counts as a misspelt one: "dimension" has 0.95, "encodingFormat" 0.9."""
 MAX_NAME = 32
+LONGEST_NAME = 1024
+"""Characters of a name, such as the model's; vLLM repeats it in its messages."""
+SLACK = 1000
+"""Strings, lists and objects that a request may have besides its texts; fields that are unknown are ignored."""
 PASSED_ON = ("model", "user", "dimensions")
 HINT_TOKEN_IDS = (
     "input holds token ids, which may come from another model's tokenizer; send texts (LangChain: "
     "OpenAIEmbeddings(check_embedding_ctx_length=False)), or start the server with --allow-token-ids if they are this model's"
 )
+
+NUMBERS = re.compile(rb"\d\s*,\s*\d")
 
 Count = Callable[[str], int]
 TokenBeyond = Callable[[str], str | None]
@@ -59,8 +66,9 @@ def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | Non
     token has a row.
 
     Raises:
-        Refused: 400, the request is invalid or exceeds the rules.
+        Refused: 400, the request is invalid or exceeds the rules; 404, its model's name is too long to be one.
     """
+    _check_counts(raw, rules)
     content = parse(raw)
     _check_names(content)
     _check_types(content, rules)
@@ -77,7 +85,7 @@ def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | Non
         for index, text in enumerate(inputs):
             _check_length(text, index, rules.max_model_len, count)
     if token_beyond is not None:
-        _check_tokens(inputs, token_beyond)
+        check_tokens(inputs, token_beyond)
     body = {name: _whole(content[name]) for name in PASSED_ON if content.get(name) is not None}
     body |= {"input": list(inputs), "encoding_format": "base64"}
     if max_tokens is not None:
@@ -106,6 +114,25 @@ def parse(raw: bytes) -> dict[str, Any]:
     return value
 
 
+def _check_counts(raw: bytes, rules: Rules) -> None:
+    """Refuse a body of far too many values before they are built: a list takes two bytes of JSON and 64 of memory."""
+    unescaped = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+    strings = unescaped.count(b'"') // 2
+    if strings > rules.max_batch + SLACK:
+        raise bad(f"the request has {strings} strings; it may have {rules.max_batch} texts (--max-client-batch)", "batch")
+    rest = b"".join(unescaped.split(b'"')[::2])
+    lists = rest.count(b"[") + rest.count(b"{")
+    if lists > rules.max_batch + SLACK:
+        raise bad(
+            f"the request has {lists} lists and objects; it may have {rules.max_batch} texts (--max-client-batch)", "batch"
+        )
+    numbers = rules.max_batch * (rules.max_model_len + 1) if rules.allow_token_ids else rules.max_batch
+    if (values := rest.count(b",")) > numbers + SLACK:
+        if not rules.allow_token_ids and NUMBERS.search(rest):
+            raise bad(HINT_TOKEN_IDS, "token_ids")
+        raise bad(f"the request has {values} values; it may have {rules.max_batch} texts (--max-client-batch)", "batch")
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
@@ -125,6 +152,10 @@ def _check_types(content: dict[str, Any], rules: Rules) -> None:
         value = content.get(name)
         if value is not None and not isinstance(value, str):
             raise bad(f"{name} is not a string", "type", name)
+        if value is not None and len(value) > (rules.max_body if name == "instruction" else LONGEST_NAME):
+            if name == "model":
+                raise Refused(404, f"the model {quoted(value)} does not exist; see /v1/models", "model", "model")
+            raise bad(f"{name} has {len(value)} characters; it may have {LONGEST_NAME}", "type", name)
         if value is not None and has_surrogate(value):
             raise bad(f"{name} holds half of a surrogate pair", "surrogate", name)
     if (encoding := content.get("encoding_format")) is not None and encoding not in ENCODINGS:
@@ -237,8 +268,12 @@ def _check_length(text: str | list[int], index: int, limit: int, count: Count) -
         )
 
 
-def _check_tokens(inputs: Sequence[str | list[int]], token_beyond: TokenBeyond) -> None:
-    """Refuse a text with a token that has no row in the token table: the engine would end."""
+def check_tokens(inputs: Sequence[str | list[int]], token_beyond: TokenBeyond) -> None:
+    """Refuse a text with a token that has no row in the token table: the engine would end.
+
+    Raises:
+        Refused: 400, with the index of the text.
+    """
     for index, text in enumerate(inputs):
         if isinstance(text, str) and (token := token_beyond(text)) is not None:
             raise bad(
@@ -260,7 +295,7 @@ def _is_integer(value: Any) -> bool:
 def quoted(value: Any) -> str:
     """`value` as JSON of at most 60 characters, for a message."""
     try:
-        text = json.dumps(value, ensure_ascii=True)
+        text = json.dumps(value[:61] if isinstance(value, str) else value, ensure_ascii=True)
     except (ValueError, RecursionError):
         return "something else"
     return text if len(text) <= 60 else text[:60] + "…"

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from qembed.serve.gate.errors import Refused
+from qembed.serve.gate.request import Batch
+
+NUMBER_BYTES = {"float": 24, "base64": 6}
+"""About the bytes of one number of a vector in an answer, by encoding."""
 
 
 def read(raw: bytes) -> tuple[dict[str, Any], list[int]]:
@@ -35,13 +39,32 @@ def replace(answer: dict[str, Any], indices: Sequence[int], recomputed: dict[str
 
 
 def write(answer: dict[str, Any], encoding: str) -> bytes:
-    """The client's answer as JSON, with vectors in `encoding`: "base64", as in `answer`, or "float"."""
+    """The client's answer as JSON, with vectors in `encoding`: "base64", as in `answer`, or "float".
+
+    Each vector is a call of its own, so that a thread that writes thousands lets others run in between.
+    """
     import numpy as np
 
-    if encoding == "float":
-        for item in answer["data"]:
-            item["embedding"] = np.frombuffer(base64.b64decode(item["embedding"]), dtype=np.float32).tolist()
-    return json.dumps(answer, separators=(",", ":")).encode()
+    rows = []
+    for item in answer["data"]:
+        if encoding == "float":
+            vector = np.frombuffer(base64.b64decode(item["embedding"]), dtype=np.float32).tolist()
+            item = {**item, "embedding": vector}
+        rows.append(json.dumps(item, separators=(",", ":")))
+    frame = json.dumps({**answer, "data": []}, separators=(",", ":"))
+    before, _, after = frame.partition('"data":[]')
+    return "".join((before, '"data":[', ",".join(rows), "]", after)).encode()
+
+
+def size(batch: Batch, dimensions: Sequence[int]) -> int:
+    """About the bytes of the answer for `batch`, if a vector has the largest of `dimensions` or what the request asks for."""
+    length = batch.body.get("dimensions") or max(dimensions, default=0)
+    return bytes_of(len(batch.inputs), length, batch.encoding)
+
+
+def bytes_of(vectors: int, length: int, encoding: str) -> int:
+    """About the bytes of an answer with `vectors` vectors of `length` numbers."""
+    return vectors * length * NUMBER_BYTES[encoding]
 
 
 def refused(index: int) -> Refused:
@@ -49,15 +72,16 @@ def refused(index: int) -> Refused:
     return Refused(500, f"the vector of input[{index}] holds NaN or infinity; it is not passed on", "nonfinite", "input")
 
 
-def join(parts: Sequence[tuple[Sequence[int], bytes]]) -> bytes:
+def join(parts: Sequence[tuple[Sequence[int], dict[str, Any]]]) -> dict[str, Any]:
     """One answer of vLLM's from several: `parts` are the indices of each one's texts in the whole request, and the answer."""
-    whole: dict[str, Any] = {}
-    rows: dict[int, dict[str, Any]] = {}
-    tokens = 0
-    for indices, raw in parts:
-        answer = json.loads(raw)
-        whole = whole or answer
-        tokens += answer["usage"]["prompt_tokens"]
-        rows |= {index: {**item, "index": index} for index, item in zip(indices, answer["data"], strict=True)}
+    if len(parts) == 1:
+        return parts[0][1]
+    tokens = sum(answer["usage"]["prompt_tokens"] for _, answer in parts)
+    rows = {
+        index: {**item, "index": index}
+        for indices, answer in parts
+        for index, item in zip(indices, answer["data"], strict=True)
+    }
+    whole = parts[0][1]
     usage = {**whole["usage"], "prompt_tokens": tokens, "total_tokens": tokens}
-    return json.dumps({**whole, "data": [rows[index] for index in sorted(rows)], "usage": usage}).encode()
+    return {**whole, "data": [rows[index] for index in sorted(rows)], "usage": usage}

@@ -59,7 +59,7 @@ def on_the_wire(*parts: bytes, pause: float = 0.0, read: bool = True) -> Callabl
     return ask
 
 
-HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 BODY = b'{"input": "good"}'
 BAD: dict[str, tuple[Callable[[Launched], Answer | int], set[int]]] = {
     "empty body": (raw(b""), {400}),
@@ -259,10 +259,10 @@ def test_an_idle_connection_outlives_that_of_the_usual_proxies(int4_server: Laun
     assert any(b"VLLM_HTTP_TIMEOUT_KEEP_ALIVE=75\0" in environment for environment in environments)
     where = urlsplit(int4_server.url)
     with socket.create_connection((where.hostname, where.port), timeout=60) as wire:
-        wire.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        wire.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 200 " in wire.recv(4096)
         time.sleep(8)  # uvicorn's default is 5 s
-        wire.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        wire.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 200 " in wire.recv(4096)
 
 

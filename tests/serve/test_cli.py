@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.cli import group
-from qembed.serve.cli import _warnings
+from qembed.serve.startup_warnings import startup_warnings
 from qembed.vllm.settings import ServerSettings
 
 
@@ -51,6 +51,8 @@ def test_the_plan_is_within_memory_or_refused(int4: Checkpoint) -> None:
         (["--plan", "--device-memory", "H9000"], "is none of T4, L4, A10G"),
         (["--plan", "--max-queue", "5"], "--max-queue 5 is less than --max-client-batch 2048"),
         (["--plan", "--engine-arg", "port=5"], "use --port"),
+        (["--plan", "--hang-timeout", "4"], "--hang-timeout 4: at least 5 s, or 0"),
+        (["--plan", "--allowed-host", "http://a"], "--allowed-host 'http://a'"),
         (["--plan", "--default-prompt", "x"], "--default-prompt 'x'"),
         (["--plan", "--api-key-file", "/nowhere/keys"], "/nowhere/keys: cannot be read"),
         (["--plan", "--max-model-len", "999999"], "256 positions"),
@@ -65,7 +67,7 @@ def test_bad_input_is_reported_in_one_line(int4: Checkpoint, arguments: list[str
 
 def test_serving_other_machines_without_key_or_tls_is_warned_about(checkpoint: Checkpoint, tmp_path: Path) -> None:
     def warnings(key_file: Path | None = None, **settings: object) -> str:
-        return "\n".join(_warnings(ServerSettings(checkpoint, **settings), key_file))  # type: ignore[arg-type]
+        return "\n".join(startup_warnings(ServerSettings(checkpoint, **settings), key_file))  # type: ignore[arg-type]
 
     assert warnings() == warnings(host="localhost") == warnings(host="::1") == ""
     for host in ("0.0.0.0", "192.0.2.7", "::", ""):

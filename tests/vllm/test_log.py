@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from qembed.vllm import log
 
@@ -59,3 +62,18 @@ def test_new_lines_are_complete_and_returned_once(tmp_path: Path) -> None:
         assert reader.new_lines() == ["two"]
         assert reader.new_lines() == []
         reader.close()
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_no_control_character_reaches_the_terminal(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a\x1b[2Jb\x9b31mc\u202ed\u2066e\x07f\u2028g\U000e0041h\x7fi\tü 語\u3000\x85"
+    log.show(text, style)
+    log.event(text, text=text)
+    log.access(json.dumps({"path": text}), style)
+    lines = capsys.readouterr().err
+    assert not [sign for sign in lines if not sign.isprintable() and sign not in "\t\n\u3000"]
+    assert "\\u009b" in lines
+    assert "\\u202e" in lines
+    assert "ü 語" in lines
+    event = next(json.loads(line) for line in lines.splitlines() if '"text"' in line)
+    assert event["text"] == text

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -266,3 +268,11 @@ def test_too_little_memory_is_reported_before_anything_starts(
     monkeypatch.setattr(kernels, "this_cpu", lambda: kernels.Cpu(frozenset({"avx2"}), compiled=True))
     assert fail(ServerSettings(checkpoint, port=0)).startswith("CPU has 256 MiB free, and the plan needs 768 MiB: weights")
     assert not (tmp_path / "ran").exists()
+
+
+def test_full_shared_memory_is_told(checkpoint: Checkpoint, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_vllm.write_text("raise OSError(28, 'No space left on device')")
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=1000, f_bavail=0, f_frsize=4096))
+    message = fail(ServerSettings(checkpoint, port=0))
+    assert "No space left" in message
+    assert "/dev/shm is full" in message

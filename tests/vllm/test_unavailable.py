@@ -31,6 +31,13 @@ def test_every_request_gets_503_with_retry_after() -> None:
             assert json.loads(answer)["error"]["message"] == "the engine is being started"
 
 
+def test_retry_after_is_what_is_left_of_the_start() -> None:
+    for passed, left in ((20.5, "5"), (100, "1")):
+        with ports.listen("127.0.0.1", 0) as listener, Unavailable(listener, None, 25) as answering:
+            answering._deadline -= passed
+            assert ask(listener.getsockname()[1], "GET", "/health")[2] == left
+
+
 def test_a_silent_client_does_not_block_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unavailable, "CLIENT_TIMEOUT", 60.0)  # longer than the client below waits
     with ports.listen("127.0.0.1", 0) as listener, Unavailable(listener, None, 25):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from qembed import installation
-from qembed.serve.gate import Gate, body, metrics
+from qembed.serve.gate import Gate, metrics
 from qembed.serve.gate import engine as engine_module
 from qembed.serve.gate import gate as gate_module
 from qembed.vllm import api_keys, gate_rules
@@ -139,9 +139,8 @@ def test_a_body_is_measured_whatever_its_content_length() -> None:
     assert gate.load.body_bytes == 0
 
 
-def test_a_body_that_does_not_arrive_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "BODY_SECONDS", 0.05)
-    assert asyncio.run(call(Gate(Engine(), RULES), b"{}", hang=1))[0] == 408
+def test_a_body_that_does_not_arrive_is_a_408() -> None:
+    assert asyncio.run(call(Gate(Engine(), replace(RULES, client_timeout=0.05)), b"{}", hang=1))[0] == 408
 
 
 def test_a_full_queue_is_a_503_with_retry_after() -> None:
@@ -412,3 +411,93 @@ def test_suspects_are_computed_alone_and_answered_as_one_batch() -> None:
         engine.requests.clear()
         ask(Gate(engine, rules), input=["x", "a", "c"])  # acquitted, also in the next process
         assert [request["input"] for request in engine.requests] == [["x", "a", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ([b"localhost:8000"], 200),
+        ([b"[::1]"], 200),
+        ([b"evil.example:8000"], 421),
+        ([], 421),
+        ([b"localhost", b"evil.example"], 421),
+        ([b"localhost", b"localhost"], 421),
+        ([b"\xff"], 421),
+    ],
+)
+def test_a_request_that_calls_the_server_by_another_name_is_refused(sent: list[bytes], status: int) -> None:
+    gate = Gate(Engine(), replace(RULES, hosts=["localhost"]))
+    names = tuple((b"Host", name) for name in sent)
+    answer = asyncio.run(call(gate, b'{"input": "x"}', headers=(*JSON, *names)))
+    assert answer[0] == status
+    if status == 421:
+        assert "--allowed-host" in answer[1]["error"]["message"]
+    for path, reached in (("/openapi.json", 200), ("/nothing", 404)):
+        assert asyncio.run(call(gate, path=path, method="GET", headers=names))[0] == (reached if status == 200 else 421)
+
+
+def test_health_may_be_called_by_any_name() -> None:
+    gate = Gate(Routes(), replace(RULES, hosts=["localhost"]))
+    assert asyncio.run(call(gate, path="/health", method="GET", headers=((b"host", b"10.1.2.3:8000"),)))[0] == 200
+
+
+def test_a_large_batch_goes_to_vllm_in_parts_and_is_answered_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "PART_TEXTS", 3)
+    monkeypatch.setattr(engine_module, "PART_CHARACTERS", 10)
+    bad = [float("nan")] * 4
+    for encoding in ("float", "base64"):
+        rows = [[float(number)] * 4 for number in range(6)]
+        engine = Engine(rows[:3], [rows[3], bad], [rows[5]], [rows[4]])
+        texts = ["a", "b", "c", "d", "e" * 8, "f" * 20]
+        status, answer, _ = ask(Gate(engine, RULES), input=texts, encoding_format=encoding)
+        asked = [request["input"] for request in engine.requests if "truncate_prompt_tokens" not in request]
+        assert (status, asked) == (200, [texts[:3], texts[3:5], texts[5:], [texts[4]]])
+        vectors = [item["embedding"] for item in answer["data"]]
+        if encoding == "base64":
+            vectors = [np.frombuffer(base64.b64decode(vector), "f4").tolist() for vector in vectors]
+        assert vectors == rows
+        assert [item["index"] for item in answer["data"]] == list(range(6))
+        assert answer["usage"] == {"prompt_tokens": 21, "total_tokens": 21}
+
+
+def test_an_error_of_vllms_in_a_part_is_that_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "PART_TEXTS", 1)
+    assert ask(Gate(Engine(status=404), RULES), input=["a", "b"])[0] == 404
+
+
+def test_answers_are_counted_as_memory_until_clients_have_taken_them() -> None:
+    async def held() -> tuple[int, int]:
+        gate = Gate(Engine(), replace(RULES, max_body=100, max_batch=4))
+        taken = asyncio.Event()
+
+        async def slow(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await taken.wait()
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b'{"input": ["a", "b", "c", "d"]}', "more_body": False}
+
+        scope = {"type": "http", "path": "/v1/embeddings", "method": "POST", "headers": list(JSON)}
+        tasks = [asyncio.create_task(gate(scope, receive, slow)) for _ in range(2)]
+        while gate.load.answer_bytes == 0 or gate.load.texts:
+            await asyncio.sleep(0.01)
+        assert gate.load.requests == 2  # a server that stops waits for them
+        during = gate.load.answer_bytes
+        refused = (await call(gate, b'{"input": "x"}'))[0]
+        taken.set()
+        await asyncio.gather(*tasks)
+        assert gate.load.answer_bytes == gate.load.requests == 0
+        assert (await call(gate, b'{"input": "x"}'))[0] == 200
+        return during, refused
+
+    assert asyncio.run(held()) == (2 * 4 * 4 * 24, 503)  # answers, texts, numbers, bytes of a number
+
+
+def test_a_logged_request_has_a_bounded_line(capsys: pytest.CaptureFixture[str]) -> None:
+    rules = replace(RULES, log_texts=True, max_model_len=10**6, max_body=10**6, max_batch=100, max_queue=100)
+    ask(Gate(Engine(), rules), input=["word " * 10_000, *(str(number) for number in range(99))])
+    line = capsys.readouterr().out
+    logged = json.loads(line.removeprefix(gate_rules.TEXTS))
+    assert len(line) < 40_000
+    assert logged["texts"][0].endswith("… (50000 in all)")
+    assert len(logged["texts"]) + logged["left_out"] == 100

@@ -31,3 +31,14 @@ def test_memory_is_per_device_as_in_the_plan(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(machine, "cuda_used", lambda _: None)
     monkeypatch.setattr(machine, "cuda_total_used", lambda: 30)  # a container sees the GPU, not its processes
     assert memory(GPU, parts=4) == 30
+
+
+def test_memory_is_measured_once_for_many_scrapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prometheus_client import CollectorRegistry
+
+    measured: list[int] = []
+    monkeypatch.setattr(machine, "resident", lambda leader: measured.append(leader) or 40)
+    registry = CollectorRegistry()
+    Metrics(Rules(folder="", max_model_len=1, dimensions=[1], plan=CPU), Load(10, 100), registry)
+    assert {registry.get_sample_value("qembed_memory_bytes") for _ in range(100)} == {40}
+    assert len(measured) < 10

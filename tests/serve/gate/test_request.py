@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,40 @@ def test_the_batch_size_is_limited() -> None:
 )
 def test_an_invalid_body_is_a_400(raw: bytes) -> None:
     assert refused(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b'{"input": [' + b"[]," * 100_000 + b"[]]}", "100003 lists"),
+        (b'{"input": [' + b"{}," * 100_000 + b"{}]}", "100003 lists"),
+        (b'{"input": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "100001 lists"),
+        (b'{"input": [' + b'"",' * 100_000 + b'""]}', "100002 strings"),
+        (b'{"input": [' + b"null," * 100_000 + b"null]}", "100000 values"),
+        (b'{"input": [' + b"1, " * 100_000 + b"1]}", "--allow-token-ids"),
+    ],
+)
+def test_too_many_values_are_refused_before_they_are_built(raw: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json.JSONDecoder, "decode", lambda *_: pytest.fail("parsed"))
+    with pytest.raises(Refused, match=re.escape(message)) as caught:
+        read(raw, RULES, words)
+    assert caught.value.status == 400
+
+
+def test_quotes_commas_and_brackets_inside_texts_are_not_values() -> None:
+    for text in ('"' * 5000, "[" * 5000, "{" * 5000, "," * 5000, "\\" * 5001, '\\"' * 3000, '\\\\",' * 2000):
+        assert ask(input=["a", text]).inputs == ["a", text]
+
+
+def test_token_ids_may_be_as_many_as_the_model_takes() -> None:
+    rules = replace(RULES, allow_token_ids=True, max_model_len=2000)
+    assert len(ask(rules, input=[[1] * 2000] * 3).inputs) == 3
+
+
+def test_a_name_that_is_far_too_long_is_not_repeated_whole() -> None:
+    for name, status in (("model", 404), ("user", 400), ("prompt_name", 400)):
+        with pytest.raises(Refused) as caught:
+            read(json.dumps({"input": "a", name: "ü" * 10**6}).encode(), RULES, words)
+        assert caught.value.status == status
+        assert caught.value.param == name
+        assert len(caught.value.body()) < 1000

@@ -1,0 +1,62 @@
+"""Whether a server that starts is ready: it answers, and its first answer is a vector."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from http.client import HTTPException
+from typing import TYPE_CHECKING
+
+from qembed.vllm import log
+
+if TYPE_CHECKING:
+    from qembed.vllm.supervisor import Server
+
+FIRST_TEXT = "hello"
+
+
+def wait(server: Server, report: Callable[[str], None], deadline: float, poll: float) -> None:
+    """Wait until vLLM's /health answers 200, looking every `poll` seconds. `report` gets the stages of its start.
+
+    Raises:
+        QembedError: it died, or did not answer by `deadline` (of time.monotonic).
+    """
+    while not _healthy(server):
+        if server.process.poll() is not None:
+            raise server.failure("vLLM did not start")
+        if time.monotonic() > deadline:
+            raise server.failure(f"vLLM did not answer within {server.launch.settings.startup_timeout:g} s (--startup-timeout)")
+        for line in server.read_log():
+            stage = log.stage(line)
+            if stage:
+                report(stage)
+        time.sleep(poll)
+    report(log.STAGES[-1][1])
+
+
+def _healthy(server: Server) -> bool:
+    try:
+        return server.request("GET", "/health", None, 5.0)[0] == 200
+    except (OSError, HTTPException):
+        return False
+
+
+def check_first_answer(server: Server, timeout: float) -> None:
+    """Check that the server answers a text with a finite vector of the model's length.
+
+    Raises:
+        QembedError: it does not.
+    """
+    body = json.dumps({"model": server.model, "input": FIRST_TEXT})
+    try:
+        status, answer = server.request("POST", "/v1/embeddings", body, timeout)
+        if status == 200:
+            vector = json.loads(answer)["data"][0]["embedding"]
+            if len(vector) == server.launch.hidden_size and all(map(math.isfinite, vector)):
+                return
+            raise server.failure("vLLM's first answer is not a vector")
+    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
+        raise server.failure("vLLM failed at the first text") from error
+    raise server.failure(f"vLLM failed at the first text (HTTP status {status})")

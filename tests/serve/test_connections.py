@@ -1,0 +1,197 @@
+"""Limits of connections, with a real uvicorn around a small app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from qembed.serve import connections
+from qembed.serve.connections import CHUNK, SURPLUS, Connection
+from qembed.serve.gate import asgi
+
+SECONDS = 30.0
+ANSWER = 32 * 2**20  # more than the system's buffers hold
+HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+
+
+class App:
+    """Answers at once; /slow when it is let go, /large with ANSWER bytes; with 503 where the connection is a surplus one."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.asked = 0
+
+    async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        self.asked += 1
+        while scope["path"] == "/slow" and not self.go.is_set():
+            await asyncio.sleep(0.01)
+        status = 503 if scope["state"].get(asgi.SURPLUS) else 200
+        await asgi.respond(send, status, b"x" * (ANSWER if scope["path"] == "/large" else 2))
+
+
+class Running:
+    def __init__(self, app: App, limit: int, client_timeout: float, keep_alive: int) -> None:
+        kind = type("Limited", (Connection,), {"limit": limit, "client_timeout": client_timeout})
+        config = uvicorn.Config(app, http=kind, timeout_keep_alive=keep_alive, log_level="critical", lifespan="off")
+        self.app, self.server = app, uvicorn.Server(config)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
+
+    def open(self, sent: bytes = b"") -> socket.socket:
+        wire = socket.create_connection(self.listener.getsockname(), timeout=SECONDS)
+        wire.sendall(sent)
+        return wire
+
+    def get(self, path: str = "/") -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.listener.getsockname()[1], timeout=SECONDS)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Running]]:
+    monkeypatch.setattr(connections, "INTERVAL", 0.05)
+    started: list[Running] = []
+
+    def run(limit: int = 100, client_timeout: float = 0.3, keep_alive: int = 60) -> Running:
+        running = Running(App(), limit, client_timeout, keep_alive)
+        started.append(running)
+        running.thread.start()
+        return running
+
+    yield run
+    for running in started:
+        running.app.go.set()
+        running.server.should_exit = running.server.force_exit = True
+        running.thread.join(SECONDS)
+        running.listener.close()
+
+
+def said(wire: socket.socket) -> bytes:
+    """All that the server says until it closes the connection."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := wire.recv(2**16):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_connection_that_sends_nothing_is_closed(start: Callable[..., Running]) -> None:
+    assert said(start().open()) == b""
+
+
+def test_a_header_that_does_not_end_is_a_408(start: Callable[..., Running]) -> None:
+    running = start()
+    assert said(running.open(HALF)).startswith(b"HTTP/1.1 408 ")
+    wire = running.open(HALF + b"\r\n" + HALF)  # a second one on the same connection
+    assert b" 408 " in said(wire)
+
+
+def test_a_header_that_comes_byte_by_byte_is_a_408(start: Callable[..., Running]) -> None:
+    wire = start().open(HALF)
+    wire.settimeout(0.05)
+    answer = b""
+    deadline = time.monotonic() + SECONDS
+    while not answer and time.monotonic() < deadline:
+        wire.sendall(b"a")
+        with contextlib.suppress(TimeoutError):
+            answer = wire.recv(100)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_the_rest_of_a_body_that_nobody_waits_for_does_not_keep_a_connection_open(start: Callable[..., Running]) -> None:
+    wire = start().open(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
+    assert b" 200 " in said(wire)
+
+
+def test_an_idle_connection_is_closed_even_if_it_sent_a_line_break(start: Callable[..., Running]) -> None:
+    running = start(keep_alive=1)
+    wire = running.open(HALF + b"\r\n")
+    assert b" 200 " in wire.recv(1000)
+    wire.sendall(b"\r\n")
+    assert b" 200 " not in said(wire)
+
+
+def test_a_client_that_does_not_read_is_disconnected(start: Callable[..., Running]) -> None:
+    running = start()
+    wire = running.open(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    until(lambda: running.app.asked == 1)
+    until(lambda: not running.server.server_state.connections)
+    assert len(said(wire)) < ANSWER
+
+
+def test_a_client_that_reads_slowly_gets_its_answer(start: Callable[..., Running]) -> None:
+    wire = start(client_timeout=1).open(b"GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    size = 0
+    while part := wire.recv(16 * CHUNK):
+        size += len(part)
+        time.sleep(0.001)
+    assert size > ANSWER
+
+
+def test_a_request_that_is_computed_has_no_limit(start: Callable[..., Running]) -> None:
+    running = start(client_timeout=0.1)
+    wire = running.open(b"GET /slow HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    time.sleep(0.5)
+    running.app.go.set()
+    assert b" 200 " in said(wire)
+
+
+def test_a_new_connection_takes_the_place_of_a_waiting_one(start: Callable[..., Running]) -> None:
+    running = start(limit=4, client_timeout=60)
+    idle = running.open(HALF + b"\r\n")
+    assert b" 200 " in idle.recv(1000)
+    half = [running.open(HALF) for _ in range(20)]
+    assert [running.get() for _ in range(5)] == [200] * 5
+    assert len(running.server.server_state.connections) <= 5
+    idle.sendall(HALF + b"\r\n")  # those with half a header went first
+    assert b" 200 " in idle.recv(1000)
+    for wire in half:
+        wire.close()
+
+
+def test_if_all_have_a_request_a_few_are_told_so_and_the_others_refused(start: Callable[..., Running]) -> None:
+    running = start(limit=4, client_timeout=60)
+    slow = b"GET /slow HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    wires = [running.open(slow) for _ in range(4)]
+    until(lambda: running.app.asked == 4)
+    assert running.get() == 503
+    assert running.app.asked == 5  # the app has answered
+    more = [running.open(slow) for _ in range(SURPLUS)]
+    until(lambda: running.app.asked == 5 + SURPLUS)
+    beyond = running.open()
+    assert said(beyond).startswith(b"HTTP/1.1 503 ")
+    assert running.app.asked == 5 + SURPLUS
+    running.app.go.set()
+    assert all(b" 200 " in said(wire) for wire in wires)
+    assert all(b" 503 " in said(wire) for wire in more)
+
+
+def test_there_are_no_more_connections_than_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
+    assert connections.MIN_CONNECTIONS < connections.room() < 256 - SURPLUS
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
+    assert connections.room() == connections.MIN_CONNECTIONS

@@ -1,0 +1,95 @@
+"""What a server leaves behind in the folder for temporary files, and who removes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from qembed.vllm import scratch
+from qembed.vllm.scratch import Scratch
+
+KILLED = """
+import os, signal, tempfile
+from pathlib import Path
+tempfile.tempdir = {parent!r}
+from qembed.vllm import scratch
+scratch.SHORT = Path(tempfile.tempdir)
+made = scratch.Scratch()
+(made.folder / "vllm_dist_1").touch()
+made.note([Path({shared!r})])
+print(made.folder, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch, "SHORT", tmp_path)
+
+
+def test_a_folder_is_removed_with_all_that_is_in_it_and_the_log_stays(tmp_path: Path) -> None:
+    made = Scratch()
+    (made.folder / "deep").mkdir()
+    (made.folder / "deep" / "socket").touch()
+    shared = tmp_path / "psm_1"
+    shared.touch()
+    made.note([shared, tmp_path / "gone"])
+    made.remove()
+    assert list(tmp_path.iterdir()) == [made.log]
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm here")
+def test_what_a_killed_launcher_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    shared = Path(f"/dev/shm/psm_qembed_test_{os.getpid()}")
+    shared.touch()
+    code = KILLED.format(parent=str(tmp_path), shared=str(shared))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert Path(done.stdout.strip()).is_dir()
+    living = Scratch()
+    scratch.remove_abandoned()
+    assert not shared.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([living.folder, living.log])
+    living.remove()
+
+
+def test_the_folder_of_another_user_or_without_a_lock_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("qembed-vllm-new", "qembed-vllm-other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "qembed-vllm-other" / "lock").touch()
+    (tmp_path / "qembed-vllm-link").symlink_to(tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: 12345678)
+    scratch.remove_abandoned()
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_only_files_in_dev_shm_are_removed_for_a_killed_launcher(tmp_path: Path) -> None:
+    folder, precious = tmp_path / "qembed-vllm-x", tmp_path / "precious"
+    folder.mkdir()
+    precious.touch()
+    (folder / "lock").touch()
+    (folder / "shared").write_text(f"{precious}\n/dev/shm/../{precious}\n")
+    scratch.remove_abandoned()
+    assert precious.exists()
+    assert not folder.exists()
+
+
+def test_a_long_name_leaves_room_for_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    short = Path(tempfile.mkdtemp(dir="/tmp", prefix="q"))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setattr(scratch, "SHORT", short)
+    made = Scratch()
+    assert made.folder.parent == short
+    assert made.log.parent == long
+    made.remove()
+    short.rmdir()

@@ -105,7 +105,7 @@ def cross_validate(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: 
 
 
 def _climb(value: Callable[[int], float], start: int, count: int) -> int:
-    """The index below `count` at which `value` is largest, if it has a single maximum: climbs from `start` in both directions."""
+    """The index below `count` at which `value` is largest, if it has one maximum: climbs from `start` in both directions."""
     best = start
     for step in (1, -1):
         while 0 <= best + step < count and value(best + step) > value(best):

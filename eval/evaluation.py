@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed import bootstrap
+from qembed.command.progress import reporter
 from qembed.errors import BadInput
 from qembed.eval import fidelity, result
 from qembed.eval.embedding import Embedder
@@ -114,7 +115,7 @@ def compare(
     right = _embedded(baseline, "baseline", embedding, settings, progress)
     _check_dimensions(left, right)
     measured = embedding.inputs[0][1]
-    with progress.status("comparing"):
+    with reporter("comparing", progress):
         results = result.results(data.texts, left.vectors[0], right.vectors[0], measured.tokens if measured else None)
     records = [*_task_records(tasks, left, right, progress), *_self_scored_records(self_scoring, left, right)]
     return {
@@ -169,7 +170,7 @@ def _embedded(side: Side, name: str, embedding: Embedding, settings: EvaluationS
 
 def _task_records(tasks: Sequence[Task], left: Embedded, right: Embedded, progress: Console) -> Iterator[dict[str, Any]]:
     for task, candidate, baseline in zip(tasks, left.vectors[1:], right.vectors[1:], strict=True):
-        with progress.status(f"{task.name}: measuring"):
+        with reporter(f"{task.name}: measuring", progress):
             record = task.record(task.measure(candidate, baseline))
         sides = {"candidate": candidate, "baseline": baseline}
         yield {**record, "unusable": {name: int((~fidelity.usable(side)).sum()) for name, side in sides.items()}}

@@ -70,8 +70,8 @@ def command(**options: Any) -> None:
 def _build_index(options: dict[str, Any]) -> dict[str, Any]:
     """Check, build, measure, write the index and its reports; returns what --json prints."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    from qembed.command.progress import reporter
     from qembed.search import build, corpus, recall, report, store
     from qembed.vectors import ivf
 
@@ -89,20 +89,16 @@ def _build_index(options: dict[str, Any]) -> dict[str, Any]:
     applied_settings = settings.noted(vectors.rows)
     queries = _queries(options["queries"], vectors) if options["queries"] else None
     build.check_memory(vectors, settings)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("reading", total=vectors.rows)
+    with reporter("reading", Console(stderr=True)) as progress:
 
-        def on_stage(doing: str, done: int) -> None:
-            bar.update(task, description=doing, completed=done)
+        def on_stage(stage: str, rows: int) -> None:
+            progress.steps(stage, rows, vectors.rows, "vectors")
 
         drawn = ivf.draw(vectors.rows, recall.QUERIES)
         index, sample = build.build(vectors, settings, drawn, on_stage)
         measured = None
         if settings.kind != "flat" and (queries is not None or vectors.rows > 1):
-            measured = _recall(
-                index, settings.kind, queries, sample, drawn, options, lambda doing: on_stage(doing, vectors.rows)
-            )
+            measured = _recall(index, settings.kind, queries, sample, drawn, options, progress.stage)
         about = {
             "kind": settings.kind,
             "settings": applied_settings,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import INT4_SUFFIX, find
+from qembed.command.progress import reporter
 from qembed.errors import BadInput, QembedError
 from qembed.search.store import Store
 from qembed.text.cleaning import clean
@@ -70,8 +71,8 @@ def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Consol
         name = checkpoint.name
         embedder = sources.vllm(checkpoint) if asking.engine == "vllm" else sources.transformers(checkpoint)
     with (
-        progress.status(f"embedding with {name}") as status,
-        embedder.open(lambda stage: status.update(f"{name}: {stage}")) as source,
+        reporter(f"embedding with {name}", progress) as shown,
+        embedder.open(lambda stage: shown.stage(f"{name}: {stage}")) as source,
     ):
         embedded = source.embed([model_input(text, prompt) for text in texts], lambda _: None)
     return fitted(embedded, store, name)

@@ -28,7 +28,7 @@ from qembed.text.prompts import DEFAULT_PROMPTS
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.options import parse as parse_row_options
 from qembed.text.rows.reader import FORMATS
-from qembed.vectors import sources, vector_files
+from qembed.vectors import matching, sources, vector_files
 from qembed.vectors.cache import default_folder
 from qembed.vectors.sources import Side
 from qembed.vllm import api_keys
@@ -72,7 +72,7 @@ def data(options: Options) -> Data:
     if options["data"] is None and options["vectors"] and options["baseline_vectors"]:
         files = [vector_files.read(options[name]) for name in ("vectors", "baseline_vectors")]
         path = Path(options["vectors"])
-        return Data(path, sha256(path), vector_files.texts_of(*files))
+        return Data(path, sha256(path), matching.texts_of(*files))
     if options["data"] is None:
         if option := next((name for name in ("text_column", "id_column") if options[name]), None):
             raise BadInput(f"--{option.replace('_', '-')} applies to --data")

@@ -60,8 +60,8 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
 @sides("--baseline-url", metavar="URL", help="Running server of the baseline, instead of transformers.")
 @api_key_file_option(sides)
 @sides("--vectors", type=click.Path(path_type=Path), metavar="FILE",
-       help="Stored vectors of the INT4 side: .npy, a row for each text of --data, or .parquet with a column 'vector' "
-            "(matched by its column 'id' or 'text', if it has one).")  # fmt: skip
+       help="Stored vectors of the INT4 side, in any format of `qembed embed`: .parquet, .jsonl and .csv are matched by their "
+            "column 'id' or 'text', .npy and .fvecs by OUT.ids.jsonl; without ids, the rows are those of --data.")  # fmt: skip
 @sides("--baseline-vectors", type=click.Path(path_type=Path), metavar="FILE", help="Stored vectors of the baseline.")
 @reading("--data", type=click.Path(path_type=Path), metavar="FILE",
          help="Texts: .txt with one a line, or .jsonl, .csv, .tsv or .parquet with text, and if you like id, kind "

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ from qembed.eval.texts import Data, Measured, cut
 from qembed.eval.thresholds import Thresholds, judged, verdict
 from qembed.text.cleaning import clean
 from qembed.text.texts import Text
+from qembed.vectors.matching import Match, VectorFile, match
 from qembed.vectors.sources import Side
-from qembed.vectors.vector_files import VectorFile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,12 +105,13 @@ def compare(
         BadInput: the vectors of both sides differ in length, or vectors from a file do not belong to the texts.
         QembedError: a side cannot be started, or fails.
     """
-    for side in (candidate, baseline):
-        if side.file is not None:
-            side.file.of(data.texts)
+    files = {name: side.file for name, side in (("candidate", candidate), ("baseline", baseline)) if side.file is not None}
+    matched = match(data.texts, files)
+    data = replace(data, texts=matched.texts)
     parts = [Part("texts", data.texts), *(Part(task.name, task.texts) for task in tasks)]
     limit = min((side.limit for side in (candidate, baseline) if side.limit is not None), default=None)
-    embedding = Embedding(reader, limit, parts, [reader.inputs(part.texts, limit) for part in parts], self_scoring)
+    inputs = [reader.inputs(part.texts, limit) for part in parts]
+    embedding = Embedding(reader, limit, parts, inputs, self_scoring, matched.vectors)
     left = _embedded(candidate, "candidate", embedding, settings, progress)
     right = _embedded(baseline, "baseline", embedding, settings, progress)
     _check_dimensions(left, right)
@@ -122,7 +123,7 @@ def compare(
         **result.surroundings(),
         "candidate": left.description,
         "baseline": right.description,
-        "data": _data_record(data, limit, measured),
+        "data": _data_record(data, limit, measured, matched),
         "settings": _settings_record(settings),
         "results": results,
         "tasks": records,
@@ -142,19 +143,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Embedding:
-    """What both sides embed: `parts` with their model inputs (and lengths), and the tasks that request vectors themselves."""
+    """What both sides embed: `parts` with their model inputs (and lengths), and the tasks that request vectors themselves.
+
+    `stored` are the vectors of the first part for each side that has them in a file, by the side's name.
+    """
 
     reader: Reader
     limit: int | None
     parts: Sequence[Part]
     inputs: Sequence[tuple[Sequence[str], Measured | None]]
     self_scoring: Sequence[SelfScoring]
+    stored: Mapping[str, Vectors]
 
 
 def _embedded(side: Side, name: str, embedding: Embedding, settings: EvaluationSettings, progress: Console) -> Embedded:
     """Open a side, embed everything, and close it."""
     if side.file is not None:
-        return Embedded([side.file.of(embedding.parts[0].texts)], [], _described(side.file))
+        return Embedded([embedding.stored[name]], [], _described(side.file))
     reader, limit = embedding.reader, embedding.limit
     with _advising(reader, limit, embedding.inputs), Embedder(side, name, settings.cache, progress) as embedder:
 
@@ -181,7 +186,7 @@ def _self_scored_records(tasks: Sequence[SelfScoring], left: Embedded, right: Em
         yield task.record(candidate, baseline)
 
 
-def _data_record(data: Data, limit: int | None, measured: Measured | None) -> dict[str, Any]:
+def _data_record(data: Data, limit: int | None, measured: Measured | None, matched: Match) -> dict[str, Any]:
     return {
         "file": data.path.name,
         "sha256": data.sha256,
@@ -189,6 +194,8 @@ def _data_record(data: Data, limit: int | None, measured: Measured | None) -> di
         "limit": limit,
         "cut": measured.cut if measured else 0,
         "duplicates": _repeated(data.texts),
+        "without_vector": dict(matched.without_vector),
+        "unused_vectors": dict(matched.unused),
     }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from qembed.command import failures
 from qembed.command.options import JSON_HELP
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
@@ -55,20 +57,25 @@ def command(**options: Any) -> None:
 
     Exit codes: 0 done, 1 failed, 2 bad input, 3 a package is missing, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
+    from qembed.report import files
+    from qembed.search import report
+
     try:
         result = _build_index(options)
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; {options['output']} is as it was") from error
+    try:
+        with failures.keeping(result):
+            files.write_all((f"report written to {path}", partial(report.write, path, result)) for path in options["report"])
+    finally:  # what was measured is shown even if a report cannot be written
+        if not options["as_json"]:
+            _print(result)
     if options["as_json"]:
         click.echo(strict_json.dumps(result))
-        return
-    from rich.console import Console
-
-    _print(Console(), result)
 
 
 def _build_index(options: dict[str, Any]) -> dict[str, Any]:
-    """Check, build, measure, write the index and its reports; returns what --json prints."""
+    """Check, build, measure, and write the index; returns what --json prints."""
     from rich.console import Console
 
     from qembed.command.progress import reporter
@@ -106,7 +113,7 @@ def _build_index(options: dict[str, Any]) -> dict[str, Any]:
             "recall": measured.record() if measured else None,
         }
         store.write(output, index, vectors, about, on_stage)
-    result = {
+    return {
         "index": str(output),
         "source": str(vectors.path),
         "model": vectors.model,
@@ -116,9 +123,6 @@ def _build_index(options: dict[str, Any]) -> dict[str, Any]:
         "bytes": output.stat().st_size,
         **about,
     }
-    for path in options["report"]:
-        report.write(path, result)
-    return result
 
 
 def _recall(
@@ -167,7 +171,9 @@ def _queries(path: Path, corpus: Any) -> Any:
     return np.concatenate(list(islice(corpora.vectors(queries), count)))[:count]
 
 
-def _print(console: Any, result: dict[str, Any]) -> None:
+def _print(result: dict[str, Any]) -> None:
+    """Print the result as a table."""
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -175,6 +181,7 @@ def _print(console: Any, result: dict[str, Any]) -> None:
     from qembed.search.nearest import WIDTH
     from qembed.text.display import counted
 
+    console = Console()
     size = f"{counted(result['rows'], 'vector')} of {counted(result['dimensions'], 'dimension')}"
     heading = f"{result['index']}: {size}, {result['kind']}"
     console.print(f"{escape(heading)}, {result['bytes'] / 1e6:,.1f} MB", highlight=False, soft_wrap=True)

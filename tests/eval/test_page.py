@@ -17,7 +17,7 @@ from rich.console import Console
 
 from qembed.checkpoint import model_card as cards
 from qembed.cli import group
-from qembed.errors import BadInput
+from qembed.errors import BadInput, QembedError
 from qembed.eval import result
 from qembed.eval.report import card, files, html, markdown, terminal
 from qembed.eval.tasks import Metric, Outcome, Task, speed
@@ -265,6 +265,29 @@ def test_reports_and_card_from_the_command(int4: Path, tmp_path: Path) -> None:
     assert f"numbers written into {copy / 'README.md'}" in done.stderr
     mean = json.loads(reports[1].read_text())["results"]["overall"]["mean"]
     assert f"mean {mean:.4f}" in (copy / "README.md").read_text()
+
+
+def test_reports_that_fail_lose_nothing_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, _: str) -> None:
+        if path.suffix != ".md":
+            raise QembedError(f"{path}: the disk is full")
+        path.touch()
+
+    monkeypatch.setattr(files, "replace", fail)
+    np.save(tmp_path / "v.npy", np.eye(4))
+    command = ["eval", *("--vectors", f"{tmp_path}/v.npy", "--baseline-vectors", f"{tmp_path}/v.npy")]
+    reports = [part for kind in ("html", "md", "json") for part in ("--report", f"{tmp_path}/r.{kind}")]
+    done = CliRunner().invoke(group, [*command, *reports, "--json"])
+    assert (done.exit_code, done.stdout.count("\n")) == (2, 1)
+    printed = json.loads(done.stdout)
+    assert printed["results"]["overall"]["mean"] == 1
+    assert printed["error"]["exit_code"] == 2
+    assert [name in printed["error"]["message"] for name in ("r.html", "r.md", "r.json")] == [True, False, True]
+    assert "report written to" in done.stderr
+    (tmp_path / "r.md").unlink()
+    done = CliRunner().invoke(group, [*command, *reports])
+    assert done.exit_code == 2
+    assert "Cosine by dimension" in done.stdout
 
 
 @pytest.mark.parametrize(

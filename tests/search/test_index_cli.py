@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -175,37 +173,6 @@ def test_parts_of_a_folder_are_one_corpus_and_ids_without_a_column_are_numbers(t
 
     write(folder / "part-3.parquet", vectors[:, :32], {"id": range(90)})
     assert "not a part of the same run" in error_line("index", folder, "-o", tmp_path / "n.faiss")
-
-
-class Tags(HTMLParser):
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.links: list[str | None] = []
-        self.names: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.append(tag)
-        self.links += [value for name, value in attrs if name in ("href", "src", "style") or name.startswith("on")]
-
-
-def test_the_report_plots_recall_against_time_and_needs_nothing_else(tmp_path: Path) -> None:
-    write(tmp_path / "v.parquet", clustered(2000))
-    output = tmp_path / "<b>i.faiss"
-    summary = json_output(
-        *("index", tmp_path / "v.parquet", "-o", output, "--kind", "hnsw"),
-        *("--report", tmp_path / "r.html", "--report", tmp_path / "r.json"),
-    )
-    assert json.loads((tmp_path / "r.json").read_text()) == summary
-    page = (tmp_path / "r.html").read_text()
-    tags = Tags(page)
-    assert tags.links == ["data:,"]
-    assert not {"script", "img", "b", "iframe"} & set(tags.names)
-    assert tags.names.count("svg") == 1
-    assert tags.names.count("circle") == len(summary["recall"]["points"]) > 1
-    assert f"ef_search {summary['width']}, the smallest that finds 95%" in page
-    qembed("index", tmp_path / "v.parquet", "-o", output, "--force", "--report", tmp_path / "r.html")
-    assert "its answers are exact" in (tmp_path / "r.html").read_text()
 
 
 def bad(path: Path, **changes: Any) -> Path:

@@ -108,7 +108,7 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
         )
         raise BadInput(f"--rerank reads texts, and {opened.path} {advice}")
     model = answer.reranker(options["rerank"], api_key) if options["rerank"] else None
-    asking = query.Asking(
+    settings = query.QuestionSettings(
         options["url"],
         options["model"],
         options["engine"],
@@ -117,7 +117,7 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
         options["any_model"],
         api_key,
     )
-    vectors = query.vectors(texts, opened, asking, progress)
+    vectors = query.vectors(texts, opened, settings, progress)
     answers = answer.hits(opened, vectors, depth, width)
     if model is not None and column is not None:
         answers = answer.reranked(answers, texts, column, model, options["instruction"], progress)

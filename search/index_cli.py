@@ -119,7 +119,7 @@ def _build_index(options: dict[str, Any]) -> dict[str, Any]:
         "model": vectors.model,
         "rows": vectors.rows,
         "dimensions": vectors.dimensions,
-        "columns": list(vectors.kept),
+        "columns": list(vectors.other_columns),
         "bytes": output.stat().st_size,
         **about,
     }

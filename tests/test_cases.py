@@ -121,7 +121,7 @@ def a_query_does_not_find_the_passage_with_its_own_id(folder: Path, _: pytest.Fi
 @case("09-docx-lost-text")
 def word_documents_are_read_whole(folder: Path, request: pytest.FixtureRequest) -> None:
     run, out = tools(request)
-    assert run(folder, "-o", out / "out.jsonl", "--keep", "text", "--chunk-tokens", 200).exit_code == 0
+    assert run(folder, "-o", out / "out.jsonl", "--keep", "text", "--chunk-tokens", 60).exit_code == 0
     controls, tracked = (row["text"] for row in strict_lines(out / "out.jsonl"))
     assert "The warranty lasts five years." in controls
     assert "Customer: Northern Printing House" in controls

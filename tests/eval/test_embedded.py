@@ -40,13 +40,13 @@ FORMATS = {
 
 def check(source: Path, options: list[str], run: Embed) -> None:
     out = source.with_name("out.parquet")
-    done = run(source, "-o", out, *options)
-    assert done.exit_code == 0, done.output
+    completed = run(source, "-o", out, *options)
+    assert completed.exit_code == 0, completed.output
     stored = ["--vectors", out, "--baseline-vectors", out, "--data", source, *options, "--json", "--no-cache"]
     result = CliRunner().invoke(group, ["eval", *map(str, stored)])
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["data"]["texts"] == len(TEXTS)
+    report = json.loads(result.stdout)
+    assert report["data"]["texts"] == len(TEXTS)
 
 
 @pytest.mark.parametrize("name", SOURCES)

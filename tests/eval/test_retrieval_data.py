@@ -86,11 +86,11 @@ def test_numbers_are_those_of_trec_eval_on_a_set_with_all_of_it(tmp_path: Path) 
     }
     names = {"nDCG@10": "ndcg_cut_10", "mAP@10": "map_cut_10", "recall@10": "recall_10"}
     measures = {"ndcg_cut.10", "map_cut.10", "recall.10"}
-    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
-    assert len(found) == count
+    scores = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
+    assert len(scores) == count
     for name, key in names.items():
         metric: Metric = named(outcome, name)
-        assert metric.baseline == pytest.approx(np.mean([values[key] for values in found.values()]))
+        assert metric.baseline == pytest.approx(np.mean([values[key] for values in scores.values()]))
 
 
 def test_judgements_that_leave_nothing_are_refused_with_their_number(tmp_path: Path) -> None:

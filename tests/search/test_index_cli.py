@@ -264,9 +264,9 @@ def test_a_failed_write_leaves_the_old_index(tmp_path: Path) -> None:
         f"sys.argv = ['qembed', 'index', {str(second)!r}, '-o', {str(output)!r}, '--force']\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert f"qembed: {output}: cannot be written" in done.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    assert f"qembed: {output}: cannot be written" in result.stderr
     assert {path.name: path.read_bytes() for path in (output, store.ids_path(output))} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["i.faiss", "i.faiss.ids.parquet", "v.parquet", "w.parquet"]
 
@@ -331,8 +331,8 @@ def test_memory_is_the_index_and_a_batch_whatever_the_size_of_the_file(tmp_path:
             "group.main(arguments, standalone_mode=False)\n"
             "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1], file=sys.stderr)\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        peaks.append(int(done.stderr.split()[-1]) * 1024)
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        peaks.append(int(result.stderr.split()[-1]) * 1024)
     grown, index = peaks[1] - peaks[0], 40_000 * 512 * 4
     assert grown < 1.4 * index, f"{grown / index:.2f} of the index's own size"
 

@@ -48,12 +48,12 @@ def test_two_arrays_need_no_texts_and_no_model(tmp_path: Path, monkeypatch: pyte
     left, right = VECTORS, VECTORS + 0.1 * RANDOM.normal(size=VECTORS.shape).astype(np.float32)
     result = qembed("--vectors", npy(tmp_path / "a.npy", left), "--baseline-vectors", npy(tmp_path / "b.npy", right), "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
+    report = json.loads(result.stdout)
     expected = [np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(left, right, strict=True)]
-    assert found["results"]["overall"]["mean"] == pytest.approx(np.mean(expected), abs=1e-6)
-    assert found["candidate"]["engine"] == "file"
-    assert found["candidate"]["model"] == "a.npy"
-    assert found["results"]["worst"][0]["id"] == f"row {int(np.argmin(expected)) + 1}"
+    assert report["results"]["overall"]["mean"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert report["candidate"]["engine"] == "file"
+    assert report["candidate"]["model"] == "a.npy"
+    assert report["results"]["worst"][0]["id"] == f"row {int(np.argmin(expected)) + 1}"
     assert (
         "a.npy, stored vectors, stored in float32"
         in qembed("--vectors", tmp_path / "a.npy", "--baseline-vectors", tmp_path / "b.npy").stdout
@@ -134,8 +134,8 @@ def test_files_that_hold_no_vectors_are_named(tmp_path: Path) -> None:
 
 def embedded(path: Path, vectors: np.ndarray, dtype: str, metadata: dict[str, Any] | None = None) -> Path:
     """A file as `qembed embed --output-dtype` writes it, with other `metadata` if given."""
-    stored = dtypes.encode(vectors, dtype)
-    lists = arrow.FixedSizeListArray.from_arrays(arrow.array(stored.reshape(-1)), stored.shape[1])
+    options = dtypes.encode(vectors, dtype)
+    lists = arrow.FixedSizeListArray.from_arrays(arrow.array(options.reshape(-1)), options.shape[1])
     recorded = {"dtype": dtype, "dimensions": vectors.shape[1], **(metadata or {})}
     rows = arrow.table({"id": [text.id for text in TEXTS[: len(vectors)]], "vector": lists})
     parquet.write_table(rows.replace_schema_metadata({"qembed": json.dumps(recorded)}), path)
@@ -159,10 +159,10 @@ def test_bits_of_unrelated_vectors_are_not_similar(tmp_path: Path) -> None:
     paths = embedded(tmp_path / "a.parquet", left, "binary"), embedded(tmp_path / "b.parquet", right, "float32")
     result = qembed("--vectors", paths[0], "--baseline-vectors", paths[1], "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert abs(found["results"]["overall"]["mean"]) < 0.1
-    assert found["results"]["dimension"] == 1024
-    assert found["candidate"]["dtype"] == "binary"
+    report = json.loads(result.stdout)
+    assert abs(report["results"]["overall"]["mean"]) < 0.1
+    assert report["results"]["dimension"] == 1024
+    assert report["candidate"]["dtype"] == "binary"
 
 
 def test_ids_beside_an_array_must_be_as_many(tmp_path: Path) -> None:
@@ -239,9 +239,9 @@ def test_two_files_with_ids_are_matched_without_texts(tmp_path: Path) -> None:
     right = table(tmp_path / "b.parquet", id=["z", "y", "x"], vector=VECTORS[2::-1].tolist())
     result = qembed("--vectors", left, "--baseline-vectors", right, "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found["results"]["overall"]["minimum"] == pytest.approx(1)
-    assert {row["id"] for row in found["results"]["worst"]} == {"x", "y", "z"}
+    report = json.loads(result.stdout)
+    assert report["results"]["overall"]["minimum"] == pytest.approx(1)
+    assert {row["id"] for row in report["results"]["worst"]} == {"x", "y", "z"}
     more = table(tmp_path / "c.parquet", id=["w", "x", "y", "z"], vector=VECTORS[[3, 0, 1, 2]].tolist())
     for files, without in (((left, more), [1, 0]), ((more, left), [0, 1])):
         result = qembed("--vectors", files[0], "--baseline-vectors", files[1], "--json")

@@ -39,7 +39,7 @@ writing = section("What to write")
                 "[default: 200 of the indexed vectors]")  # fmt: skip
 @writing("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.faiss",
          help="The index. Ids and kept columns go beside it, into FILE.faiss.ids.parquet.")  # fmt: skip
-@writing("--force", is_flag=True, help="Replace an index that exists.")
+@writing("--force", is_flag=True, help="Replace an index and reports that exist.")
 @writing("--report", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
          help="Write what was measured to FILE.html (recall against time, as a plot) or FILE.json.")  # fmt: skip
 @writing("--json", "as_json", is_flag=True, help=JSON_HELP)

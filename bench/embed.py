@@ -86,7 +86,7 @@ def throughput(where: str, for_sample: int, for_large: int, turns: int) -> str:
 
 def in_turns(model: Path, count: int, turns: int) -> list[list[str]]:
     """The rows of the table for one model."""
-    launch = engine.planned(ServerSettings(find(str(model))))
+    launch = engine.plan_launch(ServerSettings(find(str(model))))
     tokenizer = launch.settings.checkpoint.tokenizer()
     rows = []
     with engine.opened(launch, None, lambda _: None) as opened:

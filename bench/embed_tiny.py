@@ -27,6 +27,7 @@ class Tiny:
     """An engine whose vectors are 16 numbers computed from a text's tokens."""
 
     dimensions = 16
+    in_process = True
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         """The batches that vLLM gets on a CPU."""

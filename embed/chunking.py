@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
-# After . ! ? … and closing quotes or brackets, before white space; the full stops of Chinese, Japanese and Hindi need none.
+# After . ! ? … and closing quotes or brackets, before white space. After the full stops of Chinese, Japanese and Hindi, none is
+# needed.
 SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？।])[”’」』）]*\s*|\n+")
 WORD = re.compile(r"\s+")
-AT_ONCE = 256
-"""Pieces whose tokens are counted in one go."""
-CHARACTERS = 16
-"""Characters a token at which a piece is cut before it is tokenized at all."""
+BATCH_PIECES = 256
+"""Pieces per call of the tokenizer."""
+CHARACTERS_PER_TOKEN = 16
+"""A piece with more characters per token of the limit is split before it is tokenized."""
 
 Count = Callable[[Sequence[str]], list[int]]
 
@@ -45,83 +46,83 @@ def chunks(text: str, size: int, overlap: int, count: Count) -> Iterator[Span]:
     the model appends.
     """
     (appended,) = count([""])
-    coming = ((piece, tokens - appended) for piece, tokens in _counted(text, size, count))
-    back: list[Piece] = []
-    held: list[Piece] = []
-    fresh = 0
+    upcoming = ((piece, tokens - appended) for piece, tokens in _pieces_within(text, size, count))
+    returned: list[Piece] = []
+    current: list[Piece] = []
+    new_pieces = 0
     while True:
-        piece = back.pop() if back else next(coming, None)
-        used = sum(tokens for _, tokens in held)
+        piece = returned.pop() if returned else next(upcoming, None)
+        used = sum(tokens for _, tokens in current)
         full = piece is not None and used + piece[1] > size - appended
-        if fresh and (piece is None or full or (held[-1][0].last and 2 * used >= size)):
+        if new_pieces and (piece is None or full or (current[-1][0].last and 2 * used >= size)):
             # White space between pieces may be tokens, too.
-            while len(held) > 1 and count([text[held[0][0].start : held[-1][0].end]])[0] > size:
-                if fresh > 1:
-                    back += [] if piece is None else [piece]
-                    piece = held.pop()
-                    fresh -= 1
+            while len(current) > 1 and count([text[current[0][0].start : current[-1][0].end]])[0] > size:
+                if new_pieces > 1:
+                    returned += [] if piece is None else [piece]
+                    piece = current.pop()
+                    new_pieces -= 1
                 else:
-                    held.pop(0)
-            yield _joined(held)
+                    current.pop(0)
+            yield _span_of(current)
             room = 0 if piece is None else min(overlap, size - appended - piece[1])
-            held = _tail(text, held, room, lambda one: count([one])[0] - appended)
-            fresh = 0
+            current = _tail(text, current, room, lambda part: count([part])[0] - appended)
+            new_pieces = 0
         elif full:
-            held = []
+            current = []
         if piece is None:
             return
-        held.append(piece)
-        fresh += 1
+        current.append(piece)
+        new_pieces += 1
 
 
-def _joined(held: Sequence[Piece]) -> Span:
-    return Span(held[0][0].start, held[-1][0].end, held[-1][0].last)
+def _span_of(pieces: Sequence[Piece]) -> Span:
+    return Span(pieces[0][0].start, pieces[-1][0].end, pieces[-1][0].last)
 
 
-def _tail(text: str, held: list[Piece], allowed: int, count: Callable[[str], int]) -> list[Piece]:
+def _tail(text: str, pieces: list[Piece], allowed: int, count: Callable[[str], int]) -> list[Piece]:
     """The overlap with the next chunk: the last pieces of `held` that fit into `allowed` tokens, or the end of the last."""
-    kept = len(held)
+    first = len(pieces)
     room = allowed
-    while kept > 1 and held[kept - 1][1] <= room:
-        kept -= 1
-        room -= held[kept][1]
-    while kept < len(held) and count(text[held[kept][0].start : held[-1][0].end]) > allowed:
-        kept += 1
-    if kept < len(held):
-        return held[kept:]
-    last, tokens = held[-1]
+    while first > 1 and pieces[first - 1][1] <= room:
+        first -= 1
+        room -= pieces[first][1]
+    while first < len(pieces) and count(text[pieces[first][0].start : pieces[-1][0].end]) > allowed:
+        first += 1
+    if first < len(pieces):
+        return pieces[first:]
+    last, tokens = pieces[-1]
     while tokens > allowed and last.end - last.start > 1:
         last = _halves(text, last)[-1]
         tokens = count(text[last.start : last.end])
-    return [(last, tokens)] if 0 < tokens <= allowed and last != held[-1][0] else []
+    return [(last, tokens)] if 0 < tokens <= allowed and last != pieces[-1][0] else []
 
 
-def _counted(text: str, size: int, count: Count) -> Iterator[Piece]:
+def _pieces_within(text: str, size: int, count: Count) -> Iterator[Piece]:
     """The pieces of `text` with their token counts, each at most `size`."""
-    waiting: list[Span] = []
-    for piece in _pieces(text, size * CHARACTERS):
-        waiting.append(piece)
-        if len(waiting) == AT_ONCE:
-            yield from _sized(text, waiting, size, count)
-            waiting = []
-    yield from _sized(text, waiting, size, count)
+    batch: list[Span] = []
+    for piece in _pieces(text, size * CHARACTERS_PER_TOKEN):
+        batch.append(piece)
+        if len(batch) == BATCH_PIECES:
+            yield from _halve_long(text, batch, size, count)
+            batch = []
+    yield from _halve_long(text, batch, size, count)
 
 
-def _sized(text: str, pieces: Sequence[Span], size: int, count: Count) -> Iterator[Piece]:
+def _halve_long(text: str, pieces: Sequence[Span], size: int, count: Count) -> Iterator[Piece]:
     if not pieces:
         return
     for piece, tokens in zip(pieces, count([text[piece.start : piece.end] for piece in pieces]), strict=True):
         if tokens <= size or piece.end - piece.start <= 1:
             yield piece, tokens
         else:
-            yield from _sized(text, _halves(text, piece), size, count)
+            yield from _halve_long(text, _halves(text, piece), size, count)
 
 
 def _halves(text: str, piece: Span) -> list[Span]:
     """A piece split in two near its middle, between words if possible."""
     middle = (piece.start + piece.end) // 2
-    reach = (piece.end - piece.start) // 4
-    border = next(WORD.finditer(text, middle, middle + reach), None)
+    margin = (piece.end - piece.start) // 4
+    border = next(WORD.finditer(text, middle, middle + margin), None)
     first, second = (border.start(), border.end()) if border and border.start() > piece.start else (middle, middle)
     if second >= piece.end:
         first = second = middle
@@ -130,34 +131,34 @@ def _halves(text: str, piece: Span) -> list[Span]:
 
 def _pieces(text: str, longest: int) -> Iterator[Span]:
     """Sentences without surrounding white space, each at most `longest` characters."""
-    for start, end in _between(text, PARAGRAPH, 0, len(text)):
-        sentences = list(_between(text, SENTENCE, start, end))
+    for start, end in _split(text, PARAGRAPH, 0, len(text)):
+        sentences = list(_split(text, SENTENCE, start, end))
         for number, (begin, stop) in enumerate(sentences, 1):
             last = number == len(sentences)
             while stop - begin > longest:
                 border = next(WORD.finditer(text, begin + longest // 2, begin + longest), None)
-                cut, onward = (border.start(), border.end()) if border else (begin + longest, begin + longest)
+                cut, next_begin = (border.start(), border.end()) if border else (begin + longest, begin + longest)
                 yield from _spans(text, begin, cut, False)
-                begin = onward
+                begin = next_begin
             yield from _spans(text, begin, stop, last)
 
 
 def _spans(text: str, start: int, end: int, last: bool) -> Iterator[Span]:
-    return (Span(*edges, last) for edges in _trimmed(text, start, end))
+    return (Span(*edges, last) for edges in _strip(text, start, end))
 
 
-def _between(text: str, border: re.Pattern[str], start: int, end: int) -> Iterator[tuple[int, int]]:
+def _split(text: str, border: re.Pattern[str], start: int, end: int) -> Iterator[tuple[int, int]]:
     """The spans between the borders, without surrounding white space; spans of white space only are left out."""
     begin = start
-    for found in border.finditer(text, start, end):
-        # What closes a sentence, such as a quotation mark, belongs to it: only the white space does not.
-        stop = found.start() + len(found[0].rstrip())
-        yield from _trimmed(text, begin, stop)
-        begin = found.end()
-    yield from _trimmed(text, begin, end)
+    for match in border.finditer(text, start, end):
+        # A closing quotation mark belongs to the sentence; the white space after it does not.
+        stop = match.start() + len(match[0].rstrip())
+        yield from _strip(text, begin, stop)
+        begin = match.end()
+    yield from _strip(text, begin, end)
 
 
-def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+def _strip(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     part = text[start:end]
     left, right = start + len(part) - len(part.lstrip()), end - (len(part) - len(part.rstrip()))
     if left < right:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qembed.embed.spool import Result
 from qembed.embed.windows import Item
 from qembed.errors import BadInput, QembedError
-from qembed.vllm import kernels, log, machine
+from qembed.vllm import kernels, log, machine, unused_modules
 from qembed.vllm.arguments import engine_arguments, environment, user_arguments
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
 
@@ -30,17 +30,22 @@ if TYPE_CHECKING:
 
 NOT_FINITE = "its vector holds NaN or infinity"
 MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
-"""glibc's numbers of the settings that it reads from the environment only when a process starts (malloc.h)."""
+"""mallopt()'s numbers (malloc.h) of settings that glibc reads from the environment only when a process starts."""
 GPU_SEQS, GPU_TOKENS = 256, 8192
-"""At once on a GPU: nobody waits for a single text, so more of them than a server has."""
-STEPS = 4
-"""Steps of the engine's that make a batch: after each batch its pipeline runs empty, after each batch nothing can be lost."""
+"""Texts and tokens computed at once on a GPU: more than a server's defaults, because no client waits for a single text."""
+STEPS_PER_BATCH = 4
+"""Engine steps per batch. More: the pipeline drains less often. Fewer: less is lost in a crash."""
+
+
+class EngineFailed(QembedError):
+    """vLLM raised an error about a batch; it may still compute others."""
 
 
 class Engine(Protocol):
-    """Turns texts into vectors; `dimensions` is their length."""
+    """Turns texts into vectors of `dimensions` numbers; `in_process`: a crash of the engine ends this process."""
 
     dimensions: int
+    in_process: bool
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         """Indices of `items` by batch; always the same for the same items."""
@@ -57,17 +62,18 @@ class InProcess:
     dimensions: int
     _llm: Any
     _cut: int | None
+    in_process: bool = True
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         """Longest first: lengths within a batch are similar, and insufficient memory shows at once."""
         sizes = self.launch.sizes
-        return sorted_batches(items, STEPS * sizes.max_num_seqs, STEPS * sizes.max_num_batched_tokens)
+        return sorted_batches(items, STEPS_PER_BATCH * sizes.max_num_seqs, STEPS_PER_BATCH * sizes.max_num_batched_tokens)
 
     def embed(self, batches: Mapping[int, Sequence[Item]]) -> Iterator[tuple[int, Result]]:
         """One batch after another.
 
         Raises:
-            QembedError: vLLM failed.
+            EngineFailed: vLLM failed.
         """
         import numpy as np
 
@@ -75,7 +81,7 @@ class InProcess:
             vectors = self.vectors([list(item.tokens or ()) for item in items])
             reasons = {}
             for place in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
-                # A block of the cache that holds NaN can spoil another text; alone it shows whether the text is at fault.
+                # NaN in a cache block can spread to another text: computed alone, a text shows whether it is the cause.
                 vectors[place] = self.vectors([list(items[place].tokens or ())])[0]
                 if not np.isfinite(vectors[place]).all():
                     vectors[place], reasons[int(place)] = 0, NOT_FINITE
@@ -85,22 +91,25 @@ class InProcess:
         """The vectors [n, dimensions] of texts, given as token ids, in one vLLM call.
 
         Raises:
-            QembedError: vLLM failed.
+            EngineFailed: vLLM failed.
         """
         import torch
         from vllm import PoolingParams
 
         try:
-            found = self._llm.encode(
+            outputs = self._llm.encode(
                 [{"prompt_token_ids": ids} for ids in tokens],
                 PoolingParams(dimensions=self._cut),
                 pooling_task="embed",
                 use_tqdm=False,
             )
         except Exception as error:
-            raise QembedError(f"vLLM failed: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
-        made: NDArray[np.float32] = torch.stack([one.outputs.data for one in found]).float().cpu().numpy()
-        return made
+            with suppress(Exception):  # otherwise the next call would compute these texts too
+                unfinished = list(self._llm.llm_engine.output_processor.request_states)
+                self._llm.llm_engine.abort_request(unfinished, internal=True)
+            raise EngineFailed(f"vLLM failed: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
+        vectors: NDArray[np.float32] = torch.stack([output.outputs.data for output in outputs]).float().cpu().numpy()
+        return vectors
 
 
 def sorted_batches(items: Sequence[Item], most_items: int, most_tokens: int) -> list[list[int]]:
@@ -117,7 +126,7 @@ def sorted_batches(items: Sequence[Item], most_items: int, most_tokens: int) -> 
     return batches
 
 
-def planned(settings: ServerSettings) -> Launch:
+def plan_launch(settings: ServerSettings) -> Launch:
     """The launch with its memory plan, before anything is loaded.
 
     Raises:
@@ -131,8 +140,8 @@ def planned(settings: ServerSettings) -> Launch:
         tokens = settings.max_num_batched_tokens or max(GPU_TOKENS, settings.max_num_seqs or 0)
         seqs = settings.max_num_seqs or min(GPU_SEQS, tokens)
         settings = replace(settings, max_num_seqs=seqs, max_num_batched_tokens=tokens)
-    apart = settings.tensor_parallel_size > 1  # each worker is then a process of its own
-    launch = resolve(settings, target, kernels.this_cpu(), 0, served=apart)
+    has_workers = settings.tensor_parallel_size > 1  # each a process of its own
+    launch = resolve(settings, target, kernels.this_cpu(), 0, served=has_workers)
     check_fits(launch)
     return launch
 
@@ -148,11 +157,11 @@ def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], Non
     """
     on_stage(f"starting vLLM, computing in {launch.choice.title}: {launch.choice.reason}")
     _set_environment(launch)
-    with logged(launch.settings.verbose) as said:
+    with redirect_output(launch.settings.verbose) as log_lines:
         try:
             llm = _load(launch, on_stage)
         except (Exception, SystemExit) as error:
-            raise QembedError(f"vLLM did not start: {log.cause(said()) or _cause(error)}") from error
+            raise QembedError(f"vLLM did not start: {log.cause(log_lines()) or _cause(error)}") from error
         try:
             yield InProcess(launch, dimensions or launch.hidden_size, llm, dimensions)
         finally:
@@ -165,20 +174,33 @@ def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], Non
 @contextmanager
 def opened_here(settings: ServerSettings, dimensions: int | None) -> Iterator[Engine]:
     """As `opened`, planned on the machine that calls it."""
-    with opened(planned(settings), dimensions, lambda _: None) as engine:
+    with opened(plan_launch(settings), dimensions, lambda _: None) as engine:
         yield engine
 
 
 def _load(launch: Launch, on_stage: Callable[[str], None]) -> Any:
-    from vllm import LLM
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    arguments = [*engine_arguments(launch), *user_arguments(launch)]
+    with unused_modules.hidden(unused_modules.names(arguments, on_cpu=launch.device == "cpu")), _without_gc():
+        import torch
+        from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    on_stage("loading the weights")
-    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
-    return LLM.from_engine_args(
-        EngineArgs.from_cli_args(parser.parse_args([*engine_arguments(launch), *user_arguments(launch)]))
-    )
+        if launch.settings.threads is not None and launch.settings.tensor_parallel_size == 1:
+            torch.set_num_threads(launch.settings.threads)  # OMP_NUM_THREADS alone is capped at the number of cores by MKL
+        on_stage("loading the weights")
+        parser = EngineArgs.add_cli_args(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
+        return LLM.from_engine_args(EngineArgs.from_cli_args(parser.parse_args(arguments)))
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    """No garbage collection within the block: a fifth of the time of the imports, whose objects all stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _set_environment(launch: Launch) -> None:
@@ -186,52 +208,52 @@ def _set_environment(launch: Launch) -> None:
     cannot be passed in any other way.
     """
     cores = machine.cores()
-    chosen = environment(launch, os.environ, cores)
-    chosen["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    chosen["TOKENIZERS_PARALLELISM"] = "true"  # texts are tokenized here, while the engine computes
+    variables = environment(launch, os.environ, cores)
+    variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    variables["TOKENIZERS_PARALLELISM"] = "true"  # texts are tokenized here, while the engine computes
     if not launch.settings.verbose:
-        chosen.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        variables.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if launch.device == "cpu":
-        chosen.setdefault("OMP_NUM_THREADS", str(len(cores)))
+        variables.setdefault("OMP_NUM_THREADS", str(len(cores)))
         with suppress(OSError, AttributeError, ValueError):  # another C library
             for name, number in MALLOPT.items():
-                ctypes.CDLL(None).mallopt(number, int(chosen[name]))
-    os.environ.update(chosen)
-    for name in set(os.environ) - set(chosen):
+                ctypes.CDLL(None).mallopt(number, int(variables[name]))
+    os.environ.update(variables)
+    for name in set(os.environ) - set(variables):
         del os.environ[name]
 
 
 @contextmanager
-def logged(verbose: bool) -> Iterator[Callable[[], list[str]]]:
+def redirect_output(verbose: bool) -> Iterator[Callable[[], list[str]]]:
     """Redirect stdout and stderr of this process into a file for the duration of the block; yields a function that reads it.
 
     With `verbose` output goes to stderr instead. Code that must print meanwhile uses a copy of stderr.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
+    originals = os.dup(1), os.dup(2)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
 
-        def said() -> list[str]:
+        def log_lines() -> list[str]:
             file.seek(0)
             return file.read().splitlines()
 
         try:
             os.dup2(2 if verbose else file.fileno(), 1)
             os.dup2(2 if verbose else file.fileno(), 2)
-            yield said
+            yield log_lines
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             with suppress(OSError, AttributeError):
-                ctypes.CDLL(None).fflush(None)  # what native code has said and not written yet goes into the log too
-            for number, copy in enumerate(kept, 1):
-                os.dup2(copy, number)
-                os.close(copy)
+                ctypes.CDLL(None).fflush(None)  # native code may have buffered output of its own
+            for number, original in enumerate(originals, 1):
+                os.dup2(original, number)
+                os.close(original)
 
 
 def _cause(error: BaseException) -> str:
-    """The first error of a chain, which names the reason."""
+    """The message of the first error in a chain."""
     while (before := error.__cause__ or error.__context__) is not None and not isinstance(before, BadInput):
         error = before
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -63,13 +63,13 @@ class Jsonl(Output):
 
     def write(self, block: VectorBlock) -> None:
         """Append a window."""
-        shown = _shown(self.shape)
-        out = []
+        numbers = _number_format(self.shape)
+        rows = []
         for record, vector in zip(block.records(), block.vectors.tolist(), strict=True):
             name = strict_json.dumps(record.pop("id"))
             rest = strict_json.dumps(record)[1:-1]
-            out.append(f'{{"id": {name}, "vector": [{shown % tuple(vector)}]{", " if rest else ""}{rest}}}\n')
-        self.open[VECTORS].write("".join(out).encode())
+            rows.append(f'{{"id": {name}, "vector": [{numbers % tuple(vector)}]{", " if rest else ""}{rest}}}\n')
+        self.open[VECTORS].write("".join(rows).encode())
 
 
 class Csv(Output):
@@ -84,10 +84,10 @@ class Csv(Output):
         writer = csv.writer(out, lineterminator="\n")
         if not self.open[VECTORS].tell():
             writer.writerow(["id", "vector", *block.columns])
-        shown = _shown(self.shape)
+        numbers = _number_format(self.shape)
         columns = [[_cell(value) for value in column] for column in block.columns.values()]
         for name, vector, *values in zip(block.ids, block.vectors.tolist(), *columns, strict=True):
-            writer.writerow([name, f"[{shown % tuple(vector)}]", *values])
+            writer.writerow([name, f"[{numbers % tuple(vector)}]", *values])
         self.open[VECTORS].write(out.getvalue().encode())
 
     def finish(self, rows: int) -> None:
@@ -102,10 +102,10 @@ def _cell(value: Any) -> Any:
     return strict_json.dumps(value) if isinstance(value, dict | list | bool) else value
 
 
-def _shown(shape: VectorLayout) -> str:
+def _number_format(shape: VectorLayout) -> str:
     """A format string for the numbers of a vector, with enough digits to restore each exactly."""
-    one = "%d" if shape.element in ("int8", "uint8") else "%.9g" if shape.element == "float32" else "%.5g"
-    return ",".join([one] * shape.width)
+    number = "%d" if shape.element in ("int8", "uint8") else "%.9g" if shape.element == "float32" else "%.5g"
+    return ",".join([number] * shape.width)
 
 
 def kinds() -> dict[str, type[Output]]:
@@ -120,14 +120,14 @@ def kind(path: Path, dtype: str) -> type[Output]:
         BadInput: unknown suffix, or the format cannot hold `dtype`.
         MissingExtra: Parquet without pyarrow.
     """
-    found = kinds().get(path.suffix.lower())
-    if found is None:
-        raise BadInput(f"{path}: its name tells no format; call it {', '.join(kinds())}")
-    if found is Fvecs and dtype != "float32":
-        raise BadInput(f"{path}: .fvecs holds float32; --output-dtype {dtype} goes into {', '.join(kinds())[:-8]}")
+    output_type = kinds().get(path.suffix.lower())
+    if output_type is None:
+        raise BadInput(f"{path}: unknown suffix; supported are {', '.join(kinds())}")
+    if output_type is Fvecs and dtype != "float32":
+        raise BadInput(f"{path}: .fvecs holds float32 only; for --output-dtype {dtype} use {', '.join(kinds())[:-8]}")
     if path.suffix.lower() == ".parquet":
         from importlib.util import find_spec
 
         if find_spec("pyarrow") is None:
             raise MissingExtra(f"{path}: writing Parquet needs pyarrow; install it: {how_to_install('parquet')}")
-    return found
+    return output_type

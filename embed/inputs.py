@@ -12,10 +12,10 @@ from qembed.text.rows.reader import FORMATS
 
 STDIN = "-"
 BESIDE = (".ids.jsonl", ".rejects.jsonl")
-"""What a run writes beside its output; no input, if it lies in a folder of them."""
+"""Endings of the files that a run writes beside its output; in a folder of inputs they are skipped."""
 DOCUMENTS = (".pdf", ".docx", ".html", ".htm", ".md")
 TEXT_DOCUMENTS = (".txt", ".md")
-"""Documents that are plain text in some encoding; HTML names its own."""
+"""Documents in plain text of some encoding; HTML declares its own."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Inputs:
 def find(argument: str, format: str | None, text_is: str) -> Inputs:  # noqa: A002
     """The files named by `argument`: a file, a folder with everything below it, or "-" for standard input.
 
-    `format` applies if the name does not tell it. `text_is` says what a `.txt` contains: "lines", each a text, or one
+    `format` applies to files whose suffix names none. `text_is` says what a `.txt` contains: "lines", each a text, or one
     "document".
 
     Raises:
@@ -59,24 +59,24 @@ def find(argument: str, format: str | None, text_is: str) -> Inputs:  # noqa: A0
     """
     if argument == STDIN:
         if format == "parquet":
-            raise BadInput("-: Parquet cannot be read from standard input, because its index is at the end; name the file")
+            raise BadInput("-: Parquet cannot be read from standard input, because its index is at the end; give the file")
         return Inputs([File(Path("/dev/stdin"), STDIN, _text(format or "txt", text_is))], False)
     path = Path(argument).expanduser()
     if path.is_dir():
         if format is not None:
-            raise BadInput(f"{path}: --input-format goes with a file; in a folder the names tell the formats")
-        below = [file for file in _below(path) if not file.name.endswith(BESIDE)]
-        formats = [(file, _format(file, text_is)) for file in below]
-        files = [File(file, file.relative_to(path).as_posix(), kind) for file, kind in formats if kind]
+            raise BadInput(f"{path}: --input-format applies to one file; in a folder the suffixes decide")
+        paths = [file for file in _below(path) if not file.name.endswith(BESIDE)]
+        formats = [(file, _format(file, text_is)) for file in paths]
+        files = [File(file, file.relative_to(path).as_posix(), file_format) for file, file_format in formats if file_format]
         if not files:
-            raise BadInput(f"{path}: holds no file that can be read: {', '.join([*FORMATS, *DOCUMENTS])}")
+            raise BadInput(f"{path}: no supported file there: {', '.join([*FORMATS, *DOCUMENTS])}")
         return Inputs(files, True, len(formats) - len(files))
     if not path.exists():
         raise BadInput(f"{argument}: no such file or folder")
-    kind = _text(format, text_is) if format else _format(path, text_is)
-    if kind is None:
-        raise BadInput(f"{path}: its name tells no format; call it {', '.join([*FORMATS, *DOCUMENTS])}, or say --input-format")
-    return Inputs([File(path, path.name, kind)], False)
+    file_format = _text(format, text_is) if format else _format(path, text_is)
+    if file_format is None:
+        raise BadInput(f"{path}: unknown suffix; supported are {', '.join([*FORMATS, *DOCUMENTS])}; or give --input-format")
+    return Inputs([File(path, path.name, file_format)], False)
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from qembed.embed import formats
 from qembed.embed.engine import Engine
 from qembed.embed.inputs import Inputs
 from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS, VECTORS
-from qembed.embed.windows import SIZE, TOKENS, Texts
+from qembed.embed.windows import CHARACTERS, TOKENS, Texts
 from qembed.targets import Target
 from qembed.text.rows.options import RowOptions
 
@@ -97,5 +97,5 @@ def settings_of(job: Job) -> dict[str, Any]:
         "limit": job.texts.limit,
         "chunk tokens": job.texts.chunk_tokens,
         "overlap": job.texts.overlap,
-        "window": [job.texts.rows, TOKENS, SIZE],
+        "window": [job.texts.rows, TOKENS, CHARACTERS],
     }

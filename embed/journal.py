@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from qembed.embed.windows import Mark
+from qembed.embed.windows import Position
 from qembed.errors import BadInput, QembedError
 from qembed.files import sync, write_atomically
 from qembed.targets import is_same_file
@@ -29,11 +29,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
-class Done:
-    """Finished work: complete windows, the input mark after them, bytes of each file, and total counts."""
+class Totals:
+    """Finished work: complete windows, the input position after them, bytes of each file, and total counts."""
 
     windows: int = 0
-    mark: Mark = field(default_factory=Mark)
+    mark: Position = field(default_factory=Position)
     sizes: Mapping[str, int] = field(default_factory=dict)
     vectors: int = 0
     rejected: int = 0
@@ -44,16 +44,16 @@ class Done:
 class Journal:
     """The journal of a run, locked against other processes."""
 
-    def __init__(self, folder: Path, file: IO[bytes], done: Done, notes: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, file: IO[bytes], done: Totals, notes: dict[str, Any]) -> None:
         self.folder, self.done, self.notes = folder, done, notes
         self._file = file
 
     def note(self, name: str, value: Any) -> None:
-        """Record something known only once the run has begun."""
+        """Record a value that is known only after the run has started."""
         self.notes[name] = value
         self._append({"note": name, "value": value})
 
-    def finished(self, done: Done) -> None:
+    def record(self, done: Totals) -> None:
         """Record that everything up to `done` is on disk."""
         self._append({"done": asdict(done)})
         self.done = done
@@ -79,22 +79,22 @@ def opened(folder: Path, settings: Mapping[str, Any], force: bool) -> Iterator[J
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise QembedError(f"{folder}: another qembed embed is writing there; wait for it, or end it") from error
+            raise QembedError(f"{folder}: another qembed embed is writing there; wait until it ends, or stop it") from error
         records, end = _records(file)
-        wanted = json.loads(json.dumps(dict(settings)))
-        if records and records[0] != {"settings": wanted}:
+        current = json.loads(json.dumps(dict(settings)))
+        if records and records[0] != {"settings": current}:
             if not force:
-                raise BadInput(_differs(folder, records[0].get("settings"), wanted))
+                raise BadInput(_differs(folder, records[0].get("settings"), current))
             records, end = [], 0
             _clear(folder)
         file.truncate(end)
         file.seek(0, os.SEEK_END)
         notes = {record["note"]: record["value"] for record in records if "note" in record}
-        dones = [record["done"] for record in records if "done" in record]
-        done = Done(**{**dones[-1], "mark": Mark(**dones[-1]["mark"])}) if dones else Done()
+        progress = [record["done"] for record in records if "done" in record]
+        done = Totals(**{**progress[-1], "mark": Position(**progress[-1]["mark"])}) if progress else Totals()
         journal = Journal(folder, file, done, notes)
         if not records:
-            journal._append({"settings": wanted})
+            journal._append({"settings": current})
         yield journal
 
 
@@ -102,7 +102,7 @@ def claim(folder: Path, targets: Sequence[Path]) -> None:
     """Record the files that the run in `folder` is going to write.
 
     Raises:
-        BadInput: another run beside it, interrupted or still going on, is going to write one of them too, such as the ids of
+        BadInput: another run in the same folder, interrupted or running, writes one of them too, such as the ids of
             `v.npy` and `v.fvecs`.
     """
     write_atomically(folder / TARGETS, json.dumps([str(path.absolute()) for path in targets]))
@@ -110,14 +110,14 @@ def claim(folder: Path, targets: Sequence[Path]) -> None:
         if other.parent.name == folder.name:
             continue
         try:
-            theirs = [Path(path) for path in json.loads(other.read_text(encoding="utf-8"))]
-        except (OSError, ValueError, TypeError):  # of a run that has just ended
+            claimed = [Path(path) for path in json.loads(other.read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError):  # that run has just ended
             continue
         for path in targets:
-            if any(is_same_file(path, each) for each in theirs):
+            if any(is_same_file(path, claimed_path) for claimed_path in claimed):
                 raise BadInput(
-                    f"{path}: the run in {other.parent} writes this file too; let it end, delete that folder if it was given "
-                    "up, or choose another --output"
+                    f"{path}: the run in {other.parent} writes this file too; let it finish, delete that folder if it was "
+                    "abandoned, or choose another --output"
                 )
 
 
@@ -150,11 +150,10 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def _differs(folder: Path, then: Any, now: dict[str, Any]) -> str:
-    before = then if isinstance(then, dict) else {}
-    names = [name for name in now if before.get(name) != now[name]]
-    shown = ", ".join(f"{name} was {json.dumps(before.get(name))[:80]}, is {json.dumps(now[name])[:80]}" for name in names[:2])
-    return (
-        f"{folder}: the run that was broken off was another one ({shown}); give its options to go on with it, or --force to "
-        "start anew"
+def _differs(folder: Path, previous: Any, current: dict[str, Any]) -> str:
+    before = previous if isinstance(previous, dict) else {}
+    names = [name for name in current if before.get(name) != current[name]]
+    differences = ", ".join(
+        f"{name} was {json.dumps(before.get(name))[:80]}, is {json.dumps(current[name])[:80]}" for name in names[:2]
     )
+    return f"{folder}: the interrupted run differs ({differences}); give its options to resume it, or --force to start over"

@@ -61,7 +61,7 @@ class Output(ABC):
 
     def __init__(self, folder: Path, shape: VectorLayout, sizes: Mapping[str, int]) -> None:
         self.folder, self.shape = folder, shape
-        self.open = {name: grown(folder / name, sizes.get(name, 0)) for name in self.files}
+        self.open = {name: open_truncated(folder / name, sizes.get(name, 0)) for name in self.files}
 
     @abstractmethod
     def write(self, block: VectorBlock) -> None:
@@ -77,7 +77,7 @@ class Output(ABC):
             sync(file)
         return {name: file.tell() for name, file in self.open.items()}
 
-    def finish(self, rows: int) -> None:  # noqa: B027 - most formats say nothing
+    def finish(self, rows: int) -> None:  # noqa: B027 - most formats need none
         """Write what the format stores about all `rows`. Can be repeated."""
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Output(ABC):
             file.close()
 
 
-def grown(path: Path, size: int) -> IO[bytes]:
+def open_truncated(path: Path, size: int) -> IO[bytes]:
     """The file, truncated to `size` bytes and positioned at its end."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     file = os.fdopen(handle, "r+b")

@@ -36,11 +36,11 @@ class Parquet(Output):
 
     def unfit(self, block: VectorBlock) -> dict[int, str]:
         """Rows with a value that its column cannot hold; the first window decides a column's type."""
-        found: dict[int, str] = {}
-        for name, wanted in (self._types or {}).items():
+        reasons: dict[int, str] = {}
+        for name, column_type in (self._types or {}).items():
             if name not in CHUNK_COLUMNS:
-                found |= {at: f"{name} is {why}" for at, why in unfit(block.columns[name], wanted).items()}
-        return found
+                reasons |= {index: f"{name} is {reason}" for index, reason in unfit(block.columns[name], column_type).items()}
+        return reasons
 
     def write(self, block: VectorBlock) -> None:
         """Append a row group."""
@@ -50,8 +50,8 @@ class Parquet(Output):
         out = self.open[VECTORS]
         if not out.tell():
             out.write(MAGIC)
-        made = table(block, schema(self.shape, self._types), self.shape)
-        group, index = row_group(made, out.tell(), self.folder / "group")
+        arrow_table = table(block, schema(self.shape, self._types), self.shape)
+        group, index = row_group(arrow_table, out.tell(), self.folder / "group")
         out.write(group)
         self.open[INDEX].write(len(index).to_bytes(LENGTH, "little") + index)
 
@@ -67,16 +67,16 @@ class Parquet(Output):
             opened_writer(out, schema(self.shape, types)).close()
             return
         index.seek(0)
-        whole: Any = None
+        merged: Any = None
         while head := index.read(LENGTH):
-            one = parquet.read_metadata(io.BytesIO(_as_file(index.read(int.from_bytes(head, "little")))))
-            if whole is None:
-                whole = one
+            group = parquet.read_metadata(io.BytesIO(_as_file(index.read(int.from_bytes(head, "little")))))
+            if merged is None:
+                merged = group
             else:
-                whole.append_row_groups(one)
+                merged.append_row_groups(group)
         footer = io.BytesIO()
-        whole.write_metadata_file(footer)
-        last = whole.row_group(whole.num_row_groups - 1)
+        merged.write_metadata_file(footer)
+        last = merged.row_group(merged.num_row_groups - 1)
         ends = [_end(last.column(number)) for number in range(last.num_columns)]
         out.seek(max(ends))
         out.truncate()
@@ -92,7 +92,7 @@ def _as_file(footer: bytes) -> bytes:
     return MAGIC + footer + len(footer).to_bytes(4, "little") + MAGIC
 
 
-def row_group(made: Any, place: int, scratch: Path) -> tuple[bytes, bytes]:
+def row_group(arrow_table: Any, offset: int, scratch: Path) -> tuple[bytes, bytes]:
     """A table as a row group for byte `place` of a file, and the index of a file with this row group only.
 
     Raises:
@@ -103,39 +103,39 @@ def row_group(made: Any, place: int, scratch: Path) -> tuple[bytes, bytes]:
 
     try:
         with pyarrow.OSFile(str(scratch), "wb") as file:
-            writer = opened_writer(file, made.schema)
-            os.lseek(file.fileno(), place, os.SEEK_SET)  # a hole: takes no room on the disk
-            writer.write_table(made, row_group_size=len(made))
+            writer = opened_writer(file, arrow_table.schema)
+            os.lseek(file.fileno(), offset, os.SEEK_SET)  # a hole in the file takes no disk space
+            writer.write_table(arrow_table, row_group_size=len(arrow_table))
             writer.close()
         with scratch.open("rb") as written:
             first = parquet.read_metadata(written).row_group(0).column(0)
-            if first.data_page_offset != place:
+            if first.data_page_offset != offset:
                 raise QembedError(
-                    f"Parquet cannot be written with pyarrow {pyarrow.__version__}: it places row groups otherwise"
+                    f"Parquet cannot be written with pyarrow {pyarrow.__version__}: it lays out row groups differently"
                 )
             end = written.seek(-8, os.SEEK_END)
             length = int.from_bytes(written.read(4), "little")
-            written.seek(place)
-            return written.read(end - length - place), written.read(length)
+            written.seek(offset)
+            return written.read(end - length - offset), written.read(length)
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def whole_file(made: Any) -> bytes:
+def whole_file(arrow_table: Any) -> bytes:
     """A table as a Parquet file of one row group."""
     out = io.BytesIO()
-    with opened_writer(out, made.schema) as writer:
-        writer.write_table(made, row_group_size=max(len(made), 1))
+    with opened_writer(out, arrow_table.schema) as writer:
+        writer.write_table(arrow_table, row_group_size=max(len(arrow_table), 1))
     return out.getvalue()
 
 
-def opened_writer(file: Any, made: Any) -> Any:
-    """Arrow's writer of files with the schema `made`. Vectors do not compress, so that they are left as they are."""
+def opened_writer(file: Any, arrow_schema: Any) -> Any:
+    """Arrow's writer of files with this schema. Vectors stay uncompressed: they hardly shrink."""
     import pyarrow.parquet as parquet
 
-    plain = [name for name in made.names if name != "vector"]
+    plain = [name for name in arrow_schema.names if name != "vector"]
     compression = {**dict.fromkeys(plain, "zstd"), "vector.list.element": "none"}
-    return parquet.ParquetWriter(file, made, use_dictionary=False, write_statistics=plain, compression=compression)
+    return parquet.ParquetWriter(file, arrow_schema, use_dictionary=False, write_statistics=plain, compression=compression)
 
 
 def schema(shape: VectorLayout, types: Mapping[str, str]) -> Any:
@@ -151,37 +151,38 @@ def schema(shape: VectorLayout, types: Mapping[str, str]) -> Any:
     return arrow.schema(fields, metadata={b"qembed": json.dumps(dict(shape.about)).encode()})
 
 
-def table(block: VectorBlock, made: Any, shape: VectorLayout) -> Any:
-    """A window as an Arrow table with the schema `made`."""
+def table(block: VectorBlock, arrow_schema: Any, shape: VectorLayout) -> Any:
+    """A window as an Arrow table with this schema."""
     import pyarrow as arrow
 
     vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(block.vectors.reshape(-1)), shape.width)
-    others = [
-        arrow.array([_as(value, arrow.types.is_string(of)) for value in values], of)
-        for of, values in ((made.field(name).type, values) for name, values in block.columns.items())
+    columns = [
+        arrow.array([_as(value, arrow.types.is_string(column_type)) for value in values], column_type)
+        for column_type, values in ((arrow_schema.field(name).type, values) for name, values in block.columns.items())
     ]
-    return arrow.table([arrow.array(block.ids, arrow.string()), vectors, *others], schema=made)
+    return arrow.table([arrow.array(block.ids, arrow.string()), vectors, *columns], schema=arrow_schema)
 
 
 def type_of(values: Sequence[Any]) -> str:
     """The Arrow type of a column: the common type of `values`, otherwise string."""
-    found = {type(value) for value in values if value is not None}
-    if found == {bool}:
+    types = {type(value) for value in values if value is not None}
+    if types == {bool}:
         return "bool_"
-    if found == {int}:
+    if types == {int}:
         return "int64" if all(-(2**63) <= value < 2**63 for value in values if value is not None) else "string"
-    return "float64" if found and found <= {int, float} else "string"
+    return "float64" if types and types <= {int, float} else "string"
 
 
-def unfit(values: Sequence[Any], wanted: str) -> dict[int, str]:
+def unfit(values: Sequence[Any], column_type: str) -> dict[int, str]:
     """Values that a column of this type cannot hold: index and reason."""
     fits: dict[str, tuple[type, ...]] = {"bool_": (bool,), "int64": (int,), "float64": (int, float)}
-    if wanted not in fits:
+    if column_type not in fits:
         return {}
     return {
-        place: f"{json.dumps(value, ensure_ascii=False, default=str)[:60]}, where the rows before have {wanted.rstrip('_')}"
-        for place, value in enumerate(values)
-        if value is not None and (type(value) not in fits[wanted] or (type(value) is int and not -(2**63) <= value < 2**63))
+        index: f"{json.dumps(value, ensure_ascii=False, default=str)[:60]}, where earlier rows have {column_type.rstrip('_')}"
+        for index, value in enumerate(values)
+        if value is not None
+        and (type(value) not in fits[column_type] or (type(value) is int and not -(2**63) <= value < 2**63))
     }
 
 

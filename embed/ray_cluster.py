@@ -16,9 +16,9 @@ LOCAL = "local"
 AUTH = "RAY_AUTH_MODE"
 CONNECT_SECONDS = 10.0
 SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""The frame that each side of HTTP/2 begins with: 3 bytes of length, the type, flags, 4 of the stream (RFC 9113, 4.1)."""
+"""An empty SETTINGS frame, the first of each side of HTTP/2: length (3 bytes), type, flags, stream (4) (RFC 9113, 4.1)."""
 CPUS = 4
-"""Cores of a worker, where there is no GPU and nothing else is said."""
+"""Default cores of a worker without a GPU."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def connected(share: Share) -> Iterator[None]:
     try:
         ray.init(address=share.address, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        said = " ".join(str(error).split())[:200]
-        # Ray sends its token to an address that it is given only where it is told to; else it says just "failed to connect".
-        token = "" if share.address == "auto" or AUTH in os.environ else f"; if it asks for a token: {AUTH}=token"
-        raise QembedError(f"--ray {share.address}: no Ray cluster there ({said}){token}") from error
+        reason = " ".join(str(error).split())[:200]
+        # Without this setting Ray sends no token to a given address, and reports only "failed to connect".
+        hint = "" if share.address == "auto" or AUTH in os.environ else f"; if it asks for a token: {AUTH}=token"
+        raise QembedError(f"--ray {share.address}: no Ray cluster there ({reason}){hint}") from error
     try:
         yield
     finally:
@@ -81,18 +81,18 @@ def _check_listens(address: str) -> None:
 
     Addresses in other forms are left to Ray.
     """
-    where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    host, _, port = where.removeprefix("ray://").rpartition(":")
+    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, _, port = target.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
             encrypted = os.environ.get("RAY_USE_TLS", "0") != "0"
-            what = "" if encrypted or _speaks_http2(connection) else "what listens there is no Ray"
+            problem = "" if encrypted or _speaks_http2(connection) else "the server there is not Ray"
     except (OSError, OverflowError) as error:
-        what = str(error)
-    if what:
-        raise QembedError(f"--ray {address}: no Ray cluster there ({where}: {what})")
+        problem = str(error)
+    if problem:
+        raise QembedError(f"--ray {address}: no Ray cluster there ({target}: {problem})")
 
 
 def _speaks_http2(connection: socket.socket) -> bool:
@@ -106,10 +106,10 @@ def _speaks_http2(connection: socket.socket) -> bool:
 
 def resources(share: Share, cluster: Mapping[str, float]) -> tuple[int, dict[str, Any]]:
     """The number of workers, and the resources of each."""
-    has = cluster.get("GPU", 0.0)
-    gpus = share.gpus if share.gpus is not None else (1.0 if has else 0.0)
+    available = cluster.get("GPU", 0.0)
+    gpus = share.gpus if share.gpus is not None else (1.0 if available else 0.0)
     if gpus:
-        workers = share.workers or max(1, int(has / gpus))
+        workers = share.workers or max(1, int(available / gpus))
         return workers, {"num_gpus": gpus, "num_cpus": share.cpus or 1}
     cores = cluster.get("CPU", 1.0)
     cpus = share.cpus or (max(1.0, cores // share.workers) if share.workers else min(float(CPUS), cores))

@@ -25,16 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from qembed.embed import journal, outputs, parquet, ray_cluster
-from qembed.embed.engine import Engine, logged
+from qembed.embed.engine import Engine, redirect_output
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
-from qembed.embed.journal import Done
+from qembed.embed.journal import Totals
 from qembed.embed.outputs import VectorBlock, VectorLayout
 from qembed.embed.ray_cluster import Share
 from qembed.embed.readers import Reading
-from qembed.embed.run import of_disk, on_disk
-from qembed.embed.windows import Mark, Window, windows
-from qembed.embed.writer import embedded
+from qembed.embed.run import disk_error, reporting_disk_errors
+from qembed.embed.suspects import Suspects
+from qembed.embed.windows import Position, Window, windows
+from qembed.embed.writer import embed_window
 from qembed.errors import BadInput, QembedError
 from qembed.files import sync, sync_folder
 from qembed.targets import already_exists, check_folder
@@ -43,7 +44,7 @@ from qembed.vectors import dtypes
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 ATTEMPTS = 3
-SAME = "give the same, or --force to start anew"
+GIVE_SAME = "give the same input, or --force to start over"
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ def run(
     job: Job,
     share: Share,
     dimensions: int,
-    on_progress: Callable[[Done], None] = lambda _: None,
+    on_progress: Callable[[Totals], None] = lambda _: None,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Run the job, or the rest of an interrupted one; returns the manifest.
+    """Run the job, or resume an interrupted one; returns the manifest.
 
     `job.output` becomes a folder with the parts, the manifest, and the rejects if there are any. `on_note` is called with what
     was decided about the first file, such as its delimiter; the others are read on the nodes.
@@ -89,26 +90,29 @@ def run(
     job = replace(job, output=job.output.resolve(), inputs=replace(job.inputs, files=files))
     if not job.partial.exists():
         _check_free(job)
-    first = next(windows(replace(_reading(job, files[0]), on_note=on_note).rows(), job.texts, Mark(), 0), None)
+    first = next(windows(replace(_reading(job, files[0]), on_note=on_note).rows(), job.texts, Position(), 0), None)
     if first is None and len(files) == 1:
         raise BadInput(f"{files[0].name}: holds no texts")
     about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
     shape = VectorLayout(job.dtype, dtypes.element(job.dtype), dtypes.width(dimensions, job.dtype), job.columns, about)
     items = [] if first is None else first.items
     work = Work(job, shape, {name: parquet.type_of([item.columns.get(name) for item in items]) for name in job.columns})
-    with on_disk(job), journal.opened(job.partial, settings_of(job), job.force) as kept:
-        if not kept.done.ended:
+    with reporting_disk_errors(job), journal.opened(job.partial, settings_of(job), job.force) as run_journal:
+        if not run_journal.done.ended:
             _check_free(job)
             for folder in (work.parts, work.records):
                 folder.mkdir(exist_ok=True)
             try:
-                with logged(verbose=False), ray_cluster.connected(share):  # Ray prints on standard output, even while it ends
+                with (
+                    redirect_output(verbose=False),
+                    ray_cluster.connected(share),
+                ):  # Ray prints on standard output, even at shutdown
                     _pipeline(work, share, on_progress)
             finally:
-                if not _recorded(work):
+                if not _finished_windows(work):
                     journal.remove(job.partial)
             _finish(work)
-            kept.finished(replace(kept.done, ended=True))
+            run_journal.record(replace(run_journal.done, ended=True))
         if work.parts.exists():
             if job.output.is_dir():
                 shutil.rmtree(job.output)
@@ -124,51 +128,53 @@ def _check_free(job: Job) -> None:
     if job.output.exists() and not job.force:
         raise BadInput(already_exists(job.output))
     if job.output.exists() and not (job.output / MANIFEST).exists():
-        raise BadInput(f"{job.output}: not written by qembed embed --ray, so --force keeps it; choose another --output")
+        raise BadInput(
+            f"{job.output}: not written by qembed embed --ray, so --force does not replace it; choose another --output"
+        )
 
 
-def _pipeline(work: Work, share: Share, on_progress: Callable[[Done], None]) -> None:
+def _pipeline(work: Work, share: Share, on_progress: Callable[[Totals], None]) -> None:
     """Embed all windows without a record. Failures that Ray cannot repair restart the pipeline, as long as parts get finished.
 
     Raises:
         QembedError: a part failed for a reason of its own, or Ray failed ATTEMPTS times without a finished part in between.
     """
-    done, fruitless = Done(), 0
+    done, fruitless = Totals(), 0
     while True:
-        before = _recorded(work)
+        before = _finished_windows(work)
         try:
             for part in _parts(work, share, before):
                 if part["failed"]:
-                    raise _ending(work, pickle.loads(part["failed"]))  # `Embedder` made it
-                made, rejected = done.vectors + part["vectors"], done.rejected + part["rejected"]
-                done = replace(done, windows=done.windows + 1, vectors=made, rejected=rejected)
+                    raise _final_error(work, pickle.loads(part["failed"]))  # pickled by `Embedder`
+                vectors, rejected = done.vectors + part["vectors"], done.rejected + part["rejected"]
+                done = replace(done, windows=done.windows + 1, vectors=vectors, rejected=rejected)
                 on_progress(done)
-            if not (lost := _lost(work)):
+            if not (missing := _missing(work)):
                 return
-            raise RuntimeError(f"Ray lost {lost}")
+            raise RuntimeError(f"Ray lost {missing}")
         except QembedError:
             raise
         except Exception as error:  # a lost node shows as a RayError, or as an assertion somewhere in Ray Data
-            fruitless = fruitless + 1 if _recorded(work) == before else 1
+            fruitless = fruitless + 1 if _finished_windows(work) == before else 1
             if fruitless == ATTEMPTS:
-                said = " ".join(str(error).split())[-300:] or type(error).__name__
-                raise QembedError(f"the job failed: {said}; what is finished is kept in {work.job.partial}") from error
+                message = " ".join(str(error).split())[-300:] or type(error).__name__
+                raise QembedError(f"the job failed: {message}; finished parts are kept in {work.job.partial}") from error
 
 
-def _ending(work: Work, failure: QembedError | OSError) -> QembedError:
+def _final_error(work: Work, failure: QembedError | OSError) -> QembedError:
     """The error that ends the job after a part failed."""
     if isinstance(failure, OSError):
-        return of_disk(failure, work.job)
+        return disk_error(failure, work.job)
     kind = BadInput if isinstance(failure, BadInput) else QembedError
-    return kind(f"{failure}; what is finished is kept in {work.job.partial}")
+    return kind(f"{failure}; finished parts are kept in {work.job.partial}")
 
 
-def _recorded(work: Work) -> frozenset[str]:
+def _finished_windows(work: Work) -> frozenset[str]:
     """The names of finished windows."""
     return frozenset(path.stem for path in work.records.glob("part-*.json"))
 
 
-def _lost(work: Work) -> str:
+def _missing(work: Work) -> str:
     """What was not read completely, or read but not embedded; empty if everything is there.
 
     Raises:
@@ -180,10 +186,10 @@ def _lost(work: Work) -> str:
             return f"the end of {file.name}"
         count = json.loads(_end(work, number).read_text(encoding="utf-8"))["windows"]
         read |= {work.name(number, window) for window in range(count)}
-    recorded = _recorded(work)
-    if recorded - read:
-        raise BadInput(f"the input has lost rows; {SAME}")
-    return f"{len(read - recorded)} windows" if read - recorded else ""
+    finished = _finished_windows(work)
+    if finished - read:
+        raise BadInput(f"the input has fewer rows than before; {GIVE_SAME}")
+    return f"{len(read - finished)} windows" if read - finished else ""
 
 
 def _parts(work: Work, share: Share, done: frozenset[str]) -> Iterator[Mapping[str, Any]]:
@@ -192,7 +198,9 @@ def _parts(work: Work, share: Share, done: frozenset[str]) -> Iterator[Mapping[s
     import ray.data
 
     context = ray.data.DataContext.get_current()
-    context.target_max_block_size = 1  # a window a block: what is lost with an actor, and what actors share the work by
+    context.target_max_block_size = (
+        1  # one window per block, so that a lost actor costs its windows only, and actors share the work evenly
+    )
     context.enable_progress_bars = False
     workers, resources = ray_cluster.resources(share, ray.cluster_resources())
     count = len(work.job.inputs.files)
@@ -215,7 +223,7 @@ def _read(batch: Mapping[str, Any], work: Work, done: frozenset[str]) -> Iterato
     for file in map(int, batch["file"]):
         count = 0
         try:
-            for window in windows(_reading(work.job, work.job.inputs.files[file]).rows(), work.job.texts, Mark(), 0):
+            for window in windows(_reading(work.job, work.job.inputs.files[file]).rows(), work.job.texts, Position(), 0):
                 if work.job.strict and window.rejects:
                     raise BadInput(f"{window.rejects[0].place}: {window.rejects[0].reason} (--strict)")
                 name, count = work.name(file, window.number), window.number + 1
@@ -223,14 +231,14 @@ def _read(batch: Mapping[str, Any], work: Work, done: frozenset[str]) -> Iterato
                     _check_same(work, file, name, window)
                 else:
                     yield {"file": [file], "window": [pickle.dumps(window)]}
-            _place(json.dumps({"windows": count}).encode(), _end(work, file))
+            _write_renamed(json.dumps({"windows": count}).encode(), _end(work, file))
         except (QembedError, OSError) as error:
             yield {"file": [file], "window": [pickle.dumps(error)]}
 
 
 def _check_same(work: Work, file: int, name: str, window: Window) -> None:
     if json.loads(_record(work, name).read_text(encoding="utf-8"))["digest"] != window.end.digest:
-        raise BadInput(f"{work.job.inputs.files[file].name}: the input has changed; {SAME}")
+        raise BadInput(f"{work.job.inputs.files[file].name}: the input has changed; {GIVE_SAME}")
 
 
 class Embedder:
@@ -248,7 +256,7 @@ class Embedder:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Embed a window, write its part and its record. Errors are returned, and end the job."""
         (file,), (pickled,) = batch["file"], batch["window"]
-        window = pickle.loads(pickled)  # `_read` made it
+        window = pickle.loads(pickled)  # pickled by `_read`
         try:
             if self._failure is not None:
                 raise self._failure
@@ -261,7 +269,10 @@ class Embedder:
 
     def _part(self, file: int, window: Window) -> dict[str, Any]:
         work, name = self.work, self.work.name(file, window.number)
-        block, rejects = embedded(window, self._engine, work.job, lambda block: _unfit(block, work.types))
+        in_engine = work.records / f"in-engine-{name}.json"  # Ray gives the window to another actor if this one crashes
+        block, rejects = embed_window(
+            window, self._engine, Suspects(in_engine), work.job, lambda block: _unfit(block, work.types)
+        )
         if work.job.strict and rejects:
             raise BadInput(f"{rejects[0].place}: {rejects[0].reason} (--strict)")
         sizes: dict[str, Any] = {}
@@ -273,33 +284,36 @@ class Embedder:
             "rejected": len(rejects),
             **sizes,
             "digest": window.end.digest,
-            "rejects": [one.record for one in rejects],
+            "rejects": [reject.record for reject in rejects],
         }
-        _place(json.dumps(record).encode(), _record(work, name))
+        _write_renamed(json.dumps(record).encode(), _record(work, name))
+        in_engine.unlink(missing_ok=True)
         return record
 
 
 def _unfit(block: VectorBlock, types: Mapping[str, str]) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for name, wanted in types.items():
+    reasons: dict[int, str] = {}
+    for name, column_type in types.items():
         if name not in outputs.CHUNK_COLUMNS:
-            found |= {at: f"{name} is {why}" for at, why in parquet.unfit(block.columns[name], wanted).items()}
-    return found
+            reasons |= {
+                index: f"{name} is {reason}" for index, reason in parquet.unfit(block.columns[name], column_type).items()
+            }
+    return reasons
 
 
 def _write(table: Any, path: Path) -> dict[str, Any]:
     content = parquet.whole_file(table)
-    _place(content, path)
+    _write_renamed(content, path)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _place(content: bytes, path: Path) -> None:
+def _write_renamed(content: bytes, path: Path) -> None:
     """Write a file under a name unique to this process, then rename it: several nodes may write the same part."""
-    scratch = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
-    with scratch.open("wb") as file:
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
+    with temporary.open("wb") as file:
         file.write(content)
         sync(file)
-    scratch.replace(path)
+    temporary.replace(path)
 
 
 def _record(work: Work, name: str) -> Path:
@@ -314,14 +328,14 @@ def _end(work: Work, file: int) -> Path:
 def _finish(work: Work) -> None:
     """Complete the folder: rejects and manifest, in input order."""
     for path in work.parts.glob(".*"):
-        path.unlink()  # of actors that were killed
+        path.unlink()  # left by killed actors
     paths = sorted(work.records.glob("part-*.json"))
-    vectors_made = rejected = 0
+    vectors = rejected = 0
     parts = []
     with (work.parts / REJECTS).open("wb") as file:
         for path in paths:
             record = json.loads(path.read_text(encoding="utf-8"))
-            vectors_made, rejected = vectors_made + record["vectors"], rejected + record["rejected"]
+            vectors, rejected = vectors + record["vectors"], rejected + record["rejected"]
             file.write(outputs.lines(record["rejects"]))
             if record["file"]:
                 parts.append({name: record[name] for name in ("file", "vectors", "bytes", "sha256")})
@@ -330,22 +344,24 @@ def _finish(work: Work) -> None:
         (work.parts / REJECTS).unlink()
     if not parts:
         types = dict.fromkeys(work.shape.columns, "string")
-        empty = VectorBlock(dtypes.encode(_none(work.shape), work.job.dtype), [], {name: [] for name in work.shape.columns})
+        empty = VectorBlock(
+            dtypes.encode(_no_vectors(work.shape), work.job.dtype), [], {name: [] for name in work.shape.columns}
+        )
         name = work.name(0, 0)
         sizes = _write(parquet.table(empty, parquet.schema(work.shape, types), work.shape), work.parts / name)
         parts = [{"file": name, "vectors": 0, **sizes}]
     manifest = {
         **work.shape.about,
         "columns": ["id", "vector", *work.shape.columns],
-        "vectors": vectors_made,
+        "vectors": vectors,
         "rejected": rejected,
         "rejects": REJECTS if rejected else None,
         "parts": parts,
     }
-    _place(json.dumps(manifest, indent=1).encode(), work.parts / MANIFEST)
+    _write_renamed(json.dumps(manifest, indent=1).encode(), work.parts / MANIFEST)
 
 
-def _none(shape: VectorLayout) -> Any:
+def _no_vectors(shape: VectorLayout) -> Any:
     import numpy as np
 
     return np.zeros((0, shape.width * (8 if shape.dtype == "binary" else 1)), np.float32)

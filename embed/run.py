@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qembed.embed import formats, journal, spool
+from qembed.embed import formats, journal, spool, suspects
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
-from qembed.embed.journal import Done, Journal
+from qembed.embed.journal import Journal, Totals
 from qembed.embed.outputs import CHUNK_COLUMNS, IDS, REJECTS
 from qembed.embed.readers import Reading
 from qembed.embed.spool import Spool
+from qembed.embed.suspects import Suspects
 from qembed.embed.windows import Window, windows
-from qembed.embed.writer import OnProgress, Writer, computed
+from qembed.embed.writer import OnProgress, Writer, compute
 from qembed.errors import BadInput, QembedError
 from qembed.files import appearing, sync_folder, sync_path
 from qembed.targets import already_exists, check_targets
@@ -32,14 +33,14 @@ from qembed.targets import already_exists, check_targets
 OnNote = Callable[[str], None]
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 REJECTED = 4
-"""Exit code of a run that is whole, and has rejected rows."""
+"""Exit code of a complete run with rejected rows."""
 
 
 @dataclass(frozen=True)
-class Finished:
+class Outcome:
     """The outcome: total counts, and how many vectors an earlier run had already finished."""
 
-    done: Done
+    done: Totals
     dimensions: int
     resumed: int
     rejects: Path | None
@@ -55,74 +56,76 @@ def check(job: Job) -> None:
         MissingExtra: Parquet without pyarrow.
     """
     formats.kind(job.output, job.dtype)
-    taken = {"id", "vector", *(CHUNK_COLUMNS if job.texts.chunk_tokens else ())}
+    reserved = {"id", "vector", *(CHUNK_COLUMNS if job.texts.chunk_tokens else ())}
     for name in job.keep:
-        if name in taken:
-            raise BadInput(f"--keep {name}: the output has a column of that name of its own")
+        if name in reserved:
+            raise BadInput(f"--keep {name}: the output already has a column of that name")
     if not (job.partial / journal.NAME).exists():
         _check_targets(job)
 
 
 def _check_targets(job: Job) -> None:
-    """Check that no file that the job writes is one that it reads, or one that is there and must stay."""
+    """Check that no file that the job writes is one that it reads, or exists already (unless `force`)."""
     inputs = [*job.replaced, *(file.path for file in job.inputs.files)]
     check_targets([job.target(name) for name in reversed(job.targets)], inputs, force=job.force)
 
 
-def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = lambda _: None) -> Finished:
-    """Run the job, or the rest of an interrupted one. `on_note` is called with what the readers decided, such as a delimiter.
+def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = lambda _: None) -> Outcome:
+    """Run the job, or resume an interrupted one. `on_note` is called with what the readers decided, such as a delimiter.
 
     Raises:
         BadInput: the input or the options cannot be used; with `strict`, a row cannot.
         QembedError: the engine failed, or the disk is full; finished work is kept.
     """
     check(job)
-    began = time.monotonic()
-    with on_disk(job), journal.opened(job.partial, settings_of(job), job.force) as kept:
-        before = kept.done
-        if not before.ended:
+    start = time.monotonic()
+    with reporting_disk_errors(job), journal.opened(job.partial, settings_of(job), job.force) as run_journal:
+        resumed = run_journal.done
+        if not resumed.ended:
             _check_targets(job)
             try:
                 journal.claim(job.partial, list(job.targets.values()))
-                _compute(job, kept, on_progress, on_note)
+                _compute(job, run_journal, on_progress, on_note)
             except BaseException:
-                if not kept.done.windows and not any((job.partial / name).exists() for name in spool.FILES):
+                spooled = any((job.partial / name).exists() for name in spool.FILES)
+                if not run_journal.done.windows and not spooled and not suspects.has_record(job.partial / suspects.FILE):
                     journal.remove(job.partial)
                 raise
-        dimensions = int(kept.notes["dimensions"])
-        _put_in_place(job, kept)
+        dimensions = int(run_journal.notes["dimensions"])
+        _put_in_place(job, run_journal)
         journal.remove(job.partial)
     targets = job.targets
-    rejects = targets[REJECTS] if kept.done.rejected else None
-    return Finished(kept.done, dimensions, before.vectors, rejects, targets.get(IDS), time.monotonic() - began)
+    rejects = targets[REJECTS] if run_journal.done.rejected else None
+    return Outcome(run_journal.done, dimensions, resumed.vectors, rejects, targets.get(IDS), time.monotonic() - start)
 
 
-def _compute(job: Job, kept: Journal, on_progress: OnProgress, on_note: OnNote) -> None:
+def _compute(job: Job, run_journal: Journal, on_progress: OnProgress, on_note: OnNote) -> None:
     """Embed window after window until the input ends."""
     reading = Reading(job.inputs, job.text_column, job.id_column, job.keep, job.rows, on_note)
-    with _ahead(_windows(job, reading, kept.done)) as coming:
-        first = next(coming, None)
-        if first is None and not kept.done.windows:
-            raise BadInput(f"{_name(job.inputs)}: holds no texts")
+    with _read_ahead(_windows(job, reading, run_journal.done)) as upcoming:
+        first = next(upcoming, None)
+        if first is None and not run_journal.done.windows:
+            raise BadInput(f"{_names(job.inputs)}: holds no texts")
         if first is None:
-            # All windows were written, and the run ended before it could say so.
-            with Writer(job, kept, kept.notes["dimensions"], on_progress) as writing:
-                writing.finish()
+            # All windows are written; the run was killed before the journal said so.
+            with Writer(job, run_journal, run_journal.notes["dimensions"], on_progress) as writer:
+                writer.finish()
             return
         with job.engine() as engine:
-            if kept.notes.get("dimensions") not in (None, engine.dimensions):
-                raise BadInput(f"vectors have {engine.dimensions} numbers now, and had {kept.notes['dimensions']} before")
-            if "dimensions" not in kept.notes:
-                kept.note("dimensions", engine.dimensions)
-            with Writer(job, kept, engine.dimensions, on_progress) as writing:
-                batches = Spool(job.partial)
-                for window in itertools.chain([first], coming):
-                    writing.begin(window)
-                    writing.put(window, computed(window, engine, batches, writing.tell))
-                writing.finish()
+            if run_journal.notes.get("dimensions") not in (None, engine.dimensions):
+                raise BadInput(f"vectors have {engine.dimensions} numbers, and had {run_journal.notes['dimensions']} before")
+            if "dimensions" not in run_journal.notes:
+                run_journal.note("dimensions", engine.dimensions)
+            with Writer(job, run_journal, engine.dimensions, on_progress) as writer:
+                finished_batches = Spool(job.partial)
+                suspect_batches = Suspects(job.partial / suspects.FILE, on_note)
+                for window in itertools.chain([first], upcoming):
+                    writer.begin(window)
+                    writer.put(window, compute(window, engine, finished_batches, suspect_batches, writer.report))
+                writer.finish()
 
 
-def _windows(job: Job, reading: Reading, start: Done) -> Iterator[Window]:
+def _windows(job: Job, reading: Reading, start: Totals) -> Iterator[Window]:
     for window in windows(reading.rows(), job.texts, start.mark, start.windows):
         window.done = min(1.0, reading.done / reading.total) if reading.total else 0.0
         if job.strict and window.rejects:
@@ -131,15 +134,15 @@ def _windows(job: Job, reading: Reading, start: Done) -> Iterator[Window]:
         yield window
 
 
-def _put_in_place(job: Job, kept: Journal) -> None:
+def _put_in_place(job: Job, run_journal: Journal) -> None:
     """Rename the files to their final names. Can be repeated after an interruption."""
-    done, targets = kept.done, job.targets
+    done, targets = run_journal.done, job.targets
     missing = [name for name in targets if (job.partial / name).exists() and not (name == REJECTS and not done.rejected)]
     for name in missing:
         target = job.target(name)
         check_targets([target], [file.path for file in job.inputs.files], force=True)
         if not job.force and target.path.exists() and not filecmp.cmp(job.partial / name, target.path, shallow=False):
-            raise BadInput(f"{already_exists(target.path, target.option)}; it was not there when the run began")
+            raise BadInput(f"{already_exists(target.path, target.option)}; it appeared during the run")
     if not done.rejected and job.force and targets[REJECTS].is_file():
         targets[REJECTS].unlink()
     for name in missing:
@@ -148,7 +151,7 @@ def _put_in_place(job: Job, kept: Journal) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename; copy to another file system (only --rejects can name one)."""
+    """Rename, or copy if the target is on another file system (only --rejects can be)."""
     try:
         source.replace(target)
     except OSError:
@@ -160,22 +163,22 @@ def _move(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _ahead(made: Iterator[Window]) -> Iterator[Iterator[Window]]:
-    """The windows, each read while the previous one is computed. A reading error is raised after the windows before it."""
+def _read_ahead(source: Iterator[Window]) -> Iterator[Iterator[Window]]:
+    """The windows, each read while the previous one is computed. A read error is raised after the windows before it."""
     waiting: queue.Queue[Window | BaseException | None] = queue.Queue(1)
     stop = threading.Event()
 
     def read() -> None:
-        last: BaseException | None = None
+        end: BaseException | None = None
         try:
-            for window in made:
+            for window in source:
                 if not _put(waiting, window, stop):
                     return
-        except BaseException as error:  # noqa: BLE001 - it is raised where the windows are taken
-            last = error
-        _put(waiting, last, stop)
+        except BaseException as error:  # noqa: BLE001 - re-raised by `received`
+            end = error
+        _put(waiting, end, stop)
 
-    def taken() -> Iterator[Window]:
+    def received() -> Iterator[Window]:
         while (window := waiting.get()) is not None:
             if isinstance(window, BaseException):
                 raise window
@@ -183,7 +186,7 @@ def _ahead(made: Iterator[Window]) -> Iterator[Iterator[Window]]:
 
     threading.Thread(target=read, name="reader", daemon=True).start()
     try:
-        yield taken()
+        yield received()
     finally:
         stop.set()
 
@@ -197,45 +200,45 @@ def _put(waiting: queue.Queue[Any], value: Any, stop: threading.Event) -> bool:
 
 
 @contextlib.contextmanager
-def on_disk(job: Job) -> Iterator[None]:
+def reporting_disk_errors(job: Job) -> Iterator[None]:
     """Turn disk errors into QembedError: what failed, what is kept, and how to continue."""
     try:
         yield
     except OSError as error:
-        raise of_disk(error, job) from error
+        raise disk_error(error, job) from error
 
 
-def of_disk(error: OSError, job: Job) -> QembedError:
+def disk_error(error: OSError, job: Job) -> QembedError:
     """The message for a disk error."""
     where = error.filename or job.partial
-    said = os.strerror(error.errno) if error.errno else str(error)  # pyarrow puts words of its own around the system's
+    reason = os.strerror(error.errno) if error.errno else str(error)  # pyarrow wraps the system's message
     if error.errno in NOT_ALLOWED:
-        return BadInput(f"{where}: cannot be written ({said}); choose another --output")
-    kept = f"; what is finished is kept in {job.partial}: " if job.partial.exists() else "; nothing was begun: "
+        return BadInput(f"{where}: cannot be written ({reason}); choose another --output")
+    state = f"; finished work is kept in {job.partial}: " if job.partial.exists() else "; nothing was written: "
     if error.errno in journal.FULL:
-        room = "free some room, and the same command goes on"
-        return QembedError(f"{where}: the disk is full ({said}){kept}{room}")
-    return QembedError(f"{where}: cannot be read or written ({said}){kept}the same command goes on")
+        room = "free some space, then the same command resumes"
+        return QembedError(f"{where}: the disk is full ({reason}){state}{room}")
+    return QembedError(f"{where}: cannot be read or written ({reason}){state}the same command resumes")
 
 
-def _name(inputs: Inputs) -> str:
+def _names(inputs: Inputs) -> str:
     return inputs.files[0].name if len(inputs.files) == 1 else f"{inputs.files[0].name} and {len(inputs.files) - 1} others"
 
 
-def summary(job: Job, finished: Finished) -> dict[str, Any]:
+def summary(job: Job, outcome: Outcome) -> dict[str, Any]:
     """What `--json` prints."""
-    done = finished.done
+    done = outcome.done
     return {
         "output": str(job.output),
-        "ids": None if finished.ids is None else str(finished.ids),
-        "rejects": None if finished.rejects is None else str(finished.rejects),
+        "ids": None if outcome.ids is None else str(outcome.ids),
+        "rejects": None if outcome.rejects is None else str(outcome.rejects),
         "vectors": done.vectors,
         "rejected": done.rejected,
         "rows": done.mark.rows,
-        "resumed": finished.resumed,
+        "resumed": outcome.resumed,
         **{name: value for name, value in job.about.items() if name in ("model", "prompt", "instruction")},
-        "dimensions": finished.dimensions,
+        "dimensions": outcome.dimensions,
         "dtype": job.dtype,
         "tokens": done.tokens if job.texts.tokenizer else None,
-        "seconds": round(finished.seconds, 3),
+        "seconds": round(outcome.seconds, 3),
     }

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 BATCH = 64
 BATCH_TOKENS = 16384
 IN_FLIGHT = 2
-"""Requests at a time for each server: while one is computed, the next is there already."""
+"""Concurrent requests per server: the next one has arrived when the first is computed."""
 PATIENCE = 600.0
-"""Seconds for which no server may answer before the run ends."""
+"""Seconds without an answer from any server after which the run ends."""
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 TRIES = 3
-"""Times that a batch may end in status 500 before its texts are asked one by one."""
+"""Answers with status 500 to a batch, after which its texts are sent in ever smaller batches."""
 PROBE = "qembed"
 
 
@@ -48,15 +48,17 @@ class Server:
 class Servers:
     """All servers as one engine. Only the servers decide which texts are too long."""
 
+    in_process = False
+
     def __init__(self, servers: Sequence[Server], cut: int | None, truncate: bool, on_wait: Callable[[str], None]) -> None:
         self.servers, self.cut, self.truncate, self.on_wait = servers, cut, truncate, on_wait
-        self._heard = time.monotonic()
-        lengths = {server.url: len(_ask(self, server, [PROBE])[0]) for server in servers}
+        self._last_answer = time.monotonic()
+        lengths = {server.url: len(_request(self, server, [PROBE])[0]) for server in servers}
         if len(set(lengths.values())) > 1:
             raise BadInput(f"the servers' vectors differ in length: {', '.join(f'{u} {n}' for u, n in lengths.items())}")
         self.dimensions = next(iter(lengths.values()))
         if cut is not None and self.dimensions != cut:
-            raise BadInput(f"{servers[0].url}: its vectors have {self.dimensions} numbers whatever --dimensions says")
+            raise BadInput(f"{servers[0].url}: its vectors have {self.dimensions} numbers, so it ignores --dimensions {cut}")
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         """Longest first."""
@@ -69,14 +71,14 @@ class Servers:
             BadInput: a server rejects more than single texts.
             QembedError: no server has answered for PATIENCE seconds.
         """
-        coming: Queue[tuple[int, Sequence[Item], int]] = Queue()
-        gone: Queue[tuple[int, Result] | BaseException] = Queue()
+        requests: Queue[tuple[int, Sequence[Item], int]] = Queue()
+        answers: Queue[tuple[int, Result] | BaseException] = Queue()
         for number, items in batches.items():
-            coming.put((number, items, 0))
+            requests.put((number, items, 0))
         stop = threading.Event()
-        self._heard = time.monotonic()
+        self._last_answer = time.monotonic()
         threads = [
-            threading.Thread(target=self._work, args=(server, coming, gone, stop), daemon=True)
+            threading.Thread(target=self._work, args=(server, requests, answers, stop), daemon=True)
             for server in self.servers
             for _ in range(IN_FLIGHT)
         ]
@@ -84,7 +86,7 @@ class Servers:
             thread.start()
         try:
             for _ in batches:
-                answer = gone.get()
+                answer = answers.get()
                 if isinstance(answer, BaseException):
                     raise answer
                 yield answer
@@ -94,29 +96,29 @@ class Servers:
     def _work(
         self,
         server: Server,
-        coming: Queue[tuple[int, Sequence[Item], int]],
-        gone: Queue[tuple[int, Result] | BaseException],
+        requests: Queue[tuple[int, Sequence[Item], int]],
+        answers: Queue[tuple[int, Result] | BaseException],
         stop: threading.Event,
     ) -> None:
         while not stop.is_set():
             try:
-                number, items, tried = coming.get(timeout=0.1)
+                number, items, failures = requests.get(timeout=0.1)
             except Empty:
                 continue
             try:
-                gone.put((number, self._result(server, items, tried >= TRIES)))
-                server.failures, self._heard = 0, time.monotonic()
+                answers.put((number, self._result(server, items, failures >= TRIES)))
+                server.failures, self._last_answer = 0, time.monotonic()
             except _Busy as busy:
-                coming.put((number, items, tried + busy.failed))
-                if time.monotonic() - self._heard > PATIENCE:
-                    gone.put(QembedError(f"no server has answered for {PATIENCE:.0f} s; {server.url}: {busy}"))
+                requests.put((number, items, failures + busy.failed))
+                if time.monotonic() - self._last_answer > PATIENCE:
+                    answers.put(QembedError(f"no server has answered for {PATIENCE:.0f} s; {server.url}: {busy}"))
                     return
                 pause = max(busy.seconds, PAUSES[min(server.failures, len(PAUSES) - 1)])
                 server.failures += 1
-                self.on_wait(f"{server.url}: {busy}; asked again in {pause:g} s")
+                self.on_wait(f"{server.url}: {busy}; next try in {pause:g} s")
                 stop.wait(pause)
-            except BaseException as error:  # noqa: BLE001 - it is raised where the results are read
-                gone.put(error)
+            except BaseException as error:  # noqa: BLE001 - re-raised by `embed`
+                answers.put(error)
                 return
 
     def _result(self, server: Server, items: Sequence[Item], last: bool) -> Result:
@@ -127,12 +129,12 @@ class Servers:
         import numpy as np
 
         try:
-            vectors = np.asarray(_ask(self, server, [item.text for item in items], last), np.float32)
+            vectors = np.asarray(_request(self, server, [item.text for item in items], last), np.float32)
         except _Refused as error:
             if len(items) == 1:
                 return np.zeros((1, self.dimensions), np.float32), {0: str(error)}
             half = len(items) // 2
-            first, second = (self._result(server, some, last) for some in (items[:half], items[half:]))
+            first, second = (self._result(server, part, last) for part in (items[:half], items[half:]))
             reasons = first[1] | {half + place: reason for place, reason in second[1].items()}
             return np.concatenate([first[0], second[0]]), reasons
         if vectors.shape != (len(items), self.dimensions):
@@ -145,8 +147,8 @@ class Servers:
 class _Busy(Exception):
     """The server does not answer now but may later. `seconds`: requested wait; `failed`: it tried and failed."""
 
-    def __init__(self, why: str, seconds: float = 0.0, failed: bool = False) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, seconds: float = 0.0, failed: bool = False) -> None:
+        super().__init__(reason)
         self.seconds, self.failed = seconds, failed
 
 
@@ -154,7 +156,7 @@ class _Refused(Exception):
     """The server answers, and rejects these texts."""
 
 
-def _ask(servers: Servers, server: Server, texts: list[str], last: bool = False) -> list[Any]:
+def _request(servers: Servers, server: Server, texts: list[str], last: bool = False) -> list[Any]:
     import openai
 
     fields = {**server.fields, **({"truncate_prompt_tokens": -1} if servers.truncate else {})}
@@ -169,11 +171,11 @@ def _ask(servers: Servers, server: Server, texts: list[str], last: bool = False)
     except openai.APIConnectionError as error:  # a timeout, too
         raise _Busy("no answer") from error
     except openai.APIStatusError as error:
-        said = embeddings.said(error)
+        message = embeddings.said(error)
         if error.status_code in (400, 413, 422) or (last and error.status_code == 500):
-            raise _Refused(said) from error
+            raise _Refused(message) from error
         if error.status_code in (401, 403, 404):
-            raise BadInput(f"{server.url}: HTTP status {error.status_code}: {said}") from error
+            raise BadInput(f"{server.url}: HTTP status {error.status_code}: {message}") from error
         seconds = 0.0
         with contextlib.suppress(ValueError):
             seconds = min(float(error.response.headers.get("retry-after", "0")), 60.0)
@@ -196,7 +198,7 @@ def opened(
 ) -> Iterator[Engine]:
     """The servers in `models` (model names by URL) for the duration of the block; requests time out after `timeout` seconds.
 
-    `api_key` None: the key, if one is required, comes from the environment.
+    `api_key` None: a required key comes from the environment.
 
     Raises:
         BadInput: a server rejects --dimensions or a first text.

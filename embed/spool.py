@@ -1,4 +1,4 @@
-"""Finished batches of the current window on disk: on a slow machine a window takes longer than one can afford to lose."""
+"""Finished batches of the current window on disk, because on a slow machine a window takes too long to lose."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 HEAD = struct.Struct("<IIIIII")  # window, batch, rows, columns, bytes of reasons, CRC-32 of what follows
 FILES = ("batches-0", "batches-1")
-EVERY = 5.0
-"""Seconds of computing that may be lost: batches are written no more often than this, so a fast machine writes none."""
+WRITE_SECONDS = 5.0
+"""Seconds of computing that may be lost. Batches are written no more often than this: a fast machine writes none."""
 
 Result = tuple["NDArray[np.float32]", dict[int, str]]
-"""The vectors of a batch [n, d], and for each place that has none the reason."""
+"""The vectors of a batch [n, d], and the reasons for texts without one, by index."""
 
 
 class Spool:
@@ -36,19 +36,19 @@ class Spool:
         """Switch to a window; returns its batches that are already on disk, by number."""
         self._window, self._waiting, self._since = window, [], time.monotonic()
         path = self._path()
-        found, end = _read(path, window) if path.exists() else ({}, 0)
+        batches, end = _read(path, window) if path.exists() else ({}, 0)
         if path.exists() and path.stat().st_size != end:
             os.truncate(path, end)
-        return found
+        return batches
 
-    def put(self, batch: int, result: Result) -> None:
-        """Store a batch; it is on disk within EVERY seconds plus the time of one batch."""
+    def put(self, batch: int, result: Result, *, at_once: bool = False) -> None:
+        """Store a batch; it is on disk within WRITE_SECONDS plus the time of one batch, or with `at_once` on return."""
         vectors, reasons = result
-        said = json.dumps(reasons).encode() if reasons else b""
-        body = said + vectors.tobytes()
-        head = HEAD.pack(self._window, batch, *vectors.shape, len(said), zlib.crc32(body))
+        encoded_reasons = json.dumps(reasons).encode() if reasons else b""
+        body = encoded_reasons + vectors.tobytes()
+        head = HEAD.pack(self._window, batch, *vectors.shape, len(encoded_reasons), zlib.crc32(body))
         self._waiting.append(head + body)
-        if time.monotonic() - self._since >= EVERY:
+        if at_once or time.monotonic() - self._since >= WRITE_SECONDS:
             with self._path().open("ab") as file:
                 file.writelines(self._waiting)
                 file.flush()
@@ -62,18 +62,22 @@ class Spool:
 def _read(path: Path, window: int) -> tuple[dict[int, Result], int]:
     import numpy as np
 
-    found: dict[int, Result] = {}
+    batches: dict[int, Result] = {}
     end = 0
     with path.open("rb") as file:
         while len(head := file.read(HEAD.size)) == HEAD.size:
-            of, batch, rows, columns, said, crc = HEAD.unpack(head)
-            if of != window:
+            batch_window, batch, rows, columns, reason_bytes, crc = HEAD.unpack(head)
+            if batch_window != window:
                 break
-            body = file.read(said + 4 * rows * columns)
-            if len(body) != said + 4 * rows * columns or zlib.crc32(body) != crc:
+            body = file.read(reason_bytes + 4 * rows * columns)
+            if len(body) != reason_bytes + 4 * rows * columns or zlib.crc32(body) != crc:
                 break
-            reasons = {int(place): reason for place, reason in json.loads(body[:said]).items()} if said else {}
-            vectors = np.frombuffer(body, np.float32, offset=said) if said % 4 == 0 else np.frombuffer(body[said:], np.float32)
-            found[batch] = (vectors.reshape(rows, columns), reasons)
+            reasons = {int(place): reason for place, reason in json.loads(body[:reason_bytes]).items()} if reason_bytes else {}
+            vectors = (
+                np.frombuffer(body, np.float32, offset=reason_bytes)
+                if reason_bytes % 4 == 0
+                else np.frombuffer(body[reason_bytes:], np.float32)
+            )
+            batches[batch] = (vectors.reshape(rows, columns), reasons)
             end = file.tell()
-    return found, end
+    return batches, end

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 ROWS = 4096
-"""Texts of a window, at most."""
+"""Maximum texts of a window."""
 TOKENS = 2**20
-"""Tokens of a window after which it is closed; without a tokenizer, a quarter of the bytes."""
-SIZE = 2**23
-"""Characters of a window, kept columns included, after which it is closed."""
-AT_ONCE = 256
-"""Texts that are tokenized in one go, at most; and their characters:"""
-CHARACTERS = 2**20
-LOOK = 32
-"""Characters for each token of the limit that are looked at to tell that a text is too long."""
+"""Tokens after which a window ends; without a tokenizer, a quarter of the bytes count as tokens."""
+CHARACTERS = 2**23
+"""Characters after which a window ends, including kept columns."""
+BATCH_TEXTS = 256
+BATCH_CHARACTERS = 2**20
+"""Maximum texts and characters per call of the tokenizer."""
+CHARACTERS_PER_TOKEN = 32
+"""Characters per token of the limit that are tokenized to see that a text is too long; the rest is not read."""
 LONGEST_TOKEN = 256
-"""Characters of the longest token, which is white space, with room to spare."""
+"""Upper bound on the characters of a token; the longest tokens are white space."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Texts:
         """Token counts of `texts` including appended tokens, without the prompt."""
         assert self.tokenizer is not None
         inputs = [model_input(text, cleaned=self.cleaned) for text in texts]
-        return [len(one.ids) for one in self.tokenizer.encode_batch_fast(inputs)]
+        return [len(encoding.ids) for encoding in self.tokenizer.encode_batch_fast(inputs)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Position:
     """Progress in the input: complete rows, and chunks of the row after them; `digest` covers the complete rows."""
 
     rows: int = 0
@@ -122,7 +122,7 @@ class Window:
     rejects: list[Reject] = field(default_factory=list)
     tokens: int = 0
     size: int = 0
-    end: Mark = field(default_factory=Mark)
+    end: Position = field(default_factory=Position)
     done: float = 0.0
 
 
@@ -138,7 +138,7 @@ class _Candidate:
     reason: str | None = None
 
 
-def windows(rows: Iterator[Row], texts: Texts, begin: Mark, number: int) -> Iterator[Window]:
+def windows(rows: Iterator[Row], texts: Texts, begin: Position, number: int) -> Iterator[Window]:
     """The windows of `rows` from `begin` on, the first numbered `number`. Rows before `begin` are read and compared.
 
     Raises:
@@ -152,28 +152,28 @@ def windows(rows: Iterator[Row], texts: Texts, begin: Mark, number: int) -> Iter
         digest.update(row.identity)
     if digest.hexdigest() != begin.digest:
         raise BadInput(
-            f"the first {begin.rows} rows are not those that the run began with: the input has changed; give the same, or "
-            "--force to start anew"
+            f"the first {begin.rows} rows are not those of the interrupted run: the input has changed; give the same "
+            "input, or --force to start over"
         )
-    whole, part = begin.rows, begin.chunks
+    complete, part = begin.rows, begin.chunks
     window = Window(number)
-    for candidate, made in _made(_candidates(rows, texts, part), texts):
-        if isinstance(made, Item):
-            window.items.append(made)
-            window.tokens += made.length
-            window.size += len(made.text) + sum(len(value) for value in made.columns.values() if isinstance(value, str))
+    for candidate, outcome in _outcomes(_candidates(rows, texts, part), texts):
+        if isinstance(outcome, Item):
+            window.items.append(outcome)
+            window.tokens += outcome.length
+            window.size += len(outcome.text) + sum(len(value) for value in outcome.columns.values() if isinstance(value, str))
         else:
-            window.rejects.append(made)
+            window.rejects.append(outcome)
         part += 1
         if candidate.last:
             digest.update(candidate.row.identity)
-            whole, part = whole + 1, 0
-        if len(window.items) + len(window.rejects) >= texts.rows or window.tokens >= TOKENS or window.size >= SIZE:
-            window.end = Mark(whole, part, digest.hexdigest())
+            complete, part = complete + 1, 0
+        if len(window.items) + len(window.rejects) >= texts.rows or window.tokens >= TOKENS or window.size >= CHARACTERS:
+            window.end = Position(complete, part, digest.hexdigest())
             yield window
             window = Window(window.number + 1)
     if window.items or window.rejects:
-        window.end = Mark(whole, part, digest.hexdigest())
+        window.end = Position(complete, part, digest.hexdigest())
         yield window
 
 
@@ -212,92 +212,96 @@ def _chunked(row: Row, document: Document, texts: Texts, columns: dict[str, Any]
     assert texts.chunk_tokens is not None
 
     def candidate(number: int, span: Span, last: bool) -> _Candidate:
-        where = {"start": span.start, "end": span.end, "page": document.page(span.start)}
+        position = {"start": span.start, "end": span.end, "page": document.page(span.start)}
         text = document.text[span.start : span.end]
-        kept = {"text": storable(text)} if texts.keep_text else {}
-        return _Candidate(row, f"{row.id}#{number}", text, {**columns, **where, **kept}, last)
+        text_column = {"text": storable(text)} if texts.keep_text else {}
+        return _Candidate(row, f"{row.id}#{number}", text, {**columns, **position, **text_column}, last)
 
-    before: Span | None = None
+    previous: Span | None = None
     number = -1
     for number, span in enumerate(chunks(document.text, texts.chunk_tokens, texts.overlap, texts.count)):
-        if before is not None and number > skip:
-            yield candidate(number - 1, before, False)
-        before = span
-    if before is not None:
-        yield candidate(number, before, True)
+        if previous is not None and number > skip:
+            yield candidate(number - 1, previous, False)
+        previous = span
+    if previous is not None:
+        yield candidate(number, previous, True)
 
 
-def _made(candidates: Iterable[_Candidate], texts: Texts) -> Iterator[tuple[_Candidate, Item | Reject]]:
-    """Each candidate with its item or reject, in order."""
-    waiting: list[_Candidate] = []
+def _outcomes(candidates: Iterable[_Candidate], texts: Texts) -> Iterator[tuple[_Candidate, Item | Reject]]:
+    """Each candidate with its item or reject, in order. Texts are tokenized in batches."""
+    batch: list[_Candidate] = []
     characters = 0
-    for one in candidates:
-        waiting.append(one)
-        characters += len(one.text)
-        if len(waiting) == AT_ONCE or characters >= CHARACTERS:
-            yield from _together(waiting, texts)
-            waiting, characters = [], 0
-    yield from _together(waiting, texts)
+    for candidate in candidates:
+        batch.append(candidate)
+        characters += len(candidate.text)
+        if len(batch) == BATCH_TEXTS or characters >= BATCH_CHARACTERS:
+            yield from _batch_outcomes(batch, texts)
+            batch, characters = [], 0
+    yield from _batch_outcomes(batch, texts)
 
 
-def _together(candidates: Sequence[_Candidate], texts: Texts) -> Iterator[tuple[_Candidate, Item | Reject]]:
-    whole = [
-        model_input(one.text, texts.prompt, cleaned=texts.cleaned) if one.reason is None else texts.prompt for one in candidates
+def _batch_outcomes(candidates: Sequence[_Candidate], texts: Texts) -> Iterator[tuple[_Candidate, Item | Reject]]:
+    model_inputs = [
+        model_input(candidate.text, texts.prompt, cleaned=texts.cleaned) if candidate.reason is None else texts.prompt
+        for candidate in candidates
     ]
-    cleaned = [text[len(texts.prompt) :] for text in whole]
-    reasons = [one.reason or _empty(one.text, text) for one, text in zip(candidates, cleaned, strict=True)]
-    encoded: dict[int, Encoding] = {}
+    cleaned = [text[len(texts.prompt) :] for text in model_inputs]
+    reasons = [candidate.reason or _unusable(candidate.text, text) for candidate, text in zip(candidates, cleaned, strict=True)]
+    encoding_by_index: dict[int, Encoding] = {}
     if texts.tokenizer is not None:
-        wanted = [place for place, reason in enumerate(reasons) if reason is None]
-        tokenizer, look = texts.tokenizer, None if texts.limit is None else LOOK * texts.limit
+        accepted = [index for index, reason in enumerate(reasons) if reason is None]
+        tokenizer, characters = texts.tokenizer, None if texts.limit is None else CHARACTERS_PER_TOKEN * texts.limit
         if texts.truncate and texts.limit is not None:
-            tokenizer, look = texts.cutting, LONGEST_TOKEN * texts.limit
-        found = tokenizer.encode_batch_fast([whole[place][:look] for place in wanted])
+            tokenizer, characters = texts.cutting, LONGEST_TOKEN * texts.limit
+        encodings = tokenizer.encode_batch_fast([model_inputs[index][:characters] for index in accepted])
         if texts.truncate:
-            whole = [text[:look] for text in whole]
-        encoded = dict(zip(wanted, found, strict=True))
-    for place, (one, text, reason) in enumerate(zip(candidates, whole, reasons, strict=True)):
-        encoding = encoded.get(place)
+            model_inputs = [text[:characters] for text in model_inputs]
+        encoding_by_index = dict(zip(accepted, encodings, strict=True))
+    for index, (candidate, text, reason) in enumerate(zip(candidates, model_inputs, reasons, strict=True)):
+        encoding = encoding_by_index.get(index)
         if reason is None and encoding is not None and not texts.truncate:
-            encoding, reason = _within(text, encoding, texts)
+            encoding, reason = _check_length(text, encoding, texts)
         if reason is None and encoding is not None:
-            reason = _unknown(encoding, texts)
+            reason = _unknown_token(encoding, texts)
         if reason is not None:
-            yield one, Reject(one.row.place, one.id, reason, one.text[: Reject.SHOWN] or None)
+            yield candidate, Reject(candidate.row.place, candidate.id, reason, candidate.text[: Reject.SHOWN] or None)
         elif encoding is None:
-            yield one, Item(one.id, one.row.place, text, -(-len(text.encode()) // 4), None, one.columns)
+            yield candidate, Item(candidate.id, candidate.row.place, text, -(-len(text.encode()) // 4), None, candidate.columns)
         else:
-            yield one, Item(one.id, one.row.place, text, len(encoding.ids), array("i", encoding.ids), one.columns)
+            yield (
+                candidate,
+                Item(candidate.id, candidate.row.place, text, len(encoding.ids), array("i", encoding.ids), candidate.columns),
+            )
 
 
-def _empty(text: str, cleaned: str) -> str | None:
+def _unusable(text: str, cleaned: str) -> str | None:
     if has_surrogate(text):
-        return "holds half of a surrogate pair, which is no character"
+        return "holds half of a surrogate pair, which is not a character"
     if cleaned.strip():
         return None
-    return "empty" if not text.strip() else "empty once characters that cannot be seen are taken out"
+    return "empty" if not text.strip() else "empty after invisible characters are removed"
 
 
-def _unknown(encoding: Encoding, texts: Texts) -> str | None:
-    """The reason if a text has a token that the model does not know, which would end an engine."""
+def _unknown_token(encoding: Encoding, texts: Texts) -> str | None:
+    """The reason if a text has a token beyond the model's token table, which would crash the engine."""
     if texts.table_rows is None or max(encoding.ids, default=0) < texts.table_rows:
         return None
     assert texts.tokenizer is not None
-    token = texts.tokenizer.id_to_token(max(encoding.ids))  # encode_batch_fast leaves out the tokens themselves
+    token = texts.tokenizer.id_to_token(max(encoding.ids))  # encode_batch_fast does not return the tokens' texts
     return f"has the token {token!r}, which is beyond the {texts.table_rows} rows of the model's token table"
 
 
-def _within(text: str, encoding: Encoding, texts: Texts) -> tuple[Encoding, str | None]:
-    """The tokens of a text whose beginning has been tokenized, and the reason if there are too many."""
+def _check_length(text: str, encoding: Encoding, texts: Texts) -> tuple[Encoding, str | None]:
+    """The tokens of a text of which a beginning has been tokenized, and the reason if there are too many."""
     if texts.limit is None:
         return encoding, None
-    looked = len(text) <= LOOK * texts.limit
-    if not looked and len(encoding.ids) <= texts.limit:
+    complete = len(text) <= CHARACTERS_PER_TOKEN * texts.limit
+    if not complete and len(encoding.ids) <= texts.limit:
         assert texts.tokenizer is not None
-        encoding, looked = texts.tokenizer.encode(text), True
+        encoding, complete = texts.tokenizer.encode(text), True
     if len(encoding.ids) <= texts.limit:
         return encoding, None
     return encoding, (
-        f"too long: {'' if looked else 'more than '}{len(encoding.ids)} tokens, the limit is {texts.limit}; cut it with "
+        f"too long: {'' if complete else 'more than '}{len(encoding.ids)} tokens, the limit is {texts.limit}; cut it with "
         "--truncate, or into chunks with --chunk-tokens"
     )

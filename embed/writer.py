@@ -12,10 +12,11 @@ from typing import Any
 from qembed.embed import formats, outputs
 from qembed.embed.engine import Engine
 from qembed.embed.job import Job
-from qembed.embed.journal import Done, Journal
+from qembed.embed.journal import Journal, Totals
 from qembed.embed.outputs import REJECTS, Output, VectorBlock, VectorLayout
 from qembed.embed.rows import Reject
 from qembed.embed.spool import Result, Spool
+from qembed.embed.suspects import Suspects
 from qembed.embed.windows import Window
 from qembed.errors import BadInput
 from qembed.files import sync
@@ -27,55 +28,60 @@ Unfit = Callable[[VectorBlock], Mapping[int, str]]
 
 
 @dataclass(frozen=True)
-class Progressed:
+class Progress:
     """Progress: total counts, share of the input (0 to 1), and the speed of this run without what earlier runs computed."""
 
-    done: Done
+    done: Totals
     fraction: float
     rows_per_second: float
     tokens_per_second: float
 
 
-OnProgress = Callable[[Progressed], None]
+OnProgress = Callable[[Progress], None]
 
 
-def computed(window: Window, engine: Engine, kept: Spool | None, on_batch: OnBatch) -> Result:
-    """The vectors of a window in row order."""
+def compute(window: Window, engine: Engine, spool: Spool | None, suspects: Suspects, on_batch: OnBatch) -> Result:
+    """The vectors of a window in row order; `spool` keeps finished batches."""
     import numpy as np
 
     places = engine.batches(window.items)
-    found = kept.begin(window.number) if kept else {}
-    made = np.zeros((len(window.items), engine.dimensions), np.float32)
+    finished = spool.begin(window.number) if spool else {}
+    vectors = np.zeros((len(window.items), engine.dimensions), np.float32)
     reasons: dict[int, str] = {}
 
     def take(batch: int, result: Result, is_new: bool) -> None:
-        made[places[batch]] = result[0]
+        vectors[places[batch]] = result[0]
         reasons.update({places[batch][place]: reason for place, reason in result[1].items()})
         on_batch(sum(window.items[place].length for place in places[batch]), len(places[batch]), is_new)
 
-    for batch, result in found.items():
+    for batch, result in finished.items():
         take(batch, result, False)
-    missing = {batch: [window.items[one] for one in some] for batch, some in enumerate(places) if batch not in found}
+    missing = {
+        batch: [window.items[place] for place in batch_places]
+        for batch, batch_places in enumerate(places)
+        if batch not in finished
+    }
     if missing:
-        for batch, result in engine.embed(missing):
-            if kept:
-                kept.put(batch, result)
+        results = suspects.embed(engine, window.number, missing) if engine.in_process else engine.embed(missing)
+        for batch, result in results:
+            if spool:
+                spool.put(batch, result, at_once=(window.number, batch) in suspects)
             take(batch, result, True)
-    return made, reasons
+    return vectors, reasons
 
 
 class Writer:
     """Writes windows on a background thread, one at a time; errors re-raise at the next put() or finish()."""
 
-    def __init__(self, job: Job, kept: Journal, dimensions: int, on_progress: OnProgress) -> None:
-        self.job, self.kept = job, kept
+    def __init__(self, job: Job, journal: Journal, dimensions: int, on_progress: OnProgress) -> None:
+        self.job, self.journal = job, journal
         about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
         width = dtypes.width(dimensions, job.dtype)
         shape = VectorLayout(job.dtype, dtypes.element(job.dtype), width, job.columns, about)
-        self.output: Output = formats.kind(job.output, job.dtype)(job.partial, shape, kept.done.sizes)
-        self.rejects = outputs.grown(job.partial / REJECTS, kept.done.sizes.get(REJECTS, 0))
+        self.output: Output = formats.kind(job.output, job.dtype)(job.partial, shape, journal.done.sizes)
+        self.rejects = outputs.open_truncated(job.partial / REJECTS, journal.done.sizes.get(REJECTS, 0))
         self._on_progress = on_progress
-        self._before = kept.done
+        self._before = journal.done
         self._pool = ThreadPoolExecutor(1, "writer")
         self._last: Future[None] | None = None
         self._tokens = self._rows = self._new_tokens = self._new_rows = 0
@@ -89,9 +95,9 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
-        for each in (self.output, self.rejects):
-            with contextlib.suppress(OSError):  # of a disk that is full: what could not be written has been told already
-                each.close()
+        for file in (self.output, self.rejects):
+            with contextlib.suppress(OSError):  # the disk is full, which has been reported already
+                file.close()
 
     def begin(self, window: Window) -> None:
         """Report that `window` is computed next."""
@@ -99,7 +105,7 @@ class Writer:
             self._window_start = self._window.done
         self._window, self._window_rows = window, 0
 
-    def tell(self, tokens: int, rows: int, is_new: bool = True) -> None:
+    def report(self, tokens: int, rows: int, is_new: bool = True) -> None:
         """Report that `rows` more texts have vectors; `is_new`: this run computed them."""
         self._tokens, self._rows, self._window_rows = self._tokens + tokens, self._rows + rows, self._window_rows + rows
         if is_new:
@@ -109,8 +115,8 @@ class Writer:
             self._fraction = self._window_start + (self._window.done - self._window_start) * min(share, 1.0)
         vectors, total = self._before.vectors + self._rows, self._before.tokens + self._tokens
         seconds = max(time.monotonic() - self._since, 1e-9)
-        so_far = replace(self.kept.done, vectors=vectors, tokens=total)
-        self._on_progress(Progressed(so_far, self._fraction, self._new_rows / seconds, self._new_tokens / seconds))
+        totals = replace(self.journal.done, vectors=vectors, tokens=total)
+        self._on_progress(Progress(totals, self._fraction, self._new_rows / seconds, self._new_tokens / seconds))
 
     def put(self, window: Window, results: Result) -> None:
         """Write a window once the previous one has been written."""
@@ -120,64 +126,66 @@ class Writer:
     def finish(self) -> None:
         """Wait for the last write, then complete the files."""
         self._wait()
-        self.output.finish(self.kept.done.vectors)
+        self.output.finish(self.journal.done.vectors)
         self.output.sizes()
         self._window, self._fraction = None, 1.0
-        self.tell(0, 0)
-        self.kept.finished(replace(self.kept.done, ended=True))
+        self.report(0, 0)
+        self.journal.record(replace(self.journal.done, ended=True))
 
     def _wait(self) -> None:
         if self._last is not None:
             self._last.result()
 
     def _write(self, window: Window, results: Result) -> None:
-        block, refused = _told_apart(window, results, self.job, self.output.unfit)
-        if self.job.strict and refused:
-            raise BadInput(f"{refused[0].place}: {refused[0].reason} (--strict)")
-        self.rejects.write(outputs.lines([one.record for one in refused]))
+        block, rejects = _separate_rejects(window, results, self.job, self.output.unfit)
+        if self.job.strict and rejects:
+            raise BadInput(f"{rejects[0].place}: {rejects[0].reason} (--strict)")
+        self.rejects.write(outputs.lines([reject.record for reject in rejects]))
         if block.ids:
             self.output.write(block)
         sizes = self.output.sizes()
         sync(self.rejects)
-        done = self.kept.done
-        self.kept.finished(
-            Done(
+        done = self.journal.done
+        self.journal.record(
+            Totals(
                 windows=window.number + 1,
                 mark=window.end,
                 sizes={**sizes, REJECTS: self.rejects.tell()},
                 vectors=done.vectors + len(block.ids),
-                rejected=done.rejected + len(refused),
+                rejected=done.rejected + len(rejects),
                 tokens=done.tokens + window.tokens,
             )
         )
 
 
-def embedded(window: Window, engine: Engine, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
+def embed_window(
+    window: Window, engine: Engine, suspects: Suspects, job: Job, unfit: Unfit
+) -> tuple[VectorBlock, list[Reject]]:
     """The stored vectors of a window, and its rows without a vector."""
-    return _told_apart(window, computed(window, engine, None, lambda *_: None), job, unfit)
+    return _separate_rejects(window, compute(window, engine, None, suspects, lambda *_: None), job, unfit)
 
 
-def _told_apart(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
+def _separate_rejects(window: Window, results: Result, job: Job, unfit: Unfit) -> tuple[VectorBlock, list[Reject]]:
     """The stored vectors of a window, and its rejects."""
-    made, reasons = results
-    stored = dtypes.encode(made, job.dtype)
+    vectors, reasons = results
+    stored = dtypes.encode(vectors, job.dtype)
     block = _block(window, stored, job.columns, reasons)
-    if found := unfit(block):
-        left = [place for place in range(len(window.items)) if place not in reasons]
-        reasons = reasons | {left[at]: why for at, why in found.items()}
+    if unfit_rows := unfit(block):
+        places = [place for place in range(len(window.items)) if place not in reasons]
+        reasons = reasons | {places[index]: reason for index, reason in unfit_rows.items()}
         block = _block(window, stored, job.columns, reasons)
-    refused = [
-        Reject(window.items[place].place, window.items[place].id, why, window.items[place].text)
-        for place, why in sorted(reasons.items())
+    rejects = [
+        Reject(window.items[place].place, window.items[place].id, reason, window.items[place].text)
+        for place, reason in sorted(reasons.items())
     ]
-    return block, [*window.rejects, *refused]
+    return block, [*window.rejects, *rejects]
 
 
-def _block(window: Window, stored: Any, columns: Sequence[str], reasons: Mapping[int, str]) -> VectorBlock:
+def _block(window: Window, vectors: Any, columns: Sequence[str], reasons: Mapping[int, str]) -> VectorBlock:
     places = [place for place in range(len(window.items)) if place not in reasons]
     items = [window.items[place] for place in places]
     return VectorBlock(
-        stored if not reasons else stored[places],
+        vectors if not reasons else vectors[places],
         [item.id for item in items],
         {name: [item.columns.get(name) for item in items] for name in columns},
     )

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from qembed.checkpoint.find import DEFAULT_MODEL, INT4_SUFFIX
 from qembed.command import signals
-from qembed.command.options import JSON_HELP
+from qembed.command.options import JSON_HELP, threads_option
 from qembed.command.row_options import row_options as add_row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
@@ -186,12 +186,7 @@ computing = section("Device")
 )
 @fitted("--seed", type=int, default=0, show_default=True, help="Random seed; draws the texts and those held out.")
 @computing("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N. auto is a GPU if there is one.")
-@computing(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Number of CPU threads.  [default: the CPU cores that this process may use, by affinity and quota]",
-)
+@threads_option(computing)
 def command(
     model: str,
     output: Path | None,

@@ -7,14 +7,15 @@ solution on each half, for every damping in DAMPINGS, is judged by its gain on t
 within TOLERANCE of the best, with the best strength for it, is then used on both halves together. If there is no gain, the
 weight does not change.
 
-A single eigendecomposition G = V·diag(s)·Vᵀ of a half's Gram matrix serves all dampings: the solution is P·diag(1/(s + λ))·Vᵀ
-with P = R·V, and its gain on the other half consists of a linear and a quadratic form in 1/(s + λ).
+The gain of a damping is estimated on JUDGED_OUTPUTS outputs, from a Cholesky factorization of G + λI. Gains rise to a single
+maximum in practice, so the search climbs from START_DAMPING instead of trying every damping.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from qembed.quantize.hidden import Moments
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """λ as shares of the mean diagonal of the Gram matrix. For larger λ the solution is a gradient step of length `strength`."""
+START_DAMPING = 0.1
+"""Where the search for the best of DAMPINGS starts: it is most often the best or next to it."""
+JUDGED_OUTPUTS = 256
+"""Maximum number of outputs, evenly spaced, by which dampings are judged."""
 TOLERANCE = 0.03
 """The chosen damping is the largest whose gain is at most this share below the best. Near the maximum, gains differ by chance,
 and a smaller change is safer on texts unlike the calibration texts (compare the one-standard-error rule, Breiman et al. 1984,
@@ -73,53 +78,57 @@ def cross_validate(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: 
 
     The gain of a damping is that of either half's solution on the other half, summed.
     """
-    import torch
-
     unit = float(sum(fold.gram.diagonal().mean() for fold in folds))  # keeps squares within float32
     if len(folds) != 2 or unit < TINY:  # all texts are equal, or all channels are zero: nothing to validate on
         return Shrinkage(DAMPINGS[-1], 0.0)
-    metric = matmul(weight.T, weight) if behind_norm else None
-    residuals = [(_cross(fold) if behind_norm else _residual(weight, fold)) / unit for fold in folds]
+    residuals = [_judged_residual(weight, fold, behind_norm) / unit for fold in folds]
     grams = [fold.gram / unit for fold in folds]
-    linear, quadratic = (torch.zeros(len(DAMPINGS), dtype=torch.float64) for _ in range(2))
-    for fit, test in ((0, 1), (1, 0)):
-        fold_linear, fold_quadratic = _gains(residuals[fit], grams[fit], residuals[test], grams[test], metric)
-        linear, quadratic = linear + fold_linear, quadratic + fold_quadratic
-    strength = (linear / quadratic.clamp(min=TINY)).clamp(0, 1)
-    gains = 2 * strength * linear - strength.square() * quadratic
-    best = int((gains >= (1 - TOLERANCE) * gains.max()).nonzero().max())
-    return Shrinkage(DAMPINGS[best], float(strength[best]))
+
+    @cache
+    def gain(index: int) -> tuple[float, float]:
+        """The gain of the damping with this index, and its best strength."""
+        linear = quadratic = 0.0
+        for fit, test in ((0, 1), (1, 0)):
+            solution = _damped_solution(residuals[fit], grams[fit], DAMPINGS[index])
+            if solution is None:
+                return float("-inf"), 0.0
+            linear += float((solution * residuals[test]).sum())
+            quadratic += float((matmul(solution, grams[test]) * solution).sum())
+        strength = min(max(linear / max(quadratic, TINY), 0.0), 1.0)
+        return 2 * strength * linear - strength**2 * quadratic, strength
+
+    chosen = _climb(lambda index: gain(index)[0], DAMPINGS.index(START_DAMPING), len(DAMPINGS))
+    enough = (1 - TOLERANCE) * gain(chosen)[0]
+    while chosen + 1 < len(DAMPINGS) and gain(chosen + 1)[0] >= enough:
+        chosen += 1
+    return Shrinkage(DAMPINGS[chosen], gain(chosen)[1])
 
 
-def _gains(
-    residual: torch.Tensor,
-    gram: torch.Tensor,
-    test_residual: torch.Tensor,
-    test_gram: torch.Tensor,
-    metric: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a solution on one half of the calibration gains on the other half, for each of DAMPINGS.
+def _climb(value: Callable[[int], float], start: int, count: int) -> int:
+    """The index below `count` at which `value` is largest, if it has a single maximum: climbs from `start` in both directions."""
+    best = start
+    for step in (1, -1):
+        while 0 <= best + step < count and value(best + step) > value(best):
+            best += step
+    return best
 
-    Args:
-        residual: R = Σ d xᵀ [D, K] of the half to solve on, with d the correction that an output (or an input) needs.
-        gram: G [K, K] of that half.
-        test_residual: R of the half to judge by.
-        test_gram: G of that half.
-        metric: [D, D], the metric of errors: WᵀW if d is an error of the inputs of W; None is the identity.
 
-    Returns:
-        (linear, quadratic), both [9] float64: with strength α, the gain is 2·α·linear − α²·quadratic.
-    """
+def _damped_solution(residual: torch.Tensor, gram: torch.Tensor, damping: float) -> torch.Tensor | None:
+    """R · (G + λI)⁻¹ [D, K] for R `residual` [D, K] and G `gram` [K, K]; None if float32 is too coarse for so small a λ."""
     import torch
 
-    values, vectors = torch.linalg.eigh(gram)
-    solution, target = matmul(residual, vectors), matmul(test_residual, vectors)
-    weighted = solution if metric is None else matmul(metric, solution)
-    linear = (weighted * target).sum(0).double()
-    quadratic = matmul(vectors.T, matmul(test_gram, vectors)).mul_(matmul(solution.T, weighted))
-    damping = values.new_tensor(DAMPINGS) * gram.diagonal().mean().clamp(min=TINY)
-    inverse = (values.clamp(min=0)[None] + damping[:, None]).reciprocal()
-    return (inverse.double() @ linear).cpu(), (matmul(inverse, quadratic) * inverse).sum(1).double().cpu()
+    matrix = gram.clone()
+    matrix.diagonal().add_(damping * gram.diagonal().mean().clamp(min=TINY))
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return None if failed else torch.cholesky_solve(residual.T, factor).T
+
+
+def _judged_residual(weight: torch.Tensor, moments: Moments, behind_norm: bool) -> torch.Tensor:
+    """Σ d xᵀ [D, K], with d what the judged outputs of `weight` lack; D is at most JUDGED_OUTPUTS."""
+    rows = slice(None, None, -(-len(weight) // JUDGED_OUTPUTS))
+    if behind_norm:
+        return matmul(weight[rows], _cross(moments))
+    return _cross(moments)[rows] - matmul(weight[rows], moments.gram)
 
 
 def _residual(weight: torch.Tensor, moments: Moments) -> torch.Tensor:

@@ -18,7 +18,7 @@ import click
 
 from qembed.checkpoint.find import find_served
 from qembed.checkpoint.int8_table import INT8
-from qembed.command.options import MODEL_HELP, Size
+from qembed.command.options import MODEL_HELP, Size, threads_option
 from qembed.command.sections import section
 from qembed.command.signals import Interrupts
 from qembed.errors import BadInput
@@ -230,6 +230,7 @@ engine_options = section("Engine")
     show_default=True,
     help="sglang: serve the same checkpoint and limits with SGLang; texts are then not cleaned or checked.",
 )
+@threads_option(engine_options)
 @engine_options("--tensor-parallel-size", type=click.IntRange(1), default=1, help="Devices that share one copy of the model.")
 @engine_options("--data-parallel-size", type=click.IntRange(1), default=1, help="Devices with a full copy of the model each.")
 @engine_options(

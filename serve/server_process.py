@@ -26,24 +26,17 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from qembed.serve.gate import gate
-from qembed.vllm import arguments, gate_rules, machine
+from qembed.vllm import arguments, gate_rules, machine, unused_modules
 
-# vLLM and transformers import these if they are installed. An embedding server never uses them, and they take 150 MB and a
-# third of the import time. A module that is None in sys.modules counts as missing. This is not in main(), because vLLM's other
-# processes start by importing their parent's main module.
-UNUSED_MODULES = ("pandas", "scipy", "sklearn", "ray", "cv2")
-TRACING_MODULES = ("grpc", "opentelemetry")
-TRACING_OPTION = "--otlp-traces-endpoint"
 # With httptools uvicorn drops the body of a POST that asks for an upgrade (Java's HttpClient sends `Upgrade: h2c` by default).
 # Without it uvicorn uses h11, and the request is answered as HTTP/1.1. Without a websocket library it does not take a POST with
 # `Upgrade: websocket` for a handshake; no route is a websocket.
 UPGRADE_MODULES = ("httptools", "websockets", "wsproto")
-# Whether the engine is forked (`qembed.vllm.arguments.server_environment`): on a CPU, whose vLLM has no use for Triton.
+# Whether the engine is forked (`qembed.vllm.arguments.server_environment`), as on a CPU.
 FORKS_ENGINE = arguments.FORKED_THREADS in os.environ
+# Not in main(), because vLLM's other processes start by importing their parent's main module.
 if __name__ in ("__main__", "__mp_main__"):
-    tracing = () if any(word.startswith(TRACING_OPTION) for word in sys.argv) else TRACING_MODULES
-    for name in (*UNUSED_MODULES, *UPGRADE_MODULES, *tracing, *(("triton",) if FORKS_ENGINE else ())):
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    unused_modules.hide((*UPGRADE_MODULES, *unused_modules.names(sys.argv, on_cpu=FORKS_ENGINE)))
     gc.disable()  # until all is imported: a fifth of the time of the imports
 
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"

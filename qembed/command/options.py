@@ -43,3 +43,14 @@ def api_key_file_option(option: Callable[..., Any] = click.option) -> Callable[[
         help="Key to send to running servers: the first line of FILE.  [default: the first in QEMBED_API_KEY]",
     )
     return decorator
+
+
+def threads_option(option: Callable[..., Any] = click.option) -> Callable[[Function], Function]:
+    """The option --threads of a command that computes; `option` is `click.option`, or puts it under a heading."""
+    decorator: Callable[[Function], Function] = option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Number of CPU threads.  [default: the CPU cores that this process may use, by affinity and quota]",
+    )
+    return decorator

@@ -184,10 +184,18 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
     if LOOPBACK.exists() and not any(name in SEVERAL_MACHINES for name, _ in launch.settings.engine_args):
         # By default gloo, with which vLLM's processes talk to each other, listens on the address of the host's name.
         variables.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.name)
+    parts = launch.settings.tensor_parallel_size * launch.settings.data_parallel_size
+    threads = launch.settings.threads
+    if threads is not None:
+        variables["OMP_NUM_THREADS"] = str(max(1, threads // parts))
     if launch.device == "cpu":
         # By default vLLM reserves a core for its scheduler: half of a machine with two cores.
-        parts = launch.settings.tensor_parallel_size * launch.settings.data_parallel_size
-        variables.setdefault("VLLM_CPU_OMP_THREADS_BIND", _shares(cores, parts))
+        if threads is None:
+            variables.setdefault("VLLM_CPU_OMP_THREADS_BIND", _shares(cores, parts))
+        else:
+            # vLLM gives a worker a thread for each core that it is bound to, else OMP_NUM_THREADS.
+            bound = parts <= threads <= len(cores)
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = _shares(cores[:threads], parts) if bound else "nobind"
         # By default glibc returns each freed activation to the system and gets new zeroed pages for the next, which takes
         # half of a step's time. With these thresholds it keeps as much memory as a step needs.
         variables.setdefault("MALLOC_MMAP_THRESHOLD_", str(MMAP_THRESHOLD))

@@ -66,6 +66,7 @@ class ServerSettings:
         log_format: "text", or "json" for one JSON object per line.
         log_requests: whether texts are logged.
         access_log: whether each request is logged, without texts.
+        threads: CPU threads of all workers together; None: one for each core that the process may use.
         engine: "vllm" or "sglang".
         engine_args: further settings of the engine, such as ("max-log-len", "5").
     """
@@ -101,6 +102,7 @@ class ServerSettings:
     log_format: str = "text"
     log_requests: bool = False
     access_log: bool = False
+    threads: int | None = None
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
     engine: str = "vllm"

@@ -1,4 +1,4 @@
-"""`qembed embed` with the real vLLM: in its own process, through the server, killed and started again."""
+"""`qembed embed` with the real vLLM: in its own process, through a server, and on Ray; killed and resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.e2e.launcher import QEMBED, Launched
 
 pytestmark = pytest.mark.vllm
 ROWS = 4500
-"""Two windows."""
+"""Enough for two windows."""
 
 
 def embed(*arguments: object) -> subprocess.Popen[str]:
@@ -29,11 +29,11 @@ def embed(*arguments: object) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
-    """What it printed with --json."""
+    """The summary that it printed with --json."""
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, err
-    said: dict[str, Any] = json.loads(out)
-    return said
+    summary: dict[str, Any] = json.loads(out)
+    return summary
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(source: Path, int4_checkpoint: Path) -> Path:
-    """The vectors of an undisturbed run."""
+    """The vectors of an uninterrupted run."""
     out = source.with_name("whole.npy")
-    said = ended(embed(source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128))
-    assert (said["vectors"], said["dimensions"], said["rejected"]) == (ROWS, 128, 0)
+    summary = ended(embed(source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128))
+    assert (summary["vectors"], summary["dimensions"], summary["rejected"]) == (ROWS, 128, 0)
     return out
 
 
-def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(source: Path, whole: Path, int4_checkpoint: Path) -> None:
+def test_a_killed_run_is_resumed_and_its_output_is_byte_identical(source: Path, whole: Path, int4_checkpoint: Path) -> None:
     out = source.with_name("killed.npy")
     arguments = (source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128)
     killed = embed(*arguments)
@@ -67,36 +67,33 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(source: Pa
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not out.exists()
-    said = ended(embed(*arguments))
-    assert 0 < said["resumed"] < ROWS
+    summary = ended(embed(*arguments))
+    assert 0 < summary["resumed"] < ROWS
     assert out.read_bytes() == whole.read_bytes()
-    for name in ("ids.jsonl",):
-        assert out.with_name(f"killed.{name}").read_bytes() == whole.with_name(f"whole.{name}").read_bytes()
+    assert out.with_name("killed.ids.jsonl").read_bytes() == whole.with_name("whole.ids.jsonl").read_bytes()
 
 
-def test_the_vectors_are_those_of_the_server_in_the_order_of_the_input(
-    source: Path, whole: Path, int4_server: Launched
-) -> None:
+def test_the_vectors_equal_those_of_the_server_in_input_order(source: Path, whole: Path, int4_server: Launched) -> None:
     vectors = np.load(whole, mmap_mode="r")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
     lines = source.read_text().splitlines()
     places = [0, 1, 2, 499, 500, 4095, 4096, ROWS - 1]
     texts = [json.loads(lines[place])["text"] for place in places]
-    asked = embeddings.embed(texts, url=int4_server.url, model=int4_server.model, dimensions=128)
-    assert ((vectors[places] * asked).sum(axis=1) > 0.999).all()
+    server_vectors = embeddings.embed(texts, url=int4_server.url, model=int4_server.model, dimensions=128)
+    assert ((vectors[places] * server_vectors).sum(axis=1) > 0.999).all()
 
 
-def test_through_the_server_it_is_the_same(source: Path, whole: Path, int4_server: Launched, tmp_path: Path) -> None:
+def test_vectors_through_a_server_are_the_same(source: Path, whole: Path, int4_server: Launched, tmp_path: Path) -> None:
     few, out = tmp_path / "few.jsonl", tmp_path / "few.npy"
     lines = source.read_text().splitlines()[:600]
     few.write_text("\n".join(lines))
     both = ("--url", int4_server.url, "--url", int4_server.url.removesuffix("/v1"))
-    said = ended(embed(few, "-o", out, *both, "--dimensions", 128, "--json"))
-    assert said["vectors"] == 600
+    summary = ended(embed(few, "-o", out, *both, "--dimensions", 128, "--json"))
+    assert summary["vectors"] == 600
     assert (np.sum(np.load(out) * np.load(whole, mmap_mode="r")[:600], axis=1) > 0.999).all()
 
 
-def test_on_ray_each_actor_has_an_engine_and_the_parts_are_the_whole(
+def test_on_ray_each_actor_has_an_engine_and_the_parts_are_complete(
     source: Path, whole: Path, int4_checkpoint: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray")
@@ -106,8 +103,8 @@ def test_on_ray_each_actor_has_an_engine_and_the_parts_are_the_whole(
     for number, at in enumerate((0, 400)):
         (folder / f"{number}.jsonl").write_text("\n".join(lines[at : at + 400]))
     share = ("--ray", "local", "--ray-workers", 2, "--ray-cpus", 1)
-    said = ended(embed(folder, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128, *share))
-    assert (said["vectors"], said["dimensions"], said["rejected"]) == (800, 128, 0)
+    summary = ended(embed(folder, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128, *share))
+    assert (summary["vectors"], summary["dimensions"], summary["rejected"]) == (800, 128, 0)
     parts = json.loads((out / "manifest.json").read_text())["parts"]
     assert len(parts) == 2
     table = pyarrow.parquet.read_table([out / part["file"] for part in parts])

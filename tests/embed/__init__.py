@@ -1,1 +1,1 @@
-"""Texts to vectors: on a stand-in for the engine, which is quick; the real one is in tests/e2e/test_embed.py."""
+"""`qembed embed` with a fake engine; tests/e2e/test_embed.py uses the real one."""

@@ -1,4 +1,4 @@
-"""`qembed embed` on the stand-in: in this process, or in one of its own that can be killed."""
+"""`qembed embed` with the fake engine: in this process, or in a separate one that can be killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Embed = Callable[..., Result]
 @pytest.fixture
 def embed(monkeypatch: pytest.MonkeyPatch) -> Embed:
     """`qembed embed` in this process."""
-    monkeypatch.setattr(job_options, "_own", computing)
+    monkeypatch.setattr(job_options, "_in_process", computing)
     monkeypatch.setattr(Checkpoint, "tokenizer", lambda _: tokenizer())
 
     def run(*arguments: object, input: str | bytes | None = None) -> Result:  # noqa: A002
@@ -40,7 +40,7 @@ def embed(monkeypatch: pytest.MonkeyPatch) -> Embed:
 
 
 def started(*arguments: object, **variables: object) -> subprocess.Popen[bytes]:
-    """`qembed embed` in a process of its own."""
+    """`qembed embed` in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.embed.fake_engine", "embed", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -49,17 +49,17 @@ def started(*arguments: object, **variables: object) -> subprocess.Popen[bytes]:
     )
 
 
-LOAD = Checkpoint.tokenizer
+LOAD_TOKENIZER = Checkpoint.tokenizer
 
 
 @cache
 def tokenizer() -> Tokenizer:
-    """The sample's, loaded once."""
-    return LOAD(find(SAMPLE))
+    """The sample's tokenizer, loaded once."""
+    return LOAD_TOKENIZER(find(SAMPLE))
 
 
 def expected(text: str, dimensions: int = DIMENSIONS) -> np.ndarray[Any, Any]:
-    """The vector of a text as the model gets it."""
+    """The fake engine's vector of a text, as the model reads it."""
     return vector(tokenizer().encode(text).ids, dimensions)
 
 
@@ -68,8 +68,13 @@ def rejects(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def ids(path: Path) -> list[str]:
+    """The ids beside the vectors in `path`."""
+    return [json.loads(line)["id"] for line in path.with_name(path.stem + ".ids.jsonl").read_text("utf-8").splitlines()]
+
+
 def contents(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file in `folder`, hidden ones too."""
+    """The SHA-256 of each file in `folder`, including hidden ones."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")

@@ -1,107 +1,16 @@
-"""Long documents: chunks on borders, with their places; and the formats that have readers of their own."""
+"""Documents: the text of each format, and a folder of them in chunks."""
 
 from __future__ import annotations
 
 import io
-import json
-import random
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet
 import pytest
 
 from qembed.embed import documents
-from qembed.embed.chunking import chunks
 
-from .conftest import Embed, rejects, tokenizer
-
-
-def count(texts: Sequence[str]) -> list[int]:
-    return [len(one.ids) for one in tokenizer().encode_batch(list(texts))]
-
-
-def test_chunks_end_with_paragraphs_and_sentences() -> None:
-    paragraphs = [" ".join(f"This is sentence {n} of paragraph {p}." for n in range(6)) for p in range(4)]
-    text = "\n\n".join(paragraphs)
-    found = [text[one.start : one.end] for one in chunks(text, 48, 0, count)]
-    assert all(one.endswith(".") for one in found)
-    assert all(one.startswith("This is sentence") for one in found)
-    assert " ".join(found).split() == text.split()
-    whole = [text[one.start : one.end] for one in chunks(text, max(count(paragraphs)) + 4, 0, count)]
-    assert whole == paragraphs
-
-
-def test_whatever_the_text_all_of_it_is_in_chunks_of_no_more_tokens_with_no_more_overlap_than_asked() -> None:
-    draw = random.Random(0)
-    words = ["alpha", "beta", "x", "Übung", "слово", "漢字", "don't"]
-    kinds: list[Any] = [
-        lambda: (
-            " ".join(draw.choice(words) for _ in range(draw.randint(1, 40))) + draw.choice([". ", "! ", ".\n", "\n\n", " "])
-        ),
-        lambda: "汉字测试。" * draw.randint(1, 9),
-        lambda: "a" * draw.randint(1, 900),
-        lambda: " \n" * draw.randint(1, 9),
-        lambda: "\n\n \n".join("x" for _ in range(draw.randint(1, 60))),
-        lambda: "\u0301" * draw.randint(1, 50),
-    ]
-    for _ in range(40):
-        text = "".join(draw.choice(kinds)() for _ in range(draw.randint(1, 30)))
-        size = draw.choice([4, 16, 64, 512])
-        overlap = draw.choice([0, 2, size // 4])
-        spans = list(chunks(text, size, overlap, count))
-        covered = bytearray(len(text))
-        for before, after in pairwise(spans):
-            assert before.start < after.start
-            assert before.end < after.end
-            if after.start < before.end:
-                assert count([text[after.start : before.end]])[0] <= overlap + 1  # the appended token is not shared
-        for span in spans:
-            part = text[span.start : span.end]
-            assert part == part.strip()
-            assert count([part])[0] <= size or len(part) == 1
-            covered[span.start : span.end] = b"\1" * len(part)
-        assert all(seen or letter.isspace() for seen, letter in zip(covered, text, strict=True))
-
-
-def test_adjacent_chunks_share_the_overlap() -> None:
-    text = " ".join(f"Sentence number {n} is short." for n in range(60))
-    spans = list(chunks(text, 64, 16, count))
-    assert len(spans) > 4
-    for before, after in pairwise(spans):
-        assert 4 <= count([text[after.start : before.end]])[0] <= 17
-    without_stops = "word " * 500
-    spans = list(chunks(without_stops, 64, 16, count))
-    assert all(after.start < before.end for before, after in pairwise(spans))
-
-
-def test_chunks_have_their_ids_and_places_and_the_kept_columns(embed: Embed, tmp_path: Path) -> None:
-    body = "\n\n".join(" ".join(f"This is sentence {n} of paragraph {p}." for n in range(5)) for p in range(3))
-    rows = [
-        {"id": "long", "text": body, "lang": "en"},
-        {"id": "short", "text": " one ", "lang": "de"},
-        {"id": "none", "text": " "},
-    ]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = tmp_path / "out.parquet"
-    kept = ["--keep", "lang", "--keep", "text"]
-    assert embed(tmp_path / "in.jsonl", "-o", out, "--chunk-tokens", "32", "--overlap", "10", *kept).exit_code == 4
-    table = pyarrow.parquet.read_table(out)
-    assert table.column_names == ["id", "vector", "start", "end", "page", "lang", "text"]
-    made = table.to_pylist()
-    parts = [row for row in made if row["id"].startswith("long#")]
-    assert [row["id"] for row in parts] == [f"long#{n}" for n in range(len(parts))]
-    assert len(parts) > 3
-    for row in parts:
-        assert body[row["start"] : row["end"]] == row["text"]
-        assert row["page"] is None
-        assert row["lang"] == "en"
-    assert {name: made[-1][name] for name in ("id", "start", "end", "text", "lang")} == {
-        "id": "short#0", "start": 1, "end": 4, "text": "one", "lang": "de",
-    }  # fmt: skip
-    assert rejects(tmp_path / "out.rejects.jsonl")[0]["id"] == "none"
+from .conftest import Embed, rejects
 
 
 def pdf(*pages: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What comes out: every format holds the same vectors in the order of the input, with the ids and the columns asked for."""
+"""Every output format holds the same vectors in input order, with ids and the chosen columns."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> tuple[list[str], np.ndarray[Any, Any]]:
-    """Ids and vectors, as a user of that format reads them."""
+    """Ids and vectors, read as a user of that format would."""
     beside = path.with_name(path.stem + ".ids.jsonl")
     if path.suffix == ".npy":
         array = np.load(path, mmap_mode="r")
@@ -65,7 +65,7 @@ def test_each_format_holds_the_vectors_in_the_order_of_the_input(embed: Embed, s
     assert json.loads(done.stdout)["vectors"] == len(TEXTS)
     ids, vectors = read(out)
     assert ids == [f"row-{n}" for n in range(len(TEXTS))]
-    # The formats that are text hold as many digits as give each number back exactly.
+    # Text formats hold enough digits to restore each number exactly.
     np.testing.assert_array_equal(vectors.astype(np.float32), np.stack([expected(text) for text in TEXTS]))
     assert not list(source.parent.glob(".*"))
     assert not source.with_name("out.rejects.jsonl").exists()
@@ -89,10 +89,10 @@ def test_smaller_dtypes(embed: Embed, source: Path, suffix: str, dtype: str) -> 
         assert vectors.dtype == np.dtype("uint8" if dtype == "binary" else dtype)
 
 
-def test_columns_are_kept_with_their_types_and_parquet_says_what_it_holds(embed: Embed, source: Path) -> None:
+def test_columns_are_kept_with_their_types_and_parquet_describes_its_content(embed: Embed, source: Path) -> None:
     out = source.with_name("out.parquet")
-    kept = ["--keep", "price", "--keep", "tags", "--keep", "ok", "--keep", "text"]
-    assert embed(source, "-o", out, *kept, "--prompt", "query", "--dimensions", "32").exit_code == 0
+    keep = ["--keep", "price", "--keep", "tags", "--keep", "ok", "--keep", "text"]
+    assert embed(source, "-o", out, *keep, "--prompt", "query", "--dimensions", "32").exit_code == 0
     table = pyarrow.parquet.read_table(out)
     assert table.column_names == ["id", "vector", "price", "tags", "ok", "text"]
     assert str(table.schema.field("vector").type).startswith("fixed_size_list<")
@@ -117,7 +117,7 @@ def test_columns_are_kept_in_the_other_formats(embed: Embed, source: Path) -> No
         assert list(csv.DictReader(file))[1]["tags"] == '["x", 1]'
 
 
-def test_a_value_that_its_column_cannot_hold_is_a_rejected_row_and_not_the_end(
+def test_a_value_that_does_not_fit_its_column_rejects_the_row_only(
     embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qembed.embed import windows
@@ -129,7 +129,7 @@ def test_a_value_that_its_column_cannot_hold_is_a_rejected_row_and_not_the_end(
     assert done.exit_code == 4
     assert pyarrow.parquet.read_table(tmp_path / "out.parquet")["price"].to_pylist() == [0, 1, 2, 3, 4, 5, 7, 8, 9]
     (rejected,) = (tmp_path / "out.rejects.jsonl").read_text().splitlines()
-    assert json.loads(rejected)["reason"] == 'price is "free", where the rows before have int64'
+    assert json.loads(rejected)["reason"] == 'price is "free", where earlier rows have int64'
 
 
 def test_many_windows_are_one_file_in_each_format(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_no_vector_at_all_is_an_empty_file_of_the_right_shape(embed: Embed, tmp_
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["-o", "out.bin"], ["out.bin", "tells no format", ".npy"]),
+        (["-o", "out.bin"], ["out.bin", "unknown suffix", ".npy"]),
         (["-o", "out.fvecs", "--output-dtype", "int8"], [".fvecs holds float32"]),
         (["-o", "nowhere/out.npy"], ["no folder nowhere"]),
         (["-o", "out.npy", "--output-dtype", "binary", "--dimensions", "20"], ["whole bytes"]),
@@ -175,7 +175,7 @@ def test_no_vector_at_all_is_an_empty_file_of_the_right_shape(embed: Embed, tmp_
         (["-o", "out.npy", "--url", "http://x", "--max-num-seqs", "3"], ["--max-num-seqs"]),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
+def test_invalid_options_are_reported_in_one_line_and_leave_no_files(
     embed: Embed, source: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: list[str]
 ) -> None:
     monkeypatch.chdir(source.parent)
@@ -200,14 +200,14 @@ def test_the_recipe_for_rescoring_finds_the_nearest(embed: Embed, tmp_path: Path
     (recipe,) = [block.split("```")[0] for block in blocks if "bitwise_count" in block]
     binary, int8 = recipe.split("\n# int8")
     exact = np.argsort(-np.stack([expected(text, 256) for text in texts]) @ expected(texts[250], 256))[:10]
-    found: dict[str, Any] = {}
+    namespace: dict[str, Any] = {}
     for part in (binary, "# int8" + int8):
-        exec(part, found)
-        assert found["best"][0] == 250
-        assert len({*map(int, found["best"])} & {*map(int, exact)}) >= 5
+        exec(part, namespace)
+        assert namespace["best"][0] == 250
+        assert len({*map(int, namespace["best"])} & {*map(int, exact)}) >= 5
 
 
-def test_files_that_exist_are_left_alone_unless_told(embed: Embed, source: Path) -> None:
+def test_existing_files_are_replaced_only_with_force(embed: Embed, source: Path) -> None:
     for name in ("out.npy", "out.ids.jsonl", "out.rejects.jsonl"):
         source.with_name(name).write_text("mine")
         done = embed(source, "-o", source.with_name("out.npy"))

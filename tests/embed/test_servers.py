@@ -1,4 +1,4 @@
-"""Through running servers: spread over them, asked again where one fails, single texts told apart that a server refuses."""
+"""Running servers as the engine: batches are spread, retried when a server fails, and single texts rejected."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .conftest import rejects
 from .fake_engine import vector
 
 
-class Fake(Server):
-    """An OpenAI-compatible server: `trouble` are the statuses of its next answers, `asked` the texts that it was sent.
+class FakeServer(Server):
+    """An OpenAI-compatible server: `trouble` are the statuses of its next answers, `requested_texts` the texts of its requests.
 
     With `qembed` it has the metric by which `qembed serve` describes itself. With `key` it answers no request without it.
     """
@@ -29,22 +29,22 @@ class Fake(Server):
     def __init__(self, model: str = "fake", dimensions: int = 16, qembed: bool = False, key: str | None = None) -> None:
         self.model, self.dimensions, self.qembed, self.key = model, dimensions, qembed, key
         self.trouble: list[int] = []
-        self.asked: list[list[str]] = []
+        self.requested_texts: list[list[str]] = []
         self.bodies: list[dict[str, Any]] = []
         super().__init__(self.answer)
 
-    def answer(self, asked: Asked) -> tuple[int, object]:
-        if self.key and asked.headers.get("Authorization") != f"Bearer {self.key}":
+    def answer(self, request: Asked) -> tuple[int, object]:
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return 401, {"error": {"message": "no key"}}
-        if asked.path == "/metrics":
+        if request.path == "/metrics":
             return 200, b'qembed_serving{weights="int4",dtype="float32"} 1\n' if self.qembed else b""
-        if asked.path == "/version":
+        if request.path == "/version":
             return 200, b'{"version": "1", "qembed": "1", "default_prompt": "query"}' if self.qembed else b"{}"
-        if not asked.body:
+        if not request.body:
             return 200, {"object": "list", "data": [{"id": self.model, "object": "model"}]}
-        texts = asked.body["input"]
-        self.asked.append(texts)
-        self.bodies.append(asked.body)
+        texts = request.body["input"]
+        self.requested_texts.append(texts)
+        self.bodies.append(request.body)
         if self.trouble and texts != [servers.PROBE]:
             return self.trouble.pop(0), {"error": {"message": "trouble"}}
         long = [place for place, text in enumerate(texts) if len(text) > 300]
@@ -52,27 +52,27 @@ class Fake(Server):
             return 400, {"error": {"message": f"input[{long[0]}] is too long"}}
         if any("poison" in text for text in texts):
             return 500, {"error": {"message": "it broke"}}
-        size = asked.body.get("dimensions") or self.dimensions
+        size = request.body.get("dimensions") or self.dimensions
         encoded = [base64.b64encode(vector([len(text), ord(text[0])], size).tobytes()).decode() for text in texts]
-        data = [{"object": "embedding", "index": n, "embedding": one} for n, one in enumerate(encoded)]
+        data = [{"object": "embedding", "index": n, "embedding": vector_text} for n, vector_text in enumerate(encoded)]
         usage = {"prompt_tokens": 1, "total_tokens": 1}
         return 200, {"object": "list", "model": self.model, "usage": usage, "data": data}
 
 
 @pytest.fixture
-def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Fake]]:
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeServer]]:
     monkeypatch.setattr(servers, "PAUSES", (0.01, 0.05))
-    both = [Fake(), Fake()]
+    both = [FakeServer(), FakeServer()]
     yield both
-    for one in both:
-        one.end()
+    for fake in both:
+        fake.end()
 
 
 def embed(*arguments: object) -> Result:
     return CliRunner().invoke(group, ["embed", *map(str, arguments)])
 
 
-def made(texts: list[str], dimensions: int = 16) -> np.ndarray[Any, Any]:
+def vectors(texts: list[str], dimensions: int = 16) -> np.ndarray[Any, Any]:
     return np.stack([vector([len(text), ord(text[0])], dimensions) for text in texts])
 
 
@@ -83,78 +83,78 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_work_is_spread_and_the_order_is_that_of_the_input(two: list[Fake], source: Path, tmp_path: Path) -> None:
-    two[0].trouble = [503, 503, 429, 502]
-    done = embed(source, "-o", tmp_path / "out.npy", "--url", two[0].url, "--url", two[1].url + "/v1/")
+def test_batches_are_spread_and_the_output_is_in_input_order(fakes: list[FakeServer], source: Path, tmp_path: Path) -> None:
+    fakes[0].trouble = [503, 503, 429, 502]
+    done = embed(source, "-o", tmp_path / "out.npy", "--url", fakes[0].url, "--url", fakes[1].url + "/v1/")
     assert done.exit_code == 0, done.output
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), made(source.read_text().splitlines()))
-    assert all(len(one.asked) > 4 for one in two)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(source.read_text().splitlines()))
+    assert all(len(fake.requested_texts) > 4 for fake in fakes)
 
 
-def test_a_server_that_goes_away_leaves_its_work_to_the_other(two: list[Fake], source: Path, tmp_path: Path) -> None:
-    opened = servers._ask
+def test_batches_of_a_server_that_ends_go_to_the_other(fakes: list[FakeServer], source: Path, tmp_path: Path) -> None:
+    original = servers._request
 
-    def ask(all_of_them: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
-        if server.url == two[0].url and len(two[0].asked) == 3:
-            two[0].end()
-        return opened(all_of_them, server, texts, last)
+    def request(engine: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
+        if server.url == fakes[0].url and len(fakes[0].requested_texts) == 3:
+            fakes[0].end()
+        return original(engine, server, texts, last)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(servers, "_ask", ask)
-        done = embed(source, "-o", tmp_path / "out.npy", "--url", two[0].url, "--url", two[1].url)
+        patch.setattr(servers, "_request", request)
+        done = embed(source, "-o", tmp_path / "out.npy", "--url", fakes[0].url, "--url", fakes[1].url)
     assert done.exit_code == 0, done.output
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), made(source.read_text().splitlines()))
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(source.read_text().splitlines()))
 
 
-def test_texts_that_a_server_refuses_or_breaks_on_are_rejected_alone(two: list[Fake], source: Path, tmp_path: Path) -> None:
+def test_only_texts_that_a_server_rejects_or_fails_on_are_rejected(
+    fakes: list[FakeServer], source: Path, tmp_path: Path
+) -> None:
     texts = source.read_text().splitlines()
     texts[17], texts[900] = "x" * 400, "poison"
     source.write_text("\n".join(texts))
-    done = embed(source, "-o", tmp_path / "out.npy", "--url", two[0].url, "--dimensions", "8")
+    done = embed(source, "-o", tmp_path / "out.npy", "--url", fakes[0].url, "--dimensions", "8")
     assert done.exit_code == 4, done.output
-    told = rejects(tmp_path / "out.rejects.jsonl")
-    assert [(one["id"], one["reason"]) for one in told] == [("18", "input[0] is too long"), ("901", "it broke")]
-    left = [text for place, text in enumerate(texts) if place not in (17, 900)]
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), made(left, 8))
+    rejected = rejects(tmp_path / "out.rejects.jsonl")
+    assert [(reject["id"], reject["reason"]) for reject in rejected] == [("18", "input[0] is too long"), ("901", "it broke")]
+    accepted = [text for place, text in enumerate(texts) if place not in (17, 900)]
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(accepted, 8))
 
 
-def test_no_server_ends_the_run_and_what_is_finished_is_kept(
-    two: list[Fake], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_an_answering_server_the_run_ends_and_can_be_resumed(
+    fakes: list[FakeServer], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qembed.embed import windows
 
     monkeypatch.setattr(servers, "PATIENCE", 0.3)
     monkeypatch.setattr(windows, "ROWS", 200)
     out = tmp_path / "out.npy"
-    for one in two:
-        one.trouble = [200] * 0
-    real = servers._ask
+    original = servers._request
     count = 0
 
-    def ask(all_of_them: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
+    def request(engine: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
         nonlocal count
         count += 1
         if count > 12:
             raise servers._Busy("no answer")
-        return real(all_of_them, server, texts, last)
+        return original(engine, server, texts, last)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(servers, "_ask", ask)
-        done = embed(source, "-o", out, "--url", two[0].url, "--url", two[1].url)
+        patch.setattr(servers, "_request", request)
+        done = embed(source, "-o", out, "--url", fakes[0].url, "--url", fakes[1].url)
     assert done.exit_code == 1
     assert "no server has answered" in done.stderr
-    again = embed(source, "-o", out, "--url", two[0].url, "--json")
+    again = embed(source, "-o", out, "--url", fakes[0].url, "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["resumed"] >= 200
-    np.testing.assert_array_equal(np.load(out), made(source.read_text().splitlines()))
+    np.testing.assert_array_equal(np.load(out), vectors(source.read_text().splitlines()))
 
 
-def test_servers_that_do_not_belong_together(tmp_path: Path, source: Path) -> None:
-    one, other, short = Fake(), Fake("other"), Fake(dimensions=8)
+def test_servers_that_differ_are_refused(tmp_path: Path, source: Path) -> None:
+    first, second, shorter = FakeServer(), FakeServer("other"), FakeServer(dimensions=8)
     out = tmp_path / "out.npy"
     for urls, words in (
-        ([one.url, other.url], "different models"),
-        ([one.url, short.url], "differ in length"),
+        ([first.url, second.url], "different models"),
+        ([first.url, shorter.url], "differ in length"),
         (["http://127.0.0.1:9"], "nothing answers there"),
         (["nonsense"], "not the URL of a server"),
     ):
@@ -162,13 +162,13 @@ def test_servers_that_do_not_belong_together(tmp_path: Path, source: Path) -> No
         assert done.exit_code == 2, done.output
         assert words in done.stderr
     assert not list(tmp_path.glob(".out*"))
-    for server in (one, other, short):
+    for server in (first, second, shorter):
         server.end()
 
 
-def test_a_qembed_server_is_told_to_put_no_prompt_of_its_own_before_texts(source: Path, tmp_path: Path) -> None:
+def test_requests_to_qembed_serve_turn_its_default_prompt_off(source: Path, tmp_path: Path) -> None:
     for is_qembed in (True, False):
-        server = Fake(qembed=is_qembed)
+        server = FakeServer(qembed=is_qembed)
         done = embed(source, "-o", tmp_path / f"{is_qembed}.npy", "--url", server.url, "--prompt", "query")
         server.end()
         assert done.exit_code == 0, done.output
@@ -176,7 +176,7 @@ def test_a_qembed_server_is_told_to_put_no_prompt_of_its_own_before_texts(source
 
 
 def test_the_key_is_read_from_a_file(source: Path, tmp_path: Path) -> None:
-    server = Fake(key="a-long-enough-key")
+    server = FakeServer(key="a-long-enough-key")
     out, keys = tmp_path / "out.npy", tmp_path / "keys"
     keys.write_text("# of the team\na-long-enough-key\n")
     assert embed(source, "-o", out, "--url", server.url).exit_code == 2

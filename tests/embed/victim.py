@@ -1,4 +1,4 @@
-"""`qembed embed` on the stand-in, for `tests.victims`: `python -m tests.embed.victim`."""
+"""`qembed embed` with the fake engine, for `tests.victims`: `python -m tests.embed.victim`."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def read_by_embed(text: Text, _: pytest.MonkeyPatch) -> str:
     options = {"prompt": "query" if text.kind == "query" else None, "instruction": text.instruction, "clean": True}
     prompt = job_options._prompt(options, PROMPTS)
     rows = iter([Row("line 1", text.id, text.text)])
-    (window,) = windows.windows(rows, windows.Texts(prompt=prompt), windows.Mark(), 0)
+    (window,) = windows.windows(rows, windows.Texts(prompt=prompt), windows.Position(), 0)
     return window.items[0].text
 
 

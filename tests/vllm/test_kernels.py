@@ -146,5 +146,5 @@ def test_serve_embed_and_eval_make_and_report_the_same_choice(
     plan = json.loads(for_scripts.output)
     assert (plan["dtype"], plan["kernel"], plan["kernel_reason"]) == (*expected, choice.reason)
     assert f"{choice.title}: {choice.reason}" in for_people.output
-    assert engine.planned(ServerSettings(int4)).choice == choice
+    assert engine.plan_launch(ServerSettings(int4)).choice == choice
     assert sources.vllm(int4).identity["dtype"] == choice.title

@@ -144,6 +144,23 @@ def test_parallel_cpu_workers_have_their_own_cores(checkpoint: Checkpoint, cores
         assert environment(launch, {}, cores)["VLLM_CPU_OMP_THREADS_BIND"] == binding
 
 
+@pytest.mark.parametrize(
+    ("threads", "workers", "binding", "each"),
+    [(1, 1, "0", "1"), (3, 1, "nobind", "3"), (2, 2, "0|2", "1"), (1, 2, "nobind", "1"), (5, 2, "nobind", "2")],
+)
+def test_threads_are_those_of_all_workers_whatever_the_environment_says(
+    checkpoint: Checkpoint, threads: int, workers: int, binding: str, each: str
+) -> None:
+    launch = resolve(ServerSettings(checkpoint, threads=threads, tensor_parallel_size=workers), CPU, Cpu(), 1)
+    env = environment(launch, {"OMP_NUM_THREADS": "7", "VLLM_CPU_OMP_THREADS_BIND": "auto"}, [0, 2])
+    assert (env["VLLM_CPU_OMP_THREADS_BIND"], env["OMP_NUM_THREADS"]) == (binding, each)
+
+
+def test_a_forked_engine_computes_with_the_chosen_threads(checkpoint: Checkpoint) -> None:
+    launch = resolve(ServerSettings(checkpoint, threads=1), CPU, Cpu(), 1)
+    assert server_environment(launch, {"OMP_NUM_THREADS": "7"}, [0, 2])["QEMBED_THREADS"] == "1"
+
+
 def test_choosing_the_plugins_kernel_disables_vllms(checkpoint: Checkpoint, int4: Checkpoint) -> None:
     launch = resolve(ServerSettings(int4), CPU, Cpu(), 1)
     assert launch.choice.kernel == "qembed-torch"

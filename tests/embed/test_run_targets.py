@@ -39,7 +39,7 @@ def source(tmp_path: Path) -> Path:
         (".", "-o", "out.npy", "--rejects", "in.jsonl"),
     ],
 )
-def test_what_would_be_lost_is_refused_even_with_force(
+def test_outputs_that_would_overwrite_an_input_are_refused_even_with_force(
     embed: Embed, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     os.link(source, tmp_path / "hard.jsonl")
@@ -56,7 +56,7 @@ def test_what_would_be_lost_is_refused_even_with_force(
         assert Path("/dev/null").is_char_device()
 
 
-def test_runs_that_share_an_ids_file_do_not_mix_it(embed: Embed, source: Path, tmp_path: Path) -> None:
+def test_runs_that_would_share_an_ids_file_are_refused(embed: Embed, source: Path, tmp_path: Path) -> None:
     other = tmp_path / ".v.npy.partial"
     other.mkdir()
     journal.claim(other, [tmp_path / "v.npy", tmp_path / "v.ids.jsonl"])

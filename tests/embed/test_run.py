@@ -1,4 +1,4 @@
-"""Killed at any moment, full disks, changed inputs: what is finished is kept, and the end is the same, byte for byte."""
+"""Runs that are killed, full disks, changed inputs: finished work is kept, and the final output is byte-identical."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 import tests.victims
 from qembed.embed.job import Job
-from qembed.embed.run import on_disk
+from qembed.embed.run import reporting_disk_errors
 from qembed.errors import QembedError
 from tests.victims import Victims
 
@@ -32,7 +32,7 @@ SMALL = {"QEMBED_TEST_ROWS": "40", "QEMBED_TEST_SPOOL": "0"}
 
 
 class Embedding(Victims):
-    """Runs of `qembed embed` on the stand-in."""
+    """Runs of `qembed embed` with the fake engine."""
 
     def embed(self, *arguments: object, kill: int = 0, number: int = signal.SIGKILL) -> dict[str, Any]:
         return self.run("embed", *arguments, kill=kill, number=number)
@@ -58,20 +58,22 @@ def test_killed_at_any_moment_the_next_run_ends_with_the_same_bytes(source: Path
     whole.mkdir()
     with victims() as run:
         steps = run.embed(source, "-o", whole / f"out{suffix}")["steps"]
-        wanted = contents(whole)
-        assert len(wanted) == (3 if suffix == ".npy" else 2)
+        expected_contents = contents(whole)
+        assert len(expected_contents) == (3 if suffix == ".npy" else 2)
         assert len(steps) > 30
-        # Every moment of the end, and every ninth before it.
+        # Every ninth step, and each of the last eight.
         moments = sorted({*range(1, len(steps), 9), *range(len(steps) - 8, len(steps) + 1)})
         for kill in moments:
             where = f"killed before step {kill} of {len(steps)}: {steps[kill - 1]}"
             work.mkdir()
             assert run.embed(source, "-o", work / f"out{suffix}", kill=kill)["code"] == -9, where
             if (work / f"out{suffix}").exists():
-                assert {name: value for name, value in contents(work).items() if "partial" not in name} == wanted, where
+                assert {name: value for name, value in contents(work).items() if "partial" not in name} == expected_contents, (
+                    where
+                )
             again = run.embed(source, "-o", work / f"out{suffix}")
             assert again["code"] == 4, (where, again["stderr"])
-            assert contents(work) == wanted, where
+            assert contents(work) == expected_contents, where
             shutil.rmtree(work)
 
 
@@ -91,14 +93,14 @@ def test_killed_again_and_again_it_still_ends(source: Path, tmp_path: Path) -> N
         assert contents(work) == contents(whole)
 
 
-def test_ctrl_c_and_sigterm_say_how_to_go_on(source: Path, tmp_path: Path) -> None:
+def test_ctrl_c_and_sigterm_report_how_to_resume(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "work" / "out.npy"
     out.parent.mkdir()
     with victims() as run:
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             answer = run.embed(source, "-o", out, kill=12, number=number)
             assert answer["code"] == code
-            assert f"interrupted; what is finished is kept in {out.parent / '.out.npy.partial'}" in answer["stderr"]
+            assert f"interrupted; finished work is kept in {out.parent / '.out.npy.partial'}" in answer["stderr"]
             assert "Traceback" not in answer["stderr"]
         assert run.embed(source, "-o", out)["code"] == 4
 
@@ -119,10 +121,10 @@ def test_a_full_disk_and_a_read_only_one(source: Path, tmp_path: Path) -> None:
             (line,) = [line for line in full["stderr"].splitlines() if line.startswith("qembed: ")]
             assert full["code"] == 1
             assert "the disk is full (No space left on device)" in line
-            assert f"kept in {disk / f'.out{suffix}.partial'}: free some room, and the same command goes on" in line
+            assert f"kept in {disk / f'.out{suffix}.partial'}: " in line
             assert "Traceback" not in full["stderr"]
             again = run.embed(source, "-o", disk / f"out{suffix}", *wide)
-            assert again["code"] == 1  # as full as before: nothing is lost by trying
+            assert again["code"] == 1  # still full: another try loses nothing
             assert run.ask(shell=f"mount -o remount,size=4m {disk}")["code"] == 0
             assert run.embed(source, "-o", disk / f"out{suffix}", *wide)["code"] == 4
             assert run.ask(shell=f"cp -r {disk} {saved}{suffix}")["code"] == 0
@@ -138,22 +140,22 @@ def test_a_full_disk_and_a_read_only_one(source: Path, tmp_path: Path) -> None:
             whole.mkdir()
 
 
-def test_a_full_disk_is_told_alike_whichever_library_meets_it(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_alike_for_every_library(tmp_path: Path) -> None:
     job = cast(Job, SimpleNamespace(partial=tmp_path))
-    for words in ("No space left on device", "Error writing bytes to file. Detail: [errno 28] No space left on device"):
-        with pytest.raises(QembedError) as told, on_disk(job):
-            raise OSError(errno.ENOSPC, words)
-        assert f"{tmp_path}: the disk is full (No space left on device); what is finished is kept in " in str(told.value)
+    for message in ("No space left on device", "Error writing bytes to file. Detail: [errno 28] No space left on device"):
+        with pytest.raises(QembedError) as error, reporting_disk_errors(job):
+            raise OSError(errno.ENOSPC, message)
+        assert f"{tmp_path}: the disk is full (No space left on device); finished work is kept in " in str(error.value)
 
 
-def test_another_run_does_not_go_on_with_it(source: Path, tmp_path: Path) -> None:
+def test_a_run_with_other_options_or_input_does_not_resume_it(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "work" / "out.npy"
     out.parent.mkdir()
     with victims() as run:
         assert run.embed(source, "-o", out, kill=12)["code"] == -9
         refused = run.embed(source, "-o", out, "--prompt", "query")
         assert refused["code"] == 2
-        assert "the run that was broken off was another one (prompt was" in refused["stderr"]
+        assert "the interrupted run differs (prompt was" in refused["stderr"]
         text = source.read_text()
         source.write_text("another beginning\n" + text)
         changed = run.embed(source, "-o", out)
@@ -166,22 +168,22 @@ def test_another_run_does_not_go_on_with_it(source: Path, tmp_path: Path) -> Non
 
 def test_two_runs_at_once_do_not_write_into_one_file(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npy"
-    slow = started(source, "-o", out, delay=0.5, rows=40)
+    slow = started(source, "-o", out, delay=60, rows=40)  # killed below
     try:
         while not (tmp_path / ".out.npy.partial" / "journal.jsonl").exists():
             assert slow.poll() is None
             time.sleep(0.05)
         other = started(source, "-o", out)
-        _, said = other.communicate(timeout=60)
+        _, stderr = other.communicate(timeout=60)
         assert other.returncode == 1
-        assert b"another qembed embed is writing there" in said
+        assert b"another qembed embed is writing there" in stderr
     finally:
         slow.kill()
         slow.communicate()
 
 
-def test_batches_of_a_window_that_was_broken_off_are_not_computed_again(source: Path, tmp_path: Path) -> None:
-    """One window, computed slowly: what it had is there after the kill."""
+def test_finished_batches_of_an_interrupted_window_are_not_computed_again(source: Path, tmp_path: Path) -> None:
+    """One window, computed slowly: its finished batches survive the kill."""
     source.write_text("".join(f"{'word ' * 40}text {n}\n" for n in range(200)))
     out = tmp_path / "out.npy"
     slow = started(source, "-o", out, delay=0.2, spool=0)
@@ -192,7 +194,7 @@ def test_batches_of_a_window_that_was_broken_off_are_not_computed_again(source: 
     slow.kill()
     slow.communicate()
     before = batches.stat().st_size
-    with batches.open("r+b") as file:  # the last one was written in part
+    with batches.open("r+b") as file:  # the last batch is incomplete
         file.truncate(before - 7)
     second = started(source, "-o", out, delay=0.2, spool=0)
     while batches.stat().st_size == before - 7:
@@ -220,11 +222,11 @@ def test_a_hundred_thousand_rows_with_a_kill_in_the_middle_and_bounded_memory(tm
     for name, path in (("small", small), ("whole", source)):
         out = whole / "out.parquet" if name == "whole" else tmp_path / "small.parquet"
         run = started(path, "-o", out, "--json", peak=tmp_path / "peak")
-        said, error = run.communicate(timeout=600)
-        assert run.returncode == 4, error
+        printed, stderr = run.communicate(timeout=600)
+        assert run.returncode == 4, stderr
         peaks[name] = int((tmp_path / "peak").read_text())
-    assert json.loads(said)["vectors"] + json.loads(said)["rejected"] == json.loads(said)["rows"] == ROWS
-    # Ten times the rows; what may grow is the lists of windows, not what is in them.
+    assert json.loads(printed)["vectors"] + json.loads(printed)["rejected"] == json.loads(printed)["rows"] == ROWS
+    # Ten times the rows: only the list of windows may grow, not their content.
     assert peaks["whole"] < peaks["small"] + 40_000, peaks
 
     killed = started(source, "-o", work / "out.parquet")
@@ -236,7 +238,7 @@ def test_a_hundred_thousand_rows_with_a_kill_in_the_middle_and_bounded_memory(tm
     killed.communicate()
     assert killed.returncode == -9
     again = started(source, "-o", work / "out.parquet", "--json")
-    said, error = again.communicate(timeout=600)
-    assert again.returncode == 4, error
-    assert 40_000 < json.loads(said)["resumed"] < ROWS
+    printed, stderr = again.communicate(timeout=600)
+    assert again.returncode == 4, stderr
+    assert 40_000 < json.loads(printed)["resumed"] < ROWS
     assert contents(work) == contents(whole)

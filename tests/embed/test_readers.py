@@ -1,4 +1,4 @@
-"""What goes in: every format row by row; rows that cannot be embedded are told with their reason, and never lost in silence."""
+"""Input rows of every format; rows that cannot be embedded are rejected with a reason, and none is lost silently."""
 
 from __future__ import annotations
 
@@ -9,22 +9,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from qembed.embed import windows
-from qembed.embed.rows import Row
-
-from .conftest import Embed, expected, rejects
-from .fake_engine import SPOILT
+from .conftest import Embed, expected, ids, rejects
 
 
-def ids(path: Path) -> list[str]:
-    return [json.loads(line)["id"] for line in path.with_name(path.stem + ".ids.jsonl").read_text("utf-8").splitlines()]
-
-
-def test_lines_of_text_are_called_by_their_number_and_bad_ones_are_rejected(embed: Embed, tmp_path: Path) -> None:
+def test_lines_of_text_are_identified_by_number_and_bad_lines_rejected(embed: Embed, tmp_path: Path) -> None:
     source, out = tmp_path / "in.txt", tmp_path / "out.npy"
-    # A byte-order mark, Windows line ends, line separators that are none, an empty line, one of invisible characters.
+    # A byte order mark, Windows line ends, Unicode line separators in a line, an empty line, one of invisible characters.
     source.write_bytes(
         "\ufefffirst\r\nsecond\u2028still second\x0band now\n\n\u200b\u200d\n".encode()
         + b"broken \xff\xfe\n"
@@ -33,19 +24,19 @@ def test_lines_of_text_are_called_by_their_number_and_bad_ones_are_rejected(embe
     )
     done = embed(source, "-o", out, "--json")
     assert done.exit_code == 4
-    said = json.loads(done.stdout)
-    assert (said["vectors"], said["rejected"], said["rows"]) == (3, 4, 7)
+    summary = json.loads(done.stdout)
+    assert (summary["vectors"], summary["rejected"], summary["rows"]) == (3, 4, 7)
     assert ids(out) == ["1", "2", "7"]
     texts = ["first", "second\u2028still second\nand now", "last without an end"]
     np.testing.assert_array_equal(np.load(out), np.stack([expected(text) for text in texts]))
-    told = rejects(tmp_path / "out.rejects.jsonl")
-    assert [(one["id"], one["place"]) for one in told] == [(str(n), f"in.txt, line {n}") for n in (3, 4, 5, 6)]
-    assert [one["reason"].split(" (")[0] for one in told[:3]] == [
+    rejected = rejects(tmp_path / "out.rejects.jsonl")
+    assert [(reject["id"], reject["place"]) for reject in rejected] == [(str(n), f"in.txt, line {n}") for n in (3, 4, 5, 6)]
+    assert [reject["reason"].split(" (")[0] for reject in rejected[:3]] == [
         "empty",
-        "empty once characters that cannot be seen are taken out",
+        "empty after invisible characters are removed",
         "not UTF-8",
     ]
-    assert told[3]["reason"].startswith("too long: 102 tokens, the limit is 64")
+    assert rejected[3]["reason"].startswith("too long: 102 tokens, the limit is 64")
     assert f"4 rows were rejected; {tmp_path / 'out.rejects.jsonl'}" in done.stderr
 
 
@@ -66,9 +57,9 @@ def test_bad_json_lines(embed: Embed, tmp_path: Path) -> None:
     done = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.npy")
     assert done.exit_code == 4
     assert ids(tmp_path / "out.npy") == ["7", "x"]
-    told = rejects(tmp_path / "out.rejects.jsonl")
-    assert [one["place"] for one in told] == [f"in.jsonl, line {n}" for n in (2, 3, 4, 5, 6, 9, 10)]
-    reasons = [one["reason"] for one in told]
+    rejected = rejects(tmp_path / "out.rejects.jsonl")
+    assert [reject["place"] for reject in rejected] == [f"in.jsonl, line {n}" for n in (2, 3, 4, 5, 6, 9, 10)]
+    reasons = [reject["reason"] for reject in rejected]
     for word, reason in zip(
         ["not JSON", "not a JSON object", "text is missing", "text is not a text", "surrogate", "id is no id", "not JSON"],
         reasons,
@@ -85,7 +76,7 @@ def test_bad_csv_rows(embed: Embed, tmp_path: Path) -> None:
     assert done.exit_code == 4
     assert ids(tmp_path / "out.npy") == ["a", "d", "5"]
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[0], expected("first, with\na line break"))
-    assert [(one["id"], one["reason"]) for one in rejects(tmp_path / "out.rejects.jsonl")] == [
+    assert [(reject["id"], reject["reason"]) for reject in rejects(tmp_path / "out.rejects.jsonl")] == [
         ("2", "2 cells, the header has 3"),
         ("c", "not UTF-8; name the file's encoding with --encoding, such as cp1252"),
     ]
@@ -98,7 +89,7 @@ def test_bad_tsv_rows(embed: Embed, tmp_path: Path) -> None:
     assert done.exit_code == 4
     assert ids(tmp_path / "out.npy") == ["a", "d", "5"]
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:2], [expected('"first, with'), expected('last"')])
-    assert [(one["id"], one["reason"]) for one in rejects(tmp_path / "out.rejects.jsonl")] == [
+    assert [(reject["id"], reject["reason"]) for reject in rejects(tmp_path / "out.rejects.jsonl")] == [
         ("2", "2 cells, the header has 3"),
         ("c", "not UTF-8; name the file's encoding with --encoding, such as cp1252"),
     ]
@@ -111,15 +102,15 @@ def test_parquet_with_nulls_and_strings_that_are_not_utf8(embed: Embed, tmp_path
     pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
     done = embed(tmp_path / "in.parquet", "-o", tmp_path / "out.parquet", "--id-column", "key", "--keep", "when")
     assert done.exit_code == 4
-    made = pyarrow.parquet.read_table(tmp_path / "out.parquet")
-    assert made["id"].to_pylist() == ["1", "3"]
-    assert made["when"].to_pylist() == ["1970-01-02", "1970-01-04"]
-    assert [(one["place"], one["reason"]) for one in rejects(tmp_path / "out.rejects.jsonl")] == [
+    output = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    assert output["id"].to_pylist() == ["1", "3"]
+    assert output["when"].to_pylist() == ["1970-01-02", "1970-01-04"]
+    assert [(reject["place"], reject["reason"]) for reject in rejects(tmp_path / "out.rejects.jsonl")] == [
         ("in.parquet, row 2", "not UTF-8")
     ]
 
 
-def test_a_folder_is_read_by_name_with_all_below_it_but_not_what_is_written(embed: Embed, tmp_path: Path) -> None:
+def test_a_folder_is_read_recursively_in_order_without_the_runs_own_output(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "one.txt").write_text("from b\n")
     (tmp_path / "a.jsonl").write_text('{"text": "from a"}\n{"text": "again", "id": "own"}\n')
@@ -144,7 +135,7 @@ def test_standard_input(embed: Embed, tmp_path: Path) -> None:
     assert "standard input" in refused.stderr
 
 
-def test_strict_stops_at_the_first_bad_row_and_goes_on_once_it_is_mended(
+def test_strict_stops_at_the_first_bad_row_and_resumes_once_it_is_fixed(
     embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qembed.embed import windows
@@ -164,44 +155,14 @@ def test_strict_stops_at_the_first_bad_row_and_goes_on_once_it_is_mended(
     np.testing.assert_array_equal(np.load(out), np.stack([expected(line) for line in lines]))
 
 
-def test_a_vector_that_is_not_finite_is_a_rejected_row(embed: Embed, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text(f"fine\n{SPOILT}\nfine too\n")
-    assert embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy").exit_code == 4
-    assert ids(tmp_path / "out.npy") == ["1", "3"]
-    (one,) = rejects(tmp_path / "out.rejects.jsonl")
-    assert one == {"id": "2", "place": "in.txt, line 2", "reason": "its vector holds NaN or infinity", "text": SPOILT}
-    assert embed(tmp_path / "in.txt", "-o", tmp_path / "strict.npy", "--strict").exit_code == 2
-
-
-def test_texts_are_cleaned_prompted_and_cut_as_the_server_does_it(embed: Embed, tmp_path: Path) -> None:
-    from qembed.text.prompts import instruct
-
-    (tmp_path / "in.txt").write_text("Cafe\u0301\u200b\n" + "word " * 100 + "\n", "utf-8")
-    out = tmp_path / "out.npy"
-    assert embed(tmp_path / "in.txt", "-o", out, "--truncate").exit_code == 0
-    vectors = np.load(out)
-    np.testing.assert_array_equal(vectors[0], expected("Café"))
-    cut = next(
-        n
-        for n in range(100, 0, -1)
-        if (vectors[1] == expected("word " * n)).all() or (vectors[1] == expected("word " * n + "word")).all()
-    )
-    assert cut >= 60
-    (tmp_path / "in.txt").write_text("Cafe\u0301\u200b\n", "utf-8")
-    assert embed(tmp_path / "in.txt", "-o", out, "--force", "--no-clean").exit_code == 0
-    np.testing.assert_array_equal(np.load(out)[0], expected("Cafe\u0301\u200b"))
-    assert embed(tmp_path / "in.txt", "-o", out, "--force", "--instruction", "Find coffee").exit_code == 0
-    np.testing.assert_array_equal(np.load(out)[0], expected(instruct("Find coffee") + "Café"))
-
-
-def test_nothing_to_read_is_bad_input(embed: Embed, tmp_path: Path) -> None:
+def test_an_input_without_texts_is_bad_input(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "empty").mkdir()
     (tmp_path / "in.xyz").write_text("a")
     for source, words in (
         ("empty.txt", "holds no texts"),
-        ("empty", "holds no file that can be read"),
-        ("in.xyz", "tells no format"),
+        ("empty", "no supported file"),
+        ("in.xyz", "unknown suffix"),
         ("nothing.txt", "no such file or folder"),
     ):
         done = embed(tmp_path / source, "-o", tmp_path / "out.npy")
@@ -210,7 +171,7 @@ def test_nothing_to_read_is_bad_input(embed: Embed, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "empty.txt", "in.xyz"]
 
 
-def test_a_line_without_end_does_not_fill_the_memory(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_line_does_not_fill_the_memory(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qembed.text.rows import lines
 
     monkeypatch.setattr(lines, "LONGEST_LINE", 1000)
@@ -218,12 +179,3 @@ def test_a_line_without_end_does_not_fill_the_memory(embed: Embed, tmp_path: Pat
     assert embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy").exit_code == 4
     assert ids(tmp_path / "out.npy") == ["1", "3"]
     assert rejects(tmp_path / "out.rejects.jsonl")[0]["reason"].startswith("longer than")
-
-
-def test_a_text_with_a_token_beyond_the_table_is_rejected() -> None:
-    encoder = Tokenizer(models.WordLevel({"known": 0, "strange": 7}))
-    encoder.pre_tokenizer = pre_tokenizers.Whitespace()
-    rows = iter([Row("line 1", "1", "known"), Row("line 2", "2", "known strange")])
-    (window,) = windows.windows(rows, windows.Texts(tokenizer=encoder, limit=32, table_rows=7), windows.Mark(), 0)
-    assert [item.id for item in window.items] == ["1"]
-    assert [(reject.id, "'strange'" in reject.reason) for reject in window.rejects] == [("2", True)]

@@ -1,4 +1,4 @@
-"""Tables as spreadsheets and other tools write them: what is decided is said, options overrule it, and printed advice works."""
+"""Tables as spreadsheets and other tools write them: choices are reported, options override them, and printed advice works."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def vectors(texts: list[str]) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_spreadsheets_table_is_read_and_the_delimiter_told(encoding: str, embed: Embed, tmp_path: Path) -> None:
+def test_a_spreadsheets_table_is_read_and_its_delimiter_reported(encoding: str, embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_bytes(SPREADSHEET.encode(encoding))
     done = embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy", "--json")
     assert done.exit_code == 0, done.output
@@ -48,7 +48,7 @@ def test_utf16_by_its_byte_order_mark(name: str, embed: Embed, tmp_path: Path) -
 def test_the_advice_for_another_encoding_works(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_bytes(SPREADSHEET.encode("cp1252"))
     assert embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy").exit_code == 4
-    reasons = {one["reason"] for one in rejects(tmp_path / "out.rejects.jsonl")}
+    reasons = {reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")}
     (advice,) = {match for reason in reasons for match in re.findall(r"(--encoding), such as (\S+)$", reason)}
     done = embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy", *advice, "--force")
     assert done.exit_code == 0, done.output
@@ -96,7 +96,7 @@ def test_ids_of_pandas_and_of_beir(embed: Embed, tmp_path: Path) -> None:
     assert [row["id"] for row in rows(out)] == ["1", "2", "3", "2.5", "4"]
     assert embed(tmp_path / "in.parquet", "-o", out, "--id-column", "id", "--force").exit_code == 4
     assert [row["id"] for row in rows(out)] == ["1", "2.5", "4"]
-    assert [one["reason"] for one in rejects(tmp_path / "out.rejects.jsonl")] == ["id is missing"] * 2
+    assert [reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")] == ["id is missing"] * 2
     (tmp_path / "corpus.jsonl").write_text('{"_id": "doc7", "text": "a"}\n{"_id": "doc8", "id": "own", "text": "b"}\n')
     done = embed(tmp_path / "corpus.jsonl", "-o", out, "--force")
     assert [row["id"] for row in rows(out)] == ["doc7", "own"]
@@ -109,7 +109,7 @@ def test_ids_of_pandas_and_of_beir(embed: Embed, tmp_path: Path) -> None:
 def test_two_fields_of_one_name_are_rejected(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "b", "text": "c"}\n')
     assert embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.npy").exit_code == 4
-    assert [one["reason"] for one in rejects(tmp_path / "out.rejects.jsonl")] == ["two fields are named 'text'"]
+    assert [reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")] == ["two fields are named 'text'"]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "npy"])

@@ -1,0 +1,32 @@
+"""The last lines of a run: its result, rejected rows, and the next command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .conftest import Embed
+
+
+def test_the_last_lines_report_counts_and_the_next_command(embed: Embed, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "one"}\n{"text": ""}\n')
+    (tmp_path / "none.txt").write_text("\n \n")
+    done = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.parquet")
+    assert f"next: qembed index {tmp_path / 'out.parquet'} -o {tmp_path / 'out.faiss'}" in done.stderr
+    assert "1 row was rejected" in done.stderr
+    assert "1 vector of 16" in done.stdout
+    empty = embed(tmp_path / "none.txt", "-o", tmp_path / "none.parquet")
+    assert empty.exit_code == 4
+    assert "2 rows were rejected" in empty.stderr
+    assert "none.parquet holds no vector" in empty.stderr
+    assert "next:" not in empty.stderr
+    printed = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.parquet", "--force", "--json")
+    assert json.loads(printed.stdout)["vectors"] == 1
+    assert "next:" not in printed.stderr
+
+
+def test_refused_input_is_reported_in_one_line(embed: Embed, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("one\n")
+    (tmp_path / "out.npy").touch()
+    done = embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy")
+    assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if line.startswith("qembed: ")]

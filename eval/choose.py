@@ -28,7 +28,7 @@ from qembed.text.prompts import DEFAULT_PROMPTS
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.options import parse as parse_row_options
 from qembed.text.rows.reader import FORMATS
-from qembed.vectors import sources, vector_files
+from qembed.vectors import matching, sources, vector_files
 from qembed.vectors.cache import default_folder
 from qembed.vectors.sources import Side
 from qembed.vllm import api_keys
@@ -72,7 +72,7 @@ def data(options: Options) -> Data:
     if options["data"] is None and options["vectors"] and options["baseline_vectors"]:
         files = [vector_files.read(options[name]) for name in ("vectors", "baseline_vectors")]
         path = Path(options["vectors"])
-        return Data(path, sha256(path), vector_files.texts_of(*files))
+        return Data(path, sha256(path), matching.texts_of(*files))
     if options["data"] is None:
         if option := next((name for name in ("text_column", "id_column") if options[name]), None):
             raise BadInput(f"--{option.replace('_', '-')} applies to --data")
@@ -177,23 +177,25 @@ def tasks(options: Options, folder: Path | None, progress: Console) -> tuple[lis
     if names and (options["vectors"] or options["baseline_vectors"]):
         raise BadInput(f"--task {names[0]}: tasks embed texts of their own, for which a file has no vectors; name a model")
     instruction = options["instruction"]
-    found: list[Task] = []
+    chosen_tasks: list[Task] = []
     if "retrieval" in names:
         retrieval.check_faiss()
-        found.append(_retrieval(options, folder, progress))
+        chosen_tasks.append(_retrieval(options, folder, progress))
     if "classification" in names:
         classification.check_package(options["classifier"])
-        given = options["classification"]
+        argument = options["classification"]
         labelled = (
-            tables.labelled(given, instruction, row_options(options), note) if given else builtin.classification(instruction)
+            tables.labelled(argument, instruction, row_options(options), note)
+            if argument
+            else builtin.classification(instruction)
         )
-        found.append(classification.task(labelled, options["classifier"]))
+        chosen_tasks.append(classification.task(labelled, options["classifier"]))
     if "sts" in names:
-        given = options["sts"]
-        pairs = tables.pairs(given, instruction, row_options(options), note) if given else builtin.sts(instruction)
-        found.append(sts.task(pairs))
+        argument = options["sts"]
+        pairs = tables.pairs(argument, instruction, row_options(options), note) if argument else builtin.sts(instruction)
+        chosen_tasks.append(sts.task(pairs))
     scored = [mteb.task(name.removeprefix(MTEB)) for name in names if name.startswith(MTEB)]
-    return found, scored, "speed" in names
+    return chosen_tasks, scored, "speed" in names
 
 
 def speed(options: Options, candidate: Side, baseline: Side) -> tuple[Side, Side, list[speeds.RequestShape], list[str]]:
@@ -231,8 +233,8 @@ def _names(options: Options) -> list[str]:
         requested.append("retrieval")
     if options["max_task_drop"] is not None and not set(requested) - {"speed"}:
         requested.append("all")  # otherwise the threshold would be met without a measurement
-    wanted = {*requested, *(ALL if "all" in requested else ())}
-    return [name for name in TASKS if name in wanted] + sorted(name for name in wanted if name.startswith(MTEB))
+    distinct = {*requested, *(ALL if "all" in requested else ())}
+    return [name for name in TASKS if name in distinct] + sorted(name for name in distinct if name.startswith(MTEB))
 
 
 def _retrieval(options: Options, folder: Path | None, progress: Console) -> Task:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from qembed.checkpoint import model_card
 from qembed.checkpoint.find import DEFAULT_MODEL
+from qembed.command import failures
 from qembed.command.options import JSON_HELP, api_key_file_option
 from qembed.command.row_options import row_options
 from qembed.command.sections import SectionedCommand, section
@@ -60,8 +62,8 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
 @sides("--baseline-url", metavar="URL", help="Running server of the baseline, instead of transformers.")
 @api_key_file_option(sides)
 @sides("--vectors", type=click.Path(path_type=Path), metavar="FILE",
-       help="Stored vectors of the INT4 side: .npy, a row for each text of --data, or .parquet with a column 'vector' "
-            "(matched by its column 'id' or 'text', if it has one).")  # fmt: skip
+       help="Stored vectors of the INT4 side, in any format of `qembed embed`: .parquet, .jsonl and .csv are matched by their "
+            "column 'id' or 'text', .npy and .fvecs by OUT.ids.jsonl; without ids, the rows are those of --data.")  # fmt: skip
 @sides("--baseline-vectors", type=click.Path(path_type=Path), metavar="FILE", help="Stored vectors of the baseline.")
 @reading("--data", type=click.Path(path_type=Path), metavar="FILE",
          help="Texts: .txt with one a line, or .jsonl, .csv, .tsv or .parquet with text, and if you like id, kind "
@@ -124,7 +126,6 @@ def command(**options: Any) -> None:
     package is missing, 5 too few texts to tell whether --max-task-drop is met, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
     from qembed.eval import targets
-    from qembed.eval.report import card
     from qembed.report import files
 
     if options["compare"]:
@@ -135,39 +136,40 @@ def command(**options: Any) -> None:
     targets.check(options)
     with _exit_code_1_reserved(options):
         result, folder = _measure(options)
-    # The result is shown even if a report cannot be written.
-    with _exit_code_1_reserved(options), contextlib.ExitStack() as stack:
-        for path in options["report"]:
-            stack.callback(_write, path, result)
-        if options["card"] and folder:
-            stack.callback(lambda: click.echo(f"numbers written into {card.write(folder, result)}", err=True))
-        _show(result, options)
+    try:
+        with failures.keeping(result), _exit_code_1_reserved(options):
+            files.write_all(_writes(result, options, folder))
+    finally:  # what was measured is shown even if a report cannot be written
+        if not options["as_json"]:
+            _print(result)
         for line in (*result["verdict"]["failures"], *result["verdict"]["undecided"]):
             click.echo(f"qembed: {line}", err=True)
+    if options["as_json"]:
+        click.echo(json.dumps(result, allow_nan=False))
     if result["verdict"]["failures"]:
         raise SystemExit(1)
     if result["verdict"]["undecided"]:
         raise SystemExit(UNDECIDED)
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
-    """Write a report, and say so."""
-    from qembed.eval.report import files as report_files
+def _writes(result: dict[str, Any], options: dict[str, Any], folder: Path | None) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The reports and the model card to write: a line that announces each, and a function that writes it."""
+    from qembed.eval.report import card
+    from qembed.eval.report import files as reports
 
-    report_files.write(path, result)
-    click.echo(f"report written to {path}", err=True)
+    if options["card"] and folder:
+        yield f"numbers written into {folder / model_card.FILE}", partial(card.write, folder, result)
+    for path in options["report"]:
+        yield f"report written to {path}", partial(reports.write, path, result)
 
 
-def _show(result: dict[str, Any], options: dict[str, Any]) -> None:
-    """Print the result."""
-    if options["as_json"]:
-        click.echo(json.dumps(result, allow_nan=False))
-    else:
-        from rich.console import Console
+def _print(result: dict[str, Any]) -> None:
+    """Print the result as tables."""
+    from rich.console import Console
 
-        from qembed.eval.report import terminal
+    from qembed.eval.report import terminal
 
-        terminal.print_tables(Console(), result)
+    terminal.print_tables(Console(), result)
 
 
 def _measure(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:

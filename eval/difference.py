@@ -114,6 +114,8 @@ def _key(task: Mapping[str, Any]) -> tuple[str, str, str | None]:
 def _notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
     if first["data"]["sha256"] != second["data"]["sha256"]:
         yield f"not the same texts: {first['data']['file']} and {second['data']['file']}"
+    elif first["data"]["texts"] != second["data"]["texts"]:
+        yield f"not the same texts: {first['data']['texts']} and {second['data']['texts']} of {first['data']['file']}"
     for side in ("candidate", "baseline"):
         left, right = (words.side({**result[side], "from_cache": 0}) for result in (first, second))
         if left != right:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qembed.command.progress import reporter
 from qembed.errors import QembedError
 from qembed.eval import arrays
 from qembed.vectors import cache
@@ -28,7 +29,7 @@ SAME = 0.9999
 DESCRIPTION = ("engine", "version", "model", "weights", "device", "dtype", "kernel", "url")
 """Fields of a `Source` that describe a side in the result."""
 NOTE = "said"
-"""The note with them in the cache."""
+"""The name of the note with these fields in the cache; caches of earlier versions have it."""
 
 
 class Embedder:
@@ -85,38 +86,42 @@ class Embedder:
         }
 
     def _compute(self, missing: dict[bytes, str], what: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         source = self._opened()
         # Texts of similar length need little padding; starting with the longest shows at once whether the memory suffices.
         pairs = sorted(missing.items(), key=lambda pair: -len(pair[1]))
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
-        done = 0
-        with Progress(*columns, console=self._progress) as bar:
-            task = bar.add_task(f"{self.name}: {source.model} through {source.engine}", total=len(pairs))
+        description = f"{self.name}: {source.model} through {source.engine}"
+        cached = embedded = 0
+        with reporter(description, self._progress) as progress:
+
+            def on_texts(count: int) -> None:
+                nonlocal embedded
+                embedded += count
+                progress.steps(description, embedded, len(pairs), what)
+
+            on_texts(0)
             started = time.monotonic()
             try:
                 for start in range(0, len(pairs), CHUNK):
                     chunk = pairs[start : start + CHUNK]
-                    vectors = source.embed([text for _, text in chunk], lambda count: bar.advance(task, count))
+                    vectors = source.embed([text for _, text in chunk], on_texts)
                     self._cache.put([digest for digest, _ in chunk], vectors)
-                    done += len(chunk)
+                    cached += len(chunk)
             except QembedError as error:
-                raise type(error)(f"{error}{self._advice(done, len(pairs))}") from error
+                raise type(error)(f"{error}{self._advice(cached, len(pairs))}") from error
             finally:
-                self._computed += done
+                self._computed += cached
                 self._seconds += time.monotonic() - started
 
-    def _advice(self, done: int, total: int) -> str:
+    def _advice(self, cached: int, total: int) -> str:
         """End of an error message: what is not lost, and how to continue."""
-        if self._folder is None or not done:
+        if self._folder is None or not cached:
             return ""
-        return f" ({done} of {total} vectors are in the cache {self._folder}: run the same command to continue)"
+        return f" ({cached} of {total} vectors are in the cache {self._folder}: run the same command to continue)"
 
     def _opened(self) -> Source:
         if self._source is None:
-            with self._progress.status(f"{self.name}: opening") as status:
-                source = self._stack.enter_context(self.side.open(lambda doing: status.update(f"{self.name}: {doing}")))
+            with reporter(f"{self.name}: opening", self._progress) as progress:
+                source = self._stack.enter_context(self.side.open(lambda stage: progress.stage(f"{self.name}: {stage}")))
             self._source = source
             self._cache.note(NOTE, {name: getattr(source, name) for name in DESCRIPTION})
             if self.side.live and not self._cache.known([cache.digest(SENTINEL)]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed import bootstrap
+from qembed.command.progress import reporter
 from qembed.errors import BadInput
 from qembed.eval import fidelity, result
 from qembed.eval.embedding import Embedder
@@ -23,8 +24,8 @@ from qembed.eval.texts import Data, Measured, cut
 from qembed.eval.thresholds import Thresholds, judged, verdict
 from qembed.text.cleaning import clean
 from qembed.text.texts import Text
+from qembed.vectors.matching import Match, VectorFile, match
 from qembed.vectors.sources import Side
-from qembed.vectors.vector_files import VectorFile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,24 +105,25 @@ def compare(
         BadInput: the vectors of both sides differ in length, or vectors from a file do not belong to the texts.
         QembedError: a side cannot be started, or fails.
     """
-    for side in (candidate, baseline):
-        if side.file is not None:
-            side.file.of(data.texts)
+    files = {name: side.file for name, side in (("candidate", candidate), ("baseline", baseline)) if side.file is not None}
+    matched = match(data.texts, files)
+    data = replace(data, texts=matched.texts)
     parts = [Part("texts", data.texts), *(Part(task.name, task.texts) for task in tasks)]
     limit = min((side.limit for side in (candidate, baseline) if side.limit is not None), default=None)
-    embedding = Embedding(reader, limit, parts, [reader.inputs(part.texts, limit) for part in parts], self_scoring)
+    inputs = [reader.inputs(part.texts, limit) for part in parts]
+    embedding = Embedding(reader, limit, parts, inputs, self_scoring, matched.vectors)
     left = _embedded(candidate, "candidate", embedding, settings, progress)
     right = _embedded(baseline, "baseline", embedding, settings, progress)
     _check_dimensions(left, right)
     measured = embedding.inputs[0][1]
-    with progress.status("comparing"):
+    with reporter("comparing", progress):
         results = result.results(data.texts, left.vectors[0], right.vectors[0], measured.tokens if measured else None)
     records = [*_task_records(tasks, left, right, progress), *_self_scored_records(self_scoring, left, right)]
     return {
         **result.surroundings(),
         "candidate": left.description,
         "baseline": right.description,
-        "data": _data_record(data, limit, measured),
+        "data": _data_record(data, limit, measured, matched),
         "settings": _settings_record(settings),
         "results": results,
         "tasks": records,
@@ -141,19 +143,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Embedding:
-    """What both sides embed: `parts` with their model inputs (and lengths), and the tasks that request vectors themselves."""
+    """What both sides embed: `parts` with their model inputs (and lengths), and the tasks that request vectors themselves.
+
+    `stored` are the vectors of the first part for each side that has them in a file, by the side's name.
+    """
 
     reader: Reader
     limit: int | None
     parts: Sequence[Part]
     inputs: Sequence[tuple[Sequence[str], Measured | None]]
     self_scoring: Sequence[SelfScoring]
+    stored: Mapping[str, Vectors]
 
 
 def _embedded(side: Side, name: str, embedding: Embedding, settings: EvaluationSettings, progress: Console) -> Embedded:
     """Open a side, embed everything, and close it."""
     if side.file is not None:
-        return Embedded([side.file.of(embedding.parts[0].texts)], [], _described(side.file))
+        return Embedded([embedding.stored[name]], [], _described(side.file))
     reader, limit = embedding.reader, embedding.limit
     with _advising(reader, limit, embedding.inputs), Embedder(side, name, settings.cache, progress) as embedder:
 
@@ -169,7 +175,7 @@ def _embedded(side: Side, name: str, embedding: Embedding, settings: EvaluationS
 
 def _task_records(tasks: Sequence[Task], left: Embedded, right: Embedded, progress: Console) -> Iterator[dict[str, Any]]:
     for task, candidate, baseline in zip(tasks, left.vectors[1:], right.vectors[1:], strict=True):
-        with progress.status(f"{task.name}: measuring"):
+        with reporter(f"{task.name}: measuring", progress):
             record = task.record(task.measure(candidate, baseline))
         sides = {"candidate": candidate, "baseline": baseline}
         yield {**record, "unusable": {name: int((~fidelity.usable(side)).sum()) for name, side in sides.items()}}
@@ -180,7 +186,7 @@ def _self_scored_records(tasks: Sequence[SelfScoring], left: Embedded, right: Em
         yield task.record(candidate, baseline)
 
 
-def _data_record(data: Data, limit: int | None, measured: Measured | None) -> dict[str, Any]:
+def _data_record(data: Data, limit: int | None, measured: Measured | None, matched: Match) -> dict[str, Any]:
     return {
         "file": data.path.name,
         "sha256": data.sha256,
@@ -188,6 +194,8 @@ def _data_record(data: Data, limit: int | None, measured: Measured | None) -> di
         "limit": limit,
         "cut": measured.cut if measured else 0,
         "duplicates": _repeated(data.texts),
+        "without_vector": dict(matched.without_vector),
+        "unused_vectors": dict(matched.unused),
     }
 
 

@@ -138,10 +138,10 @@ def zero(vectors: NDArray[np.floating[Any]]) -> int:
 
 def duplicates(vectors: NDArray[np.floating[Any]], texts: Sequence[str]) -> int:
     """Number of rows equal, bit by bit, to an earlier vector of another text; repeated texts do not count."""
-    seen: dict[bytes, str] = {}
+    first_texts: dict[bytes, str] = {}
     count = 0
     for row, text in zip(vectors, texts, strict=True):
-        first = seen.setdefault(hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest(), text)
+        first = first_texts.setdefault(hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest(), text)
         count += first != text
     return count
 

@@ -14,7 +14,9 @@ These keys stay; new ones may be added, and `schema` rises when a key changes it
                 or starting a server) for the `computed` texts, and how many more came `from_cache`; null if unknown, as for
                 most running servers and files
     data        `file` (name), `sha256`, `texts`, `limit` (tokens; null if unknown), `cut` (longer texts),
-                `duplicates` (texts that occurred before)
+                `duplicates` (texts that occurred before); for each side whose vectors come from a file, `without_vector`: how
+                many of the input's texts have none there and are left out of `texts`, and `unused_vectors`: how many vectors
+                belong to no text
     settings    `baseline`, `min_cosine`, `min_p1`, `max_task_drop`, `percentiles` (numpy's method), `interval` and
                 `resamples` (of the bootstrap)
     results     `dimension`; summaries `overall`, `by_dimension` {"32": …}, `by_language`, `by_length`, `by_kind` (texts without

@@ -22,8 +22,8 @@ def check(options: Mapping[str, Any]) -> None:
     Raises:
         BadInput: a report or the model card is an input, two of them are one file, or a report exists and --force is not given.
     """
-    named = [*(options[name] for name in INPUTS), *options["retrieval"]]
-    inputs = [path for value in named if value is not None for path in _paths(str(value))]
+    paths = [*(options[name] for name in INPUTS), *options["retrieval"]]
+    inputs = [path for value in paths if value is not None for path in _paths(str(value))]
     reports = [Target(path, "--report") for path in options["report"]]
     targets.check_targets(reports, inputs, force=options["force"])
     if options["card"]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
 FIELDS = ("kind", "language", "instruction")
-ENCODED_AT_ONCE = 1024  # an encoding takes some hundred bytes a token
+BATCH = 1024
+"""Texts encoded at once: an encoding takes some hundred bytes per token."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read(
     id_column: str | None = None,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> Data:
-    """The texts of `path`: `.txt` with one text per line, `.jsonl` with one object per line, `.csv`, `.tsv` or `.parquet`.
+    """Read the texts of a file: `.txt` with one text per line, `.jsonl` with one object per line, `.csv`, `.tsv` or `.parquet`.
 
     A row has a text (column `text` unless `text_column` names another), and optionally `id` (or `_id`, or `id_column`), `kind`,
     `language` and `instruction`; other columns are ignored. Blank lines are skipped. A text without an id is named as
@@ -54,20 +55,20 @@ def read(
     format = format_of(path)  # noqa: A001
     if format == "txt" and (text_column or id_column):
         raise BadInput(f"{path}: plain text has no columns; leave {'--text-column' if text_column else '--id-column'} out")
-    named = {column: "--text-column", **({id_column: "--id-column"} if id_column else {})}
-    wanted = {**dict.fromkeys(FIELDS, ""), **named}
+    required = {column: "--text-column", **({id_column: "--id-column"} if id_column else {})}
+    columns = {**dict.fromkeys(FIELDS, ""), **required}
     rows: list[Text] = []
-    with opened(path, format, options, wanted) as records:
-        for required, option in named.items():
-            if not records.has(required):
-                raise records.missing(required, option)
+    with opened(path, format, options, columns) as records:
+        for name, option in required.items():
+            if not records.has(name):
+                raise records.missing(name, option)
         ids = (id_column,) if id_column else IDS
-        if records.columns is not None and (own := next((name for name in ids if name in records.columns), None)):
-            ids = (own,)
-            wanted[own] = "--id-column"
+        if records.columns is not None and (default_id := next((name for name in ids if name in records.columns), None)):
+            ids = (default_id,)
+            columns[default_id] = "--id-column"
         for note in records.notes:
             on_note(f"{path}: {note}")
-        for record in records.read(wanted):
+        for record in records.read(columns):
             if format == "txt" and record.reason is None and not record.values["text"].strip():
                 continue
             rows.append(_text(record, column, ids, id_column is not None))
@@ -86,23 +87,23 @@ class Measured:
 
 
 def cut(texts: Sequence[str], tokenizer: Tokenizer, limit: int | None) -> Measured:
-    """The texts, each cut at the end to at most `limit` tokens; None only measures them.
+    """Cut each text at the end to at most `limit` tokens; None only measures them.
 
     The text is cut, not its tokens, so that every server gets the same input, however it treats long texts. `limit` includes
     the tokens that the tokenizer appends. Cutting at a token boundary can change the tokens before it, so this may take
     several rounds.
     """
-    kept: list[str] = []
+    inputs: list[str] = []
     tokens: list[int] = []
-    count = 0
-    for start in range(0, len(texts), ENCODED_AT_ONCE):
-        some = list(texts[start : start + ENCODED_AT_ONCE])
-        for text, encoding in zip(some, tokenizer.encode_batch(some), strict=True):
-            shorter, length = _fitting(text, encoding, tokenizer, limit)
-            count += shorter != text
-            kept.append(shorter)
+    cut_texts = 0
+    for start in range(0, len(texts), BATCH):
+        batch = list(texts[start : start + BATCH])
+        for text, encoding in zip(batch, tokenizer.encode_batch(batch), strict=True):
+            beginning, length = _fitting(text, encoding, tokenizer, limit)
+            cut_texts += beginning != text
+            inputs.append(beginning)
             tokens.append(length)
-    return Measured(kept, tokens, count)
+    return Measured(inputs, tokens, cut_texts)
 
 
 def _fitting(text: str, encoding: Encoding, tokenizer: Tokenizer, limit: int | None) -> tuple[str, int]:
@@ -110,14 +111,14 @@ def _fitting(text: str, encoding: Encoding, tokenizer: Tokenizer, limit: int | N
     if limit is None or len(encoding.ids) <= limit:
         return text, len(encoding.ids)
     allowed = limit - sum(encoding.special_tokens_mask)
-    shorter = text
-    while len(encoding.ids) > limit and shorter:
+    beginning = text
+    while len(encoding.ids) > limit and beginning:
         ends = [end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not special]
-        shorter = shorter[: min(ends[max(allowed, 1) - 1], len(shorter) - 1)]
-        encoding = tokenizer.encode(shorter)
-    if not shorter.strip():
+        beginning = beginning[: min(ends[max(allowed, 1) - 1], len(beginning) - 1)]
+        encoding = tokenizer.encode(beginning)
+    if not beginning.strip():
         raise BadInput(f"the model's context of {limit} tokens leaves no room for a text")
-    return shorter, len(encoding.ids)
+    return beginning, len(encoding.ids)
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.command.progress import reporter
 from qembed.errors import BadInput, QembedError
 from qembed.text.prompts import DEFAULT_INSTRUCTION
 from qembed.vectors import cache as caches
@@ -75,22 +76,13 @@ def scoring(reranker: Reranker, instruction: str | None, folder: Path | None, pr
 
 def _score_into(cache: caches.Cache, bodies: Mapping[bytes, str], reranker: Reranker, progress: Console) -> None:
     """Score `bodies` (by digest), longest first so that lack of memory shows at once, and store each chunk's scores."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     longest_first = sorted(bodies.items(), key=lambda item: -len(item[1]))
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("pairs"),
-        TimeRemainingColumn(),
-    )
-    with reranker.open() as score, Progress(*columns, console=progress) as bar:
-        task = bar.add_task(f"reranker: {reranker.name}", total=len(longest_first))
+    description = f"reranker: {reranker.name}"
+    with reporter(f"{description}, opening", progress) as shown, reranker.open() as score:
         for start in range(0, len(longest_first), CHUNK):
+            shown.steps(description, start, len(longest_first), "pairs")
             chunk = longest_first[start : start + CHUNK]
             cache.put([digest for digest, _ in chunk], score([text for _, text in chunk])[:, None])
-            bar.advance(task, len(chunk))
 
 
 def through_transformers(checkpoint: Checkpoint) -> Reranker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -253,13 +252,7 @@ def command(
     device_of_torch = torch_device(device, threads)
     start = time.monotonic()
 
-    def log_step(stage: str, done: int, total: int) -> None:
-        if stage == "refining" and done % 10 == 0 and not sys.stderr.isatty():
-            click.echo(f"refining, step {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
-        if stage == "layers" and done and not sys.stderr.isatty():
-            click.echo(f"layer {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
-
-    with _progress("reading the checkpoint", log_step) as on_step, _interruptible():
+    with _progress("reading the checkpoint") as on_step, _interruptible():
         if calibration is None:
             sample = texts.built_in(calibration_texts, seed)
         else:
@@ -335,25 +328,14 @@ def _verify(folder: Path, device: str, threads: int | None, as_json: bool) -> No
 
 
 @contextmanager
-def _progress(
-    description: str, on_update: Callable[[str, int, int], None] = lambda *_: None
-) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar on a terminal; yields the function that updates it with (stage, steps done, steps in all).
-
-    `on_update` receives the same updates, terminal or not.
-    """
+def _progress(description: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show progress on stderr; yields the function that updates it with (stage, steps done, steps in all)."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(description, total=None)
+    from qembed.command.progress import reporter
 
-        def on_step(stage: str, done: int, total: int) -> None:
-            progress.update(task, description=stage, completed=done, total=total)
-            on_update(stage, done, total)
-
-        yield on_step
+    with reporter(description, Console(stderr=True)) as shown:
+        yield shown.steps
 
 
 @contextmanager

@@ -80,6 +80,7 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
     """Open the index, embed the questions and search; returns what --json prints."""
     from rich.console import Console
 
+    from qembed.command.progress import reporter
     from qembed.search import answer, query, store
     from qembed.vllm import api_keys
 
@@ -94,7 +95,7 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
         raise BadInput("--api-key-file is for running servers: name one with --url or --rerank")
     api_key = api_keys.first(options["api_key_file"])
     progress = Console(stderr=True)
-    with progress.status(f"reading {options['index']}"):
+    with reporter(f"reading {options['index']}", progress):
         opened = store.read(options["index"])
     top, depth = _depths(options, opened.rows, opened.path)
     width = answer.width(opened, options["nprobe"], options["ef_search"], exact=options["exact"])
@@ -107,7 +108,7 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
         )
         raise BadInput(f"--rerank reads texts, and {opened.path} {advice}")
     model = answer.reranker(options["rerank"], api_key) if options["rerank"] else None
-    asking = query.Asking(
+    settings = query.QuestionSettings(
         options["url"],
         options["model"],
         options["engine"],
@@ -116,7 +117,7 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
         options["any_model"],
         api_key,
     )
-    vectors = query.vectors(texts, opened, asking, progress)
+    vectors = query.vectors(texts, opened, settings, progress)
     answers = answer.hits(opened, vectors, depth, width)
     if model is not None and column is not None:
         answers = answer.reranked(answers, texts, column, model, options["instruction"], progress)

@@ -29,13 +29,16 @@ TEXT_ROWS = 4096
 
 @dataclass(frozen=True)
 class Corpus:
-    """Vectors [rows, dimensions] in the column `vector` of the files `paths`, in that order; `kept` are the other columns."""
+    """Vectors [rows, dimensions] in the column `vector` of the files `paths`, in that order.
+
+    `other_columns` are the names of the remaining columns, without the id.
+    """
 
     path: Path
     paths: Sequence[Path]
     rows: int
     vector: VectorColumn
-    kept: Sequence[str]
+    other_columns: Sequence[str]
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -50,8 +53,8 @@ class Corpus:
     @property
     def model(self) -> str | None:
         """The model of the vectors; None if the file does not name it."""
-        named = self.about.get("model")
-        return named if isinstance(named, str) and named else None
+        model = self.about.get("model")
+        return model if isinstance(model, str) and model else None
 
 
 def read(path: Path) -> Corpus:
@@ -62,14 +65,14 @@ def read(path: Path) -> Corpus:
         MissingExtra: pyarrow is not installed.
     """
     paths = _parts(path)
-    parts = [_part(one) for one in paths]
+    parts = [_part(file) for file in paths]
     first = parts[0]
     for other in parts[1:]:
         for what, own, expected in (
             ("column of vectors", other.vector.name, first.vector.name),
             ("dimensions", other.dimensions, first.dimensions),
             ("dtype", other.vector.dtype, first.vector.dtype),
-            ("other columns", other.kept, first.kept),
+            ("other columns", other.other_columns, first.other_columns),
             ("model", other.model, first.model),
         ):
             if own != expected:
@@ -77,7 +80,7 @@ def read(path: Path) -> Corpus:
     rows = sum(part.rows for part in parts)
     if not rows:
         raise BadInput(f"{path}: holds no vectors")
-    return Corpus(path, paths, rows, first.vector, first.kept)
+    return Corpus(path, paths, rows, first.vector, first.other_columns)
 
 
 def vectors(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
@@ -86,27 +89,27 @@ def vectors(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
     Raises:
         BadInput: a file is damaged, or a row is empty, of another length, zero or not finite.
     """
-    waiting: list[NDArray[np.float32]] = []
+    pending: list[NDArray[np.float32]] = []
     for batch in _batches(corpus):
-        waiting.append(batch)
-        if sum(part.nbytes for part in waiting) >= BLOCK_BYTES:
-            yield np.concatenate(waiting)
-            waiting.clear()
-    if waiting:
-        yield np.concatenate(waiting)
+        pending.append(batch)
+        if sum(part.nbytes for part in pending) >= BLOCK_BYTES:
+            yield np.concatenate(pending)
+            pending.clear()
+    if pending:
+        yield np.concatenate(pending)
 
 
 def at(corpus: Corpus, positions: NDArray[np.intp]) -> NDArray[np.float32]:
     """The unit vectors [len(positions), dimensions] float32 at `positions` (ascending); reads the file once."""
-    found = np.empty((len(positions), corpus.dimensions), np.float32)
-    start = taken = 0
+    sample = np.empty((len(positions), corpus.dimensions), np.float32)
+    start = filled = 0
     for block in vectors(corpus):
         end = int(np.searchsorted(positions, start + len(block)))
-        found[taken:end] = block[positions[taken:end] - start]
-        start, taken = start + len(block), end
-        if taken == len(positions):
+        sample[filled:end] = block[positions[filled:end] - start]
+        start, filled = start + len(block), end
+        if filled == len(positions):
             break
-    return found
+    return sample
 
 
 def others(corpus: Corpus) -> Iterator[Any]:
@@ -122,14 +125,14 @@ def others(corpus: Corpus) -> Iterator[Any]:
         start = done
         with parquet.opened(path) as file:
             has_id = ID in file.schema_arrow.names
-            columns = [*([ID] if has_id else []), *corpus.kept]
+            columns = [*([ID] if has_id else []), *corpus.other_columns]
             # Even without columns Arrow reports the number of rows of a batch.
             for batch in file.iter_batches(TEXT_ROWS, columns=columns):
                 numbers = map(str, range(done + 1, done + batch.num_rows + 1))
                 ids = parquet.ids(batch.column(ID), path, done - start) if has_id else list(numbers)
                 done += batch.num_rows
-                kept = (batch.column(name) for name in corpus.kept)
-                yield arrow.table([arrow.array(ids, arrow.string()), *kept], names=[ID, *corpus.kept])
+                other_columns = (batch.column(name) for name in corpus.other_columns)
+                yield arrow.table([arrow.array(ids, arrow.string()), *other_columns], names=[ID, *corpus.other_columns])
 
 
 def _batches(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
@@ -154,10 +157,10 @@ def _parts(path: Path) -> list[Path]:
                 f"{path}: vectors are read from .parquet, as `qembed embed … -o {path.stem or 'out'}.parquet` writes it"
             )
         return [path]
-    found = sorted(one for one in path.glob("*.parquet") if not one.name.startswith(".") and not one.name.endswith(IDS))
-    if not found:
+    files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith(".") and not file.name.endswith(IDS))
+    if not files:
         raise BadInput(f"{path}: a folder without .parquet files")
-    return found
+    return files
 
 
 def _part(path: Path) -> Corpus:
@@ -166,5 +169,5 @@ def _part(path: Path) -> Corpus:
         if ABOUT_INDEX in (schema.metadata or {}):
             raise BadInput(f"{path}: the ids of an index, without vectors; name the file that `qembed embed` wrote")
         column = parquet.vector_column(file, path)
-        kept = [name for name in schema.names if name not in (ID, column.name)]
-        return Corpus(path, [path], file.metadata.num_rows, column, kept)
+        other_columns = [name for name in schema.names if name not in (ID, column.name)]
+        return Corpus(path, [path], file.metadata.num_rows, column, other_columns)

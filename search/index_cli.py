@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from qembed.command import failures
 from qembed.command.options import JSON_HELP
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
@@ -37,7 +39,7 @@ writing = section("What to write")
                 "[default: 200 of the indexed vectors]")  # fmt: skip
 @writing("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.faiss",
          help="The index. Ids and kept columns go beside it, into FILE.faiss.ids.parquet.")  # fmt: skip
-@writing("--force", is_flag=True, help="Replace an index that exists.")
+@writing("--force", is_flag=True, help="Replace an index and reports that exist.")
 @writing("--report", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
          help="Write what was measured to FILE.html (recall against time, as a plot) or FILE.json.")  # fmt: skip
 @writing("--json", "as_json", is_flag=True, help=JSON_HELP)
@@ -55,23 +57,28 @@ def command(**options: Any) -> None:
 
     Exit codes: 0 done, 1 failed, 2 bad input, 3 a package is missing, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
+    from qembed.report import files
+    from qembed.search import report
+
     try:
         result = _build_index(options)
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; {options['output']} is as it was") from error
+    try:
+        with failures.keeping(result):
+            files.write_all((f"report written to {path}", partial(report.write, path, result)) for path in options["report"])
+    finally:  # what was measured is shown even if a report cannot be written
+        if not options["as_json"]:
+            _print(result)
     if options["as_json"]:
         click.echo(strict_json.dumps(result))
-        return
-    from rich.console import Console
-
-    _print(Console(), result)
 
 
 def _build_index(options: dict[str, Any]) -> dict[str, Any]:
-    """Check, build, measure, write the index and its reports; returns what --json prints."""
+    """Check, build, measure, and write the index; returns what --json prints."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    from qembed.command.progress import reporter
     from qembed.search import build, corpus, recall, report, store
     from qembed.vectors import ivf
 
@@ -89,20 +96,16 @@ def _build_index(options: dict[str, Any]) -> dict[str, Any]:
     applied_settings = settings.noted(vectors.rows)
     queries = _queries(options["queries"], vectors) if options["queries"] else None
     build.check_memory(vectors, settings)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("reading", total=vectors.rows)
+    with reporter("reading", Console(stderr=True)) as progress:
 
-        def on_stage(doing: str, done: int) -> None:
-            bar.update(task, description=doing, completed=done)
+        def on_stage(stage: str, rows: int) -> None:
+            progress.steps(stage, rows, vectors.rows, "vectors")
 
         drawn = ivf.draw(vectors.rows, recall.QUERIES)
         index, sample = build.build(vectors, settings, drawn, on_stage)
         measured = None
         if settings.kind != "flat" and (queries is not None or vectors.rows > 1):
-            measured = _recall(
-                index, settings.kind, queries, sample, drawn, options, lambda doing: on_stage(doing, vectors.rows)
-            )
+            measured = _recall(index, settings.kind, queries, sample, drawn, options, progress.stage)
         about = {
             "kind": settings.kind,
             "settings": applied_settings,
@@ -110,19 +113,16 @@ def _build_index(options: dict[str, Any]) -> dict[str, Any]:
             "recall": measured.record() if measured else None,
         }
         store.write(output, index, vectors, about, on_stage)
-    result = {
+    return {
         "index": str(output),
         "source": str(vectors.path),
         "model": vectors.model,
         "rows": vectors.rows,
         "dimensions": vectors.dimensions,
-        "columns": list(vectors.kept),
+        "columns": list(vectors.other_columns),
         "bytes": output.stat().st_size,
         **about,
     }
-    for path in options["report"]:
-        report.write(path, result)
-    return result
 
 
 def _recall(
@@ -171,7 +171,9 @@ def _queries(path: Path, corpus: Any) -> Any:
     return np.concatenate(list(islice(corpora.vectors(queries), count)))[:count]
 
 
-def _print(console: Any, result: dict[str, Any]) -> None:
+def _print(result: dict[str, Any]) -> None:
+    """Print the result as a table."""
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -179,6 +181,7 @@ def _print(console: Any, result: dict[str, Any]) -> None:
     from qembed.search.nearest import WIDTH
     from qembed.text.display import counted
 
+    console = Console()
     size = f"{counted(result['rows'], 'vector')} of {counted(result['dimensions'], 'dimension')}"
     heading = f"{result['index']}: {size}, {result['kind']}"
     console.print(f"{escape(heading)}, {result['bytes'] / 1e6:,.1f} MB", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import INT4_SUFFIX, find
+from qembed.command.progress import reporter
 from qembed.errors import BadInput, QembedError
 from qembed.search.store import Store
 from qembed.text.cleaning import clean
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asking:
+class QuestionSettings:
     """What embeds the questions, and their prompt.
 
     Attributes:
@@ -45,56 +46,56 @@ class Asking:
     api_key: str | None = field(default=None, repr=False)
 
 
-def vectors(texts: Sequence[str], store: Store, asking: Asking, progress: Console) -> NDArray[np.float32]:
+def vectors(texts: Sequence[str], store: Store, settings: QuestionSettings, progress: Console) -> NDArray[np.float32]:
     """Unit vectors [len(texts), store.dimensions] float32 of `texts` with their prompt.
 
     Raises:
         BadInput: the model is not the index's, has no such prompt, or its vectors have another length.
         QembedError: a server or an engine fails, or returns an unusable vector.
     """
-    model = asking.model or (None if asking.url else store.model)
-    if model is None and asking.url is None:
+    model = settings.model or (None if settings.url else store.model)
+    if model is None and settings.url is None:
         raise BadInput(f"{store.path} does not say which model made its vectors; name it with --model, or a server with --url")
-    checkpoint = _checkpoint(model, store, asking) if model is not None else None
-    if checkpoint is not None and not asking.any_model:
+    checkpoint = _checkpoint(model, store, settings) if model is not None else None
+    if checkpoint is not None and not settings.any_model:
         check_model(store, checkpoint.name)
     prompts = checkpoint.prompts if checkpoint else DEFAULT_PROMPTS
-    prompt = _prompt(prompts, store, asking)
-    if asking.url:
-        embedder = sources.server(asking.url, asking.api_key)
+    prompt = _prompt(prompts, store, settings)
+    if settings.url:
+        embedder = sources.server(settings.url, settings.api_key)
         name = str(embedder.identity["model"])
-        if not asking.any_model:
+        if not settings.any_model:
             check_model(store, name)
     else:
         assert checkpoint is not None
         name = checkpoint.name
-        embedder = sources.vllm(checkpoint) if asking.engine == "vllm" else sources.transformers(checkpoint)
+        embedder = sources.vllm(checkpoint) if settings.engine == "vllm" else sources.transformers(checkpoint)
     with (
-        progress.status(f"embedding with {name}") as status,
-        embedder.open(lambda stage: status.update(f"{name}: {stage}")) as source,
+        reporter(f"embedding with {name}", progress) as shown,
+        embedder.open(lambda stage: shown.stage(f"{name}: {stage}")) as source,
     ):
         embedded = source.embed([model_input(text, prompt) for text in texts], lambda _: None)
     return fitted(embedded, store, name)
 
 
-def _checkpoint(model: str, store: Store, asking: Asking) -> Checkpoint:
+def _checkpoint(model: str, store: Store, settings: QuestionSettings) -> Checkpoint:
     try:
         return find(model)
     except BadInput as error:
-        if asking.model is not None:
+        if settings.model is not None:
             raise
         raise BadInput(
             f"{store.path}: its vectors are of {model}, which is not here ({error}); name it with --model, or a --url"
         ) from error
 
 
-def _prompt(prompts: Mapping[str, str], store: Store, asking: Asking) -> str:
+def _prompt(prompts: Mapping[str, str], store: Store, settings: QuestionSettings) -> str:
     """The prompt text of a question."""
     recorded = store.source.get("instruction")
-    instruction = asking.instruction or (recorded if asking.prompt is None and isinstance(recorded, str) else None)
+    instruction = settings.instruction or (recorded if settings.prompt is None and isinstance(recorded, str) else None)
     if instruction:
         return instruct(clean(instruction))
-    name = asking.prompt or "query"
+    name = settings.prompt or "query"
     if name not in prompts:
         raise BadInput(f"--prompt {name}: the model has {', '.join(prompts)}")
     return prompts[name]

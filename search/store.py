@@ -107,7 +107,7 @@ def write(path: Path, index: Any, corpus: Corpus, about: Mapping[str, Any], on_s
     """
     partials = [_partial(path), _partial(ids_path(path))]
     try:
-        on_stage("writing the index", corpus.rows)
+        on_stage("writing the index", 0)
         _write_index(index, partials[0])
         metadata = {
             "format": FORMAT,

@@ -190,9 +190,9 @@ def test_eval_reranks_the_retrieved_texts(
     (tmp_path / "few.txt").write_text("one\ntwo\nthree\n")
     fake, servers = start_vllm(FakeVllm(classifies=True)), (start_server(), start_server())
     options = ("--url", servers[0].url, "--baseline-url", servers[1].url, "--data", tmp_path / "few.txt", "--retrieval", folder)
-    done = CliRunner().invoke(group, ["eval", *map(str, options), "--rerank", fake.url, "--json"])
-    assert done.exit_code == 0, done.stderr
-    (task,) = json.loads(done.stdout)["tasks"]
+    result = CliRunner().invoke(group, ["eval", *map(str, options), "--rerank", fake.url, "--json"])
+    assert result.exit_code == 0, result.stderr
+    (task,) = json.loads(result.stdout)["tasks"]
     assert task["settings"]["reranker"] == f"r at {fake.url}"
     assert task["settings"]["reranked"] == 50
     (metric,) = [metric for metric in task["metrics"] if metric["name"] == "nDCG@10, reranked"]

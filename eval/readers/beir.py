@@ -34,33 +34,33 @@ def read(folder: Path, instruction: str | None = None) -> Collection:
     Raises:
         BadInput: a file is missing, empty or malformed, or nothing is left of the judgements.
     """
-    corpus, queries, qrels = folder / "corpus.jsonl", folder / "queries.jsonl", _qrels(folder)
-    passages, blank = _texts(corpus, "document", None)
-    asked, _ = _texts(queries, "query", instruction)
+    corpus_file, queries_file, qrels_file = folder / "corpus.jsonl", folder / "queries.jsonl", _qrels(folder)
+    passages, blank = _texts(corpus_file, "document", None)
+    queries, _ = _texts(queries_file, "query", instruction)
     passage_rows = {text.id: row for row, text in enumerate(passages)}
-    judged: dict[str, dict[int, int]] = {text.id: {} for text in asked}
+    judged: dict[str, dict[int, int]] = {text.id: {} for text in queries}
     left_out: Counter[str] = Counter()
-    judgements = _judgements(qrels)
+    judgements = _judgements(qrels_file)
     for query, passage, grade in judgements:
         if query not in judged:
-            left_out[f"queries that are not in {queries.name}"] += 1
+            left_out[f"queries that are not in {queries_file.name}"] += 1
         elif passage in blank:
             left_out["passages without title and text"] += 1
         elif passage not in passage_rows:
-            left_out[f"passages that are not in {corpus.name}"] += 1
+            left_out[f"passages that are not in {corpus_file.name}"] += 1
         else:
             judged[query][passage_rows[passage]] = grade
     relevant = {query: {row: grade for row, grade in grades.items() if grade > 0} for query, grades in judged.items()}
-    kept = [text for text in asked if relevant[text.id]]
+    answered = [text for text in queries if relevant[text.id]]
     notes = [f"left out: {counted(count, 'judgement')} of {what}" for what, count in left_out.items()]
-    if not kept:
-        raise BadInput(f"{qrels}: names no relevant passage for any query{''.join(f'; {note}' for note in notes)}")
+    if not answered:
+        raise BadInput(f"{qrels_file}: names no relevant passage for any query{''.join(f'; {note}' for note in notes)}")
     if blank:
         notes.append(f"left out: {counted(len(blank), 'passage')} without title and text")
-    if lost := len({query for query, _, _ in judgements if query in judged} - {text.id for text in kept}):
-        notes.append(f"left out: {counted(lost, 'judged query', 'judged queries')} without a relevant passage")
-    digest = sha256(corpus, queries, qrels)
-    return Collection(folder.name, digest, kept, passages, [relevant[text.id] for text in kept], tuple(notes))
+    if unanswered := len({query for query, _, _ in judgements if query in judged} - {text.id for text in answered}):
+        notes.append(f"left out: {counted(unanswered, 'judged query', 'judged queries')} without a relevant passage")
+    digest = sha256(corpus_file, queries_file, qrels_file)
+    return Collection(folder.name, digest, answered, passages, [relevant[text.id] for text in answered], tuple(notes))
 
 
 def _qrels(folder: Path) -> Path:
@@ -82,7 +82,7 @@ def _texts(path: Path, kind: str, instruction: str | None) -> tuple[list[Text], 
         if isinstance(title, str) and title.strip():
             body = f"{title} {body}".strip() if isinstance(body, str) else title
         if text_id in texts or text_id in blank:
-            raise BadInput(f"{where}: the _id {text_id!r} was there before")
+            raise BadInput(f"{where}: the _id {text_id!r} occurs twice")
         if kind == "document" and isinstance(body, str) and not clean(body).strip():
             blank.add(text_id)
             continue

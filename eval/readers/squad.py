@@ -37,9 +37,9 @@ def read(paths: Sequence[Path], instruction: str | None = None) -> Collection:
             for question_id, question in questions:
                 if row not in answers.setdefault(question_id, []):
                     answers[question_id].append(row)
-                named = f"{question_id} ({language})" if language else question_id
+                query_id = f"{question_id} ({language})" if language else question_id
                 queries.append(
-                    (question_id, Text(named, files.text(question, where, "a question"), "query", language, instruction))
+                    (question_id, Text(query_id, files.text(question, where, "a question"), "query", language, instruction))
                 )
         if len(queries) == before:
             raise BadInput(f"{path}: holds no questions")

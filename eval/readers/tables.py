@@ -77,11 +77,11 @@ def pairs(
     scores: list[float] = []
     wanted = [*(columns or (*FIRST, *SECOND, *SCORE)), *files.LANGUAGE]
     for number, row in enumerate(files.rows(path, wanted, options, on_note), 1):
-        for texts, names, given, what in (
+        for texts, names, chosen, what in (
             (first, FIRST, columns[0:1], "first text"),
             (second, SECOND, columns[1:2], "second text"),
         ):
-            texts.append(_text(f"{path.stem} {number}", files.column(row, given or names, what), row, instruction))
+            texts.append(_text(f"{path.stem} {number}", files.column(row, chosen or names, what), row, instruction))
         cell = files.column(row, columns[2:3] or SCORE, "score")
         score = files.number(cell, row)
         if not math.isfinite(score):
@@ -104,8 +104,8 @@ def _split(argument: str, most: int) -> tuple[Path, Sequence[str]]:
         if not path.exists():
             raise BadInput(f"{argument}: no such file")
         return path, ()
-    name, _, named = argument.rpartition(":")
-    columns = [column.strip() for column in named.split(",")]
+    name, _, column_list = argument.rpartition(":")
+    columns = [column.strip() for column in column_list.split(",")]
     if not Path(name).exists():
         raise BadInput(f"{name}: no such file")
     if len(columns) != most or not all(columns):

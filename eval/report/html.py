@@ -34,7 +34,7 @@ def page(result: Mapping[str, Any]) -> str:
         verdict=parts.verdict(result),
         numbers=parts.numbers(result),
         texts=words.data(result["data"]),
-        counts=words.counts(results["vectors"]),
+        counts=[*words.left_out(result["data"]), *words.counts(results["vectors"])],
         plots={
             "histogram": plots.histogram(
                 histogram["edges"], histogram["counts"], {name: overall[name] for name in ("minimum", "p1", "p5", "mean")}

@@ -16,7 +16,10 @@ def document(result: Mapping[str, Any]) -> str:
     lines = [f"# What INT4 costs: {_safe(result['candidate']['model'])}", "", f"**{verdict['sign']} {verdict['title']}**", ""]
     lines += [f"- {_safe(line)}" for line in verdict["lines"]] + [""]
     lines += [f"- {number['name']}: **{number['value']}** ({number['note']})" for number in parts.numbers(result)] + [""]
-    lines += [f"{_safe(line)}." for line in (words.data(result["data"]), *words.counts(results["vectors"]))] + [""]
+    lines += [
+        f"{_safe(line)}."
+        for line in (words.data(result["data"]), *words.left_out(result["data"]), *words.counts(results["vectors"]))
+    ] + [""]
     tables = [
         parts.summaries("Cosine by dimension", "dimension", results["by_dimension"]),
         *(

@@ -57,14 +57,14 @@ def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def numbers(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """The key numbers, shown first."""
-    overall, kept_neighbours = result["results"]["overall"], result["results"]["neighbours"]
+    overall, overlaps = result["results"]["overall"], result["results"]["neighbours"]
     entries = [
         _number("mean cosine", words.number(overall["mean"]), f"± {words.margin(overall['interval'])}"),
         _number("1% of texts below", words.number(overall["p1"]), f"lowest {words.number(overall['minimum'])}"),
     ]
-    if kept_neighbours:
-        share = kept_neighbours["candidate"]["overlap"]["10"]
-        entries.append(_number("10 nearest kept", f"{share:.1%}", f"old index {kept_neighbours['mixed']['overlap']['10']:.1%}"))
+    if overlaps:
+        share = overlaps["candidate"]["overlap"]["10"]
+        entries.append(_number("10 nearest kept", f"{share:.1%}", f"old index {overlaps['mixed']['overlap']['10']:.1%}"))
     for task in result["tasks"]:
         for metric in task["metrics"]:
             if metric["main"]:
@@ -106,13 +106,13 @@ def neighbours(result: Mapping[str, Any]) -> Table | None:
     columns = ["queries → index", "top 1", "± 95%", "top 10", "± 95%", "ρ of similarities"]
     rows = []
     for key, name in words.NEIGHBOURS.items():
-        kept = comparison[key]
+        entry = comparison[key]
         shares = [
             cell
-            for depth in kept["overlap"]
-            for cell in (f"{kept['overlap'][depth]:.2%}", words.margin_percent(kept["interval"][depth]))
+            for depth in entry["overlap"]
+            for cell in (f"{entry['overlap'][depth]:.2%}", words.margin_percent(entry["interval"][depth]))
         ]
-        rows.append(Row([name, *shares, words.number(kept["spearman"], 5)]))
+        rows.append(Row([name, *shares, words.number(entry["spearman"], 5)]))
     queries, texts, paired = (comparison[name] for name in ("queries", "texts", "paired"))
     note = f"{queries} of {texts} texts are queries, searched among all; ρ is over all pairs of {paired} texts"
     return Table("Neighbours kept", columns, rows, [note])

@@ -24,7 +24,7 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
     for side in ("candidate", "baseline"):
         console.print(f"{side + ':':<11}{escape(words.side(report[side]))}", highlight=False, soft_wrap=True)
     console.print(f"texts:     {escape(words.data(data))}", highlight=False, soft_wrap=True)
-    for line in words.counts(results["vectors"]):
+    for line in (*words.left_out(data), *words.counts(results["vectors"])):
         console.print(f"           {line}", highlight=False, soft_wrap=True)
     console.print()
     _print_summaries(console, "Cosine by dimension", "dimension", results["by_dimension"])

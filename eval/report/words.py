@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qembed.text.display import one_line
+from qembed.text.display import counted, one_line
 from qembed.vllm.kernels import NAMES
 
 WEIGHTS = {"awq-int4": "INT4 weights", "awq-int4, int8 token table": "INT4 weights, INT8 token table"}
@@ -41,12 +41,24 @@ def data(record: dict[str, Any]) -> str:
     return f"{record['texts']} from {record['file']}{shortened}{repeated}"
 
 
+def left_out(record: dict[str, Any]) -> list[str]:
+    """A line for each file of vectors that lacks texts, or has vectors of no text. Older results count neither."""
+    lines = []
+    for side_, count in record.get("without_vector", {}).items():
+        if count:
+            lines.append(f"left out: {counted(count, 'text')} without a vector in the {side_}'s file")
+    for side_, count in record.get("unused_vectors", {}).items():
+        if count:
+            lines.append(f"left out: {counted(count, 'vector')} of the {side_}'s file that no text belongs to")
+    return lines
+
+
 def counts(vectors: dict[str, dict[str, int]]) -> list[str]:
     """A line per side that has unusable or repeated vectors."""
     names = {"not_finite": "with NaN or infinity", "zero": "zero", "duplicate": "the same as another text's"}
     lines = []
-    for name, counted in vectors.items():
-        parts = [f"{counted[key]} {what}" for key, what in names.items() if counted[key]]
+    for name, numbers in vectors.items():
+        parts = [f"{numbers[key]} {what}" for key, what in names.items() if numbers[key]]
         if parts:
             lines.append(f"{name} vectors: {', '.join(parts)}")
     return lines

@@ -1,4 +1,4 @@
-"""Classification: a classifier is trained on the vectors of labelled texts, for each side in the same way."""
+"""Classification: trains a classifier on the vectors of labelled texts, in the same way for each side."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from qembed.errors import BadInput, MissingExtra
 from qembed.eval import fidelity
 from qembed.eval.tasks import Metric, Outcome, Task, Vectors, labels
 from qembed.installation import how_to_install
+from qembed.text.display import counted
 from qembed.text.texts import Text
 
 CLASSIFIERS = ("logistic", "lightgbm")
@@ -45,21 +46,30 @@ def task(labelled: Labelled, classifier: str = "logistic") -> Task:
         MissingExtra: the classifier's package is not installed.
     """
     check_package(classifier)
-    names, numbers = np.unique(np.array(labelled.labels, object), return_inverse=True)
+    classes, numbers = np.unique(np.array(labelled.labels, object), return_inverse=True)
     splits = list(_splits(labelled, numbers))
-    notes = _unseen(labelled, names, numbers)
+    notes = _unseen(labelled, classes, numbers)
 
     def measure(candidate: Vectors, baseline: Vectors) -> Outcome:
-        sides = [_predict(fidelity.unit_or_zero(vectors), numbers, splits, classifier) for vectors in (baseline, candidate)]
+        predictions = [
+            _predict(fidelity.unit_or_zero(vectors), numbers, splits, classifier) for vectors in (baseline, candidate)
+        ]
         rows = np.sort(np.concatenate([test for _, test in splits]))
         return Outcome(
-            _metrics([labelled.texts[row].language for row in rows], numbers[rows], *(side[rows] for side in sides)), notes
+            _metrics([labelled.texts[row].language for row in rows], numbers[rows], *(side[rows] for side in predictions)),
+            notes,
         )
 
-    tested = sum(len(test) for _, test in splits)
+    test_texts = sum(len(test) for _, test in splits)
     return Task(
         name="classification",
-        data={"name": labelled.name, "sha256": labelled.sha256, "texts": len(numbers), "tested": tested, "labels": len(names)},
+        data={
+            "name": labelled.name,
+            "sha256": labelled.sha256,
+            "texts": len(numbers),
+            "tested": test_texts,
+            "labels": len(classes),
+        },
         texts=labelled.texts,
         measure=measure,
         settings={"classifier": classifier, "folds": len(splits) if labelled.test is None else None},
@@ -87,11 +97,9 @@ def _splits(labelled: Labelled, numbers: NDArray[np.intp]) -> Iterator[tuple[NDA
     """Pairs of training rows and rows to predict."""
     if labelled.test is not None:
         test = np.array(labelled.test)
-        trained = len(np.unique(numbers[~test]))
-        if trained < 2 or not test.any():
-            what = (
-                "no texts to test on" if not test.any() else f"{trained or 'no'} label{'' if trained == 1 else 's'} to train on"
-            )
+        train_labels = len(np.unique(numbers[~test]))
+        if train_labels < 2 or not test.any():
+            what = f"{counted(train_labels, 'label')} to train on" if test.any() else "no texts to test on"
             raise BadInput(f"{labelled.name}: {what}; at least two labels are needed to tell apart")
         yield np.flatnonzero(~test), np.flatnonzero(test)
         return
@@ -102,17 +110,18 @@ def _splits(labelled: Labelled, numbers: NDArray[np.intp]) -> Iterator[tuple[NDA
     from sklearn.model_selection import StratifiedKFold
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a label has fewer texts than there are folds
-        # Every part to train on then has texts of the two most common labels at least.
+        warnings.simplefilter("ignore")  # scikit-learn warns of labels with fewer texts than folds
+        # With this many folds, every training part has at least the two most common labels.
         yield from StratifiedKFold(min(FOLDS, int(counts[1])), shuffle=True, random_state=SEED).split(numbers, numbers)
 
 
-def _unseen(labelled: Labelled, names: NDArray[Any], numbers: NDArray[np.intp]) -> list[str]:
+def _unseen(labelled: Labelled, classes: NDArray[Any], numbers: NDArray[np.intp]) -> list[str]:
+    """A note on test labels that no training text has."""
     if labelled.test is None:
         return []
     test = np.array(labelled.test)
     unseen = np.setdiff1d(numbers[test], numbers[~test])
-    return [f"labels to test that were not trained on: {', '.join(map(str, names[unseen][:5]))}"] if len(unseen) else []
+    return [f"labels to test that were not trained on: {', '.join(map(str, classes[unseen][:5]))}"] if len(unseen) else []
 
 
 def _predict(
@@ -143,8 +152,9 @@ def _classifier(name: str) -> Any:
 def _metrics(
     languages: Sequence[str | None], truth: NDArray[np.intp], baseline: NDArray[np.intp], candidate: NDArray[np.intp]
 ) -> list[Metric]:
-    known = sorted({language for language in languages if language})
-    groups: list[str | None] = [None, *(known if len(known) > 1 else [])]
+    """Accuracy and macro-F1 of all rows, and of each language if there are several."""
+    distinct = sorted({language for language in languages if language})
+    groups: list[str | None] = [None, *(distinct if len(distinct) > 1 else [])]
     metrics = []
     scores: tuple[tuple[str, Callable[[NDArray[np.intp], NDArray[np.intp]], float]], ...] = (
         ("accuracy", labels.accuracy),
@@ -152,18 +162,19 @@ def _metrics(
     )
     for group in groups:
         rows = np.flatnonzero([group is None or language == group for language in languages])
-        right, sides = truth[rows], (baseline[rows], candidate[rows])
+        actual, predictions = truth[rows], (baseline[rows], candidate[rows])
         for name, score in scores:
 
             def difference(
-                drawn: NDArray[np.intp],
+                sample: NDArray[np.intp],
                 score: Callable[..., float] = score,
-                right: NDArray[np.intp] = right,
-                sides: tuple[NDArray[np.intp], NDArray[np.intp]] = sides,
+                actual: NDArray[np.intp] = actual,
+                predictions: tuple[NDArray[np.intp], NDArray[np.intp]] = predictions,
             ) -> float:
-                return score(right[drawn], sides[1][drawn]) - score(right[drawn], sides[0][drawn])
+                before, after = (score(actual[sample], side[sample]) for side in predictions)
+                return float(after - before)
 
-            values = [score(right, side) for side in sides]
+            values = [score(actual, side) for side in predictions]
             interval = bootstrap.of_statistic(difference, len(rows))
             main = group is None and name == "accuracy"
             metrics.append(Metric(name, values[0], values[1], interval, len(rows), group, main=main))

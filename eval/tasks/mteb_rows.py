@@ -82,8 +82,8 @@ def _ranked(
     queries = [query for query, grades in relevant.items() if any(grade > 0 for grade in grades.values())]
     gains = np.zeros((len(queries), depth))
     for row, query in enumerate(queries):
-        found = predicted.get(query, {})
+        scores = predicted.get(query, {})
         ignored = query if getattr(task, "ignore_identical_ids", False) else None
-        best = sorted((document for document in found if document != ignored), key=lambda one: -found[one])[:depth]
+        best = sorted((document for document in scores if document != ignored), key=lambda name: -scores[name])[:depth]
         gains[row, : len(best)] = [max(0, relevant[query].get(document, 0)) for document in best]
     return score(gains, [[grade for grade in relevant[query].values() if grade > 0] for query in queries], depth)

@@ -160,11 +160,11 @@ def _search(queries: NDArray[np.float32], passages: NDArray[np.float32], depth: 
 
 def without(lists: Lists, own: Lists, depth: int) -> Lists:
     """`lists` [q, k] without each query's `own` row [q] (−1: none), cut to `depth` and filled with −1."""
-    kept = np.full((len(lists), depth), -1, np.intp)
-    for place, (rows, mine) in enumerate(zip(lists, own, strict=True)):
-        others = rows[rows != mine][:depth] if mine >= 0 else rows[:depth]
-        kept[place, : len(others)] = others
-    return kept
+    lists_without = np.full((len(lists), depth), -1, np.intp)
+    for place, (rows, own_row) in enumerate(zip(lists, own, strict=True)):
+        others = rows[rows != own_row][:depth] if own_row >= 0 else rows[:depth]
+        lists_without[place, : len(others)] = others
+    return lists_without
 
 
 def _own_passages(collection: Collection) -> Lists | None:

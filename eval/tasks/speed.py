@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qembed.command.progress import reporter
 from qembed.errors import BadInput
 from qembed.vectors.sources import Side, Source
 
@@ -93,24 +94,15 @@ def measure(
     Raises:
         QembedError: a side cannot be started, or fails.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    with ExitStack() as stack:
+    with reporter("opening both sides", progress) as shown, ExitStack() as stack:
         sources = {}
         for name, side in (("candidate", candidate), ("baseline", baseline)):
-            with progress.status(f"{name}: opening") as status:
-                sources[name] = stack.enter_context(
-                    side.open(lambda doing, name=name, status=status: status.update(f"{name}: {doing}"))  # type: ignore[misc]
-                )
+            sources[name] = stack.enter_context(side.open(lambda stage, name=name: shown.stage(f"{name}: {stage}")))  # type: ignore[misc]
         sends = {name: stack.enter_context(_sending(source)) for name, source in sources.items()}
         shapes_measured = []
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=progress) as bar:
-            task = bar.add_task("speed", total=len(chosen))
-            for shape in chosen:
-                bar.update(task, description=f"speed: {shape.batch} × {shape.tokens} tokens")
-                shapes_measured.append(record(shape, rounds(shape, sends, pool, tokenizer)))
-                bar.advance(task)
+        for number, shape in enumerate(chosen):
+            shown.steps("speed", number, len(chosen), f"request shapes, now {shape.batch} × {shape.tokens} tokens")
+            shapes_measured.append(record(shape, rounds(shape, sends, pool, tokenizer)))
         sides = {name: {**_described(source), "memory": source.memory()} for name, source in sources.items()}
     return {**sides, "shapes": shapes_measured, "notes": [*notes, *unlike(sides["candidate"], sides["baseline"])]}
 

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: whether the cosine of two texts rises with the score that people gave them."""
+"""Semantic textual similarity: the rank correlation of cosines with the scores that people gave to pairs of texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qembed.text.texts import Text
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two texts each, and the score [n] that people gave them, on any scale."""
+    """Pairs of texts with human scores [n] on any scale."""
 
     name: str
     sha256: str
@@ -42,11 +42,11 @@ def task(pairs: Pairs) -> Task:
     def measure(candidate: Vectors, baseline: Vectors) -> Outcome:
         sides = [fidelity.cosines(vectors[: len(gold)], vectors[len(gold) :]) for vectors in (baseline, candidate)]
         usable = np.isfinite(sides[0]) & np.isfinite(sides[1])
-        left_out = int((~usable).sum())
-        notes = [f"{left_out} pairs without a cosine on either side are left out"] if left_out else []
-        known = sorted({language for language in languages if language})
+        undefined = int((~usable).sum())
+        notes = [f"{undefined} pairs without a cosine on either side are left out"] if undefined else []
+        distinct = sorted({language for language in languages if language})
         metrics = []
-        for group in (None, *(known if len(known) > 1 else [])):
+        for group in (None, *(distinct if len(distinct) > 1 else [])):
             rows = usable & np.array([group is None or language == group for language in languages])
             metrics.append(_metric(gold[rows], sides[0][rows], sides[1][rows], group))
         return Outcome(metrics, notes)
@@ -66,6 +66,6 @@ def _metric(
         return spearman(candidate[rows], gold[rows]) - spearman(baseline[rows], gold[rows])
 
     values = [spearman(side, gold) if len(gold) > 1 else float("nan") for side in (baseline, candidate)]
-    known = [value if np.isfinite(value) else None for value in values]
+    finite = [value if np.isfinite(value) else None for value in values]
     interval = bootstrap.of_statistic(difference, len(gold))
-    return Metric("Spearman", known[0], known[1], interval, len(gold), group, main=group is None)
+    return Metric("Spearman", finite[0], finite[1], interval, len(gold), group, main=group is None)

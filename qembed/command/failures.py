@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
@@ -13,6 +15,8 @@ from qembed.installation import how_to_install
 from qembed.text import strict_json
 
 INTERRUPTED = 130
+RESULT = "qembed_result"
+"""The attribute of an error with what the command computed before it failed (`keeping`)."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,14 @@ class Failure:
     exit_code: int
     type: str
 
-    def as_json(self) -> str:
-        """`{"error": {"message": …, "exit_code": …, "type": …}}` on one line."""
-        return strict_json.dumps({"error": {"message": self.message, "exit_code": self.exit_code, "type": self.type}})
+    def as_json(self, result: Mapping[str, Any] | None = None) -> str:
+        """`{"error": {"message": …, "exit_code": …, "type": …}}` on one line, after the keys of `result` if there is one."""
+        error = {"message": self.message, "exit_code": self.exit_code, "type": self.type}
+        return strict_json.dumps({**(result or {}), "error": error})
 
 
 def failure(error: BaseException) -> Failure | None:
-    """What to tell of `error`; None for exceptions that are no failures, such as click's Exit and a closed pipe."""
+    """The message and exit code for `error`; None for exceptions that are no failures: click's Exit and a closed pipe."""
     name = type(error).__name__
     match error:
         case QembedError():
@@ -50,6 +55,16 @@ def failure(error: BaseException) -> Failure | None:
     return None
 
 
+@contextmanager
+def keeping(result: Mapping[str, Any]) -> Iterator[None]:
+    """If the block fails, keep `result` with the error: --json then prints both, in one object."""
+    try:
+        yield
+    except BaseException as error:
+        setattr(error, RESULT, result)
+        raise
+
+
 def wants_json(arguments: Sequence[str]) -> bool:
     """Whether the command line asks for JSON. It is looked at as text, because it may be what cannot be parsed."""
     options = list(arguments)
@@ -57,18 +72,18 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 
 def report(error: BaseException, *, as_json: bool) -> int | None:
-    """Tell of `error` on stderr, and with `as_json` on stdout too; returns the exit code, None if `error` is no failure.
+    """Print `error` to stderr, and with `as_json` to stdout too; returns the exit code, None if `error` is no failure.
 
     click's own errors are left to click's `show`, which prints the usage as well.
     """
-    told = failure(error)
-    if told is None:
+    described = failure(error)
+    if described is None:
         return None
     if as_json:
-        click.echo(told.as_json())
+        click.echo(described.as_json(getattr(error, RESULT, None)))
         sys.stdout.flush()
     if isinstance(error, click.ClickException):
         error.show()
     else:
-        click.echo(f"qembed: {told.message}", err=True)
-    return told.exit_code
+        click.echo(f"qembed: {described.message}", err=True)
+    return described.exit_code

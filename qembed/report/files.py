@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import click
 
 from qembed.errors import BadInput, QembedError, unwritable
 from qembed.files import write_atomically
@@ -29,6 +32,26 @@ def check(path: Path) -> None:
             pass
     except OSError as error:
         raise unwritable(f"--report {path}: {path.parent} cannot be written", error) from error
+
+
+def write_all(writes: Iterable[tuple[str, Callable[[], object]]]) -> None:
+    """Write several files, each given as a line that announces it on stderr and a function that writes it.
+
+    A file that cannot be written does not stop the others.
+
+    Raises:
+        QembedError: some cannot be written; the message names all of them.
+    """
+    errors = []
+    for line, write in writes:
+        try:
+            write()
+        except QembedError as error:
+            errors.append(error)
+        else:
+            click.echo(line, err=True)
+    if errors:
+        raise type(errors[0])("; ".join(map(str, errors)))
 
 
 def replace(path: Path, content: str) -> None:

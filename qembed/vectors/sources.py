@@ -22,7 +22,7 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.client import about
 from qembed.errors import MissingExtra
 from qembed.installation import how_to_install
-from qembed.vectors.vector_files import VectorFile
+from qembed.vectors.matching import VectorFile
 
 INT4 = "awq-int4"
 INT4_INT8 = "awq-int4, int8 token table"

@@ -1,10 +1,9 @@
-"""Files of vectors computed elsewhere: `.npy`, or Parquet with a column of vectors."""
+"""Reads files of stored vectors: all formats that `qembed embed` writes, and arrays and tables of other tools."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,95 +11,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput
-from qembed.text.texts import Text
+from qembed.text.rows.reader import FIXED, opened
+from qembed.text.rows.values import NoId, id_text
 from qembed.vectors import dtypes, parquet
+from qembed.vectors.matching import VectorFile, repeated_keys
 
 MATCHED_BY = ("id", "text")
-SHOWN = 3
+BLOCK = 1024
+DECIMAL = "decimal numbers"
+"""The dtype of numbers written as text, which does not tell how many bits they had."""
+BITS_ADVICE = "which does not tell whether these are packed bits; embed into .parquet, which does"
 
-
-@dataclass(frozen=True)
-class VectorFile:
-    """A file of vectors [n, d], in float32 or as memory-mapped floats; `dtype` is the format in the file.
-
-    `keys` are the values [n] of the column `matched_by` ("id" or "text"), each of which names one vector. None: vectors and
-    texts are in the same order.
-    """
-
-    path: Path
-    vectors: NDArray[np.floating[Any]]
-    dtype: str
-    matched_by: str | None = None
-    keys: Sequence[str] | None = None
-
-    def of(self, texts: Sequence[Text]) -> NDArray[np.floating[Any]]:
-        """The vectors [len(texts), d] of `texts`, in their order.
-
-        Raises:
-            BadInput: the number of vectors and texts differs, a text has no vector, or two texts have the same id.
-        """
-        if self.keys is None or self.matched_by is None:
-            if len(self.vectors) != len(texts):
-                raise BadInput(
-                    f"{self.path}: {len(self.vectors)} vectors for {len(texts)} texts; they belong together row by row"
-                    " (name the texts with --data)"
-                )
-            return self.vectors
-        keys = [getattr(text, self.matched_by) for text in texts]
-        if self.matched_by == "id" and (repeated := _repeated(keys)):
-            raise BadInput(f"{self.path} is matched by id, and {len(repeated)} ids name more than one text: {_shown(repeated)}")
-        rows = {key: row for row, key in enumerate(self.keys)}
-        if missing := [key for key in keys if key not in rows]:
-            raise BadInput(
-                f"{self.path}: no vector for {len(missing)} of {len(keys)} texts, by {self.matched_by}: {_shown(missing)}"
-            )
-        order = [rows[key] for key in keys]
-        return self.vectors if order == list(range(len(self.vectors))) else self.vectors[order]
+Floats = NDArray[np.float32]
 
 
 def read(path: Path) -> VectorFile:
-    """The vectors of `path`: `.npy` with an array [n, d], or `.parquet` with a column `vector` or `embedding` of lists.
+    """The vectors of `path`, by its suffix.
 
-    A Parquet column `id`, or else `text`, assigns vectors to texts; without one, and in `.npy`, they are in the order of the
-    texts. int8 and binary vectors become float32; an array of floats is memory-mapped, not loaded.
+    `.npy` is an array [n, d]; `.fvecs` has float32 vectors behind their lengths. Ids stand beside both in OUT.ids.jsonl if
+    `qembed embed` wrote them. `.parquet`, `.jsonl` and `.csv` have a column `vector` or `embedding` of lists. Their column
+    `id`, or else `text`, assigns vectors to texts; without either the vectors are in the order of the texts.
+
+    int8 and binary vectors become float32; an array of floats is memory-mapped, not loaded.
 
     Raises:
-        BadInput: the file cannot be read, has other content, or two of its rows have the same id.
+        BadInput: the file cannot be read, has other content, may hold packed bits, or two of its rows have the same id.
         MissingExtra: Parquet without pyarrow.
     """
-    kind = path.suffix.lower()
-    if kind == ".npy":
-        return _array(path)
-    if kind in (".parquet", ".pq"):
-        return _table(path)
-    raise BadInput(
-        f"{path}: vectors are read from .npy (an array [texts, dimensions]) and .parquet (a column 'vector'),"
-        " both of which qembed embed writes"
-    )
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise BadInput(f"{path}: vectors are read from {', '.join(READERS)}, as qembed embed writes them")
+    return reader(path)
 
 
-def texts_of(first: VectorFile, second: VectorFile) -> list[Text]:
-    """What two files of vectors have in common, where no texts are given: their ids or texts, or else their row numbers.
-
-    Raises:
-        BadInput: one has keys that the other lacks.
-    """
-    named = next((file for file in (first, second) if file.keys is not None), None)
-    if named is None or named.keys is None:
-        return [Text(f"row {row}", f"row {row}") for row in range(1, len(first.vectors) + 1)]
-    if first.matched_by == second.matched_by and first.keys is not None and second.keys is not None:
-        for one, other in ((first, second), (second, first)):
-            assert one.keys is not None
-            assert other.keys is not None
-            if missing := sorted(set(other.keys) - set(one.keys)):
-                raise BadInput(
-                    f"{one.path}: no vector for {len(missing)} of the {len(other.keys)} in {other.path.name},"
-                    f" by {one.matched_by}: {_shown(missing)}; name the texts to compare with --data"
-                )
-    return [Text(key, key) for key in named.keys]
-
-
-def _array(path: Path) -> VectorFile:
+def _npy(path: Path) -> VectorFile:
     try:
         # Pickled objects could run code, so they are not read.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -112,15 +56,43 @@ def _array(path: Path) -> VectorFile:
     if not isinstance(array, np.ndarray) or array.ndim != 2 or not array.size:
         raise BadInput(f"{needed}, this has the shape {getattr(array, 'shape', None)}")
     if array.dtype == np.uint8:
-        raise BadInput(
-            f"{needed}, this is uint8, and .npy does not tell whether these are packed bits; embed into .parquet, which does"
-        )
+        raise BadInput(f"{needed}, this is uint8, {BITS_ADVICE}")
     if array.dtype.kind != "f" and array.dtype != np.int8:
         raise BadInput(f"{needed}, this is {array.dtype}")
-    return VectorFile(path, dtypes.decode(array, "int8") if array.dtype == np.int8 else array, str(array.dtype))
+    vectors = dtypes.decode(array, "int8") if array.dtype == np.int8 else array
+    return _with_ids(path, vectors, str(array.dtype))
 
 
-def _table(path: Path) -> VectorFile:
+def _fvecs(path: Path) -> VectorFile:
+    """Each vector is its length (int32) and its numbers (float32), little-endian."""
+    try:
+        words = np.memmap(path, "<i4", "r") if path.stat().st_size else np.empty(0, "<i4")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: not .fvecs: its size is no multiple of 4 bytes") from error
+    if not words.size:
+        raise BadInput(f"{path}: holds no vectors")
+    width = int(words[0]) + 1
+    if width < 2 or words.size % width or (words[::width] != words[0]).any():
+        raise BadInput(f"{path}: not .fvecs, or not whole: each vector begins with the same length")
+    return _with_ids(path, words.reshape(-1, width).view("<f4")[:, 1:], "float32")
+
+
+def _with_ids(path: Path, vectors: NDArray[np.floating[Any]], dtype: str) -> VectorFile:
+    """The vectors with the ids in the file that `qembed embed` writes beside them, if it is there."""
+    ids_path = path.with_name(path.with_suffix("").name + ".ids.jsonl")
+    if not ids_path.exists():
+        return VectorFile(path, vectors, dtype)
+    with opened(ids_path, "jsonl", FIXED) as records:
+        keys = [_key(_valid(record), "id", record.place) for record in records.read({})]
+    if len(keys) != len(vectors):
+        raise BadInput(f"{ids_path}: {len(keys)} ids, {path.name} has {len(vectors)} vectors: they are not of the same run")
+    _check_keys(keys, vectors, "id", ids_path)
+    return VectorFile(path, vectors, dtype, "id", keys)
+
+
+def _parquet(path: Path) -> VectorFile:
     with parquet.opened(path) as file:
         column = parquet.vector_column(file, path)
         matched_by = next((name for name in MATCHED_BY if name in file.schema_arrow.names), None)
@@ -141,21 +113,98 @@ def _table(path: Path) -> VectorFile:
     return VectorFile(path, vectors, column.dtype, matched_by, keys)
 
 
-def _check_keys(keys: Sequence[str], vectors: NDArray[np.float32], matched_by: str, path: Path) -> None:
+def _lines(path: Path) -> VectorFile:
+    """JSON lines, or CSV with the vector as "[0.1,0.2]"."""
+    keys: list[str] = []
+    blocks: list[NDArray[np.float64]] = []
+    rows: list[NDArray[np.float64]] = []
+    matched_by: str | None = None
+    name, width = "", 0
+    for place, values in _records(path):
+        if not name:
+            name = next((column for column in parquet.COLUMNS if column in values), "")
+            matched_by = next((column for column in MATCHED_BY if column in values), None)
+            if not name:
+                raise BadInput(f"{place}: no {' or '.join(parquet.COLUMNS[:2])}; it has {', '.join(values) or 'none'}")
+        vector = _numbers(values.get(name), place)
+        width = width or len(vector)
+        if len(vector) != width:
+            raise BadInput(f"{place}: {len(vector)} numbers, not {width}: vectors have one length")
+        rows.append(vector)
+        keys += [_key(values, matched_by, place)] if matched_by else []
+        if len(rows) == BLOCK:
+            blocks.append(np.stack(rows))
+            rows = []
+    blocks += [np.stack(rows)] if rows else []
+    if not blocks:
+        raise BadInput(f"{path}: holds no vectors")
+    dtype = _written_dtype(blocks, path)
+    vectors = np.concatenate([block.astype(np.float32) for block in blocks])
+    if matched_by is None:
+        return VectorFile(path, vectors, dtype)
+    _check_keys(keys, vectors, matched_by, path)
+    return VectorFile(path, vectors, dtype, matched_by, keys)
+
+
+def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Location and values of each row of JSON lines or CSV."""
+    columns = dict.fromkeys((*MATCHED_BY, *parquet.COLUMNS), "")
+    with opened(path, None, FIXED, columns) as records:
+        for record in records.read(columns):
+            yield record.place, _valid(record)
+
+
+def _valid(record: Any) -> Mapping[str, Any]:
+    if record.reason:
+        raise BadInput(f"{record.place}: {record.reason}")
+    values: Mapping[str, Any] = record.values
+    return values
+
+
+def _numbers(value: Any, place: str) -> NDArray[np.float64]:
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+        if isinstance(value, list) and value and all(type(number) in (int, float) for number in value):
+            return np.array(value, np.float64)
+    except (ValueError, RecursionError, OverflowError):
+        pass
+    raise BadInput(f"{place}: the vector is not a list of numbers")
+
+
+def _written_dtype(blocks: Sequence[NDArray[np.float64]], path: Path) -> str:
+    """What numbers that were written as text are: int8 if all are such integers and one is negative, else decimal numbers.
+
+    Raises:
+        BadInput: they are integers from 0 to 255, which may be packed bits.
+    """
+    whole = all((block == np.rint(block)).all() for block in blocks)
+    low, high = min(block.min() for block in blocks), max(block.max() for block in blocks)
+    if whole and low >= 0 and high <= 255:
+        raise BadInput(f"{path}: its vectors are integers from 0 to 255 in a text file, {BITS_ADVICE}")
+    return "int8" if whole and low >= -128 and high <= 127 else DECIMAL
+
+
+def _key(values: Mapping[str, Any], column: str, place: str) -> str:
+    """The id or text of a row, named as the readers of rows name it."""
+    try:
+        key = id_text(values.get(column))
+    except NoId as error:
+        raise BadInput(f"{place}: the {column} {values[column]!r} cannot be one: {error}") from error
+    if key is None:
+        raise BadInput(f"{place}: no {column}")
+    return key
+
+
+def _check_keys(keys: Sequence[str], vectors: NDArray[np.floating[Any]], matched_by: str, path: Path) -> None:
     """Refuse keys that name more than one vector. A text may be repeated if its vectors are equal."""
     first: dict[str, int] = {}
     for row, key in enumerate(keys):
         before = first.setdefault(key, row)
         if before != row and (matched_by == "id" or not np.array_equal(vectors[before], vectors[row], equal_nan=True)):
             raise BadInput(
-                f"{path}: {len(_repeated(keys))} {matched_by}s stand in more than one row, first {key[:40]!r} in rows"
+                f"{path}: {len(repeated_keys(keys))} {matched_by}s stand in more than one row, first {key[:40]!r} in rows"
                 f" {before + 1} and {row + 1}; each is to have one vector"
             )
 
 
-def _repeated(keys: Iterable[str]) -> list[str]:
-    return [key for key, count in Counter(keys).items() if count > 1]
-
-
-def _shown(keys: Sequence[str]) -> str:
-    return ", ".join(repr(key[:40]) for key in keys[:SHOWN])
+READERS = {".parquet": _parquet, ".pq": _parquet, ".npy": _npy, ".fvecs": _fvecs, ".jsonl": _lines, ".csv": _lines}

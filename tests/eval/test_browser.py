@@ -152,8 +152,8 @@ def test_nothing_is_cut_off_and_nothing_goes_wrong(tab: Tab, page: Path, width: 
     assert tab.named("Log.entryAdded") == []
     assert tab.named("Runtime.exceptionThrown") == []
     assert tab.named("Runtime.consoleAPICalled") == []
-    asked = [event["request"]["url"] for event in tab.named("Network.requestWillBeSent")]
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    requests = [event["request"]["url"] for event in tab.named("Network.requestWillBeSent")]
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}[scheme]
     smallest = tab.evaluate(

@@ -24,9 +24,9 @@ def compare(tmp_path: Path, first: dict[str, Any], second: dict[str, Any], *more
     return CliRunner().invoke(group, ["eval", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), *more])
 
 
-def named(found: dict[str, Any], name: str) -> dict[str, Any]:
-    (one,) = [difference for difference in found["differences"] if difference["name"] == name]
-    return dict(one)
+def named(comparison: dict[str, Any], name: str) -> dict[str, Any]:
+    (match,) = [difference for difference in comparison["differences"] if difference["name"] == name]
+    return dict(match)
 
 
 def test_noise_by_hand() -> None:
@@ -43,12 +43,12 @@ def test_differences_are_told_apart(tmp_path: Path) -> None:
     overall |= {"mean": 0.95 + 1.4 * half, "interval": [0.95 + 0.4 * half, 0.95 + 2.4 * half], "p1": 0.5}
     second["results"]["by_kind"]["code"]["mean"] -= 0.5
     second["tasks"][0]["metrics"][0] |= {"candidate": 0.66, "difference": -0.05, "interval": [-0.06, -0.04]}
-    found = json.loads(compare(tmp_path, first, second, "--json").stdout)
+    report = json.loads(compare(tmp_path, first, second, "--json").stdout)
     # √2 of half an interval is the noise: 1.4 is less.
-    assert named(found, "mean cosine, all texts")["within_noise"] is True
-    assert named(found, "mean cosine, kind code")["within_noise"] is False
-    assert named(found, "p1 cosine, all texts")["within_noise"] is None
-    (task,) = [one for one in found["differences"] if one["name"].endswith("nDCG@10, INT4 − baseline")]
+    assert named(report, "mean cosine, all texts")["within_noise"] is True
+    assert named(report, "mean cosine, kind code")["within_noise"] is False
+    assert named(report, "p1 cosine, all texts")["within_noise"] is None
+    (task,) = [one for one in report["differences"] if one["name"].endswith("nDCG@10, INT4 − baseline")]
     # −0.01 ± 0.02 and −0.05 ± 0.01: apart by 0.04, noise 0.0224.
     assert task["difference"] == pytest.approx(-0.04)
     assert task["noise"] == pytest.approx((0.02**2 + 0.01**2) ** 0.5)
@@ -57,7 +57,7 @@ def test_differences_are_told_apart(tmp_path: Path) -> None:
     assert (
         shown.index("More than noise: 2") < shown.index("Without an interval: 1") < shown.index("Within noise: 2")
     )  # all, at full dimension
-    assert found["notes"] == []
+    assert report["notes"] == []
 
 
 def test_what_else_differs_is_told(tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_what_else_differs_is_told(tmp_path: Path) -> None:
     second["candidate"] |= {"dtype": "float32"}
     second["versions"] |= {"torch": "9.9"}
     second["tasks"] = []
-    done = compare(tmp_path, first, second)
-    assert done.exit_code == 0
+    result = compare(tmp_path, first, second)
+    assert result.exit_code == 0
     for words in (
         "not the same texts: texts.jsonl and others.jsonl",
         "computed in bfloat16",
@@ -75,13 +75,13 @@ def test_what_else_differs_is_told(tmp_path: Path) -> None:
         "9.9",
         "only in one of them",
     ):
-        assert words in done.stdout
+        assert words in result.stdout
 
 
 def test_a_result_against_itself_has_no_differences(tmp_path: Path) -> None:
-    found = json.loads(compare(tmp_path, full(), full(), "--json").stdout)
-    assert {one["difference"] for one in found["differences"]} == {0}
-    assert len(found["differences"]) > 30
+    report = json.loads(compare(tmp_path, full(), full(), "--json").stdout)
+    assert {one["difference"] for one in report["differences"]} == {0}
+    assert len(report["differences"]) > 30
 
 
 def test_a_terminal_that_knows_no_signs_is_no_reason_to_fail(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_a_damaged_result_is_one_line(tmp_path: Path, damage: Any) -> None:
     broken = full()
     damage(broken)
     for pair in ((full(), broken), (broken, full())):
-        done = compare(tmp_path, *pair)
-        assert done.exit_code == 2
-        (line,) = done.stderr.splitlines()
+        result = compare(tmp_path, *pair)
+        assert result.exit_code == 2
+        (line,) = result.stderr.splitlines()
         assert f"{'b' if pair[1] is broken else 'a'}.json: not a whole result of `qembed eval`" in line
 
 
@@ -124,7 +124,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         ((str(tmp_path / "a.json"), str(tmp_path / "a.json")), "not a result of this version"),
         (("none.json", "none.json", "--task", "sts"), "--compare measures nothing; leave --task out"),
     ):
-        done = CliRunner().invoke(group, ["eval", "--compare", *arguments])
-        assert done.exit_code == 2
-        (line,) = done.stderr.splitlines()
+        result = CliRunner().invoke(group, ["eval", "--compare", *arguments])
+        assert result.exit_code == 2
+        (line,) = result.stderr.splitlines()
         assert words in line

@@ -29,15 +29,24 @@ SOURCES: dict[str, tuple[bytes, list[str]]] = {
 }  # fmt: skip
 
 
+FORMATS = {
+    ".parquet": ("float32", "float16", "int8", "binary"),
+    ".jsonl": ("float32", "float16", "int8"),
+    ".csv": ("float32", "float16", "int8"),
+    ".npy": ("float32", "float16", "int8"),
+    ".fvecs": ("float32",),
+}
+
+
 def check(source: Path, options: list[str], run: Embed) -> None:
     out = source.with_name("out.parquet")
-    done = run(source, "-o", out, *options)
-    assert done.exit_code == 0, done.output
+    completed = run(source, "-o", out, *options)
+    assert completed.exit_code == 0, completed.output
     stored = ["--vectors", out, "--baseline-vectors", out, "--data", source, *options, "--json", "--no-cache"]
     result = CliRunner().invoke(group, ["eval", *map(str, stored)])
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["data"]["texts"] == len(TEXTS)
+    report = json.loads(result.stdout)
+    assert report["data"]["texts"] == len(TEXTS)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -45,6 +54,39 @@ def test_vectors_match_the_file_that_they_were_made_from(name: str, embed: Embed
     content, options = SOURCES[name]
     (tmp_path / name).write_bytes(content)
     check(tmp_path / name, options, embed)
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [(suffix, dtype) for suffix, names in FORMATS.items() for dtype in names])
+def test_every_format_and_dtype_is_read(suffix: str, dtype: str, embed: Embed, tmp_path: Path) -> None:  # noqa: F811
+    source, exact, out = tmp_path / "in.jsonl", tmp_path / "exact.parquet", tmp_path / f"out{suffix}"
+    # The second row is rejected, so that order alone would match the rest wrongly.
+    source.write_text("".join(json.dumps({"id": f"d{n}", "text": "" if n == 1 else TEXTS[n]}) + "\n" for n in range(4)))
+    source.with_name("fewer.jsonl").write_text(f'{{"id": "d3", "text": "{TEXTS[3]}"}}\n')
+    assert embed(source, "-o", exact).exit_code == 4
+    assert embed(source, "-o", out, "--output-dtype", dtype).exit_code == 4
+    source.write_text(source.read_text().replace('""', '"rejected before"'))
+    result = CliRunner().invoke(
+        group, ["eval", "--vectors", str(out), "--baseline-vectors", str(exact), "--data", str(source), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["data"]["texts"] == 3
+    assert report["data"]["without_vector"] == {"candidate": 1, "baseline": 1}
+    assert report["results"]["overall"]["minimum"] > (0.6 if dtype == "binary" else 0.999)
+    fewer = [*("--vectors", str(out), "--baseline-vectors", str(exact), "--data", str(source.with_name("fewer.jsonl")))]
+    shown = CliRunner().invoke(group, ["eval", *fewer])
+    assert shown.exit_code == 0, shown.output
+    assert "2 vectors of the candidate's file that no text belongs to" in shown.stdout
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".npy"])
+def test_bits_in_a_format_that_does_not_record_them_are_refused(suffix: str, embed: Embed, tmp_path: Path) -> None:  # noqa: F811
+    source, out = tmp_path / "in.txt", tmp_path / f"out{suffix}"
+    source.write_text("\n".join(TEXTS))
+    assert embed(source, "-o", out, "--output-dtype", "binary").exit_code == 0
+    result = CliRunner().invoke(group, ["eval", "--vectors", str(out), "--baseline-vectors", str(out), "--data", str(source)])
+    assert result.exit_code == 2
+    assert "embed into .parquet" in result.stderr
 
 
 @pytest.mark.parametrize(

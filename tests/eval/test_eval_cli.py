@@ -54,23 +54,23 @@ def one_line(result: Result) -> str:
 def test_json_is_all_there_is_on_standard_output(int4: Path, data: Path) -> None:
     result = evaluated(int4, data, "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
+    report = json.loads(result.stdout)
     ran = {"engine": "transformers", "model": "tiny-AWQ-INT4", "weights": "awq-int4", "device": "cpu", "dtype": "float32"}
-    assert found["candidate"].items() >= ran.items()
+    assert report["candidate"].items() >= ran.items()
     assert (
-        found["baseline"].items()
+        report["baseline"].items()
         >= {"engine": "transformers", "model": "tiny", "weights": "float16", "dtype": "float32"}.items()
     )
-    assert found["data"] == {
+    assert report["data"] == {
         **{"file": "texts.jsonl", "sha256": texts.read(data).sha256, "texts": 4, "limit": 96, "cut": 2},
-        "duplicates": 0,
+        **{"duplicates": 0, "without_vector": {}, "unused_vectors": {}},
     }
-    assert list(found["results"]["by_dimension"]) == ["32", "64", "128"]
-    assert set(found["results"]["by_language"]) == {"en", "de"}
-    assert set(found["results"]["by_kind"]) == {"query", "document", "code"}
-    assert 0.5 < found["results"]["overall"]["mean"] < 0.9999
-    assert found["verdict"] == {"passed": True, "failures": [], "undecided": []}
-    assert found["gate"] == []
+    assert list(report["results"]["by_dimension"]) == ["32", "64", "128"]
+    assert set(report["results"]["by_language"]) == {"en", "de"}
+    assert set(report["results"]["by_kind"]) == {"query", "document", "code"}
+    assert 0.5 < report["results"]["overall"]["mean"] < 0.9999
+    assert report["verdict"] == {"passed": True, "failures": [], "undecided": []}
+    assert report["gate"] == []
 
 
 def test_the_numbers_are_those_of_the_reference(int4: Path, fp16: Path, data: Path) -> None:
@@ -82,10 +82,10 @@ def test_the_numbers_are_those_of_the_reference(int4: Path, fp16: Path, data: Pa
     inputs = [(query)[:95], *(line["text"][:95] for line in DATA[1:])]
     left, right = (reference.embed(reference.load(find(str(folder))), inputs) for folder in (int4, fp16))
     expected = (left * right).sum(axis=1)
-    found = json.loads(evaluated(int4, data, "--json").stdout)["results"]
-    assert found["overall"]["mean"] == pytest.approx(expected.mean(), abs=1e-5)
-    assert found["overall"]["minimum"] == pytest.approx(expected.min(), abs=1e-5)
-    assert found["by_kind"]["query"]["mean"] == pytest.approx(expected[0], abs=1e-5)
+    results = json.loads(evaluated(int4, data, "--json").stdout)["results"]
+    assert results["overall"]["mean"] == pytest.approx(expected.mean(), abs=1e-5)
+    assert results["overall"]["minimum"] == pytest.approx(expected.min(), abs=1e-5)
+    assert results["by_kind"]["query"]["mean"] == pytest.approx(expected[0], abs=1e-5)
 
 
 def test_tables_say_what_ran_and_how_many_were_cut(int4: Path, data: Path) -> None:
@@ -155,10 +155,10 @@ def test_a_bad_file_is_told_before_anything_is_loaded(int4: Path, tmp_path: Path
 
 def test_one_text_alone_is_compared_and_none_is_refused(int4: Path, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("one line\n")
-    found = json.loads(evaluated(int4, tmp_path / "one.txt", "--json").stdout)["results"]
-    assert found["overall"]["count"] == 1
-    assert found["overall"]["interval"] is None
-    assert found["neighbours"] is None
+    results = json.loads(evaluated(int4, tmp_path / "one.txt", "--json").stdout)["results"]
+    assert results["overall"]["count"] == 1
+    assert results["overall"]["interval"] is None
+    assert results["neighbours"] is None
     (tmp_path / "none.txt").write_text("\n \n")
     result = evaluated(int4, tmp_path / "none.txt")
     assert result.exit_code == 2
@@ -187,9 +187,9 @@ def test_without_vllm_transformers_takes_over_and_says_so(int4: Path, data: Path
     result = qembed("--model", int4, "--data", data)
     assert result.exit_code == 0, result.stderr
     assert f"INT4 weights, through transformers {version('transformers')}" in result.stdout
-    asked = qembed("--model", int4, "--data", data, "--engine", "vllm")
-    assert asked.exit_code == 3
-    assert "vLLM is not installed" in one_line(asked)
+    requests = qembed("--model", int4, "--data", data, "--engine", "vllm")
+    assert requests.exit_code == 3
+    assert "vLLM is not installed" in one_line(requests)
 
 
 def test_the_model_may_come_from_the_environment(int4: Path, data: Path) -> None:
@@ -207,15 +207,15 @@ def test_two_servers_need_no_checkpoint(
     candidate.noise = 0.1
     result = qembed("--url", candidate.url, "--baseline-url", baseline.url + "/v1/", "--data", data, "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
+    report = json.loads(result.stdout)
     inputs = ["Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:" + DATA[0]["text"]]
     inputs += [line["text"] for line in DATA[1:]]
     assert sorted(candidate.inputs) == sorted(baseline.inputs) == sorted(inputs)
     expected = [np.dot(candidate.vector(text), baseline.vector(text)) for text in inputs]
     norms = [np.linalg.norm(candidate.vector(text)) * np.linalg.norm(baseline.vector(text)) for text in inputs]
-    assert found["results"]["overall"]["mean"] == pytest.approx(np.mean(np.divide(expected, norms)), abs=1e-6)
-    assert found["candidate"].items() >= {"engine": "server", "model": "fake", "dtype": None, "url": candidate.url}.items()
-    assert found["data"]["limit"] is None
+    assert report["results"]["overall"]["mean"] == pytest.approx(np.mean(np.divide(expected, norms)), abs=1e-6)
+    assert report["candidate"].items() >= {"engine": "server", "model": "fake", "dtype": None, "url": candidate.url}.items()
+    assert report["data"]["limit"] is None
 
 
 def test_a_servers_shorter_context_cuts_both_sides(int4: Path, data: Path, start_server: Callable[[], Any]) -> None:
@@ -263,11 +263,11 @@ def test_what_a_server_tells_of_itself_is_in_the_result(start_server: Callable[[
     candidate, baseline = start_server(), start_server()
     candidate.key, candidate.about = "first-key", {"dtype": "bfloat16", "device": "cpu", "weights": "awq-int4"}
     monkeypatch.setenv("QEMBED_API_KEY", "first-key,second-key")
-    given = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data)
-    found = json.loads(qembed(*given, "--json").stdout)
-    assert found["candidate"].items() >= {**candidate.about, "version": "9.9"}.items()
-    assert found["baseline"]["dtype"] is None
-    shown = qembed(*given).stdout
+    options = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data)
+    report = json.loads(qembed(*options, "--json").stdout)
+    assert report["candidate"].items() >= {**candidate.about, "version": "9.9"}.items()
+    assert report["baseline"]["dtype"] is None
+    shown = qembed(*options).stdout
     assert "INT4 weights, a running server (vLLM 9.9)" in shown
     assert "computed in bfloat16" in shown
     assert "dtype not reported" in shown
@@ -276,12 +276,12 @@ def test_what_a_server_tells_of_itself_is_in_the_result(start_server: Callable[[
 def test_a_qembed_server_is_asked_to_add_no_prompt_and_others_are_not(start_server: Callable[[], Any], data: Path) -> None:
     candidate, baseline = start_server(), start_server()
     candidate.version = {"qembed": "0.1.0", "default_prompt": "query"}
-    given = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
-    assert qembed(*given).exit_code == 0
+    options = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
+    assert qembed(*options).exit_code == 0
     assert candidate.fields == {"prompt_name="}
     assert baseline.fields == set()
     candidate.fields.clear()
-    assert qembed(*given, "--no-cache", "--task", "speed", "--speed-batches", 1, "--speed-lengths", 3).exit_code == 0
+    assert qembed(*options, "--no-cache", "--task", "speed", "--speed-batches", 1, "--speed-lengths", 3).exit_code == 0
     assert candidate.fields == {"prompt_name="}
 
 
@@ -300,13 +300,13 @@ def test_the_key_may_come_from_a_file(start_server: Callable[[], Any], data: Pat
     candidate, baseline = start_server(), start_server()
     candidate.key = baseline.key = "first-key"
     candidate.about = {"dtype": "bfloat16", "device": "cpu", "weights": "awq-int4"}
-    given = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
-    assert qembed(*given).exit_code == 2
-    result = qembed(*given, "--api-key-file", tmp_path / "keys")
+    options = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
+    assert qembed(*options).exit_code == 2
+    result = qembed(*options, "--api-key-file", tmp_path / "keys")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["candidate"]["dtype"] == "bfloat16"
     (tmp_path / "keys").write_text("# none\n")
-    assert "keys: no key in it" in one_line(qembed(*given, "--api-key-file", tmp_path / "keys"))
+    assert "keys: no key in it" in one_line(qembed(*options, "--api-key-file", tmp_path / "keys"))
     unused = qembed("--model", "sample", "--data", data, "--api-key-file", tmp_path / "keys")
     assert unused.exit_code == 2
     assert "--api-key-file is for running servers" in one_line(unused)
@@ -321,9 +321,9 @@ def test_what_was_measured_is_shown_where_the_report_cannot_be_written(
     monkeypatch.setattr("qembed.eval.report.files.replace", full)
     result = evaluated(int4, data, "--json", "--report", tmp_path / "page.html", "--min-cosine", "1")
     assert result.exit_code == 2
-    measured, failed = map(json.loads, result.stdout.splitlines())
-    assert measured["results"]["overall"]["count"] > 0
-    assert failed["error"]["message"] == "disk full"
+    (report,) = map(json.loads, result.stdout.splitlines())
+    assert report["results"]["overall"]["count"] > 0
+    assert report["error"]["message"] == "disk full"
     assert [line for line in result.stderr.splitlines() if line.startswith("qembed: ")][1:] == ["qembed: disk full"]
 
 

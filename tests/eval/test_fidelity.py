@@ -85,10 +85,10 @@ def test_summary_of_nothing_defined_has_no_numbers() -> None:
 
 
 def test_groups_are_summarized_apart() -> None:
-    found = fidelity.summarize_by(np.array([1.0, 0.5, 0.0, 0.7]), ["de", "en", "de", "en"])
-    assert list(found) == ["de", "en"]
-    assert (found["de"].mean, found["de"].count) == (0.5, 2)
-    assert found["en"].mean == pytest.approx(0.6)
+    summaries = fidelity.summarize_by(np.array([1.0, 0.5, 0.0, 0.7]), ["de", "en", "de", "en"])
+    assert list(summaries) == ["de", "en"]
+    assert (summaries["de"].mean, summaries["de"].count) == (0.5, 2)
+    assert summaries["en"].mean == pytest.approx(0.6)
     with pytest.raises(ValueError, match="2 labels for 1 values"):
         fidelity.summarize_by(np.array([1.0]), ["de", "en"])
 

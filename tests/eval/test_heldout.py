@@ -34,6 +34,6 @@ def test_no_text_or_id_comes_twice() -> None:
 
 def test_no_held_out_text_was_calibrated_on() -> None:
     calibration = files("qembed.quantize").joinpath("data/calibration.jsonl").read_text(encoding="utf-8")
-    seen = {squeezed(json.loads(line)["text"]) for line in calibration.split("\n") if line.strip()}
-    assert len(seen) >= 256
-    assert not [text.id for text in texts.read(texts.HELDOUT).texts if squeezed(text.text) in seen]
+    languages = {squeezed(json.loads(line)["text"]) for line in calibration.split("\n") if line.strip()}
+    assert len(languages) >= 256
+    assert not [text.id for text in texts.read(texts.HELDOUT).texts if squeezed(text.text) in languages]

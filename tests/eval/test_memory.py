@@ -26,16 +26,16 @@ def test_no_copy_of_all_vectors_is_ever_in_memory(tmp_path: Path, monkeypatch: p
     random = np.random.default_rng(0)
     sides = []
     for name in ("candidate", "baseline"):
-        stored = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float32, (count, width))
+        memory_map = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float32, (count, width))
         for start in range(0, count, 5000):
-            stored[start : start + 5000] = random.normal(size=(5000, width))
-        sides.append(stored)
+            memory_map[start : start + 5000] = random.normal(size=(5000, width))
+        sides.append(memory_map)
     texts = [Text(str(row), str(row)) for row in range(count)]
     tracemalloc.start()
     try:
-        found = result.results(texts, sides[0], sides[1])
+        results = result.results(texts, sides[0], sides[1])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert found["overall"]["count"] == count
+    assert results["overall"]["count"] == count
     assert peak < whole, f"{peak / whole:.2f} of one side's vectors"

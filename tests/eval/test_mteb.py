@@ -126,15 +126,15 @@ def run(start_server: Callable[[], FakeServer], tmp_path: Path, *more: str) -> t
     (tmp_path / "few.txt").write_text("one\ntwo\nthree\n")
     servers = [start_server(), start_server()]
     servers[0].noise = 0.5
-    given = ("--url", servers[0].url, "--baseline-url", servers[1].url, "--data", str(tmp_path / "few.txt"))
-    return CliRunner().invoke(group, ["eval", *given, *more]), servers
+    options = ("--url", servers[0].url, "--baseline-url", servers[1].url, "--data", str(tmp_path / "few.txt"))
+    return CliRunner().invoke(group, ["eval", *options, *more]), servers
 
 
 @pytest.mark.usefixtures("local_task")
 def test_scores_are_mtebs_own(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:
-    done, servers = run(start_server, tmp_path, "--task", "mteb:LocalSTS", "--json")
-    assert done.exit_code == 0, done.stderr
-    (task,) = json.loads(done.stdout)["tasks"]
+    result, servers = run(start_server, tmp_path, "--task", "mteb:LocalSTS", "--json")
+    assert result.exit_code == 0, result.stderr
+    (task,) = json.loads(result.stdout)["tasks"]
     assert task["task"] == "mteb:LocalSTS"
     (metric,) = task["metrics"]
     assert metric["name"] == "cosine_spearman"
@@ -159,9 +159,9 @@ def test_scores_are_mtebs_own(start_server: Callable[[], FakeServer], tmp_path: 
 def test_a_score_has_an_interval_where_its_rows_are_known(
     start_server: Callable[[], FakeServer], tmp_path: Path, name: str, score: str, count: int
 ) -> None:
-    done, _ = run(start_server, tmp_path, "--task", f"mteb:{name}", "--json")
-    assert done.exit_code == 0, done.stderr
-    (task,) = json.loads(done.stdout)["tasks"]
+    result, _ = run(start_server, tmp_path, "--task", f"mteb:{name}", "--json")
+    assert result.exit_code == 0, result.stderr
+    (task,) = json.loads(result.stdout)["tasks"]
     (metric,) = task["metrics"]
     assert (metric["name"], metric["count"], metric["main"]) == (score, count, True)
     low, high = metric["interval"]
@@ -172,9 +172,9 @@ def test_a_score_has_an_interval_where_its_rows_are_known(
 
 @pytest.mark.usefixtures("local_task")
 def test_subsets_stand_beside_the_whole(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:
-    done, _ = run(start_server, tmp_path, "--task", "mteb:TwoSTS", "--json")
-    assert done.exit_code == 0, done.stderr
-    whole, *parts = json.loads(done.stdout)["tasks"][0]["metrics"]
+    result, _ = run(start_server, tmp_path, "--task", "mteb:TwoSTS", "--json")
+    assert result.exit_code == 0, result.stderr
+    whole, *parts = json.loads(result.stdout)["tasks"][0]["metrics"]
     assert (whole["group"], sorted(part["group"] for part in parts)) == (None, ["de", "en"])
     assert [whole["main"], *(part["main"] for part in parts)] == [True, False, False]
     assert whole["candidate"] == pytest.approx(np.mean([part["candidate"] for part in parts]))
@@ -188,8 +188,8 @@ def test_an_interval_by_hand() -> None:
     """Drawn anew, a row at a time, as `bootstrap` says."""
     random = np.random.default_rng(3)
     left, right = (mteb_rows.Rows(random.random(6)) for _ in range(2))
-    found = mteb_rows.interval([left], [right])
-    assert found == pytest.approx(bootstrap.of_mean(left.values - right.values))
+    interval = mteb_rows.interval([left], [right])
+    assert interval == pytest.approx(bootstrap.of_mean(left.values - right.values))
 
 
 def test_a_score_that_the_rows_do_not_come_to_has_no_interval() -> None:
@@ -206,10 +206,10 @@ def test_a_score_that_the_rows_do_not_come_to_has_no_interval() -> None:
 
 
 def test_a_task_that_mteb_does_not_know(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:
-    done, _ = run(start_server, tmp_path, "--task", "mteb:NoSuchTask")
-    assert done.exit_code == 2
-    assert "mteb:NoSuchTask: mteb" in done.stderr.splitlines()[-1]
-    assert "has no such task" in done.stderr.splitlines()[-1]
+    result, _ = run(start_server, tmp_path, "--task", "mteb:NoSuchTask")
+    assert result.exit_code == 2
+    assert "mteb:NoSuchTask: mteb" in result.stderr.splitlines()[-1]
+    assert "has no such task" in result.stderr.splitlines()[-1]
 
 
 def test_data_that_cannot_be_had(
@@ -221,9 +221,9 @@ def test_data_that_cannot_be_had(
         raise ConnectionError("the hub\ncannot be reached")
 
     monkeypatch.setattr(AbsTaskSTS, "load_data", unreachable)
-    done, servers = run(start_server, tmp_path, "--task", "mteb:STS12")
-    assert done.exit_code == 2
-    assert done.stderr.splitlines()[-1] == (
+    result, servers = run(start_server, tmp_path, "--task", "mteb:STS12")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
         "qembed: mteb:STS12: its data cannot be loaded (ConnectionError: the hub cannot be reached)"
     )
     assert servers[0].inputs == []

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from qembed.checkpoint import model_card as cards
 from qembed.cli import group
-from qembed.errors import BadInput
+from qembed.errors import BadInput, QembedError
 from qembed.eval import result
 from qembed.eval.report import card, files, html, markdown, terminal
 from qembed.eval.tasks import Metric, Outcome, Task, speed
@@ -115,11 +115,11 @@ def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
 
 
 def test_texts_and_names_are_shown_and_never_run() -> None:
-    found = full()
-    page = html.page(found)
+    evaluation = full()
+    page = html.page(evaluation)
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    lines = markdown.document(found).splitlines()
+    lines = markdown.document(evaluation).splitlines()
     assert not any("<script>" in line or re.search(r"(?<!\\)\]\(", line) for line in lines)
     rows = [line for line in lines if line.startswith("| t0")]
     assert len(rows) == 10
@@ -137,64 +137,64 @@ def test_texts_and_names_are_shown_and_never_run() -> None:
     ],
 )
 def test_the_verdict_comes_first(thresholds: Thresholds, kind: str, words: str) -> None:
-    found = full(thresholds)
-    for text in (html.page(found), markdown.document(found)):
+    evaluation = full(thresholds)
+    for text in (html.page(evaluation), markdown.document(evaluation)):
         assert words in text
         assert text.index(words) < text.index("osine by dimension" if text.startswith("#") else "By dimension")
-    assert f'class="verdict {kind}"' in html.page(found)
-    for line in (*found["verdict"]["failures"], *found["verdict"]["undecided"]):
-        assert escape(" ".join(line.split()[:3])) in html.page(found)
+    assert f'class="verdict {kind}"' in html.page(evaluation)
+    for line in (*evaluation["verdict"]["failures"], *evaluation["verdict"]["undecided"]):
+        assert escape(" ".join(line.split()[:3])) in html.page(evaluation)
 
 
 def test_all_reports_tell_what_the_gate_says_of_a_task() -> None:
-    found = full(Thresholds(max_task_drop=0.005))
-    (task,) = found["gate"]
+    evaluation = full(Thresholds(max_task_drop=0.005))
+    (task,) = evaluation["gate"]
     assert task["verdict"] == "too few texts to tell"
     out = io.StringIO()
-    terminal.print_tables(Console(file=out, width=200), found)
-    for text in (html.page(found), markdown.document(found), out.getvalue()):
+    terminal.print_tables(Console(file=out, width=200), evaluation)
+    for text in (html.page(evaluation), markdown.document(evaluation), out.getvalue()):
         for words in ("too few texts to tell", "1.41%", "−1.41%…4.23%", f"{task['texts_needed']:,}"):
             assert words in text
 
 
 def test_all_reports_carry_the_same_numbers() -> None:
-    found = full()
-    page, text = html.page(found), markdown.document(found)
-    overall = found["results"]["overall"]
+    evaluation = full()
+    page, text = html.page(evaluation), markdown.document(evaluation)
+    overall = evaluation["results"]["overall"]
     numbers = [f"{overall[key]:.5f}" for key in ("mean", "median", "p5", "p1", "minimum")]
     numbers += [
-        f"{found['results']['neighbours']['mixed']['spearman']:.5f}",
+        f"{evaluation['results']['neighbours']['mixed']['spearman']:.5f}",
         "0.7050",
         "−0.0300…+0.0100",
         "2,000 MB",
         "de → zh",
     ]
-    numbers += [f"{row['cosine']:.5f}" for row in found["results"]["worst"]]
+    numbers += [f"{row['cosine']:.5f}" for row in evaluation["results"]["worst"]]
     for number in numbers:
         assert number in page, number
         assert number in text, number
-    for version in filter(None, found["versions"].values()):
+    for version in filter(None, evaluation["versions"].values()):
         assert version in page
         assert version in text
 
 
 def test_nothing_defined_still_makes_a_page() -> None:
-    found = full()
+    evaluation = full()
     texts = [Text("a", "a"), Text("b", "b")]
-    found["results"] = result.results(texts, np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32))
-    found |= {"tasks": [], "speed": None, "verdict": verdict(found["results"], [], Thresholds())}
-    page = html.page(found)
+    evaluation["results"] = result.results(texts, np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32))
+    evaluation |= {"tasks": [], "speed": None, "verdict": verdict(evaluation["results"], [], Thresholds())}
+    page = html.page(evaluation)
     assert "2 candidate vectors are zero" in page
     assert "memory in use is measured with --task speed" in page
-    assert "–" in markdown.document(found)
+    assert "–" in markdown.document(evaluation)
 
 
 def test_one_cosine_for_all_still_makes_plots() -> None:
-    found = result.results([Text("a", "a"), Text("b", "b")], np.ones((2, 4), np.float32), np.ones((2, 4), np.float32))
-    assert found["histogram"]["counts"][-1] == 2
-    drawn = plots.histogram(found["histogram"]["edges"], found["histogram"]["counts"], {"mean": 1.0})
-    assert "nan" not in drawn
-    assert "nan" not in plots.dimensions(found["by_dimension"])
+    results = result.results([Text("a", "a"), Text("b", "b")], np.ones((2, 4), np.float32), np.ones((2, 4), np.float32))
+    assert results["histogram"]["counts"][-1] == 2
+    svg = plots.histogram(results["histogram"]["edges"], results["histogram"]["counts"], {"mean": 1.0})
+    assert "nan" not in svg
+    assert "nan" not in plots.dimensions(results["by_dimension"])
 
 
 def test_ticks_are_round_numbers_within() -> None:
@@ -204,10 +204,10 @@ def test_ticks_are_round_numbers_within() -> None:
 
 
 def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = full()
+    evaluation = full()
     for kind in KINDS:
-        files.write(tmp_path / f"r{kind}", found)
-    assert result.read(tmp_path / "r.json") == json.loads(json.dumps(found))
+        files.write(tmp_path / f"r{kind}", evaluation)
+    assert result.read(tmp_path / "r.json") == json.loads(json.dumps(evaluation))
     before = (tmp_path / "r.html").read_text()
 
     def full_disk(*_: object) -> None:
@@ -215,7 +215,7 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Path, "replace", full_disk)
     with pytest.raises(Exception, match=r"r\.html: cannot be written: No space left on device"):
-        files.write(tmp_path / "r.html", {**found, "created": "later"})
+        files.write(tmp_path / "r.html", {**evaluation, "created": "later"})
     assert (tmp_path / "r.html").read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json", "r.md"]
 
@@ -223,19 +223,19 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_card_changes_in_one_place(tmp_path: Path) -> None:
     text = f"# A card\n\nBefore.\n\n{cards.section('old numbers')}\n\n## After\n\nStays.\n"
     (tmp_path / "README.md").write_text(text)
-    found = full()
+    evaluation = full()
     for _ in range(2):
-        card.write(tmp_path, found)
+        card.write(tmp_path, evaluation)
     changed = (tmp_path / "README.md").read_text()
     assert "old numbers" not in changed
-    assert f"mean {found['results']['overall']['mean']:.4f} (±" in changed
+    assert f"mean {evaluation['results']['overall']['mean']:.4f} (±" in changed
     assert "| 128 | 60 |" in changed
     assert "nDCG@10" in changed
     assert "de → zh" not in changed
     assert changed.startswith("# A card\n\nBefore.\n\n<!-- qembed eval: begin -->\n## How near")
     assert changed.endswith("<!-- qembed eval: end -->\n\n## After\n\nStays.\n")
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Somebody's\n")
-    card.write(tmp_path, found)
+    card.write(tmp_path, evaluation)
     assert (
         (tmp_path / "README.md").read_text().startswith("---\nlicense: mit\n---\n# Somebody's\n\n<!-- qembed eval: begin -->")
     )
@@ -254,17 +254,40 @@ def test_reports_and_card_from_the_command(int4: Path, tmp_path: Path) -> None:
     shutil.copytree(int4, copy)
     (tmp_path / "out").mkdir()
     reports = [tmp_path / "out" / f"r{kind}" for kind in KINDS]
-    done = evaluated(copy, tmp_path, *(part for path in reports for part in ("--report", path)), "--json")
-    assert done.exit_code == 0, done.stderr
-    assert json.loads(reports[1].read_text()) == json.loads(done.stdout)
+    completed = evaluated(copy, tmp_path, *(part for path in reports for part in ("--report", path)), "--json")
+    assert completed.exit_code == 0, completed.stderr
+    assert json.loads(reports[1].read_text()) == json.loads(completed.stdout)
     assert not (copy / "README.md").exists()
     for path in reports:
-        assert f"report written to {path}" in done.stderr
+        assert f"report written to {path}" in completed.stderr
     assert "README.md" not in evaluated(copy, tmp_path).output
-    done = evaluated(copy, tmp_path, "--card")
-    assert f"numbers written into {copy / 'README.md'}" in done.stderr
+    completed = evaluated(copy, tmp_path, "--card")
+    assert f"numbers written into {copy / 'README.md'}" in completed.stderr
     mean = json.loads(reports[1].read_text())["results"]["overall"]["mean"]
     assert f"mean {mean:.4f}" in (copy / "README.md").read_text()
+
+
+def test_reports_that_fail_lose_nothing_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, _: str) -> None:
+        if path.suffix != ".md":
+            raise QembedError(f"{path}: the disk is full")
+        path.touch()
+
+    monkeypatch.setattr(files, "replace", fail)
+    np.save(tmp_path / "v.npy", np.eye(4))
+    command = ["eval", *("--vectors", f"{tmp_path}/v.npy", "--baseline-vectors", f"{tmp_path}/v.npy")]
+    reports = [part for kind in ("html", "md", "json") for part in ("--report", f"{tmp_path}/r.{kind}")]
+    completed = CliRunner().invoke(group, [*command, *reports, "--json"])
+    assert (completed.exit_code, completed.stdout.count("\n")) == (2, 1)
+    printed = json.loads(completed.stdout)
+    assert printed["results"]["overall"]["mean"] == 1
+    assert printed["error"]["exit_code"] == 2
+    assert [name in printed["error"]["message"] for name in ("r.html", "r.md", "r.json")] == [True, False, True]
+    assert "report written to" in completed.stderr
+    (tmp_path / "r.md").unlink()
+    completed = CliRunner().invoke(group, [*command, *reports])
+    assert completed.exit_code == 2
+    assert "Cosine by dimension" in completed.stdout
 
 
 @pytest.mark.parametrize(
@@ -273,9 +296,9 @@ def test_reports_and_card_from_the_command(int4: Path, tmp_path: Path) -> None:
 )
 def test_a_report_that_cannot_be_written_is_told_at_once(int4: Path, tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "folder.md").mkdir()
-    done = evaluated(int4, tmp_path, "--report", tmp_path / name)
-    assert done.exit_code == 2
-    (line,) = done.stderr.splitlines()
+    completed = evaluated(int4, tmp_path, "--report", tmp_path / name)
+    assert completed.exit_code == 2
+    (line,) = completed.stderr.splitlines()
     assert words in line
 
 
@@ -287,19 +310,19 @@ def test_a_report_never_replaces_an_input(int4: Path, tmp_path: Path) -> None:
     (tmp_path / "squad.json").write_text("{}")
     (tmp_path / "link.json").symlink_to(tmp_path / "squad.json")
     for report in (copy / "config.json", tmp_path / "squad.json", tmp_path / "link.json"):
-        done = evaluated(copy, tmp_path, "--retrieval", tmp_path / "squad.json", "--report", report)
-        assert done.exit_code == 2
-        assert f"--report {report}" in done.stderr
-        assert "would be lost" in done.stderr
+        completed = evaluated(copy, tmp_path, "--retrieval", tmp_path / "squad.json", "--report", report)
+        assert completed.exit_code == 2
+        assert f"--report {report}" in completed.stderr
+        assert "would be lost" in completed.stderr
     assert json.loads((copy / "config.json").read_text())["model_type"] == "qwen3"
 
 
 def test_a_card_without_a_checkpoint_is_told_at_once(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.eye(4))
-    given = ("--vectors", tmp_path / "v.npy", "--baseline-vectors", tmp_path / "v.npy", "--card")
-    done = CliRunner().invoke(group, ["eval", *map(str, given)])
-    assert done.exit_code == 2
-    assert "--card: name the checkpoint whose card it is with --model" in done.stderr
+    options = ("--vectors", tmp_path / "v.npy", "--baseline-vectors", tmp_path / "v.npy", "--card")
+    completed = CliRunner().invoke(group, ["eval", *map(str, options)])
+    assert completed.exit_code == 2
+    assert "--card: name the checkpoint whose card it is with --model" in completed.stderr
 
 
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:

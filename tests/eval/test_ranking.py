@@ -36,8 +36,8 @@ def test_numbers_are_those_of_trec_eval(ours: object, measure: str, depth: int) 
     run = {
         str(query): {str(row): float(len(rows) - place) for place, row in enumerate(rows)} for query, rows in enumerate(lists)
     }
-    found = pytrec_eval.RelevanceEvaluator(qrels, {f"{measure}.{depth}"}).evaluate(run)
-    expected = [found[str(query)][f"{measure}_{depth}"] for query in range(len(lists))]
+    scores = pytrec_eval.RelevanceEvaluator(qrels, {f"{measure}.{depth}"}).evaluate(run)
+    expected = [scores[str(query)][f"{measure}_{depth}"] for query in range(len(lists))]
     grades = [list(one.values()) for one in relevant]
     assert ours(ranking.gains(lists, relevant), grades, depth) == pytest.approx(expected)  # type: ignore[operator]
 

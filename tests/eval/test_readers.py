@@ -30,16 +30,16 @@ def beir_folder(path: Path, corpus: Any = CORPUS, queries: Any = QUERIES, qrels:
 
 
 def test_beir_as_it_is_published(tmp_path: Path) -> None:
-    found = beir.read(beir_folder(tmp_path / "set"))
-    assert found.name == "set"
-    assert [text.text for text in found.passages] == [
+    collection = beir.read(beir_folder(tmp_path / "set"))
+    assert collection.name == "set"
+    assert [text.text for text in collection.passages] == [
         "Swifts They sleep in the air.",
         "Mauersegler schlafen im Flug.",
         "Ein Stein.",
     ]
-    assert [text.language for text in found.passages] == ["en", "de", None]
-    assert [(text.id, text.kind, text.language) for text in found.queries] == [("q1", "query", "en")]
-    assert found.relevant == [{0: 2, 1: 1}]
+    assert [text.language for text in collection.passages] == ["en", "de", None]
+    assert [(text.id, text.kind, text.language) for text in collection.queries] == [("q1", "query", "en")]
+    assert collection.relevant == [{0: 2, 1: 1}]
     assert beir.read(beir_folder(tmp_path / "dev", split="dev"), "Find birds").queries[0].instruction == "Find birds"
 
 
@@ -57,7 +57,7 @@ def test_trec_columns_and_no_header(tmp_path: Path) -> None:
         ({"qrels": "q1\tp1\tmuch\n"}, "line 1: not query-id"),
         ({"qrels": "q1\tp1\tinf\n"}, "line 1: not query-id"),
         ({"corpus": []}, r"corpus\.jsonl: holds no texts"),
-        ({"corpus": [*CORPUS, CORPUS[0]]}, r"corpus\.jsonl, line 4: the _id 'p1' was there before"),
+        ({"corpus": [*CORPUS, CORPUS[0]]}, r"corpus\.jsonl, line 4: the _id 'p1' occurs twice"),
         ({"corpus": [{"text": "a"}]}, r"corpus\.jsonl, line 1: _id is missing"),
         ({"queries": [{"_id": "q1"}]}, r"queries\.jsonl, line 1: text is missing"),
         ({"queries": [{"_id": "q1", "text": " "}]}, "text is empty"),
@@ -99,16 +99,16 @@ def test_xquad_across_languages(tmp_path: Path) -> None:
         xquad(tmp_path, "en", [("One.", ["1a?", "1b?"]), ("Two.", ["2a?"])]),
         xquad(tmp_path, "de", [("Eins.", ["1a??", "1b??"]), ("Zwei.", ["2a??"])]),
     ]
-    found = squad.read(files)
-    assert [(text.text, text.language) for text in found.passages] == [
+    collection = squad.read(files)
+    assert [(text.text, text.language) for text in collection.passages] == [
         ("One.", "en"),
         ("Two.", "en"),
         ("Eins.", "de"),
         ("Zwei.", "de"),
     ]
-    assert [text.text for text in found.queries] == ["1a?", "1b?", "2a?", "1a??", "1b??", "2a??"]
-    assert found.relevant == [{0: 1, 2: 1}, {0: 1, 2: 1}, {1: 1, 3: 1}] * 2
-    assert len({text.id for text in found.queries}) == 6
+    assert [text.text for text in collection.queries] == ["1a?", "1b?", "2a?", "1a??", "1b??", "2a??"]
+    assert collection.relevant == [{0: 1, 2: 1}, {0: 1, 2: 1}, {1: 1, 3: 1}] * 2
+    assert len({text.id for text in collection.queries}) == 6
     alone = squad.read(files[:1])
     assert alone.relevant == [{0: 1}, {0: 1}, {1: 1}]
     assert alone.name == "xquad.en.json"
@@ -137,11 +137,11 @@ def test_what_is_wrong_with_squad(tmp_path: Path) -> None:
 def test_labelled_texts_in_one_file_or_two(tmp_path: Path) -> None:
     rows = 'text,label,language\n"Where, now?",a,en\nWo?,b,de\n"two\nlines",a,en\nJetzt,b,de\n'
     (tmp_path / "one.csv").write_text(rows)
-    found = tables.labelled(str(tmp_path / "one.csv"))
-    assert [text.text for text in found.texts] == ["Where, now?", "Wo?", "two\nlines", "Jetzt"]
-    assert found.labels == ["a", "b", "a", "b"]
-    assert [text.language for text in found.texts] == ["en", "de", "en", "de"]
-    assert found.test is None
+    labelled = tables.labelled(str(tmp_path / "one.csv"))
+    assert [text.text for text in labelled.texts] == ["Where, now?", "Wo?", "two\nlines", "Jetzt"]
+    assert labelled.labels == ["a", "b", "a", "b"]
+    assert [text.language for text in labelled.texts] == ["en", "de", "en", "de"]
+    assert labelled.test is None
     folder = tmp_path / "banking77"
     folder.mkdir()
     (folder / "train.csv").write_text("text,category\nx,a\ny,b\n")
@@ -150,19 +150,19 @@ def test_labelled_texts_in_one_file_or_two(tmp_path: Path) -> None:
     lines = [{"text": "x", "label": 1, "split": "train"}, {"text": "y", "label": 2, "split": "train"}]
     lines += [{"text": "z", "label": 1, "split": "test"}] * 2
     (tmp_path / "l.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = tables.labelled(str(tmp_path / "l.jsonl"), "Sort it")
-    assert found.test == [False, False, True, True]
-    assert found.labels == ["1", "2", "1", "1"]
-    assert (found.texts[0].kind, found.texts[0].instruction) == ("query", "Sort it")
+    labelled = tables.labelled(str(tmp_path / "l.jsonl"), "Sort it")
+    assert labelled.test == [False, False, True, True]
+    assert labelled.labels == ["1", "2", "1", "1"]
+    assert (labelled.texts[0].kind, labelled.texts[0].instruction) == ("query", "Sort it")
 
 
 def test_columns_with_other_names(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
     path.write_text("a\tb\tc\nx\ty\t1\nz\tw\t2.5\nv\tu\t3\n")
-    found = tables.pairs(f"{path}:a,b,c")
-    assert [text.text for text in found.first] == ["x", "z", "v"]
-    assert [text.text for text in found.second] == ["y", "w", "u"]
-    assert found.scores == [1.0, 2.5, 3.0]
+    pairs = tables.pairs(f"{path}:a,b,c")
+    assert [text.text for text in pairs.first] == ["x", "z", "v"]
+    assert [text.text for text in pairs.second] == ["y", "w", "u"]
+    assert pairs.scores == [1.0, 2.5, 3.0]
     with pytest.raises(BadInput, match="name 3 columns after the colon"):
         tables.pairs(f"{path}:a,b")
     with pytest.raises(BadInput, match=r"line 2: no column for the first text \(d\); there are: a, b, c"):
@@ -207,8 +207,8 @@ def test_a_decimal_comma_where_commas_do_not_separate(tmp_path: Path) -> None:
 
 def test_tables_without_a_header_and_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes("grün|blau|1\nrot|gelb|2\nweiß|grau|3\n".encode("cp1252"))
-    found = tables.pairs(f"{tmp_path / 'p.csv'}:1,2,3", None, RowOptions("|", "cp1252", header=False))
-    assert [text.text for text in found.first] == ["grün", "rot", "weiß"]
+    pairs = tables.pairs(f"{tmp_path / 'p.csv'}:1,2,3", None, RowOptions("|", "cp1252", header=False))
+    assert [text.text for text in pairs.first] == ["grün", "rot", "weiß"]
     notes: list[str] = []
     tables.pairs(f"{tmp_path / 'p.csv'}:1,2,3", None, RowOptions(None, "cp1252", header=False), notes.append)
     assert notes == [f"{tmp_path / 'p.csv'}: read with the delimiter pipe, by its first lines"]
@@ -220,9 +220,9 @@ def test_labels_of_pandas(tmp_path: Path) -> None:
 
     table = arrow.table({"text": list("abcd"), "label": [1.0, 2.0, 1.0, 2.0], "language": ["en", None, "en", "de"]})
     pyarrow.write_table(table, tmp_path / "l.parquet")
-    found = tables.labelled(str(tmp_path / "l.parquet"))
-    assert found.labels == ["1", "2", "1", "2"]
-    assert [text.language for text in found.texts] == ["en", None, "en", "de"]
+    labelled = tables.labelled(str(tmp_path / "l.parquet"))
+    assert labelled.labels == ["1", "2", "1", "2"]
+    assert [text.language for text in labelled.texts] == ["en", None, "en", "de"]
 
 
 def test_a_text_may_be_a_book(tmp_path: Path) -> None:
@@ -231,9 +231,9 @@ def test_a_text_may_be_a_book(tmp_path: Path) -> None:
 
 
 def test_passages_without_any_text_are_left_out_and_that_is_noted(tmp_path: Path) -> None:
-    found = beir.read(beir_folder(tmp_path / "set", corpus=[*CORPUS, {"_id": "p4", "title": "", "text": " "}]))
-    assert [text.id for text in found.passages] == ["p1", "p2", "p3"]
-    assert found.notes == ("left out: 1 passage without title and text",)
+    collection = beir.read(beir_folder(tmp_path / "set", corpus=[*CORPUS, {"_id": "p4", "title": "", "text": " "}]))
+    assert [text.id for text in collection.passages] == ["p1", "p2", "p3"]
+    assert collection.notes == ("left out: 1 passage without title and text",)
 
 
 def test_bytes_that_are_no_text_have_a_line(tmp_path: Path) -> None:

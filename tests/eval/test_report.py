@@ -64,22 +64,22 @@ def printed(results: dict[str, Any], width: int = 80) -> str:
 
 
 def test_results_by_hand() -> None:
-    found = result.results(TEXTS, CANDIDATE, BASELINE)
-    assert found["dimension"] == 2
-    assert found["overall"]["mean"] == pytest.approx((1 + 0.8 + 0.6 + 0) / 4)
-    assert found["overall"]["median"] == pytest.approx(0.7)
-    assert found["overall"]["minimum"] == pytest.approx(0)
-    assert list(found["by_dimension"]) == ["2"]
-    assert found["by_dimension"]["2"] == found["overall"]
-    assert {name: part["mean"] for name, part in found["by_kind"].items()} == pytest.approx(
+    results = result.results(TEXTS, CANDIDATE, BASELINE)
+    assert results["dimension"] == 2
+    assert results["overall"]["mean"] == pytest.approx((1 + 0.8 + 0.6 + 0) / 4)
+    assert results["overall"]["median"] == pytest.approx(0.7)
+    assert results["overall"]["minimum"] == pytest.approx(0)
+    assert list(results["by_dimension"]) == ["2"]
+    assert results["by_dimension"]["2"] == results["overall"]
+    assert {name: part["mean"] for name, part in results["by_kind"].items()} == pytest.approx(
         {"query": 1, "document": 0.7, "code": 0}
     )
-    assert {name: part["mean"] for name, part in found["by_language"].items()} == pytest.approx(
+    assert {name: part["mean"] for name, part in results["by_language"].items()} == pytest.approx(
         {"de": 1, "en": 0.4, "unspecified": 0.6}
     )
-    assert [row["id"] for row in found["worst"]] == ["c1", "d2", "d1", "q1"]
-    assert found["worst"][1]["cosine"] == pytest.approx(0.6)
-    assert found["vectors"] == {
+    assert [row["id"] for row in results["worst"]] == ["c1", "d2", "d1", "q1"]
+    assert results["worst"][1]["cosine"] == pytest.approx(0.6)
+    assert results["vectors"] == {
         "candidate": {"not_finite": 0, "zero": 0, "duplicate": 0},
         "baseline": {"not_finite": 0, "zero": 0, "duplicate": 3},
     }
@@ -90,32 +90,32 @@ def test_unusable_vectors_fail_the_verdict_and_are_told() -> None:
     candidate[0] = np.nan
     baseline = BASELINE.copy()
     baseline[3] = 0
-    found = result.results(TEXTS, candidate, baseline)
-    assert (found["overall"]["count"], found["overall"]["undefined"]) == (4, 2)
-    assert found["overall"]["mean"] == pytest.approx(0.7)
-    assert found["worst"][0] == {"id": "q1", "kind": "query", "language": "de", "cosine": None, "text": "first"}
-    assert verdict(found, [], Thresholds()) == {
+    results = result.results(TEXTS, candidate, baseline)
+    assert (results["overall"]["count"], results["overall"]["undefined"]) == (4, 2)
+    assert results["overall"]["mean"] == pytest.approx(0.7)
+    assert results["worst"][0] == {"id": "q1", "kind": "query", "language": "de", "cosine": None, "text": "first"}
+    assert verdict(results, [], Thresholds()) == {
         "passed": False,
         "failures": ["1 candidate vectors hold NaN or infinity", "1 baseline vectors are zero"],
         "undecided": [],
     }
-    json.dumps(found, allow_nan=False)
-    assert "undefined" in printed(found)
+    json.dumps(results, allow_nan=False)
+    assert "undefined" in printed(results)
 
 
 def test_nothing_but_unusable_vectors_is_a_failure_and_not_a_crash() -> None:
-    found = result.results(TEXTS, CANDIDATE * np.nan, BASELINE)
-    assert found["overall"]["mean"] is None
-    failures = verdict(found, [], Thresholds(0.5))["failures"]
+    results = result.results(TEXTS, CANDIDATE * np.nan, BASELINE)
+    assert results["overall"]["mean"] is None
+    failures = verdict(results, [], Thresholds(0.5))["failures"]
     assert failures[-1] == "mean cosine at dimension 2 is undefined, below --min-cosine 0.5"
-    assert "–" in printed(found)
+    assert "–" in printed(results)
 
 
 def test_the_threshold_is_the_mean_at_full_dimension() -> None:
-    found = result.results(TEXTS, CANDIDATE, BASELINE)
-    mean = found["overall"]["mean"]
-    assert verdict(found, [], Thresholds(mean)) == {"passed": True, "failures": [], "undecided": []}
-    assert verdict(found, [], Thresholds(0.61)) == {
+    results = result.results(TEXTS, CANDIDATE, BASELINE)
+    mean = results["overall"]["mean"]
+    assert verdict(results, [], Thresholds(mean)) == {"passed": True, "failures": [], "undecided": []}
+    assert verdict(results, [], Thresholds(0.61)) == {
         "passed": False,
         "failures": ["mean cosine at dimension 2 is 0.600000, below --min-cosine 0.61"],
         "undecided": [],

@@ -24,8 +24,8 @@ POOL = [f"word{number}" for number in range(50)]
 def test_both_are_warm_before_they_take_turns_with_the_same_texts() -> None:
     asked: list[tuple[str, tuple[str, ...]]] = []
     sends = {name: lambda batch, name=name: asked.append((name, tuple(batch))) for name in ("candidate", "baseline")}
-    found = speed.rounds(RequestShape(2, 5), sends, POOL, None)  # type: ignore[arg-type]
-    assert len(found["candidate"]) == len(found["baseline"]) == speed.MOST
+    seconds = speed.rounds(RequestShape(2, 5), sends, POOL, None)  # type: ignore[arg-type]
+    assert len(seconds["candidate"]) == len(seconds["baseline"]) == speed.MOST
     assert [name for name, _ in asked[:6]] == ["candidate", "baseline", "candidate", "baseline", "baseline", "candidate"]
     pairs = [asked[place : place + 2] for place in range(0, len(asked), 2)]
     assert all(first[1] == second[1] for first, second in pairs)
@@ -36,27 +36,27 @@ def test_both_are_warm_before_they_take_turns_with_the_same_texts() -> None:
 
 def test_what_the_seconds_come_to_by_hand() -> None:
     seconds = {"candidate": [0.1, 0.2, 0.3], "baseline": [0.2, 0.2, 0.9]}
-    found = speed.record(RequestShape(4, 10), seconds)
-    assert found["candidate"] == pytest.approx(
+    entry = speed.record(RequestShape(4, 10), seconds)
+    assert entry["candidate"] == pytest.approx(
         {"texts_per_second": 20, "tokens_per_second": 200, "p50": 0.2, "p99": np.percentile([0.1, 0.2, 0.3], 99)}
     )
-    assert found["baseline"]["texts_per_second"] == pytest.approx(20)
+    assert entry["baseline"]["texts_per_second"] == pytest.approx(20)
     # Round by round the candidate is 2, 1 and 3 times as fast.
-    assert found["ratio"] == pytest.approx(2)
-    assert (found["low"], found["high"]) == pytest.approx((1.1, 2.9))
-    assert found["requests"] == 3
+    assert entry["ratio"] == pytest.approx(2)
+    assert (entry["low"], entry["high"]) == pytest.approx((1.1, 2.9))
+    assert entry["requests"] == 3
 
 
 def test_texts_have_the_length_that_is_asked_for(fp16: Path) -> None:
     tokenizer = Checkpoint("tiny", fp16).tokenizer()
-    found = speed.texts(RequestShape(3, 40), POOL, tokenizer, 7)
-    assert [len(tokenizer.encode(text).ids) for text in found] == [40] * 3
-    assert len(set(found)) == 3
+    batch = speed.texts(RequestShape(3, 40), POOL, tokenizer, 7)
+    assert [len(tokenizer.encode(text).ids) for text in batch] == [40] * 3
+    assert len(set(batch)) == 3
 
 
 def test_shapes_that_are_too_long_are_left_out_and_told() -> None:
-    found, notes = speed.shapes([1, 32], [16, 512, 2048], 1024)
-    assert found == [RequestShape(1, 16), RequestShape(32, 16), RequestShape(1, 512)]
+    shapes, notes = speed.shapes([1, 32], [16, 512, 2048], 1024)
+    assert shapes == [RequestShape(1, 16), RequestShape(32, 16), RequestShape(1, 512)]
     assert notes == ["lengths over the context of 1024 tokens are left out", "requests of more than 4096 tokens are left out"]
     with pytest.raises(BadInput, match="all are over the context of 8 tokens"):
         speed.shapes([1], [16], 8)
@@ -74,10 +74,10 @@ def test_two_servers_are_measured(
     monkeypatch.setattr(speed, "MOST", 6)
     result = run(start_server, tmp_path, "--speed-batches", "1,4", "--speed-lengths", "3", "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)["speed"]
-    assert [(shape["batch"], shape["tokens"], shape["requests"]) for shape in found["shapes"]] == [(1, 3, 6), (4, 3, 6)]
-    assert all(shape["low"] <= shape["ratio"] <= shape["high"] for shape in found["shapes"])
-    assert found["candidate"]["memory"] is None
+    speeds = json.loads(result.stdout)["speed"]
+    assert [(shape["batch"], shape["tokens"], shape["requests"]) for shape in speeds["shapes"]] == [(1, 3, 6), (4, 3, 6)]
+    assert all(shape["low"] <= shape["ratio"] <= shape["high"] for shape in speeds["shapes"])
+    assert speeds["candidate"]["memory"] is None
     shown = run(start_server, tmp_path, "--speed-batches", "1", "--speed-lengths", "3").stdout
     assert "Speed: both sides answer the same requests in turn" in shown
     assert "memory –" in shown

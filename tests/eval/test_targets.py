@@ -16,9 +16,9 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(*arguments: object) -> str:
-    done = CliRunner().invoke(group, ["eval", *map(str, arguments)])
-    assert done.exit_code == 2, done.output
-    return done.stderr
+    result = CliRunner().invoke(group, ["eval", *map(str, arguments)])
+    assert result.exit_code == 2, result.output
+    return result.stderr
 
 
 def test_a_report_replaces_no_input_even_with_force(tmp_path: Path) -> None:

@@ -38,22 +38,22 @@ def tasks(result: Result) -> dict[str, dict[str, Any]]:
 
 
 def metric(task: dict[str, Any], name: str, group: str | None = None) -> dict[str, Any]:
-    (found,) = [one for one in task["metrics"] if one["name"] == name and one["group"] == group]
-    return dict(found)
+    (match,) = [metric for metric in task["metrics"] if metric["name"] == name and metric["group"] == group]
+    return dict(match)
 
 
 def test_all_tasks_run_on_the_built_in_sets(start_server: Start, few: Path) -> None:
     candidate, baseline = start_server(), start_server()
     candidate.noise = 0.3
     result = run(candidate, baseline, "--task", "all", "--data", few, "--json")
-    found = tasks(result)
-    assert list(found) == ["retrieval", "classification", "sts"]
-    for task in found.values():
+    by_task = tasks(result)
+    assert list(by_task) == ["retrieval", "classification", "sts"]
+    for task in by_task.values():
         assert task["data"]["name"] == "built-in"
         (main,) = [one for one in task["metrics"] if one["main"]]
         assert main["difference"] == pytest.approx(main["candidate"] - main["baseline"])
         assert main["interval"][0] <= main["difference"] <= main["interval"][1]
-    assert metric(found["retrieval"], "nDCG@10", "de → zh")["count"] == 16
+    assert metric(by_task["retrieval"], "nDCG@10", "de → zh")["count"] == 16
     assert any(text.startswith("Instruct: ") and text.endswith("my kettle") for text in candidate.inputs)
     again = run(candidate, baseline, "--task", "all", "--data", few)
     for words in ("retrieval: built-in (64 queries, 214 passages)", "FP16", "INT4", "95% interval", "macro-F1", "Spearman"):
@@ -63,8 +63,8 @@ def test_all_tasks_run_on_the_built_in_sets(start_server: Start, few: Path) -> N
 
 
 def test_the_same_vectors_make_no_difference(start_server: Start, few: Path) -> None:
-    found = tasks(run(start_server(), start_server(), "--task", "all", "--data", few, "--json", "--max-task-drop", "0%"))
-    assert {one["difference"] for task in found.values() for one in task["metrics"]} == {0}
+    by_task = tasks(run(start_server(), start_server(), "--task", "all", "--data", few, "--json", "--max-task-drop", "0%"))
+    assert {one["difference"] for task in by_task.values() for one in task["metrics"]} == {0}
 
 
 def test_a_drop_beyond_the_threshold_is_exit_code_1_and_too_few_texts_are_5(
@@ -88,10 +88,10 @@ def test_a_drop_beyond_the_threshold_is_exit_code_1_and_too_few_texts_are_5(
     baseline.changed = vectors(list(range(40)))
     candidate.changed = vectors([*range(30), *range(39, 29, -1)])
     candidate.dimension = baseline.dimension = 2
-    given = ("--sts", tmp_path / "p.csv", "--data", few)
+    options = ("--sts", tmp_path / "p.csv", "--data", few)
 
     def gate(drop: str, code: int) -> tuple[dict[str, Any], list[str]]:
-        result = run(candidate, baseline, *given, "--json", "--max-task-drop", drop)
+        result = run(candidate, baseline, *options, "--json", "--max-task-drop", drop)
         assert result.exit_code == code, result.stderr
         (task,) = json.loads(result.stdout)["gate"]
         return task, [line for line in result.stderr.splitlines() if line.startswith("qembed:")]
@@ -137,13 +137,13 @@ def test_data_of_ones_own_chooses_the_task(start_server: Start, few: Path, tmp_p
     xquad(tmp_path, "de", [("Eins.", ["1a??"]), ("Zwei.", ["2a??"])])
     (tmp_path / "l.csv").write_text("text,label\na,1\nb,2\nc,1\nd,2\n")
     servers = start_server(), start_server()
-    found = tasks(run(*servers, "--data", few, "--json", "--retrieval", tmp_path, "--classification", tmp_path / "l.csv"))
-    assert list(found) == ["retrieval", "classification"]
-    assert found["retrieval"]["data"]["passages"] == 4
-    assert {one["group"] for one in found["retrieval"]["metrics"]} == {None, "en → en", "de → de", "en → de", "de → en"}
+    by_task = tasks(run(*servers, "--data", few, "--json", "--retrieval", tmp_path, "--classification", tmp_path / "l.csv"))
+    assert list(by_task) == ["retrieval", "classification"]
+    assert by_task["retrieval"]["data"]["passages"] == 4
+    assert {one["group"] for one in by_task["retrieval"]["metrics"]} == {None, "en → en", "de → de", "en → de", "de → en"}
     folder = beir_folder(tmp_path / "beir")
-    found = tasks(run(*servers, "--data", few, "--json", "--retrieval", folder, "--instruction", "Find birds"))
-    assert found["retrieval"]["data"]["name"] == "beir"
+    by_task = tasks(run(*servers, "--data", few, "--json", "--retrieval", folder, "--instruction", "Find birds"))
+    assert by_task["retrieval"]["data"]["name"] == "beir"
     assert "Instruct: Find birds\nQuery:Where do swifts sleep?" in servers[0].inputs
 
 
@@ -201,7 +201,7 @@ def test_without_the_extra_the_rest_still_runs(
 
     monkeypatch.setattr(builtins, "__import__", without)
     servers = start_server(), start_server()
-    asked = run(*servers, "--task", task, "--data", few)
-    assert asked.exit_code == 3
-    assert f"pip install '{'mteb' if package == 'mteb' else 'faiss-cpu'}>=" in asked.stderr.splitlines()[-1]
+    requests = run(*servers, "--task", task, "--data", few)
+    assert requests.exit_code == 3
+    assert f"pip install '{'mteb' if package == 'mteb' else 'faiss-cpu'}>=" in requests.stderr.splitlines()[-1]
     assert run(*servers, "--data", few).exit_code == 0

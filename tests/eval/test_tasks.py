@@ -21,8 +21,8 @@ RANDOM = np.random.default_rng(2)
 
 
 def named(outcome: Outcome, name: str, group: str | None = None) -> Metric:
-    (found,) = [metric for metric in outcome.metrics if metric.name == name and metric.group == group]
-    return found
+    (match,) = [metric for metric in outcome.metrics if metric.name == name and metric.group == group]
+    return match
 
 
 def circle(*degrees: float) -> np.ndarray:
@@ -82,9 +82,9 @@ def test_ivf_probing_every_cluster_is_exact_and_fewer_find_less() -> None:
     index /= np.linalg.norm(index, axis=1, keepdims=True)
     queries = index[:50] + 0.1
     exact = NearestNeighbors(n_neighbors=10, algorithm="brute", metric="cosine").fit(index).kneighbors(queries)[1]
-    found = retrieval.through_ivf(queries, index, 10)
-    kept = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
-    assert 0.3 < kept < 1
+    lists = retrieval.through_ivf(queries, index, 10)
+    share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(lists, exact, strict=True)])
+    assert 0.3 < share < 1
     small = index[:40]  # one cluster
     exact = NearestNeighbors(n_neighbors=10, algorithm="brute", metric="cosine").fit(small).kneighbors(queries)[1]
     assert [set(rows) for rows in retrieval.through_ivf(queries, small, 10)] == [set(rows) for rows in exact]
@@ -103,11 +103,11 @@ def test_ivf_is_compared_with_the_same_sides_exact_search() -> None:
     outcome = retrieval.task(collection).measure(vectors, vectors)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     exact = NearestNeighbors(n_neighbors=10, algorithm="brute", metric="cosine").fit(unit[10:]).kneighbors(unit[:10])[1]
-    found = retrieval.through_ivf(unit[:10], unit[10:], 10)
-    expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
-    kept = named(outcome, "IVF vs exact@10")
-    assert kept.baseline == kept.candidate == pytest.approx(expected)
-    assert kept.interval == (0, 0)
+    lists = retrieval.through_ivf(unit[:10], unit[10:], 10)
+    expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(lists, exact, strict=True)])
+    share = named(outcome, "IVF vs exact@10")
+    assert share.baseline == share.candidate == pytest.approx(expected)
+    assert share.interval == (0, 0)
 
 
 def test_a_reranker_orders_the_top_fifty_of_each_side() -> None:

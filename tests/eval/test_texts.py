@@ -85,10 +85,10 @@ def test_queries_get_a_prompt_and_others_none() -> None:
 def test_long_texts_are_cut_at_their_end_to_the_limit(fp16: Path) -> None:
     tokenizer = Checkpoint("tiny", fp16).tokenizer()
     # One token a byte and one appended: 9 bytes fit into 10 tokens; "ü" has two bytes.
-    found = texts.cut(["123456789", "1234567890", "1234567üü", "1234567890" * 50], tokenizer, 10)
-    assert found.texts == ["123456789", "123456789", "1234567ü", "123456789"]
-    assert found.tokens == [10, 10, 10, 10]
-    assert found.cut == 3
+    measured = texts.cut(["123456789", "1234567890", "1234567üü", "1234567890" * 50], tokenizer, 10)
+    assert measured.texts == ["123456789", "123456789", "1234567ü", "123456789"]
+    assert measured.tokens == [10, 10, 10, 10]
+    assert measured.cut == 3
 
 
 def test_without_a_limit_texts_are_only_measured(fp16: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find, source_of
 from qembed.cli import group
+from qembed.command import progress
 from qembed.quantize import layerwise, parts
 from qembed.quantize.model_card import SHARE_OF_AWQ_ERROR
 from tests.checkpoints import MakeCheckpoint
@@ -68,6 +69,21 @@ def test_output_folder_is_complete_and_describes_itself(make_checkpoint: MakeChe
     assert not list(tmp_path.glob(".*"))
     dtypes = {dtype for name, (_, dtype) in checkpoint.shapes().items() if "proj" not in name}
     assert dtypes == {"F16"}
+
+
+def test_progress_names_the_stage_that_runs(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress.LineReporter, "repeating", lambda _: nullcontext())
+    result = quantize("--model", make_checkpoint().folder, "--output", tmp_path / "out")
+    stages = [line.rpartition(", ")[0] for line in result.stderr.splitlines() if line.endswith(" s") and " of " in line]
+    assert stages[-4:] == [
+        "checking tensors: 100%, 24 of 24",
+        "layers: 0%, 0 of 2",
+        "layers: 50%, 1 of 2",
+        "layers: 100%, 2 of 2",
+    ]
 
 
 def test_output_is_reproducible_byte_for_byte(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def qembed(*arguments: object) -> tuple[int, str, str]:
     """The exit code, standard output and standard error of a command."""
     from click.testing import CliRunner
 
-    done = CliRunner().invoke(group, [str(argument) for argument in arguments])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout, done.stderr
+    result = CliRunner().invoke(group, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
 
 
 def json_output(*arguments: object) -> Any:

@@ -78,8 +78,8 @@ def test_the_key_may_come_from_a_file(index: tuple[Path, FakeServer], tmp_path: 
 
 def test_questions_come_from_standard_input_too(index: tuple[Path, FakeServer]) -> None:
     path, fake = index
-    done = CliRunner().invoke(group, ["search", "-", "--index", str(path), "--url", fake.url, "--json"], input="one\n\ntwo\n")
-    assert [query["text"] for query in json.loads(done.stdout)["queries"]] == ["one", "two"]
+    result = CliRunner().invoke(group, ["search", "-", "--index", str(path), "--url", fake.url, "--json"], input="one\n\ntwo\n")
+    assert [query["text"] for query in json.loads(result.stdout)["queries"]] == ["one", "two"]
 
 
 def test_the_table_shows_ids_cosines_and_texts(index: tuple[Path, FakeServer]) -> None:

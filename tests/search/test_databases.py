@@ -51,9 +51,9 @@ def run(folder: Path, url: str, heading: str, address: str, ours: str) -> list[s
         code = code.replace(old, new)
     (folder / "load.py").write_text(code, encoding="utf-8")
     for _ in range(2):
-        done = subprocess.run([PYTHON, "load.py"], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+        result = subprocess.run([PYTHON, "load.py"], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def read_by_search(text: Text, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(query, "find", lambda _: known)
     monkeypatch.setattr(sources, "transformers", lambda _: side)
     store = SimpleNamespace(path=Path("i.faiss"), model="tiny", dimensions=4, source={})
-    query.vectors([text.text], store, query.Asking(instruction=text.instruction), Console(quiet=True))  # type: ignore[arg-type]
+    query.vectors([text.text], store, query.QuestionSettings(instruction=text.instruction), Console(quiet=True))  # type: ignore[arg-type]
     return received[0]
 
 

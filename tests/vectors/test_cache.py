@@ -62,13 +62,13 @@ def embedded(counted: Counted, folder: Path | None, texts: list[str], **identity
 
 def test_a_second_run_opens_nothing_and_tells_the_same(tmp_path: Path) -> None:
     first, second = Counted(), Counted()
-    vectors, told = embedded(first, tmp_path, TEXTS)
+    vectors, expected = embedded(first, tmp_path, TEXTS)
     assert np.array_equal(vectors, vectors_of(TEXTS))
-    assert (told["computed"], told["from_cache"]) == (10, 0)
+    assert (expected["computed"], expected["from_cache"]) == (10, 0)
     again, told_again = embedded(second, tmp_path, TEXTS[::-1])
     assert np.array_equal(again, vectors_of(TEXTS[::-1]))
     assert second.opened == 0
-    assert told_again == {**told, "computed": 0, "from_cache": 10, "seconds": 0.0}
+    assert told_again == {**expected, "computed": 0, "from_cache": 10, "seconds": 0.0}
 
 
 def test_only_what_is_missing_is_computed_and_the_same_text_once(tmp_path: Path) -> None:
@@ -152,13 +152,17 @@ def test_a_server_that_dies_half_way_loses_nothing(start_server: Start, monkeypa
     assert "112 of 288 vectors are in the cache" in last
     assert "Traceback" not in result.output
     baseline.dies_after = None
-    asked = len(candidate.inputs)
-    done = qembed(candidate, baseline, "--json")
-    assert done.exit_code == 0, done.stderr
-    assert len(candidate.inputs) == asked == 288
+    requests = len(candidate.inputs)
+    completed = qembed(candidate, baseline, "--json")
+    assert completed.exit_code == 0, completed.stderr
+    assert len(candidate.inputs) == requests == 288
     assert len(set(baseline.inputs)) == len(baseline.inputs) == 288
-    found = json.loads(done.stdout)
-    assert (found["candidate"]["from_cache"], found["baseline"]["from_cache"], found["baseline"]["computed"]) == (288, 112, 176)
+    report = json.loads(completed.stdout)
+    assert (report["candidate"]["from_cache"], report["baseline"]["from_cache"], report["baseline"]["computed"]) == (
+        288,
+        112,
+        176,
+    )
 
 
 def test_a_server_that_serves_another_model_now_is_asked_anew(start_server: Start) -> None:
@@ -167,11 +171,11 @@ def test_a_server_that_serves_another_model_now_is_asked_anew(start_server: Star
     candidate.noise = 0.1
     again = qembed(candidate, baseline, "--json")
     assert "returns other vectors than before" in again.stderr
-    found = json.loads(again.stdout)
-    assert found["candidate"]["from_cache"] == 0
-    assert found["baseline"]["from_cache"] == 288
+    report = json.loads(again.stdout)
+    assert report["candidate"]["from_cache"] == 0
+    assert report["baseline"]["from_cache"] == 288
     assert first["results"]["overall"]["mean"] == pytest.approx(1)
-    assert found["results"]["overall"]["mean"] < 0.999
+    assert report["results"]["overall"]["mean"] < 0.999
 
 
 def test_a_home_that_cannot_be_written_is_told_and_no_hindrance(
@@ -183,9 +187,9 @@ def test_a_home_that_cannot_be_written_is_told_and_no_hindrance(
     result = qembed(start_server(), start_server())
     assert result.exit_code == 0, result.stderr
     assert "vectors are not cached: the cache folder cannot be written" in " ".join(result.stderr.split())
-    asked = qembed(start_server(), start_server(), "--cache", tmp_path / "file")
-    assert asked.exit_code == 2
-    assert "is a file" in asked.stderr
+    requests = qembed(start_server(), start_server(), "--cache", tmp_path / "file")
+    assert requests.exit_code == 2
+    assert "is a file" in requests.stderr
 
 
 def test_no_cache_asks_every_time(start_server: Start, cache_folder: Path) -> None:

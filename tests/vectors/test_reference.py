@@ -95,13 +95,13 @@ def test_the_appended_last_token_is_pooled(fp16: Path) -> None:
 
 
 def test_packed_weights_are_read_as_the_format_defines(int4: Path) -> None:
-    stored = load_file(int4 / "model.safetensors")
-    found = dict(reference.weights(find(str(int4))))
+    options = load_file(int4 / "model.safetensors")
+    tensors = dict(reference.weights(find(str(int4))))
     name = "layers.1.mlp.down_proj"
-    expected = by_hand(*(stored[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")))
-    assert torch.equal(found[f"{name}.weight"], expected)
-    assert found[f"{name}.weight"].shape == (128, 256)
-    assert not [key for key in found if key.endswith(("qweight", "qzeros", "scales"))]
+    expected = by_hand(*(options[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")))
+    assert torch.equal(tensors[f"{name}.weight"], expected)
+    assert tensors[f"{name}.weight"].shape == (128, 256)
+    assert not [key for key in tensors if key.endswith(("qweight", "qzeros", "scales"))]
 
 
 def test_int4_gives_what_transformers_gives_for_weights_dequantized_by_hand(int4: Path, tmp_path: Path) -> None:
@@ -128,25 +128,27 @@ def test_an_int8_table_is_read_as_the_format_defines(int4: Path, tmp_path: Path)
         parts = {"qweight": qweight, "scales": scales, "column_scales": columns, "weight": torch.empty(0)}
         return {**tensors, **{f"embed_tokens.{part}": tensor for part, tensor in parts.items()}}
 
-    made = copied(int4, tmp_path / "copy", with_int8_table)
-    config = made.config
+    checkpoint = copied(int4, tmp_path / "copy", with_int8_table)
+    config = checkpoint.config
     config["quantization_config"] |= {"quant_method": "qembed_awq", "token_table": "int8"}
-    (made.folder / "config.json").write_text(json.dumps(config))
-    made = find(str(made.folder))
-    found = dict(reference.weights(made))
+    (checkpoint.folder / "config.json").write_text(json.dumps(config))
+    checkpoint = find(str(checkpoint.folder))
+    found = dict(reference.weights(checkpoint))
     expected = qweight * (0.4 + 0.6 * (qweight / 127) ** 2) * scales * columns
     torch.testing.assert_close(found["embed_tokens.weight"], expected, rtol=1e-6, atol=0)
     assert set(found) == set(dict(reference.weights(find(str(int4)))))
-    assert sources.weight_format(made) == "awq-int4, int8 token table"
-    assert np.isfinite(reference.embed(reference.load(made), TEXTS)).all()
+    assert sources.weight_format(checkpoint) == "awq-int4, int8 token table"
+    assert np.isfinite(reference.embed(reference.load(checkpoint), TEXTS)).all()
 
 
 def test_an_int8_table_whose_parts_do_not_fit_is_named(int4: Path, tmp_path: Path) -> None:
     parts = {"qweight": torch.zeros(257, 128, dtype=torch.int8), "scales": torch.ones(256, 1), "column_scales": torch.ones(128)}
-    made = copied(int4, tmp_path / "copy", lambda tensors: {**tensors, **{f"embed_tokens.{k}": v for k, v in parts.items()}})
-    made.config["quantization_config"] |= {"quant_method": "qembed_awq", "token_table": "int8"}
+    checkpoint = copied(
+        int4, tmp_path / "copy", lambda tensors: {**tensors, **{f"embed_tokens.{k}": v for k, v in parts.items()}}
+    )
+    checkpoint.config["quantization_config"] |= {"quant_method": "qembed_awq", "token_table": "int8"}
     with pytest.raises(BadInput, match=r"embed_tokens: qweight, scales and column_scales do not fit together"):
-        reference.load(made)
+        reference.load(checkpoint)
 
 
 def test_int4_is_near_the_original_and_not_the_same(fp16: Path, int4: Path) -> None:

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from qembed.cli import group
 from qembed.errors import BadInput
 from qembed.text.texts import Text
-from qembed.vectors import dtypes, vector_files
+from qembed.vectors import dtypes, matching, vector_files
 
 RANDOM = np.random.default_rng(3)
 VECTORS = RANDOM.normal(size=(5, 8)).astype(np.float32)
@@ -36,17 +36,24 @@ def table(path: Path, **columns: Any) -> Path:
     return path
 
 
+def in_order(file: matching.VectorFile, texts: list[Text]) -> np.ndarray:
+    """The vectors of `texts`, all of which the file has."""
+    matched = matching.match(texts, {"it": file})
+    assert matched.texts == texts
+    return np.asarray(matched.vectors["it"])
+
+
 def test_two_arrays_need_no_texts_and_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     left, right = VECTORS, VECTORS + 0.1 * RANDOM.normal(size=VECTORS.shape).astype(np.float32)
     result = qembed("--vectors", npy(tmp_path / "a.npy", left), "--baseline-vectors", npy(tmp_path / "b.npy", right), "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
+    report = json.loads(result.stdout)
     expected = [np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(left, right, strict=True)]
-    assert found["results"]["overall"]["mean"] == pytest.approx(np.mean(expected), abs=1e-6)
-    assert found["candidate"]["engine"] == "file"
-    assert found["candidate"]["model"] == "a.npy"
-    assert found["results"]["worst"][0]["id"] == f"row {int(np.argmin(expected)) + 1}"
+    assert report["results"]["overall"]["mean"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert report["candidate"]["engine"] == "file"
+    assert report["candidate"]["model"] == "a.npy"
+    assert report["results"]["worst"][0]["id"] == f"row {int(np.argmin(expected)) + 1}"
     assert (
         "a.npy, stored vectors, stored in float32"
         in qembed("--vectors", tmp_path / "a.npy", "--baseline-vectors", tmp_path / "b.npy").stdout
@@ -69,13 +76,13 @@ def test_parquet_is_matched_by_id_or_text_or_order(tmp_path: Path) -> None:
     order = [3, 1, 4, 0, 2]
     rows = [VECTORS[row].tolist() for row in order]
     by_id = vector_files.read(table(tmp_path / "i.parquet", id=[f"t{row}" for row in order], embedding=rows))
-    assert np.allclose(by_id.of(TEXTS), VECTORS)
+    assert np.allclose(in_order(by_id, TEXTS), VECTORS)
     by_text = vector_files.read(table(tmp_path / "t.parquet", text=[f"text {row}" for row in order], vector=rows))
-    assert np.allclose(by_text.of(TEXTS[1:3]), VECTORS[1:3])
+    assert np.allclose(in_order(by_text, TEXTS[1:3]), VECTORS[1:3])
     by_order = vector_files.read(table(tmp_path / "o.parquet", vector=rows))
-    assert np.allclose(by_order.of(TEXTS), VECTORS[order])
-    with pytest.raises(BadInput, match=r"no vector for 1 of 6 texts, by id: 'new'"):
-        by_id.of([*TEXTS, Text("new", "x")])
+    assert np.allclose(in_order(by_order, TEXTS), VECTORS[order])
+    with pytest.raises(BadInput, match="no vector for any of 1 texts, by id: it has 't3', 't1', 't4', …, the texts have 'new'"):
+        in_order(by_id, [Text("new", "x")])
 
 
 def test_files_that_hold_no_vectors_are_named(tmp_path: Path) -> None:
@@ -104,13 +111,31 @@ def test_files_that_hold_no_vectors_are_named(tmp_path: Path) -> None:
     refused(table(tmp_path / "l.parquet", vector=[[1, 2]]), "lists of int64")
     refused(table(tmp_path / "f.parquet", vector=[1.0, 2.0]), "holds double, not lists")
     refused(table(tmp_path / "e.parquet", vector=arrow.array([], arrow.list_(arrow.float32()))), "holds no vectors")
-    refused(tmp_path / "v.csv", "vectors are read from .npy")
+    for name, content, words in (
+        ("a.fvecs", b"", "holds no vectors"),
+        ("b.fvecs", b"12345", "not .fvecs: its size"),
+        ("c.fvecs", np.array([2, 0, 0, 3, 0, 0], "<i4").tobytes(), "begins with the same length"),
+        ("d.fvecs", np.array([2, 0, 0, 2, 0], "<i4").tobytes(), "not whole"),
+        ("e.fvecs", np.array([-1, 0], "<i4").tobytes(), "not .fvecs"),
+        ("a.jsonl", b"", "holds no vectors"),
+        ("b.jsonl", b'{"id": 1, "x": [1.5]}', "no vector or embedding; it has id, x"),
+        ("c.jsonl", b'{"id": 1, "vector": [1.5, 2]}\n{"id": 2, "vector": [1.5]}', "line 2: 1 numbers, not 2"),
+        ("d.jsonl", b'{"id": 1, "vector": [1.5]}\n{"vector": [1.5]}', "line 2: no id"),
+        ("e.jsonl", b'{"id": 1, "vector": ["1.5"]}', "not a list of numbers"),
+        ("f.jsonl", b'{"id": 1, "vector": [1%s]}' % (b"0" * 400), "not a list of numbers"),
+        ("g.jsonl", b'{"id": 1, "vector": [1.5]}\n{"id": 1, "vector": [0.5]}', "1 ids stand in more than one row"),
+        ("h.jsonl", b'{"id": 1, "vector": [0, 255, 7]}', r"packed bits; embed into \.parquet"),
+        ("a.csv", b'id,vector\n1,"[0.5,]"\n', "not a list of numbers"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, words)
+    refused(tmp_path / "v.xlsx", r"vectors are read from \.parquet")
 
 
 def embedded(path: Path, vectors: np.ndarray, dtype: str, metadata: dict[str, Any] | None = None) -> Path:
     """A file as `qembed embed --output-dtype` writes it, with other `metadata` if given."""
-    stored = dtypes.encode(vectors, dtype)
-    lists = arrow.FixedSizeListArray.from_arrays(arrow.array(stored.reshape(-1)), stored.shape[1])
+    options = dtypes.encode(vectors, dtype)
+    lists = arrow.FixedSizeListArray.from_arrays(arrow.array(options.reshape(-1)), options.shape[1])
     recorded = {"dtype": dtype, "dimensions": vectors.shape[1], **(metadata or {})}
     rows = arrow.table({"id": [text.id for text in TEXTS[: len(vectors)]], "vector": lists})
     parquet.write_table(rows.replace_schema_metadata({"qembed": json.dumps(recorded)}), path)
@@ -123,7 +148,7 @@ def test_each_stored_dtype_is_read_as_its_metadata_says(dtype: str, tmp_path: Pa
     assert file.dtype == dtype
     assert file.vectors.shape == VECTORS.shape
     if dtype == "binary":
-        assert np.array_equal(file.of(TEXTS), np.where(VECTORS > 0, 1, -1))
+        assert np.array_equal(in_order(file, TEXTS), np.where(VECTORS > 0, 1, -1))
     else:
         lengths = np.linalg.norm(file.vectors, axis=1) * np.linalg.norm(VECTORS, axis=1)
         assert (file.vectors * VECTORS).sum(axis=1) / lengths == pytest.approx(1, abs=1e-3)
@@ -134,10 +159,19 @@ def test_bits_of_unrelated_vectors_are_not_similar(tmp_path: Path) -> None:
     paths = embedded(tmp_path / "a.parquet", left, "binary"), embedded(tmp_path / "b.parquet", right, "float32")
     result = qembed("--vectors", paths[0], "--baseline-vectors", paths[1], "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert abs(found["results"]["overall"]["mean"]) < 0.1
-    assert found["results"]["dimension"] == 1024
-    assert found["candidate"]["dtype"] == "binary"
+    report = json.loads(result.stdout)
+    assert abs(report["results"]["overall"]["mean"]) < 0.1
+    assert report["results"]["dimension"] == 1024
+    assert report["candidate"]["dtype"] == "binary"
+
+
+def test_ids_beside_an_array_must_be_as_many(tmp_path: Path) -> None:
+    path = npy(tmp_path / "v.npy", VECTORS)
+    (tmp_path / "v.ids.jsonl").write_text("".join(f'{{"id": "t{row}"}}\n' for row in (4, 3, 2, 1, 0)))
+    assert np.array_equal(in_order(vector_files.read(path), TEXTS), VECTORS[::-1])
+    (tmp_path / "v.ids.jsonl").write_text('{"id": "t0"}\n')
+    with pytest.raises(BadInput, match=r"v\.ids\.jsonl: 1 ids, v\.npy has 5 vectors"):
+        vector_files.read(path)
 
 
 def test_int8_arrays_are_vectors(tmp_path: Path) -> None:
@@ -181,7 +215,7 @@ def test_ids_that_name_two_vectors_are_refused(tmp_path: Path) -> None:
 def test_a_text_may_be_repeated_with_the_same_vector(tmp_path: Path) -> None:
     rows = [VECTORS[row].tolist() for row in (0, 1, 0)]
     file = vector_files.read(table(tmp_path / "same.parquet", text=["x", "y", "x"], vector=rows))
-    assert np.array_equal(file.of([Text("1", "x"), Text("2", "x"), Text("3", "y")]), VECTORS[[0, 0, 1]])
+    assert np.array_equal(in_order(file, [Text("1", "x"), Text("2", "x"), Text("3", "y")]), VECTORS[[0, 0, 1]])
     with pytest.raises(BadInput, match="1 texts stand in more than one row"):
         vector_files.read(table(tmp_path / "other.parquet", text=["x", "y", "x"], vector=VECTORS[:3].tolist()))
 
@@ -189,7 +223,7 @@ def test_a_text_may_be_repeated_with_the_same_vector(tmp_path: Path) -> None:
 def test_texts_of_one_id_are_refused_where_vectors_are_matched_by_it(tmp_path: Path) -> None:
     file = vector_files.read(table(tmp_path / "v.parquet", id=["t0", "t1"], vector=VECTORS[:2].tolist()))
     with pytest.raises(BadInput, match="1 ids name more than one text: 't0'"):
-        file.of([Text("t0", "one"), Text("t0", "another")])
+        in_order(file, [Text("t0", "one"), Text("t0", "another")])
 
 
 def test_ids_are_read_by_their_value(tmp_path: Path) -> None:
@@ -205,14 +239,19 @@ def test_two_files_with_ids_are_matched_without_texts(tmp_path: Path) -> None:
     right = table(tmp_path / "b.parquet", id=["z", "y", "x"], vector=VECTORS[2::-1].tolist())
     result = qembed("--vectors", left, "--baseline-vectors", right, "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found["results"]["overall"]["minimum"] == pytest.approx(1)
-    assert {row["id"] for row in found["results"]["worst"]} == {"x", "y", "z"}
-    more = table(tmp_path / "c.parquet", id=["x", "y", "z", "w"], vector=VECTORS[:4].tolist())
-    for files in ((left, more), (more, left)):
-        result = qembed("--vectors", files[0], "--baseline-vectors", files[1])
-        assert result.exit_code == 2
-        assert "a.parquet: no vector for 1 of the 4 in c.parquet, by id: 'w'" in result.stderr
+    report = json.loads(result.stdout)
+    assert report["results"]["overall"]["minimum"] == pytest.approx(1)
+    assert {row["id"] for row in report["results"]["worst"]} == {"x", "y", "z"}
+    more = table(tmp_path / "c.parquet", id=["w", "x", "y", "z"], vector=VECTORS[[3, 0, 1, 2]].tolist())
+    for files, without in (((left, more), [1, 0]), ((more, left), [0, 1])):
+        result = qembed("--vectors", files[0], "--baseline-vectors", files[1], "--json")
+        assert result.exit_code == 0, result.stderr
+        data = json.loads(result.stdout)["data"]
+        assert (data["texts"], list(data["without_vector"].values())) == (3, without)
+    other = table(tmp_path / "d.parquet", id=["v"], vector=VECTORS[:1].tolist())
+    result = qembed("--vectors", left, "--baseline-vectors", other)
+    assert result.exit_code == 2
+    assert "no text has a vector in both" in result.stderr
 
 
 def test_vectors_and_texts_must_be_as_many(tmp_path: Path) -> None:

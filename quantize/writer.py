@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qembed.checkpoint.description import MANIFEST, Checkpoint
-from qembed.checkpoint.files import read_json
+from qembed.checkpoint.files import COPIED, check_file, matching, read_json
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.errors import BadInput, Interrupted, QembedError, unwritable
 from qembed.files import sync_path, write_atomically
@@ -25,21 +25,6 @@ from qembed.quantize.parts import REPORT, Parts
 from qembed.quantize.settings import ROUNDING_ALIASES
 
 FINGERPRINT = "run.json"
-COPIED = (
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "modules.json",
-    "[0-9]_*/config.json",
-    "LICENSE*",
-    "NOTICE",
-)
 REDUNDANT = ("vocab.json", "merges.txt")
 """Files whose contents tokenizer.json includes; 4.4 MB in Qwen3-Embedding."""
 
@@ -140,10 +125,11 @@ def companions(source: Checkpoint) -> list[Path]:
     """The files besides the weights that belong to a checkpoint: tokenizer, pooling, prompts, licence.
 
     Raises:
-        BadInput: a file cannot be read.
+        BadInput: a file cannot be read, is too large, or is a link to a file of somebody else's, which would be published.
     """
-    paths = [path for pattern in COPIED for path in sorted(source.folder.glob(pattern))]
+    paths = matching(source.folder, COPIED)
     for path in paths:
+        check_file(path, source.folder)
         try:
             path.open("rb").close()
         except OSError as error:

@@ -68,6 +68,8 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     output, rejects, chunk = Path(options["output"]), options["rejects"], options["chunk_tokens"]
     found = inputs.find(source, options["input_format"], options["text_is"] or ("document" if chunk else "lines"))
     found, replaced = _without_targets(found, output, rejects)
+    for line in found.unfit:
+        on_stage(line)
     if found.skipped:
         on_stage(f"{source}: {counted(found.skipped, 'file')} left out: the name tells no format that can be read")
     rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])

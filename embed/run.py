@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qembed.checkpoint.vocabulary import failed, is_panic
 from qembed.embed import formats, journal, spool
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
@@ -27,6 +28,7 @@ from qembed.embed.windows import Window, windows
 from qembed.embed.writer import OnProgress, Writer, computed
 from qembed.errors import BadInput, QembedError
 from qembed.files import appearing, sync_folder, sync_path
+from qembed.own_files import start_anew
 from qembed.targets import already_exists, check_targets
 
 OnNote = Callable[[str], None]
@@ -80,6 +82,9 @@ def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = la
     began = time.monotonic()
     with on_disk(job), journal.opened(job.partial, settings_of(job), job.force) as kept:
         before = kept.done
+        journal.check_sizes(job.partial, before, job.targets)
+        if not isinstance(kept.notes.get("dimensions", None if before.windows else 1), int):
+            raise BadInput(f"{job.partial / journal.NAME}: damaged; {start_anew(job.partial)}")
         if not before.ended:
             _check_targets(job)
             try:
@@ -172,7 +177,7 @@ def _ahead(made: Iterator[Window]) -> Iterator[Iterator[Window]]:
                 if not _put(waiting, window, stop):
                     return
         except BaseException as error:  # noqa: BLE001 - it is raised where the windows are taken
-            last = error
+            last = BadInput(failed(error, "--model")) if is_panic(error) else error
         _put(waiting, last, stop)
 
     def taken() -> Iterator[Window]:

@@ -21,6 +21,7 @@ from qembed.checkpoint.files import COPIED, check_file, matching, read_json
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.errors import BadInput, Interrupted, QembedError, unwritable
 from qembed.files import sync_path, write_atomically
+from qembed.own_files import own_file, own_folder
 from qembed.quantize.parts import REPORT, Parts
 from qembed.quantize.settings import ROUNDING_ALIASES
 
@@ -59,12 +60,12 @@ def claim(target: Path, *, force: bool) -> Iterator[Path]:
     if not replaced.exists():
         _check_target(target, force=force)
     try:
-        partial.mkdir(exist_ok=True)
-        lock = (partial / "lock").open("a")
+        own_folder(partial)
+        lock = own_file(partial / "lock", os.O_RDWR | os.O_CREAT | os.O_APPEND)
     except OSError as error:
         raise unwritable(f"{partial}: cannot be written", error) from error
     with lock:
-        _lock(lock, target)
+        _lock(lock, partial / "lock", target)
         try:
             if replaced.exists() and not target.exists():
                 replaced.rename(target)
@@ -241,8 +242,8 @@ def _require_same(previous: Mapping[str, Any], current: Mapping[str, Any]) -> No
         raise BadInput(f"--resume: the interrupted run differs from this one: {reason}; start over without --resume")
 
 
-def _lock(lock: IO[str], target: Path) -> None:
-    """Take the file lock `lock`.
+def _lock(lock: IO[bytes], path: Path, target: Path) -> None:
+    """Take the file lock `lock`, an open file of the name `path`.
 
     Comparing inodes detects a run that held the lock and deleted its file after this process had opened it.
 
@@ -251,7 +252,7 @@ def _lock(lock: IO[str], target: Path) -> None:
     """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        current = Path(lock.name).stat().st_ino == os.fstat(lock.fileno()).st_ino
+        current = path.stat().st_ino == os.fstat(lock.fileno()).st_ino
     except OSError as error:
         raise BadInput(f"{target}: another qembed quantize is writing it") from error
     if not current:

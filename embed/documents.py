@@ -69,7 +69,15 @@ def parse(content: bytes, kind: str) -> Document:
         NotReadable: it is damaged, encrypted or not UTF-8, or larger than documents may be.
         ModuleNotFoundError: the library for this kind is not installed.
     """
-    return _limited(PARSED[kind](content))
+    try:
+        return _limited(PARSED[kind](content))
+    except (MemoryError, ModuleNotFoundError, NotReadable):
+        raise
+    except RecursionError as error:
+        raise NotReadable("nested too deeply") from error
+    except Exception as error:  # the parsers raise many types, AssertionError among them
+        reason = " ".join(str(error).split())
+        raise NotReadable(f"damaged {NAMES[kind]}: {type(error).__name__}: {reason}"[:300]) from error
 
 
 def _limited(document: Document) -> Document:
@@ -89,15 +97,10 @@ def _pdf(content: bytes) -> Document:
     import pypdf
 
     logging.getLogger("pypdf").setLevel(logging.ERROR)
-    try:
-        reader = pypdf.PdfReader(io.BytesIO(content))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise NotReadable("encrypted PDF")
-        pages = [_whole(page.extract_text()) for page in reader.pages]
-    except (MemoryError, NotReadable):
-        raise
-    except Exception as error:
-        raise NotReadable(f"damaged PDF: {type(error).__name__}: {error}"[:300]) from error
+    reader = pypdf.PdfReader(io.BytesIO(content))
+    if reader.is_encrypted and not reader.decrypt(""):
+        raise NotReadable("encrypted PDF")
+    pages = [_whole(page.extract_text()) for page in reader.pages]
     if not any(page.strip() for page in pages):
         raise NotReadable("PDF without text (scanned pages?)")
     starts, length = [], 0
@@ -110,25 +113,17 @@ def _pdf(content: bytes) -> Document:
 def _docx(content: bytes) -> Document:
     from qembed.embed import docx_text
 
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            size = sum(part.file_size for part in archive.infolist())
-        if size > UNPACKED:
-            raise NotReadable(f"unpacks to {size >> 20:,} MiB; at most {UNPACKED >> 20} MiB are read")
-        return Document(_whole(docx_text.text(content)))
-    except (ModuleNotFoundError, MemoryError, NotReadable):
-        raise
-    except Exception as error:
-        raise NotReadable(f"damaged DOCX: {type(error).__name__}: {error}"[:300]) from error
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > UNPACKED:
+        raise NotReadable(f"unpacks to {size >> 20:,} MiB; at most {UNPACKED >> 20} MiB are read")
+    return Document(_whole(docx_text.text(content)))
 
 
 def _html(content: bytes) -> Document:
     from qembed.embed import html_text
 
-    try:
-        return Document(html_text.text(content))
-    except RecursionError as error:
-        raise NotReadable("HTML is nested too deeply") from error
+    return Document(_whole(html_text.text(content)))
 
 
 def _markdown(content: bytes) -> Document:
@@ -153,3 +148,4 @@ PARSED: Mapping[str, Callable[[bytes], Document]] = {
     ".md": _markdown,
 }
 """Kinds of documents that a library parses."""
+NAMES = {".pdf": "PDF", ".docx": "DOCX", ".html": "HTML", ".htm": "HTML", ".md": "Markdown"}

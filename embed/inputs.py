@@ -75,7 +75,7 @@ def find(argument: str, format: str | None, text_is: str) -> Inputs:  # noqa: A0
         below, unfit = [], []
         for file in _below(path):
             if (reason := _unfit(file)) is not None:
-                unfit.append(f"{one_line(str(file).encode(errors='backslashreplace').decode())}: left out: {reason}")
+                unfit.append(f"{one_line(os.fsencode(file).decode(errors='backslashreplace'))}: left out: {reason}")
             elif not file.name.endswith(BESIDE):
                 below.append(file)
         formats = [(file, _format(file, text_is)) for file in below]

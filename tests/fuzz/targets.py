@@ -171,7 +171,7 @@ def _verified(name: str) -> Callable[[Path], Run]:
     def prepare(folder: Path) -> Run:
         folder.mkdir()
         source, output = write_checkpoint(folder / "tiny", "qwen3").folder, folder / "out"
-        command = ["quantize", "--model", str(source), "--output", str(output), "--calibration-texts", "40", "--device", "cpu"]
+        command = ["quantize", "--model", str(source), "--output", str(output), "--calibration-texts", "64", "--device", "cpu"]
         made = CliRunner().invoke(group, command)
         assert made.exit_code == 0, made.output
         manifest = json.loads((output / "qembed.json").read_bytes())

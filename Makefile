@@ -1,4 +1,4 @@
-# make demo · make lint · make test-fast · make test · make test-autoawq · make image · make sbom · make audit
+# make demo · make lint · make test-fast · make test · make test-autoawq · make fuzz · make image · make sbom · make audit
 # make bench-quantize · make bench-serve · make bench-load · make bench-front · make bench-gpu · make bench-embed · make clean
 # Each builds what it needs, from a machine with Python 3.11 and make.
 
@@ -20,7 +20,7 @@ LLAMA := build/llama-cpp
 # The bench of serving compares what an AVX2 machine can do, whatever this machine has beyond it.
 LLAMA_BUILD := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF
 
-.PHONY: demo test test-fast test-autoawq lint install lock image sbom audit bench-quantize bench-serve bench-load bench-front bench-gpu bench-embed clean
+.PHONY: demo fuzz test test-fast test-autoawq lint install lock image sbom audit bench-quantize bench-serve bench-load bench-front bench-gpu bench-embed clean
 
 install: $(INSTALLED)
 
@@ -43,6 +43,11 @@ test: $(INSTALLED) $(CLIENTS)/installed $(DATABASES)/installed $(DEPLOY)/install
 test-fast: $(INSTALLED)
 	$(TWO) -m "not vllm and not ray and not slow"
 
+
+# SECONDS=60 TARGETS="pdf docx" for less.
+fuzz: SECONDS = 3600
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(TARGETS)
 
 # Environments of one pinned list each. The clients that the server is tested with pull in what changes vLLM's own answers
 # (orjson); what the databases of docs/vector-databases.md bring (pandas, grpcio, another numpy) is nobody else's; DEPLOY has

@@ -1,18 +1,28 @@
-"""Extracts the text of whole documents, with page offsets if there are pages. Libraries parse the formats (extra `docs`)."""
+"""Extracts the text of whole documents, with page offsets if there are pages. Libraries parse the formats (extra `docs`).
+
+They run in a process of their own (`document_process`), with limits: a document is not to be trusted.
+"""
 
 from __future__ import annotations
 
 import codecs
 import io
 import logging
+import zipfile
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from qembed.errors import MissingExtra
 from qembed.installation import how_to_install
 
 BREAK = "\n\n"
+LARGEST = 2**28
+"""Bytes of a document."""
+UNPACKED = 2**29
+"""Bytes of all parts of a DOCX file, which is a ZIP archive."""
+LONGEST_TEXT = 2**26
+"""Characters of a document."""
 
 
 class NotReadable(Exception):
@@ -35,20 +45,45 @@ def read(content: bytes, kind: str) -> Document:
     """The text of a document; `kind` is its suffix: ".pdf", ".docx", ".html", ".htm", ".md" or ".txt".
 
     Raises:
-        NotReadable: it is damaged, encrypted, or not UTF-8.
+        NotReadable: it is damaged, encrypted or not UTF-8, or takes more memory or time than documents may.
         MissingExtra: the library for this kind is not installed.
+        QembedError: no process to read it in can be started.
     """
-    readers: dict[str, Callable[[bytes], Document]] = {
-        ".pdf": _pdf,
-        ".docx": _docx,
-        ".html": _html,
-        ".htm": _html,
-        ".md": _markdown,
-    }
+    from qembed.embed import document_process
+
+    if kind not in PARSED:
+        return _limited(_plain(content))
     try:
-        return readers.get(kind, _plain)(content)
-    except ModuleNotFoundError as error:
-        raise MissingExtra(f"{kind} needs {error.name}; install the readers of documents: {how_to_install('docs')}") from error
+        text, pages = document_process.read(content, kind)
+    except (document_process.TooMuch, document_process.Refused) as error:
+        raise NotReadable(str(error)) from error
+    except document_process.Missing as error:
+        raise MissingExtra(f"{kind} needs {error}; install the readers of documents: {how_to_install('docs')}") from error
+    return Document(text, tuple(pages))
+
+
+def parse(content: bytes, kind: str) -> Document:
+    """The text of a document of one of the kinds PARSED, in this process.
+
+    Raises:
+        NotReadable: it is damaged, encrypted or not UTF-8, or larger than documents may be.
+        ModuleNotFoundError: the library for this kind is not installed.
+    """
+    try:
+        return _limited(PARSED[kind](content))
+    except (MemoryError, ModuleNotFoundError, NotReadable):
+        raise
+    except RecursionError as error:
+        raise NotReadable("nested too deeply") from error
+    except Exception as error:  # the parsers raise many types, AssertionError among them
+        reason = " ".join(str(error).split())
+        raise NotReadable(f"damaged {NAMES[kind]}: {type(error).__name__}: {reason}"[:300]) from error
+
+
+def _limited(document: Document) -> Document:
+    if len(document.text) > LONGEST_TEXT:
+        raise NotReadable(f"has {len(document.text):,} characters of text; at most {LONGEST_TEXT:,} are read")
+    return document
 
 
 def _plain(content: bytes) -> Document:
@@ -62,15 +97,10 @@ def _pdf(content: bytes) -> Document:
     import pypdf
 
     logging.getLogger("pypdf").setLevel(logging.ERROR)
-    try:
-        reader = pypdf.PdfReader(io.BytesIO(content))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise NotReadable("encrypted PDF")
-        pages = [_whole(page.extract_text()) for page in reader.pages]
-    except NotReadable:
-        raise
-    except Exception as error:
-        raise NotReadable(f"damaged PDF: {type(error).__name__}: {error}"[:300]) from error
+    reader = pypdf.PdfReader(io.BytesIO(content))
+    if reader.is_encrypted and not reader.decrypt(""):
+        raise NotReadable("encrypted PDF")
+    pages = [_whole(page.extract_text()) for page in reader.pages]
     if not any(page.strip() for page in pages):
         raise NotReadable("PDF without text (scanned pages?)")
     starts, length = [], 0
@@ -83,21 +113,17 @@ def _pdf(content: bytes) -> Document:
 def _docx(content: bytes) -> Document:
     from qembed.embed import docx_text
 
-    try:
-        return Document(_whole(docx_text.text(content)))
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        raise NotReadable(f"damaged DOCX: {type(error).__name__}: {error}"[:300]) from error
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > UNPACKED:
+        raise NotReadable(f"unpacks to {size >> 20:,} MiB; at most {UNPACKED >> 20} MiB are read")
+    return Document(_whole(docx_text.text(content)))
 
 
 def _html(content: bytes) -> Document:
     from qembed.embed import html_text
 
-    try:
-        return Document(html_text.text(content))
-    except RecursionError as error:
-        raise NotReadable("HTML is nested too deeply") from error
+    return Document(_whole(html_text.text(content)))
 
 
 def _markdown(content: bytes) -> Document:
@@ -112,3 +138,14 @@ def _markdown(content: bytes) -> Document:
 def _whole(text: str) -> str:
     """`text` without unpaired surrogates, which PDFs and other formats can contain."""
     return text.encode("utf-8", "replace").decode()
+
+
+PARSED: Mapping[str, Callable[[bytes], Document]] = {
+    ".pdf": _pdf,
+    ".docx": _docx,
+    ".html": _html,
+    ".htm": _html,
+    ".md": _markdown,
+}
+"""Kinds of documents that a library parses."""
+NAMES = {".pdf": "PDF", ".docx": "DOCX", ".html": "HTML", ".htm": "HTML", ".md": "Markdown"}

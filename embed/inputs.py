@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from qembed.errors import BadInput
+from qembed.text.cleaning import has_surrogate
+from qembed.text.display import one_line
 from qembed.text.rows.reader import FORMATS
 
 STDIN = "-"
@@ -41,11 +44,15 @@ class File:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All input files in reading order; `folder`: they come from a folder, so ids include file names."""
+    """All input files in reading order; `folder`: they come from a folder, so ids include file names.
+
+    `skipped` counts files whose name tells no format; `unfit` names those that are no files, with the reason.
+    """
 
     files: list[File]
     folder: bool
     skipped: int = 0
+    unfit: tuple[str, ...] = ()
 
 
 def find(argument: str, format: str | None, text_is: str) -> Inputs:  # noqa: A002
@@ -65,14 +72,21 @@ def find(argument: str, format: str | None, text_is: str) -> Inputs:  # noqa: A0
     if path.is_dir():
         if format is not None:
             raise BadInput(f"{path}: --input-format applies to one file; in a folder the suffixes decide")
-        paths = [file for file in _below(path) if not file.name.endswith(BESIDE)]
+        paths, unfit = [], []
+        for file in _below(path):
+            if (reason := _unfit(file)) is not None:
+                unfit.append(f"{one_line(os.fsencode(file).decode(errors='backslashreplace'))}: skipped: {reason}")
+            elif not file.name.endswith(BESIDE):
+                paths.append(file)
         formats = [(file, _format(file, text_is)) for file in paths]
         files = [File(file, file.relative_to(path).as_posix(), file_format) for file, file_format in formats if file_format]
         if not files:
             raise BadInput(f"{path}: no supported file there: {', '.join([*FORMATS, *DOCUMENTS])}")
-        return Inputs(files, True, len(formats) - len(files))
+        return Inputs(files, True, len(formats) - len(files), tuple(unfit))
     if not path.exists():
         raise BadInput(f"{argument}: no such file or folder")
+    if stat.S_ISCHR(mode := path.stat().st_mode) or stat.S_ISBLK(mode):
+        raise BadInput(f"{argument}: a device; name a file or a folder, or - for standard input")
     file_format = _text(format, text_is) if format else _format(path, text_is)
     if file_format is None:
         raise BadInput(f"{path}: unknown suffix; supported are {', '.join([*FORMATS, *DOCUMENTS])}; or give --input-format")
@@ -84,6 +98,17 @@ def _below(folder: Path) -> Iterator[Path]:
     for top, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(top, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _unfit(path: Path) -> str | None:
+    """Why something in a folder cannot be read; None if it can."""
+    if has_surrogate(str(path)):
+        return "its name is not UTF-8"
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return "a link that leads to no file" if path.is_symlink() else error.strerror or str(error)
+    return None if stat.S_ISREG(mode) else "a device, pipe or socket"
 
 
 def _format(path: Path, text_is: str) -> str | None:

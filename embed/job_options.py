@@ -68,6 +68,8 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     output, rejects, chunk = Path(options["output"]), options["rejects"], options["chunk_tokens"]
     files = inputs.find(source, options["input_format"], options["text_is"] or ("document" if chunk else "lines"))
     files, replaced = _without_targets(files, output, rejects)
+    for line in files.unfit:
+        on_stage(line)
     if files.skipped:
         on_stage(f"{source}: {counted(files.skipped, 'file')} skipped: not a supported format")
     rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])

@@ -21,10 +21,15 @@ from typing import IO, Any
 from qembed.embed.windows import Position
 from qembed.errors import BadInput, QembedError
 from qembed.files import sync, write_atomically
+from qembed.own_files import own_file, own_folder, start_anew
 from qembed.targets import is_same_file
 
 NAME = "journal.jsonl"
 TARGETS = "targets.json"
+LARGEST_TARGETS = 2**20
+"""Bytes of TARGETS that are read."""
+LONGEST_LINE = 2**24
+"""Bytes of a line of the journal."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -70,12 +75,12 @@ def opened(folder: Path, settings: Mapping[str, Any], force: bool) -> Iterator[J
     With `force` an interrupted run with other settings is discarded.
 
     Raises:
-        BadInput: the interrupted run had other settings.
+        BadInput: the interrupted run had other settings, its journal is damaged, or the folder is not this user's.
         QembedError: another process has the journal open.
     """
-    folder.mkdir(exist_ok=True)
+    own_folder(folder)
     path = folder / NAME
-    with path.open("a+b") as file:
+    with own_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -89,13 +94,35 @@ def opened(folder: Path, settings: Mapping[str, Any], force: bool) -> Iterator[J
             _clear(folder)
         file.truncate(end)
         file.seek(0, os.SEEK_END)
-        notes = {record["note"]: record["value"] for record in records if "note" in record}
-        progress = [record["done"] for record in records if "done" in record]
-        done = Totals(**{**progress[-1], "mark": Position(**progress[-1]["mark"])}) if progress else Totals()
+        try:
+            notes = {str(record["note"]): record["value"] for record in records if "note" in record}
+            progress = [record["done"] for record in records if "done" in record]
+            done = _totals(progress[-1]) if progress else Totals()
+        except (TypeError, KeyError, ValueError) as error:
+            raise BadInput(f"{path}: damaged; {start_anew(folder)}") from error
         journal = Journal(folder, file, done, notes)
         if not records:
             journal._append({"settings": current})
         yield journal
+
+
+def check_sizes(folder: Path, done: Totals, elsewhere: Mapping[str, Path]) -> None:
+    """Check that no file of the run is shorter than the journal says.
+
+    Of a run that has ended, files that become the output may be in place `elsewhere` already, and the others gone.
+
+    Raises:
+        BadInput: one is: it was changed, or the disk has lost what it had confirmed.
+    """
+    for name, size in done.sizes.items():
+        path = folder / name
+        if done.ended and not path.exists():
+            if name not in elsewhere:
+                continue
+            path = elsewhere[name]
+        length = path.stat().st_size if path.exists() else 0
+        if length < size:
+            raise BadInput(f"{path}: has {length:,} bytes, and the journal says {size:,}; {start_anew(folder)}")
 
 
 def claim(folder: Path, targets: Sequence[Path]) -> None:
@@ -110,8 +137,9 @@ def claim(folder: Path, targets: Sequence[Path]) -> None:
         if other.parent.name == folder.name:
             continue
         try:
-            claimed = [Path(path) for path in json.loads(other.read_text(encoding="utf-8"))]
-        except (OSError, ValueError, TypeError):  # that run has just ended
+            with own_file(other, os.O_RDONLY) as file:
+                claimed = [Path(path) for path in json.loads(file.read(LARGEST_TARGETS))]
+        except (OSError, BadInput, ValueError, TypeError, RecursionError):  # of a run that has just ended, or none of ours
             continue
         for path in targets:
             if any(is_same_file(path, claimed_path) for claimed_path in claimed):
@@ -119,6 +147,22 @@ def claim(folder: Path, targets: Sequence[Path]) -> None:
                     f"{path}: the run in {other.parent} writes this file too; let it finish, delete that folder if it was "
                     "abandoned, or choose another --output"
                 )
+
+
+def _totals(record: Mapping[str, Any]) -> Totals:
+    """The totals in a line of the journal.
+
+    Raises:
+        TypeError, KeyError, ValueError: no run writes such a line.
+    """
+    mark = Position(**record["mark"])
+    done = Totals(**{**record, "mark": mark})
+    counts = [done.windows, done.vectors, done.rejected, done.tokens, mark.rows, mark.chunks, *done.sizes.values()]
+    if not all(type(count) is int and count >= 0 for count in counts) or type(done.ended) is not bool:
+        raise ValueError("a count that is none")
+    if not isinstance(mark.digest, str) or not all(Path(name).name == name for name in done.sizes):
+        raise ValueError("a name that is none")
+    return done
 
 
 def remove(folder: Path) -> None:
@@ -130,10 +174,10 @@ def _records(file: IO[bytes]) -> tuple[list[dict[str, Any]], int]:
     """The complete records and their end: the last line may be incomplete."""
     file.seek(0)
     records, end = [], 0
-    for line in file:
+    while line := file.readline(LONGEST_LINE):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not line.endswith(b"\n") or not isinstance(record, dict):
             break

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from qembed.errors import BadInput
 from qembed.files import sync
+from qembed.own_files import own_file, start_anew
 from qembed.text import strict_json
 
 if TYPE_CHECKING:
@@ -87,9 +89,15 @@ class Output(ABC):
 
 
 def open_truncated(path: Path, size: int) -> IO[bytes]:
-    """The file, truncated to `size` bytes and positioned at its end."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    file = os.fdopen(handle, "r+b")
+    """The file, truncated to `size` bytes and positioned at its end.
+
+    Raises:
+        BadInput: it is a link, or shorter than that.
+    """
+    file = own_file(path, os.O_RDWR | os.O_CREAT)
+    if (length := os.fstat(file.fileno()).st_size) < size:
+        file.close()
+        raise BadInput(f"{path}: has {length:,} bytes, and the journal says {size:,}; {start_anew(path.parent)}")
     file.truncate(size)
     file.seek(size)
     return file

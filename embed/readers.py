@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, Any
 
+from qembed.embed import documents
 from qembed.embed.inputs import STDIN, TEXT_DOCUMENTS, File, Inputs
 from qembed.embed.rows import Row
 from qembed.errors import BadInput
@@ -200,12 +201,20 @@ def _with_fields(rows: Iterator[Record], records: Records, required: Mapping[str
 
 def _document(file: File, reading: Reading) -> Iterator[Row]:
     stream = _stream(file)
-    try:
-        content = file.path.read_bytes() if stream is None else stream.read()
-    except OSError as error:
-        raise BadInput(f"{file.name}: cannot be read: {error.strerror or error}") from error
     kind = file.path.suffix.lower() if stream is None else ".txt"
     columns = dict.fromkeys(reading.kept)
+    largest = documents.LONGEST_TEXT if kind in TEXT_DOCUMENTS else documents.LARGEST
+    try:
+        if stream is None:
+            with file.path.open("rb") as opened_file:
+                content = opened_file.read(largest + 1)
+        else:
+            content = stream.read(largest + 1)
+    except OSError as error:
+        raise BadInput(f"{file.name}: cannot be read: {error.strerror or error}") from error
+    if len(content) > largest:
+        yield Row(file.name, file.name, None, f"larger than {largest >> 20} MiB", columns)
+        return
     if kind not in TEXT_DOCUMENTS:
         yield Row(file.name, file.name, columns=columns, document=content, kind=kind)
         return

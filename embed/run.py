@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qembed.checkpoint.vocabulary import failed, is_panic
 from qembed.embed import formats, journal, spool, suspects
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, settings_of
@@ -28,6 +29,7 @@ from qembed.embed.windows import Window, windows
 from qembed.embed.writer import OnProgress, Writer, compute
 from qembed.errors import BadInput, QembedError
 from qembed.files import appearing, sync_folder, sync_path
+from qembed.own_files import start_anew
 from qembed.targets import already_exists, check_targets
 
 OnNote = Callable[[str], None]
@@ -81,6 +83,9 @@ def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = la
     start = time.monotonic()
     with reporting_disk_errors(job), journal.opened(job.partial, settings_of(job), job.force) as run_journal:
         resumed = run_journal.done
+        journal.check_sizes(job.partial, resumed, job.targets)
+        if not isinstance(run_journal.notes.get("dimensions", None if resumed.windows else 1), int):
+            raise BadInput(f"{job.partial / journal.NAME}: damaged; {start_anew(job.partial)}")
         if not resumed.ended:
             _check_targets(job)
             try:
@@ -175,7 +180,7 @@ def _read_ahead(source: Iterator[Window]) -> Iterator[Iterator[Window]]:
                 if not _put(waiting, window, stop):
                     return
         except BaseException as error:  # noqa: BLE001 - re-raised by `received`
-            end = error
+            end = BadInput(failed(error, "--model")) if is_panic(error) else error
         _put(waiting, end, stop)
 
     def received() -> Iterator[Window]:

@@ -19,7 +19,9 @@ from qembed.embed.windows import Item
 from qembed.errors import BadInput, QembedError
 
 if TYPE_CHECKING:
+    import numpy as np
     import openai
+    from numpy.typing import NDArray
 
 BATCH = 64
 BATCH_TOKENS = 16384
@@ -31,6 +33,7 @@ PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 TRIES = 3
 """Answers with status 500 to a batch, after which its texts are sent in ever smaller batches."""
 PROBE = "qembed"
+ZERO = "its vector is all zeros"
 
 
 @dataclass
@@ -129,7 +132,7 @@ class Servers:
         import numpy as np
 
         try:
-            vectors = np.asarray(_request(self, server, [item.text for item in items], last), np.float32)
+            vectors = _request(self, server, [item.text for item in items], last)
         except _Refused as error:
             if len(items) == 1:
                 return np.zeros((1, self.dimensions), np.float32), {0: str(error)}
@@ -137,11 +140,12 @@ class Servers:
             first, second = (self._result(server, part, last) for part in (items[:half], items[half:]))
             reasons = first[1] | {half + place: reason for place, reason in second[1].items()}
             return np.concatenate([first[0], second[0]]), reasons
-        if vectors.shape != (len(items), self.dimensions):
-            raise QembedError(f"{server.url}: vectors of shape {vectors.shape} for {len(items)} texts")
+        if vectors.shape[1] != self.dimensions:
+            raise QembedError(f"{server.url}: vectors of {vectors.shape[1]} numbers, where it had {self.dimensions} before")
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        zero = np.flatnonzero(~vectors.any(axis=1))
         vectors[bad] = 0
-        return vectors, dict.fromkeys(map(int, bad), NOT_FINITE)
+        return vectors, {**dict.fromkeys(map(int, bad), NOT_FINITE), **dict.fromkeys(map(int, zero), ZERO)}
 
 
 class _Busy(Exception):
@@ -156,7 +160,15 @@ class _Refused(Exception):
     """The server answers, and rejects these texts."""
 
 
-def _request(servers: Servers, server: Server, texts: list[str], last: bool = False) -> list[Any]:
+def _request(servers: Servers, server: Server, texts: list[str], last: bool = False) -> NDArray[np.float32]:
+    """The vectors [texts, d] of a server.
+
+    Raises:
+        _Busy: it may answer later.
+        _Refused: it rejects the texts.
+        BadInput: it rejects the request.
+        QembedError: its answer is not one vector for each text.
+    """
     import openai
 
     fields = {**server.fields, **({"truncate_prompt_tokens": -1} if servers.truncate else {})}
@@ -167,7 +179,6 @@ def _request(servers: Servers, server: Server, texts: list[str], last: bool = Fa
             dimensions=openai.omit if servers.cut is None else servers.cut,
             extra_body=fields or None,
         )
-        rows = [item.embedding for item in sorted(answer.data, key=lambda item: item.index)]
     except openai.APIConnectionError as error:  # a timeout, too
         raise _Busy("no answer") from error
     except openai.APIStatusError as error:
@@ -176,15 +187,10 @@ def _request(servers: Servers, server: Server, texts: list[str], last: bool = Fa
             raise _Refused(message) from error
         if error.status_code in (401, 403, 404):
             raise BadInput(f"{server.url}: HTTP status {error.status_code}: {message}") from error
-        seconds = 0.0
-        with contextlib.suppress(ValueError):
-            seconds = min(float(error.response.headers.get("retry-after", "0")), 60.0)
-        raise _Busy(f"HTTP status {error.status_code}", seconds, error.status_code == 500) from error
+        raise _Busy(f"HTTP status {error.status_code}", embeddings.retry_after(error), error.status_code == 500) from error
     except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
         raise _Busy(f"no OpenAI-compatible answer ({type(error).__name__})") from error
-    if len(rows) != len(texts):
-        raise QembedError(f"{server.url}: {len(rows)} vectors for {len(texts)} texts")
-    return rows
+    return embeddings.vectors(answer, len(texts), server.url)
 
 
 @contextmanager

@@ -8,7 +8,9 @@ import struct
 import time
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
+
+from qembed.own_files import own_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,9 +38,11 @@ class Spool:
         """Switch to a window; returns its batches that are already on disk, by number."""
         self._window, self._waiting, self._since = window, [], time.monotonic()
         path = self._path()
-        batches, end = _read(path, window) if path.exists() else ({}, 0)
-        if path.exists() and path.stat().st_size != end:
-            os.truncate(path, end)
+        if not os.path.lexists(path):
+            return {}
+        with own_file(path, os.O_RDWR) as file:
+            batches, end = _read(file, window)
+            file.truncate(end)
         return batches
 
     def put(self, batch: int, result: Result, *, at_once: bool = False) -> None:
@@ -49,7 +53,7 @@ class Spool:
         head = HEAD.pack(self._window, batch, *vectors.shape, len(encoded_reasons), zlib.crc32(body))
         self._waiting.append(head + body)
         if at_once or time.monotonic() - self._since >= WRITE_SECONDS:
-            with self._path().open("ab") as file:
+            with own_file(self._path(), os.O_RDWR | os.O_CREAT | os.O_APPEND) as file:
                 file.writelines(self._waiting)
                 file.flush()
                 os.fsync(file.fileno())
@@ -59,25 +63,31 @@ class Spool:
         return self._folder / FILES[self._window % 2]
 
 
-def _read(path: Path, window: int) -> tuple[dict[int, Result], int]:
+def _read(file: IO[bytes], window: int) -> tuple[dict[int, Result], int]:
+    """The batches of `window`, and the end of the last that is whole."""
     import numpy as np
 
     batches: dict[int, Result] = {}
-    end = 0
-    with path.open("rb") as file:
-        while len(head := file.read(HEAD.size)) == HEAD.size:
-            batch_window, batch, rows, columns, reason_bytes, crc = HEAD.unpack(head)
-            if batch_window != window:
-                break
-            body = file.read(reason_bytes + 4 * rows * columns)
-            if len(body) != reason_bytes + 4 * rows * columns or zlib.crc32(body) != crc:
-                break
-            reasons = {int(place): reason for place, reason in json.loads(body[:reason_bytes]).items()} if reason_bytes else {}
-            vectors = (
-                np.frombuffer(body, np.float32, offset=reason_bytes)
-                if reason_bytes % 4 == 0
-                else np.frombuffer(body[reason_bytes:], np.float32)
+    end, length = 0, os.fstat(file.fileno()).st_size
+    while len(head := file.read(HEAD.size)) == HEAD.size:
+        batch_window, batch, rows, columns, reason_bytes, crc = HEAD.unpack(head)
+        size = reason_bytes + 4 * rows * columns
+        if batch_window != window or size > length - file.tell():
+            break
+        body = file.read(size)
+        if zlib.crc32(body) != crc:
+            break
+        try:
+            reasons = (
+                {int(place): str(reason) for place, reason in json.loads(body[:reason_bytes]).items()} if reason_bytes else {}
             )
-            batches[batch] = (vectors.reshape(rows, columns), reasons)
-            end = file.tell()
+        except (ValueError, AttributeError, RecursionError):
+            break
+        vectors = (
+            np.frombuffer(body, np.float32, offset=reason_bytes)
+            if reason_bytes % 4 == 0
+            else np.frombuffer(body[reason_bytes:], np.float32)
+        )
+        batches[batch] = (vectors.reshape(rows, columns), reasons)
+        end = file.tell()
     return batches, end

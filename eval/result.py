@@ -61,6 +61,8 @@ from qembed.eval import fidelity, neighbours
 from qembed.text.texts import Text
 
 SCHEMA = 1
+LARGEST = 2**28
+"""Bytes of a result that is read."""
 WORST = 10
 BEGINNING = 80
 UNSPECIFIED = "unspecified"
@@ -155,7 +157,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: it cannot be read, or is not a result.
     """
-    result = read_json(path)
+    result = read_json(path, largest=LARGEST)
     if result.get("schema") != SCHEMA or not isinstance(result.get("results"), dict) or "verdict" not in result:
         raise BadInput(f"{path}: not a result of this version of `qembed eval` (no schema {SCHEMA})")
     return result

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.vocabulary import panics
 from qembed.errors import BadInput
 from qembed.quantize import calibration_texts
 from qembed.quantize.calibration_texts import Texts
@@ -59,7 +60,8 @@ def prepare(texts: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int
     if empty := next((text.id for text in texts.texts if not clean(text.text).strip()), None):
         raise BadInput(f"{empty}: the text is empty once invisible characters are removed")
     inputs = [text.model_input(checkpoint.prompts) for text in texts.texts]
-    encoded = [tokenizer.encode(text).ids for text in inputs]
+    with panics(str(checkpoint.folder)):
+        encoded = [tokenizer.encode(text).ids for text in inputs]
     vocabulary, context = checkpoint.config["vocab_size"], checkpoint.config.get("max_position_embeddings")
     for text, row in zip(texts.texts, encoded, strict=True):
         if not row:

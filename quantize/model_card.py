@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.files import read_bytes
 from qembed.checkpoint.find import SAMPLE
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.checkpoint.model_card import section
@@ -121,7 +122,7 @@ def _licence(source: Checkpoint) -> str:
     if source.name == SAMPLE:
         return "license: apache-2.0\n"
     if card.exists():
-        for line in card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0].splitlines():
+        for line in read_bytes(card, source.folder).decode(errors="replace").split("\n---", 1)[0].splitlines():
             if line.startswith("license:"):
                 return line + "\n"
     return ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.awq_layout import PACK
 from qembed.checkpoint.description import MANIFEST, Checkpoint
+from qembed.checkpoint.files import check_file, unsafe_files
 from qembed.checkpoint.find import find, source_of
 from qembed.checkpoint.int8_table import BLOCK_ROWS, TENSORS, dequantize
 from qembed.errors import BadInput
@@ -31,6 +33,8 @@ TEXTS = 10
 MAX_TOKENS = 512
 COSINE_TOLERANCE = 0.01
 """How far a cosine may fall below the recorded minimum: many times the effect of another machine's arithmetic."""
+MOST_TEXTS, MOST_TOKENS = 10**7, 2**27
+"""Largest numbers of texts, and of tokens of a text, that a manifest is believed."""
 DEFAULT_MIN_COSINE = 0.5
 """The smallest acceptable cosine where the manifest records none for these texts."""
 
@@ -46,13 +50,14 @@ def verify(folder: Path, model: str | None, device: torch.device, on_step: OnSte
     Raises:
         BadInput: `folder` is not an INT4 checkpoint, or `model` is given and cannot be read.
     """
-    checkpoint = find(str(folder))
+    checkpoint = find(str(folder), check=False)
     has_manifest = (folder / MANIFEST).exists()
     config_findings = _check_config(checkpoint)
     if config_findings and not has_manifest:
         raise BadInput(config_findings[0])
     files = check_files(checkpoint.folder, on_step)
     damage = config_findings + (files.findings if has_manifest else [])
+    damage += [problem for problem in unsafe_files(checkpoint.folder) if problem not in damage]
     shape = None
     if not config_findings:
         try:
@@ -116,6 +121,68 @@ def vectors(
             stream.advance(block)
             on_layer()
     return stream.vectors(_half(checkpoint, "norm.weight").float(), checkpoint.config.get("rms_norm_eps", 1e-6))
+
+
+def _computed(
+    checkpoint: Checkpoint,
+    shape: Architecture,
+    rows: Sequence[Sequence[int]],
+    device: torch.device,
+    on_layer: Callable[[], None],
+) -> torch.Tensor:
+    """As `vectors`; whatever the libraries raise for a config.json that they accepted becomes BadInput."""
+    try:
+        return vectors(checkpoint, shape, rows, device, on_layer)
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{checkpoint.folder}: cannot be computed: {type(error).__name__}: {reason}") from error
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What qembed.json says of the texts that a checkpoint was made and measured with.
+
+    Attributes:
+        source, sha256: of the calibration texts.
+        texts: number of texts that calibration saw.
+        held_out: number of texts that fidelity was measured on.
+        max_tokens: length that texts were cut to.
+        seed: of the draw of the held-out texts.
+        min_cosine: the smallest cosine of the held-out texts.
+    """
+
+    source: object
+    sha256: object
+    texts: int
+    held_out: int
+    max_tokens: int
+    seed: int
+    min_cosine: float
+
+
+def _recorded(manifest: Mapping[str, Any], checkpoint: Checkpoint) -> _Recorded:
+    """What `manifest` records, with defaults for what it lacks.
+
+    Raises:
+        BadInput: a number is none, or one that no run can have written.
+    """
+
+    def number(section: str, name: str, default: float, least: float, most: float, kind: type = int) -> Any:
+        value = _section(manifest, section).get(name, default)
+        if type(value) not in (int, kind) or not least <= value <= most:
+            raise BadInput(f"{checkpoint.folder / MANIFEST}: {section}: {name} is {str(value)[:60]!r}, which no run writes")
+        return value
+
+    calibration = _section(manifest, "calibration")
+    return _Recorded(
+        calibration.get("source"),
+        calibration.get("sha256"),
+        texts=number("calibration", "texts", TEXTS, 1, MOST_TEXTS),
+        held_out=number("fidelity", "texts", TEXTS, 1, MOST_TEXTS),
+        max_tokens=number("calibration", "max_tokens", MAX_TOKENS, 1, MOST_TOKENS),
+        seed=number("settings", "seed", 0, -(2**63), 2**64),
+        min_cosine=number("fidelity", "min_cosine", DEFAULT_MIN_COSINE, -1, 1, float),
+    )
 
 
 def _section(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -247,7 +314,8 @@ def _source(checkpoint: Checkpoint, manifest: Mapping[str, Any], model: str | No
         source = find(source_of(checkpoint), download=False)
         for name, digest in _section(_section(manifest, "source"), "sha256").items():
             path = source.folder / name
-            if not path.is_file() or sha256(path) != digest:
+            check_file(path, source.folder)
+            if sha256(path) != digest:
                 return f"not compared: source not available: {path} has changed"
     except BadInput as error:
         return f"not compared: source not available: {error}"
@@ -269,14 +337,14 @@ def _fidelity(
     If the checkpoint was calibrated on this version's built-in texts, the held-out texts are drawn again, and the recorded
     minimum is the yardstick. Otherwise any built-in texts serve, and DEFAULT_MIN_COSINE is.
     """
-    calibration, recorded = _section(manifest, "calibration"), _section(manifest, "fidelity")
-    texts, seed, check, least = calibration_texts.built_in(), 0, TEXTS, DEFAULT_MIN_COSINE
-    if calibration.get("source") == texts.source and calibration.get("sha256") == texts.sha256:
-        seed = _section(manifest, "settings")["seed"]
-        check = recorded["texts"]
-        least = recorded["min_cosine"] - COSINE_TOLERANCE
-        texts = calibration_texts.built_in(calibration["texts"] + check, seed)
-    prepared = prepare(texts, checkpoint, max_tokens=calibration.get("max_tokens", MAX_TOKENS), check=check, seed=seed)
+    record = _recorded(manifest, checkpoint)
+    texts, check, least = calibration_texts.built_in(), TEXTS, DEFAULT_MIN_COSINE
+    if record.source == texts.source and record.sha256 == texts.sha256:
+        check, least = record.held_out, record.min_cosine - COSINE_TOLERANCE
+        texts = calibration_texts.built_in(record.texts + check, record.seed)
+    if check > len(texts.texts):
+        raise BadInput(f"{checkpoint.folder / MANIFEST}: fidelity: {check} texts, and there are {len(texts.texts)}")
+    prepared = prepare(texts, checkpoint, max_tokens=record.max_tokens, check=check, seed=record.seed)
     rows = [prepared.rows[number] for number in sorted(prepared.check)[:TEXTS]]
     done = 0
     on_step("running layers", done, 2 * shape.layers)
@@ -286,8 +354,10 @@ def _fidelity(
         done += 1
         on_step("running layers", done, 2 * shape.layers)
 
-    original, int4 = (vectors(side, shape, rows, device, on_layer) for side in (source, checkpoint))
+    original, int4 = (_computed(side, shape, rows, device, on_layer) for side in (source, checkpoint))
     cosines = (original * int4).sum(-1).tolist()
+    if not all(map(math.isfinite, cosines)):
+        raise BadInput("its vectors hold NaN or infinity")
     return {
         "texts": len(rows),
         "mean_cosine": round(math.fsum(cosines) / len(cosines), 6),

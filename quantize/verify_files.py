@@ -9,13 +9,10 @@ from typing import Any
 
 from qembed.checkpoint import model_card
 from qembed.checkpoint.description import MANIFEST
-from qembed.checkpoint.files import read_json
+from qembed.checkpoint.files import check_file, read_bytes, read_json
 from qembed.errors import BadInput
 from qembed.files import sha256
 from qembed.quantize import manifest
-
-LOADED = (".safetensors", ".json", ".bin", ".pt", ".pth", ".gguf", ".jinja", ".model", ".tiktoken", ".txt", ".py")
-"""Suffixes of files that loaders read because they are there: an unlisted one can change the model."""
 
 OnStep = Callable[[str, int, int], None]
 
@@ -26,7 +23,7 @@ class FileReport:
 
     Attributes:
         findings: problems, one line each.
-        notes: unlisted files that no loader reads, one line each.
+        notes: unlisted hidden files, one line each.
         manifest: the contents of qembed.json; None if it is missing, damaged or changed, so that nothing in it can be trusted.
         hashed: number of files whose hash was compared.
     """
@@ -44,7 +41,7 @@ def check_files(folder: Path, on_step: OnStep) -> FileReport:
         report.findings.append(f"{path}: missing; was the checkpoint written by qembed quantize?")
         return report
     try:
-        contents = read_json(path)
+        contents = read_json(path, folder)
     except BadInput as error:
         report.findings.append(str(error))
         return report
@@ -76,10 +73,14 @@ def _check_hash(folder: Path, name: str, digest: object) -> Iterator[str]:
         return
     path = folder / name
     try:
-        if not path.is_file():
-            yield f"{path}: {'not a file' if path.exists() else 'missing'}"
-        elif sha256(path) != digest:
+        if not path.exists():
+            yield f"{path}: missing"
+            return
+        check_file(path, folder)
+        if sha256(path) != digest:
             yield f"{path}: changed since it was written (SHA-256 differs from {MANIFEST})"
+    except BadInput as error:
+        yield str(error)
     except OSError as error:
         yield f"{path}: cannot be read: {error.strerror or error}"
 
@@ -87,24 +88,22 @@ def _check_hash(folder: Path, name: str, digest: object) -> Iterator[str]:
 def _check_card(path: Path, digest: object) -> Iterator[str]:
     """The problem of the model card, if it has one; its measured section, which `qembed eval --card` replaces, is left out."""
     try:
-        if not path.is_file():
-            yield f"{path}: {'not a file' if path.exists() else 'missing'}"
-        elif model_card.digest(path.read_bytes()) != digest:
+        if not path.exists():
+            yield f"{path}: missing"
+        elif model_card.digest(read_bytes(path, path.parent)) != digest:
             yield f"{path}: changed since it was written (SHA-256 differs from {MANIFEST})"
-    except OSError as error:
-        yield f"{path}: cannot be read: {error.strerror or error}"
+    except BadInput as error:
+        yield str(error)
 
 
 def _unlisted(folder: Path, listed: set[str]) -> Iterator[tuple[str, bool]]:
-    """A line for each file that is not `listed`, and whether it is a problem: whether loaders would read it.
+    """A line for each file that is not `listed`, and whether it is a problem: hidden files are none.
 
     Hidden folders, such as those of git and of the hub's client, are left out.
     """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if str(name) in listed or path.is_dir() or any(part.startswith(".") for part in name.parts[:-1]):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if str(name) in listed or is_folder or any(part.startswith(".") for part in name.parts[:-1]):
             continue
-        if path.suffix.lower() in LOADED and not path.name.startswith("."):
-            yield f"{path}: not part of the checkpoint", True
-        else:
-            yield f"{path}: not part of the checkpoint; no loader reads it", False
+        yield f"{path}: not part of the checkpoint", not path.name.startswith(".")

@@ -17,29 +17,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from qembed.checkpoint.description import MANIFEST, Checkpoint
-from qembed.checkpoint.files import read_json
+from qembed.checkpoint.files import COPIED, check_file, matching, read_json
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.errors import BadInput, Interrupted, QembedError, unwritable
 from qembed.files import sync_path, write_atomically
+from qembed.own_files import own_file, own_folder
 from qembed.quantize.parts import REPORT, Parts
 from qembed.quantize.settings import ROUNDING_ALIASES
 
 FINGERPRINT = "run.json"
-COPIED = (
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "modules.json",
-    "[0-9]_*/config.json",
-    "LICENSE*",
-    "NOTICE",
-)
 REDUNDANT = ("vocab.json", "merges.txt")
 """Files whose contents tokenizer.json includes; 4.4 MB in Qwen3-Embedding."""
 
@@ -74,12 +60,12 @@ def claim(target: Path, *, force: bool) -> Iterator[Path]:
     if not replaced.exists():
         _check_target(target, force=force)
     try:
-        partial.mkdir(exist_ok=True)
-        lock = (partial / "lock").open("a")
+        own_folder(partial)
+        lock = own_file(partial / "lock", os.O_RDWR | os.O_CREAT | os.O_APPEND)
     except OSError as error:
         raise unwritable(f"{partial}: cannot be written", error) from error
     with lock:
-        _lock(lock, target)
+        _lock(lock, partial / "lock", target)
         try:
             if replaced.exists() and not target.exists():
                 replaced.rename(target)
@@ -140,10 +126,11 @@ def companions(source: Checkpoint) -> list[Path]:
     """The files besides the weights that belong to a checkpoint: tokenizer, pooling, prompts, licence.
 
     Raises:
-        BadInput: a file cannot be read.
+        BadInput: a file cannot be read, is too large, or is a link to a file of somebody else's, which would be published.
     """
-    paths = [path for pattern in COPIED for path in sorted(source.folder.glob(pattern))]
+    paths = matching(source.folder, COPIED)
     for path in paths:
+        check_file(path, source.folder)
         try:
             path.open("rb").close()
         except OSError as error:
@@ -255,8 +242,8 @@ def _require_same(previous: Mapping[str, Any], current: Mapping[str, Any]) -> No
         raise BadInput(f"--resume: the interrupted run differs from this one: {reason}; start over without --resume")
 
 
-def _lock(lock: IO[str], target: Path) -> None:
-    """Take the file lock `lock`.
+def _lock(lock: IO[bytes], path: Path, target: Path) -> None:
+    """Take the file lock `lock`, an open file of the name `path`.
 
     Comparing inodes detects a run that held the lock and deleted its file after this process had opened it.
 
@@ -265,7 +252,7 @@ def _lock(lock: IO[str], target: Path) -> None:
     """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        current = Path(lock.name).stat().st_ino == os.fstat(lock.fileno()).st_ino
+        current = path.stat().st_ino == os.fstat(lock.fileno()).st_ino
     except OSError as error:
         raise BadInput(f"{target}: another qembed quantize is writing it") from error
     if not current:

@@ -14,6 +14,9 @@ from qembed.eval.tasks.retrieval import Collection
 from qembed.files import sha256
 from qembed.text.texts import Text
 
+LARGEST = 2**30
+"""Bytes of a file."""
+
 
 def read(paths: Sequence[Path], instruction: str | None = None) -> Collection:
     """The collection of all `paths`, each in the language that its name gives ("xquad.de.json").
@@ -58,7 +61,7 @@ def _paragraphs(path: Path) -> list[tuple[str, str, list[tuple[str, Any]]]]:
     """Location, paragraph, and its questions' ids and texts."""
     paragraphs = []
     try:
-        for number, article in enumerate(read_json(path)["data"], 1):
+        for number, article in enumerate(read_json(path, largest=LARGEST)["data"], 1):
             for place, paragraph in enumerate(article["paragraphs"], 1):
                 where = f"{path}, article {number}, paragraph {place}"
                 questions = [(str(question["id"]), question["question"]) for question in paragraph["qas"]]

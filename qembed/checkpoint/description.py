@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint import int8_table
-from qembed.checkpoint.files import open_tensors, read_json
-from qembed.checkpoint.vocabulary import Vocabulary, added_by_config
+from qembed.checkpoint.files import check_file, open_tensors, read_json
+from qembed.checkpoint.numbers import check_numbers
+from qembed.checkpoint.vocabulary import Vocabulary, added_by_config, check_normalizer, token_ids
 from qembed.errors import BadInput
+from qembed.text.cleaning import has_surrogate
 from qembed.text.prompts import DEFAULT_PROMPTS
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "qembed.json"
 INDEX = "model.safetensors.index.json"
+LONGEST_PROMPT = 2**16
+"""Characters of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,17 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What config.json says."""
-        return read_json(self.folder / "config.json")
+        """What config.json says.
+
+        Raises:
+            BadInput: it cannot be read, or has a number that no model can have.
+        """
+        config = self._json("config.json")
+        check_numbers(config, self.folder / "config.json")
+        return config
+
+    def _json(self, name: str) -> dict[str, Any]:
+        return read_json(self.folder / name, self.folder)
 
     @property
     def is_int4(self) -> bool:
@@ -53,16 +66,22 @@ class Checkpoint:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What `qembed quantize` noted in qembed.json about source, settings and hashes; empty if it made no such file."""
-        path = self.folder / MANIFEST
-        return read_json(path) if path.exists() else {}
+        return self._json(MANIFEST) if (self.folder / MANIFEST).exists() else {}
 
     @cached_property
     def prompts(self) -> dict[str, str]:
         """Prompt texts by name ("query", "document"), as config_sentence_transformers.json has them."""
         path = self.folder / "config_sentence_transformers.json"
-        stored = read_json(path).get("prompts") or {} if path.exists() else {}
+        stored = self._json(path.name).get("prompts") or {} if path.exists() else {}
         if not isinstance(stored, dict) or not all(isinstance(prompt, str) for prompt in stored.values()):
             raise BadInput(f"{path}: prompts are not texts by name")
+        for name, prompt in stored.items():
+            if len(prompt) > LONGEST_PROMPT:
+                raise BadInput(
+                    f"{path}: the prompt {name[:60]!r} has {len(prompt):,} characters; at most {LONGEST_PROMPT:,} are read"
+                )
+            if has_surrogate(name) or has_surrogate(prompt):
+                raise BadInput(f"{path}: the prompt {name[:60]!r} holds half of a surrogate pair, which is no character")
         return {**DEFAULT_PROMPTS, **stored}
 
     @cached_property
@@ -79,7 +98,7 @@ class Checkpoint:
                 raise BadInput(f"{self.folder}: no model.safetensors and no {INDEX}; only safetensors checkpoints are read")
             with open_tensors(single, "np") as tensors:
                 return dict.fromkeys(tensors.keys(), single)
-        weight_map = read_json(index).get("weight_map")
+        weight_map = self._json(INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise BadInput(f"{index}: its weight_map does not say which file holds which tensor")
         for name in sorted(set(weight_map.values())):
@@ -144,10 +163,12 @@ class Checkpoint:
         path = self.folder / "tokenizer.json"
         if not path.exists():
             raise BadInput(f"{self.folder}: tokenizer.json is missing")
+        check_file(path, self.folder)
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:
             raise BadInput(f"{path}: not a tokenizer: {error}") from error
+        check_normalizer(tokenizer, path)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
@@ -163,12 +184,12 @@ class Checkpoint:
         """
         tokenizer = self.tokenizer()
         path = self.folder / "tokenizer_config.json"
-        if path.exists() and (added := added_by_config(tokenizer.get_vocab(), read_json(path))):
+        if path.exists() and (added := added_by_config(tokenizer.get_vocab(), self._json(path.name))):
             tokenizer.add_special_tokens(added)
         rows = self.table_rows()
         beyond = {token: id_ for token, id_ in tokenizer.get_vocab().items() if id_ >= rows}
         vocabulary = Vocabulary(tokenizer, rows, beyond)
-        appended = max(tokenizer.encode("").ids, default=0)
+        appended = max(token_ids(tokenizer, "", str(self.folder)), default=0)
         if appended >= rows:
             raise BadInput(
                 f"{self.folder}: the tokenizer adds the token {tokenizer.id_to_token(appended)!r} (id {appended}) to every "

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from qembed.checkpoint.description import MANIFEST, Checkpoint
+from qembed.checkpoint.files import check_folder
 from qembed.errors import BadInput
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
@@ -15,26 +16,27 @@ A_MODEL = f"a model is a folder, a hub id such as {DEFAULT_MODEL}, or '{SAMPLE}'
 HUB_FILES = ("*.json", "*.safetensors", "merges.txt", "1_Pooling/*", "LICENSE*", "README.md")
 
 
-def find(model: str, *, download: bool = True) -> Checkpoint:
+def find(model: str, *, download: bool = True, check: bool = True) -> Checkpoint:
     """The checkpoint that `model` names: `sample`, a folder, or a hub id (downloaded once, into the hub's own cache).
 
-    Without `download` a hub id is looked up in that cache alone.
+    Without `download` a hub id is looked up in that cache alone. `check`: whether all files that a library may read must be
+    regular ones of the checkpoint's own (`files.check_folder`).
 
     Raises:
-        BadInput: no such folder, not a checkpoint, or a hub id that cannot be had.
+        BadInput: no such folder, not a checkpoint, a hub id that cannot be had, or a file that must not be read.
     """
     if model == SAMPLE:
         from qembed.sample import FOLDER
 
-        return _checked(SAMPLE, FOLDER)
+        return Checkpoint(SAMPLE, FOLDER)
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return _checked(folder.resolve().name, folder)
+        return _checked(folder.resolve().name, folder, check)
     if folder.is_file():
         raise BadInput(f"{model}: a file; name the folder that holds the checkpoint")
     if _is_path(model) or "/" not in model:
         raise BadInput(f"{model}: no such folder; {A_MODEL}")
-    return _checked(model, _download(model, local=not download))
+    return _checked(model, _download(model, local=not download), check)
 
 
 def _is_path(model: str) -> bool:
@@ -126,9 +128,11 @@ def source_of(checkpoint: Checkpoint) -> str:
     raise BadInput(f"{checkpoint.folder}: {MANIFEST} does not name the source model; name it with --baseline-model or --model")
 
 
-def _checked(name: str, folder: Path) -> Checkpoint:
+def _checked(name: str, folder: Path, check: bool) -> Checkpoint:
     if not (folder / "config.json").exists():
         raise BadInput(f"{folder}: not a checkpoint: config.json is missing")
+    if check:
+        check_folder(folder)
     return Checkpoint(name, folder)
 
 

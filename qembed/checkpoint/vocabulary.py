@@ -6,9 +6,18 @@ the table, which ends an engine. So these tokens are looked for before anything 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from qembed.errors import BadInput
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -16,6 +25,8 @@ if TYPE_CHECKING:
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens")
 SHOWN = 5
+MOST_GROWTH = 1000
+"""Characters that a tokenizer's normalizer may make of one, at most: NFKD makes 18."""
 
 
 @dataclass(frozen=True)
@@ -70,3 +81,79 @@ def _contents(tokens: Iterable[Any]) -> Iterable[str]:
         content = token.get("content") if isinstance(token, dict) else token
         if isinstance(content, str) and content:
             yield content
+
+
+def token_ids(tokenizer: Tokenizer, text: str, name: str) -> list[int]:
+    """The token ids of `text`; `name` is the tokenizer's in messages.
+
+    Raises:
+        BadInput: the tokenizer fails on this text, as one whose regular expression exceeds the limit of its engine.
+    """
+    with panics(name):
+        return list(tokenizer.encode(text).ids)
+
+
+@contextmanager
+def panics(name: str) -> Iterator[None]:
+    """Turn a panic of the tokenizers library in the block into one line; Rust would print several on stderr.
+
+    Raises:
+        BadInput: a tokenizer, which `name` names, fails on a text.
+    """
+    sys.stderr.flush()
+    original = os.dup(2)
+    panicked = False
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            panicked = is_panic(error)
+            if panicked:
+                raise BadInput(failed(error, name)) from None
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(original, 2)
+            os.close(original)
+            printed.seek(0)
+            if not panicked and (others := printed.read()):
+                os.write(2, others)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether `error` is a failure inside the tokenizers library: a panic in Rust, which is no Exception in Python."""
+    return type(error).__name__ == "PanicException"
+
+
+def failed(error: BaseException, name: str) -> str:
+    """The message for a tokenizer that panics; `name` is its folder."""
+    return (
+        f"{name}: the tokenizer fails on a text: {' '.join(str(error).split())[:200]}; tokenizer.json is damaged, or not usable"
+    )
+
+
+def check_normalizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Check that the normalizer of the tokenizer in `path` makes no text much longer.
+
+    Raises:
+        BadInput: it could fill the memory from a short text.
+    """
+    if tokenizer.normalizer is None:
+        return
+    growth = math.prod(_growth(json.loads(tokenizer.normalizer.__getstate__())))
+    if growth > MOST_GROWTH:
+        raise BadInput(f"{path}: its normalizer makes up to {growth:,} characters of one; at most {MOST_GROWTH:,} are allowed")
+
+
+def _growth(normalizer: Any) -> Iterator[int]:
+    """The characters that each step of a normalizer can make of one."""
+    if isinstance(normalizer, dict):
+        for name, value in normalizer.items():
+            if name in ("content", "prepend") and isinstance(value, str):
+                yield max(1, len(value))
+            else:
+                yield from _growth(value)
+    elif isinstance(normalizer, list):
+        for part in normalizer:
+            yield from _growth(part)

@@ -66,8 +66,10 @@ def as_it_is(url: str, api_key: str | None = None) -> dict[str, str]:
 
 
 def _version(url: str, api_key: str | None) -> str | None:
+    from qembed.client import embeddings
+
     version = _version_fields(url, api_key).get("version")
-    return version if isinstance(version, str) else None
+    return embeddings.shown(version) if isinstance(version, str) else None
 
 
 def _version_fields(url: str, api_key: str | None) -> dict[str, Any]:
@@ -81,10 +83,10 @@ def _version_fields(url: str, api_key: str | None) -> dict[str, Any]:
 
 def _serving(url: str, api_key: str | None) -> dict[str, str]:
     """The labels of `qembed serve`'s metric SERVING; stock vLLM has no metric for its dtype."""
-    from qembed.client import metrics
+    from qembed.client import embeddings, metrics
 
     found = metrics.parse(_text(url, "/metrics", api_key) or "").get(SERVING, {})
-    return dict(next(iter(found), ()))
+    return {name: embeddings.shown(value) for name, value in next(iter(found), ())}
 
 
 def _text(url: str, path: str, api_key: str | None) -> str | None:

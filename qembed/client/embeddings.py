@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput, QembedError
+from qembed.text.display import counted, one_line
 
 if TYPE_CHECKING:
     import openai
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 TIMEOUT = 300.0
 ASKING_SECONDS = 30.0
+LONGEST_SHOWN = 500
+"""Characters of a server's message or name that are shown."""
+LONGEST_NAME = 1000
+"""Characters of a model's name."""
+LONGEST_WAIT = 60.0
+"""Seconds that a server may make a client wait before it asks again."""
 
 
 def embed(
@@ -52,7 +59,7 @@ def embed(
 
     if not texts:
         raise BadInput("there are no texts to embed")
-    rows: list[list[float]] = []
+    rows: list[NDArray[np.float32]] = []
     with connected(url, timeout, api_key) as server:
         name = model or _only_model(server, url)
         own_fields = dict(as_it_is(url, api_key) if fields is None else fields) or None
@@ -62,12 +69,44 @@ def embed(
             answer = server.embeddings.create(
                 model=name, input=batch, dimensions=dimensions or openai.omit, extra_body=own_fields
             )
-            rows.extend(item.embedding for item in sorted(answer.data, key=lambda item: item.index))
-            if len(rows) != start + len(batch):
-                raise QembedError(f"{url}: {len(answer.data)} vectors for {len(batch)} texts")
+            made = vectors(answer, len(batch), url, rows[0].shape[1] if rows else dimensions)
+            if finite and not np.isfinite(made).all():
+                raise QembedError(f"{url}: a vector holds NaN or infinity")
+            if not made.any(axis=1).all():
+                raise QembedError(f"{url}: a vector of zeros")
+            rows.append(made)
             if on_progress:
-                on_progress(len(rows))
-    return _matrix(rows, url, finite)
+                on_progress(start + len(batch))
+    return np.concatenate(rows)
+
+
+def vectors(answer: Any, count: int, url: str, length: int | None = None) -> NDArray[np.float32]:
+    """The vectors [count, d] of an answer in the order of its texts; a row may hold NaN, infinity or only zeros.
+
+    The server is not trusted: whatever it answers either becomes such a matrix or one of these errors. `length`: the d that
+    is expected; None: any.
+
+    Raises:
+        QembedError: the answer has not one vector for each text, all of one length and of numbers.
+    """
+    data = getattr(answer, "data", None)
+    if not isinstance(data, list) or len(data) != count:
+        found = f"{len(data)} vectors" if isinstance(data, list) else "no list of vectors"
+        raise QembedError(f"{url}: {found} for {counted(count, 'text')}")
+    numbered = {getattr(item, "index", None): getattr(item, "embedding", None) for item in data}
+    if any(type(place) is not int for place in numbered) or numbered.keys() != set(range(count)):
+        raise QembedError(f"{url}: the vectors of its answer are not numbered from 0 to {count - 1}")
+    rows: list[Any] = [numbered[place] for place in range(count)]
+    lengths = {len(row) if isinstance(row, list) else 0 for row in rows}
+    if len(lengths) != 1 or 0 in lengths:
+        raise QembedError(f"{url}: vectors of different lengths, or none, in one answer")
+    if length is not None and lengths != {length}:
+        raise QembedError(f"{url}: vectors of {lengths.pop()} numbers where {length} were expected")
+    if not all(type(number) in (float, int) for row in rows for number in row):
+        raise QembedError(f"{url}: a vector holds something else than numbers")
+    with np.errstate(over="ignore"):
+        matrix = np.asarray(rows, dtype=np.float64).astype(np.float32)
+    return matrix
 
 
 def served(url: str, api_key: str | None = None) -> tuple[str, int | None]:
@@ -98,8 +137,10 @@ def served(url: str, api_key: str | None = None) -> tuple[str, int | None]:
         raise BadInput(f"{url}: not an OpenAI-compatible server: /v1/models answers with something else") from error
     if not models:
         raise BadInput(f"{url}: serves no model")
-    limit = getattr(models[0], "max_model_len", None)
-    return models[0].id, limit if isinstance(limit, int) else None
+    name, limit = getattr(models[0], "id", None), getattr(models[0], "max_model_len", None)
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise BadInput(f"{url}: not an OpenAI-compatible server: /v1/models names a model {shown(repr(name))}")
+    return name, limit if type(limit) is int and limit > 0 else None
 
 
 def base(url: str) -> str:
@@ -133,23 +174,29 @@ def connected(url: str, timeout: float, api_key: str | None = None) -> Iterator[
 
 
 def _only_model(server: openai.OpenAI, url: str) -> str:
-    names = [model.id for model in server.models.list().data]
+    names = [str(model.id) for model in server.models.list().data]
     if len(names) != 1:
-        raise QembedError(f"{url}: serves {len(names)} models ({', '.join(names) or 'none'}); name one")
+        raise QembedError(f"{url}: serves {len(names)} models ({shown(', '.join(names)) or 'none'}); name one")
     return names[0]
-
-
-def _matrix(rows: list[list[float]], url: str, finite: bool) -> NDArray[np.float32]:
-    if len({len(row) for row in rows}) != 1:
-        raise QembedError(f"{url}: vectors of different lengths")
-    matrix = np.asarray(rows, dtype=np.float32)
-    if finite and not np.isfinite(matrix).all():
-        raise QembedError(f"{url}: a vector holds NaN or infinity")
-    return matrix
 
 
 def said(error: openai.APIStatusError) -> str:
     """The server's error message in one line."""
     body = error.body
     message = body.get("message") if isinstance(body, dict) else None
-    return " ".join(str(message or error.message).split())
+    return shown(message or error.message)
+
+
+def shown(told: object) -> str:
+    """What a server says, in one line of bounded length that does not control a terminal."""
+    text = one_line(str(told)[: 4 * LONGEST_SHOWN])
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+
+
+def retry_after(error: openai.APIStatusError) -> float:
+    """The seconds to wait that a server asks for, from 0 to LONGEST_WAIT; 0 if it names none."""
+    try:
+        seconds = float(error.response.headers.get("retry-after", "0"))
+    except ValueError:
+        return 0.0
+    return min(seconds, LONGEST_WAIT) if seconds > 0 else 0.0

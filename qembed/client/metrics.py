@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -47,16 +49,18 @@ class Reading:
 
 
 def parse(text: str) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
-    """Prometheus's text format: values by metric and labels. Unknown lines are skipped."""
+    """Prometheus's text format: values by metric and labels. Unknown lines, NaN and infinity are skipped."""
     found: dict[str, dict[frozenset[tuple[str, str]], float]] = defaultdict(dict)
     for line in text.splitlines():
         if (matched := LINE.match(line)) is None:
             continue
         name, labels, value = matched.groups()
         try:
-            found[name][frozenset(LABEL.findall(labels or ""))] = float(value)
+            number = float(value)
         except ValueError:
             continue
+        if math.isfinite(number):
+            found[name][frozenset(LABEL.findall(labels or ""))] = number
     return dict(found)
 
 
@@ -118,7 +122,8 @@ def _latency(now: Samples, before: Samples | None) -> dict[str, float | None]:
 def _buckets(samples: Samples, name: str) -> dict[float, float]:
     found: dict[float, float] = defaultdict(float)
     for labels, value in samples.get(f"{name}_bucket", {}).items():
-        found[float(dict(labels)["le"])] += value
+        with suppress(KeyError, ValueError):  # a server that is not what it looks like
+            found[float(dict(labels)["le"])] += value
     return found
 
 

@@ -166,6 +166,57 @@ def test_servers_that_differ_are_refused(tmp_path: Path, source: Path) -> None:
         server.end()
 
 
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        lambda count: [[1.0] * 16] * (count - 1),
+        lambda count: [[1.0] * 16] * (count - 1) + [[1.0] * 15],
+        lambda count: [["x"] * 16] * count,
+        lambda count: [[1.0] * 8] * count,
+        lambda count: [None] * count,
+    ],
+)
+def test_answers_that_are_no_vectors_end_the_run(source: Path, tmp_path: Path, vectors: Any) -> None:
+    def answer(asked: Asked) -> tuple[int, object]:
+        if not asked.body:
+            return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
+        texts = asked.body["input"]
+        rows = [[1.0] * 16] if texts == [servers.PROBE] else vectors(len(texts))
+        data = [{"object": "embedding", "index": n, "embedding": one} for n, one in enumerate(rows)]
+        return 200, {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+
+    server = Server(answer)
+    done = embed(source, "-o", tmp_path / "out.npy", "--url", server.url)
+    server.end()
+    assert done.exit_code == 1, done.output
+    assert len([line for line in done.stderr.splitlines() if line.startswith("qembed: ")]) == 1
+    assert "unexpected" not in done.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_texts_whose_vector_is_not_finite_or_zero_are_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "in.txt"
+    path.write_text("good\nnan\nzero\n")
+
+    def answer(asked: Asked) -> tuple[int, object]:
+        if not asked.body:
+            return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
+        made = {"nan": [float("nan")] * 16, "zero": [0.0] * 16}
+        rows = [np.array(made.get(text, [1.0] * 16), "<f4") for text in asked.body["input"]]
+        data = [
+            {"object": "embedding", "index": n, "embedding": base64.b64encode(one.tobytes()).decode()}
+            for n, one in enumerate(rows)
+        ]
+        return 200, {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+
+    server = Server(answer)
+    done = embed(path, "-o", tmp_path / "out.npy", "--url", server.url)
+    server.end()
+    assert done.exit_code == 4, done.output
+    assert [one["id"] for one in rejects(tmp_path / "out.rejects.jsonl")] == ["2", "3"]
+    assert np.load(tmp_path / "out.npy").shape == (1, 16)
+
+
 def test_requests_to_qembed_serve_turn_its_default_prompt_off(source: Path, tmp_path: Path) -> None:
     for is_qembed in (True, False):
         server = FakeServer(qembed=is_qembed)

@@ -147,6 +147,21 @@ def test_unreadable_companion_file(make_checkpoint: MakeCheckpoint, target: Path
     assert_source_refused(source, target, "tokenizer_config.json", "cannot be read")
 
 
+def test_a_companion_that_is_a_link_to_another_file_is_not_published(
+    make_checkpoint: MakeCheckpoint, target: Path, tmp_path: Path
+) -> None:
+    source = make_checkpoint()
+    (tmp_path / "secret").write_text("secret")
+    (source.folder / "LICENSE-MIT").symlink_to(tmp_path / "secret")
+    assert_source_refused(source, target, "LICENSE-MIT", "leads out of its folder")
+
+
+def test_a_companion_that_is_a_pipe_is_not_opened(make_checkpoint: MakeCheckpoint, target: Path) -> None:
+    source = make_checkpoint()
+    os.mkfifo(source.folder / "tokenizer_x")
+    assert_source_refused(source, target, "tokenizer_x", "cannot be read")
+
+
 def test_interrupt_before_anything_is_written(
     make_checkpoint: MakeCheckpoint, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,20 +191,76 @@ def test_names_in_the_manifest_never_lead_outside_the_folder(checkpoint: Path) -
 
 
 def test_unlisted_files_are_named(checkpoint: Path) -> None:
-    (checkpoint / "notes.pdf").write_bytes(b"")
+    (checkpoint / ".gitattributes").write_bytes(b"")
     (checkpoint / ".cache").mkdir()
     (checkpoint / ".cache" / "x.json").write_text("{}")
     result = verify(checkpoint)
     assert result.exit_code == 0
-    assert "notes.pdf: not part of the checkpoint" in result.stdout
+    assert ".gitattributes: not part of the checkpoint" in result.stdout
     assert ".cache" not in result.stdout
-    for name in ("added_tokens.json", "pytorch_model.bin", "modeling.py", "2_Normalize/config.json"):
+    for name in ("added_tokens.json", "pytorch_model.bin", "modeling.py", "2_Normalize/config.json", "notes.pdf", "LICENSE-2"):
         (checkpoint / name).parent.mkdir(exist_ok=True)
         (checkpoint / name).write_bytes(b"{}")
         result = verify(checkpoint)
         assert_named(result, name, "not part of the checkpoint")
         assert result.exit_code == 1
         (checkpoint / name).unlink()
+    (checkpoint / "more").symlink_to("/etc")
+    assert_named(verify(checkpoint), "more", "not part of the checkpoint")
+
+
+def test_a_file_dropped_from_the_manifest_is_unlisted(checkpoint: Path) -> None:
+    manifest = json.loads((checkpoint / "qembed.json").read_text())
+    for name in ("tokenizer.json", "config.json", "model.safetensors"):
+        others = {other: digest for other, digest in manifest["files"].items() if other != name}
+        (checkpoint / "qembed.json").write_text(json.dumps(sealed({**manifest, "files": others})))
+        assert_named(verify(checkpoint), name, "not part of the checkpoint")
+
+
+def test_links_out_of_the_folder_whose_hash_was_recorded(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.move(checkpoint / "tokenizer.json", tmp_path / "elsewhere")
+    (checkpoint / "tokenizer.json").symlink_to(tmp_path / "elsewhere")
+    assert_named(verify(checkpoint), "tokenizer.json", "leads out of its folder")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "values"),
+    [
+        ("calibration", "texts", ["x", 10**9, -1, None, True, [1]]),
+        ("calibration", "max_tokens", ["x", 10**9, 0]),
+        ("fidelity", "texts", ["x", 10**9, 0, 6000]),
+        ("fidelity", "min_cosine", ["x", float("nan"), 2, 10**400]),
+        ("settings", "seed", ["x", 10**30, 0.5, {}]),
+    ],
+)
+def test_numbers_of_the_manifest_that_no_run_writes(checkpoint: Path, section: str, name: str, values: list[Any]) -> None:
+    manifest = json.loads((checkpoint / "qembed.json").read_text())
+    for value in values:
+        changed = {**manifest, section: {**manifest[section], name: value}}
+        (checkpoint / "qembed.json").write_text(json.dumps(sealed(changed)))
+        result = verify(checkpoint)
+        assert_named(result, "qembed.json", section)
+        assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": {"rope_type": "yarn", "factor": 1e300}},
+        {"max_position_embeddings": 10**18},
+        {"layer_types": ["x"] * 3},
+        {"sliding_window": -5, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2},
+        {"torch_dtype": "os.system"},
+    ],
+)
+def test_settings_of_the_config_whose_hash_was_recorded(checkpoint: Path, change: dict[str, Any]) -> None:
+    path, manifest = checkpoint / "config.json", json.loads((checkpoint / "qembed.json").read_text())
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    manifest["files"]["config.json"] = contents(checkpoint)["config.json"]
+    (checkpoint / "qembed.json").write_text(json.dumps(sealed(manifest)))
+    result = verify(checkpoint)
+    assert_named(result)
+    assert result.exit_code == 1
 
 
 def test_the_card_that_eval_writes_still_verifies(checkpoint: Path) -> None:

@@ -183,3 +183,14 @@ def test_unwritable_target(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> N
     source = make_checkpoint()
     assert_refused(quantize("--model", source.folder, "--output", "/proc/out"), "/proc", "cannot be written")
     assert_refused(quantize("--model", source.folder, "--output", tmp_path / "no" / "such"), "no such folder")
+
+
+def test_a_working_folder_behind_a_link_is_not_used(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source, other = make_checkpoint(), tmp_path / "other"
+    other.mkdir()
+    (other / "precious").write_text("mine")
+    (tmp_path / ".out.partial").symlink_to(other)
+    result = quantize("--model", source.folder, "--output", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert ".out.partial" in result.stderr
+    assert [path.name for path in other.iterdir()] == ["precious"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from qembed.text.rows.record import Record, Records
 from qembed.text.rows.values import UUID_BYTES
 
 BATCH = 1024
+LARGEST_GROUP = 2**31
+"""Bytes of a row group's wanted columns, unpacked."""
 SHOWN_ERROR = 200
 
 
@@ -35,6 +37,11 @@ class ParquetRecords(Records):
         self._errors = pyarrow.ArrowException
         try:
             self._file = pyarrow.parquet.ParquetFile(path)
+            # A page of a few bytes may stand for a thousand times the same long text: as a dictionary it stays one text.
+            texts = [field.name for field in self._file.schema_arrow if _is_text(field.type)]
+            if texts:
+                self._file.close()
+                self._file = pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
         except OSError as error:
             if error.strerror is not None:
                 raise
@@ -48,6 +55,7 @@ class ParquetRecords(Records):
         """The rows with the `wanted` columns."""
         self.check_unique(wanted)
         names = [name for name in wanted if name in (self.columns or ())]
+        self._check_sizes(names)
         uuids = self._uuids()
         total = max(self._file.metadata.num_rows, 1)
         number = 0
@@ -67,6 +75,18 @@ class ParquetRecords(Records):
             raise self._damaged(error) from error
         finally:
             self._file.close()
+
+    def _check_sizes(self, names: Collection[str]) -> None:
+        """Raise BadInput if a row group's columns `names` are too large for the memory once they are unpacked."""
+        metadata = self._file.metadata
+        for group in range(metadata.num_row_groups):
+            columns = [metadata.row_group(group).column(number) for number in range(metadata.num_columns)]
+            size = sum(one.total_uncompressed_size for one in columns if one.path_in_schema.partition(".")[0] in names)
+            if not 0 <= size <= LARGEST_GROUP:
+                raise BadInput(
+                    f"{self.name}: row group {group + 1} unpacks to {size >> 20:,} MiB; at most {LARGEST_GROUP >> 20:,} MiB "
+                    "are read; write the file with smaller row groups"
+                )
 
     def _uuids(self) -> set[str]:
         """Columns of UUIDs, also those that this version of Arrow reads as plain bytes."""
@@ -100,6 +120,9 @@ def _values(column: Any, is_uuid: bool = False) -> list[Any]:
     """The values of an Arrow column as Python has them; `is_uuid`: bytes are UUIDs."""
     import pyarrow as arrow
 
+    if arrow.types.is_dictionary(column.type):
+        known = _values(column.dictionary)
+        return [None if at is None else known[at] for at in column.indices.to_pylist()]
     if arrow.types.is_timestamp(column.type) or arrow.types.is_duration(column.type) or arrow.types.is_time(column.type):
         column = _without_nanoseconds(column)
     try:
@@ -109,6 +132,12 @@ def _values(column: Any, is_uuid: bool = False) -> list[Any]:
     if is_uuid:
         return [uuid.UUID(bytes=v) if isinstance(v, bytes) and len(v) == UUID_BYTES else v for v in values]
     return values
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as arrow
+
+    return any(check(kind) for check in (arrow.types.is_string, arrow.types.is_binary))
 
 
 def _without_nanoseconds(column: Any) -> Any:

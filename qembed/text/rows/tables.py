@@ -12,6 +12,9 @@ from qembed.text.rows import dialect, lines
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.record import Record, Records
 
+SHOWN = 200
+"""Characters of a row that is too long, by which it can be found."""
+
 
 class TableRecords(Records):
     """The rows of a table whose first line names the columns; without a header they are numbered from 1.
@@ -86,7 +89,7 @@ class TableRecords(Records):
         """Number of the first line, cells, and the reason if a row is invalid.
 
         Of an invalid row of several lines only the first is left out: a quotation mark that is never closed would swallow the
-        rest of the file.
+        rest of the file. A row that is too long is left out whole: its lines would make thousands of rows.
         """
         if self._first:
             yield self._skipped + 1, self._first, None
@@ -96,6 +99,10 @@ class TableRecords(Records):
                 cells = next(self._reader)
             except StopIteration:
                 return
+            except _TooLong:
+                cells, end = [self._feed.first.rstrip("\r\n")[:SHOWN]], self._feed.skip()
+                yield begin, cells, f"longer than {lines.LONGEST_LINE >> 20} MiB (lines {begin} to {end})"
+                continue
             except csv.Error as error:
                 line = self._feed.rewind()
                 yield begin, [line.rstrip("\r\n")], f"not CSV: {error}"
@@ -106,23 +113,55 @@ class TableRecords(Records):
                 yield begin, cells, None
 
 
+class _TooLong(csv.Error):
+    """A row of several lines has more than LONGEST_LINE characters."""
+
+
 class _Feed:
-    """Lines for the csv module that can be given again from the second line of the current row."""
+    """Lines for the csv module that can be given again from the second line of the current row.
+
+    Raises:
+        _TooLong: instead of a line with which the row would be too long.
+    """
 
     def __init__(self, source: Iterator[str], before: int) -> None:
         self._source = source
         self._again: deque[str] = deque()
         self._row: list[str] = []
         self._number = before
+        self._characters = 0
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line = self._again.popleft() if self._again else next(self._source)
+        line = self._next()
         self._row.append(line)
+        self._characters += len(line)
+        if len(self._row) > 1 and self._characters > lines.LONGEST_LINE:
+            raise _TooLong
+        return line
+
+    def _next(self) -> str:
+        line = self._again.popleft() if self._again else next(self._source)
         self._number += 1
         return line
+
+    @property
+    def first(self) -> str:
+        """The first line of the current row."""
+        return self._row[0]
+
+    def skip(self) -> int:
+        """Read the current row to its end, outside quotation marks, without keeping it; returns the number of its last line."""
+        is_open = sum(line.count('"') for line in self._row) % 2 == 1
+        self._row.clear()
+        while is_open:
+            try:
+                is_open ^= self._next().count('"') % 2 == 1
+            except StopIteration:
+                break
+        return self._number
 
     @property
     def too_long(self) -> bool:
@@ -132,6 +171,7 @@ class _Feed:
     def begin(self) -> int:
         """Begin a row; returns the number of its first line."""
         self._row.clear()
+        self._characters = 0
         return self._number + 1
 
     def rewind(self) -> str:

@@ -64,3 +64,31 @@ def test_two_columns_of_one_name(tmp_path: Path) -> None:
         list(records.read({"text": "--text-column"}))
     with opened(tmp_path / "a.parquet") as records:
         assert [record.values for record in records.read({"id": "--id-column"})] == [{"id": "c"}]
+
+
+def test_a_text_that_stands_in_many_rows_is_in_memory_once(tmp_path: Path) -> None:
+    texts = arrow.DictionaryArray.from_arrays(arrow.array([0] * 3000, arrow.int32()), arrow.array(["y" * 2**22]))
+    parquet.write_table(arrow.table({"text": texts}), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 10_000
+    with opened(tmp_path / "a.parquet") as source:
+        values = [record.values["text"] for record in source.read({"text": ""})]
+    assert len(values) == 3000
+    assert len({id(value) for value in values[:1000]}) == 1
+
+
+def test_a_row_group_that_unpacks_to_more_than_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qembed.text.rows import parquet as reader
+
+    parquet.write_table(arrow.table({"text": ["z" * 10**6], "other": ["z" * 10**7]}), tmp_path / "a.parquet")
+    monkeypatch.setattr(reader, "LARGEST_GROUP", 2 * 10**6)
+    with opened(tmp_path / "a.parquet") as source:
+        assert len(list(source.read({"text": ""}))) == 1
+    with opened(tmp_path / "a.parquet") as source, pytest.raises(BadInput, match="row group 1"):
+        list(source.read({"other": ""}))
+
+
+def test_repeated_texts_nulls_and_bytes_are_those_of_the_file(tmp_path: Path) -> None:
+    for values in (["a", None, "a", "\u00e4"] * 700, [b"a", None, b"\xff"] * 700):
+        parquet.write_table(arrow.table({"text": values}), tmp_path / "a.parquet", row_group_size=1000)
+        with opened(tmp_path / "a.parquet") as source:
+            assert [record.values["text"] for record in source.read({"text": ""})] == values

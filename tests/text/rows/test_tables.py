@@ -185,6 +185,23 @@ def test_a_line_without_end_is_one_invalid_row(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
+    ("row", "last", "after"),
+    [
+        (b'"' + b"b" * 20 + b"\n" + b"c" * 20 + b"\n" * 200 + b'",1\n', 203, ["z"]),  # a long cell
+        (b"x" + b',"q\n"' * 100 + b"\n", 102, ["z"]),  # many cells
+        (b'"' + b"c" * 20 + b"\n" + b"d\n" * 200, 203, []),  # never closed
+    ],
+)
+def test_a_row_of_many_lines_that_is_too_long_is_one_invalid_row(
+    row: bytes, last: int, after: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "LONGEST_LINE", 100)
+    _, found = records(tmp_path / "a.csv", b"text,x\n" + row + b"z,3\n")
+    assert [one.values["text"] for one in found if one.reason is None] == after
+    assert [one.reason for one in found if one.reason] == [f"longer than 0 MiB (lines 2 to {last})"]
+
+
+@pytest.mark.parametrize(
     ("content", "options", "words"),
     [
         (b"gr\xf6\xdfe,text\n", RowOptions(), "line 1: not UTF-8; name the file's encoding with --encoding, such as cp1252"),

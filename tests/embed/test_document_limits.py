@@ -129,7 +129,7 @@ def test_hostile_documents_among_others(embed: Embed, tmp_path: Path, monkeypatc
     assert told["e.pdf"].startswith("larger than")
 
 
-def test_what_is_no_file_in_a_folder_is_left_out_and_named(embed: Embed, tmp_path: Path) -> None:
+def test_what_is_no_file_in_a_folder_is_skipped_and_named(embed: Embed, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "a.txt").write_text("one\n")
@@ -142,7 +142,7 @@ def test_what_is_no_file_in_a_folder_is_left_out_and_named(embed: Embed, tmp_pat
         done = embed(docs, "-o", tmp_path / "out.npy")
     assert done.exit_code == 0, done.output
     assert np.load(tmp_path / "out.npy").shape == (1, 16)
-    lines = [line for line in done.stderr.splitlines() if "left out" in line]
+    lines = [line for line in done.stderr.splitlines() if ": skipped: " in line]
     for name, why in (
         ("pipe.txt", "pipe"),
         ("broken.txt", "link"),

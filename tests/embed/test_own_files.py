@@ -12,9 +12,9 @@ import pytest
 
 from qembed import own_files
 from qembed.embed import journal, windows
-from qembed.embed.journal import Done
+from qembed.embed.journal import Totals
 from qembed.embed.spool import FILES, HEAD, Spool
-from qembed.embed.windows import Mark
+from qembed.embed.windows import Position
 from qembed.errors import BadInput
 
 from .conftest import Embed
@@ -26,15 +26,15 @@ def interrupted(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(windows, "ROWS", 10)
     source = tmp_path / "in.txt"
     source.write_text("".join(f"text {n}\n" for n in range(30)))
-    finished = journal.Journal.finished
+    record = journal.Journal.record
 
-    def stop(self: journal.Journal, done: Done) -> None:
-        finished(self, done)
+    def stop(self: journal.Journal, done: Totals) -> None:
+        record(self, done)
         if done.windows == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal.Journal, "finished", stop)
+        patch.setattr(journal.Journal, "record", stop)
         embed(source, "-o", tmp_path / "out.npy")
     assert (tmp_path / ".out.npy.partial" / "vectors").stat().st_size > 1000
     return lambda: embed(source, "-o", tmp_path / "out.npy")
@@ -94,9 +94,9 @@ def test_a_folder_of_another_user_or_behind_a_link_is_not_used(
     [
         {"done": 5},
         {"done": {"windows": 1}},
-        {"done": {**Done().__dict__, "mark": Mark().__dict__, "windows": -1}},
-        {"done": {**Done().__dict__, "mark": Mark().__dict__, "sizes": {"../../x": 1}}},
-        {"done": {**Done().__dict__, "mark": {"rows": "x", "chunks": 0, "digest": ""}}},
+        {"done": {**Totals().__dict__, "mark": Position().__dict__, "windows": -1}},
+        {"done": {**Totals().__dict__, "mark": Position().__dict__, "sizes": {"../../x": 1}}},
+        {"done": {**Totals().__dict__, "mark": {"rows": "x", "chunks": 0, "digest": ""}}},
         {"note": "dimensions"},
         {"note": "dimensions", "value": "x"},
     ],

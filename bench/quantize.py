@@ -169,8 +169,9 @@ def prepare(row: Row) -> None:
         write_random(size, model_folder(row), int(layers) or None, vocabulary=int(vocabulary) or None)
     if row.environment == "auto-round":
         from qembed.quantize.calibration import built_in
+        from qembed.quantize.cli import MAX_TOKENS, TOKEN_BUDGET
 
-        calibration = built_in(find(SAMPLE), max_tokens=512, check=CHECK_TEXTS, seed=0)
+        calibration = built_in(find(SAMPLE), max_tokens=MAX_TOKENS, check=CHECK_TEXTS, seed=0, token_budget=TOKEN_BUDGET)
         used = [ids for number, ids in enumerate(calibration.rows) if number not in calibration.check]
         assert len(used) == CALIBRATION_TEXTS
         TOKEN_ROWS.write_text(json.dumps(used))

@@ -14,7 +14,7 @@ LLM = "llm"
 """The language model in the folder QEMBED_BENCH_LLM."""
 LLM_FOLDER, LLM_TEXTS = (Path(os.environ.get(name, "")) for name in ("QEMBED_BENCH_LLM", "QEMBED_BENCH_TEXTS"))
 """The folder, and the file of the texts, one a line, to measure on. Neither ships with qembed."""
-CALIBRATION_TEXTS, CHECK_TEXTS = 256, 32
+CALIBRATION_TEXTS, CHECK_TEXTS = 576, 32
 """What `qembed quantize` calibrates with by default, and the texts that it keeps apart."""
 
 ENVIRONMENTS = {
@@ -147,7 +147,7 @@ LANGUAGE = (
 FEW = ("--calibration-texts", "64", "--max-tokens", "64")
 
 SPEED = (
-    Row("0.6B", "the shape of Qwen3-Embedding-0.6B, 28 layers", ("--calibration-texts", "110"), model="0.6B"),
+    Row("0.6B", "the shape of Qwen3-Embedding-0.6B, 28 layers", (), model="0.6B"),
     Row("layer", "one of its layers, qembed", FEW, model="0.6B:2"),
     Row(
         "layer-autoawq",

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.vocabulary import panics
 from qembed.errors import BadInput
-from qembed.quantize import calibration_texts
+from qembed.quantize import batches, calibration_texts
 from qembed.quantize.calibration_texts import Texts
 from qembed.text.cleaning import clean
+
+LONG_TEXTS = 16
+"""One text in this many keeps its length when texts are shortened."""
+SHORTEST = 16
+"""Length in tokens below which no text is shortened."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Calibration:
         source: name of the texts: "built-in", or the name of the user's file.
         sha256: hash of the file that the texts come from.
         cut: number of texts longer than `max_tokens`.
+        shortened: number of further texts that were shortened to keep within the token budget.
         max_tokens: length in tokens that longer texts are cut to.
         seed: seed of every random choice.
     """
@@ -35,6 +41,7 @@ class Calibration:
     cut: int
     max_tokens: int
     seed: int
+    shortened: int = 0
 
     @property
     def tokens(self) -> int:
@@ -42,15 +49,19 @@ class Calibration:
         return sum(len(row) for number, row in enumerate(self.rows) if number not in self.check)
 
 
-def built_in(checkpoint: Checkpoint, *, max_tokens: int, check: int, seed: int) -> Calibration:
-    """Tokenize all texts that ship with qembed; see `prepare`."""
-    return prepare(calibration_texts.built_in(), checkpoint, max_tokens=max_tokens, check=check, seed=seed)
+def built_in(checkpoint: Checkpoint, *, max_tokens: int, check: int, seed: int, token_budget: int | None = None) -> Calibration:
+    """Tokenize the texts that ship with qembed, as many as are drawn by default; see `prepare`."""
+    texts = calibration_texts.built_in(seed=seed)
+    return prepare(texts, checkpoint, max_tokens=max_tokens, check=check, seed=seed, token_budget=token_budget)
 
 
-def prepare(texts: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int, seed: int) -> Calibration:
+def prepare(
+    texts: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int, seed: int, token_budget: int | None = None
+) -> Calibration:
     """Tokenize `texts` with their prompts, each cut to `max_tokens` tokens including the token that the tokenizer appends.
 
-    `seed` draws `check` rows to hold out for measuring fidelity.
+    `seed` draws `check` rows to hold out for measuring fidelity. The others are shortened until they have at most
+    `token_budget` tokens together, see `shorten`; None leaves them as they are.
 
     Raises:
         BadInput: a text has only invisible characters; the tokenizer returns no ids, or an id outside the token table; or a
@@ -76,4 +87,29 @@ def prepare(texts: Texts, checkpoint: Checkpoint, *, max_tokens: int, check: int
     for number in cut:
         encoded[number] = tokenizer.encode(inputs[number]).ids
     held_out = frozenset(random.Random(seed).sample(range(len(encoded)), check))
-    return Calibration(encoded, held_out, texts.source, texts.sha256, len(cut), length, seed)
+    rows, shortened = encoded, 0
+    if token_budget is not None:
+        rows = shorten(encoded, [number for number in range(len(encoded)) if number not in held_out], token_budget)
+        shortened = sum(len(row) != len(whole) for row, whole in zip(rows, encoded, strict=True))
+    return Calibration(rows, held_out, texts.source, texts.sha256, len(cut), length, seed, shortened)
+
+
+def shorten(rows: Sequence[Sequence[int]], numbers: Sequence[int], budget: int) -> list[list[int]]:
+    """`rows` of token ids, those with these `numbers` shortened so that they have at most `budget` tokens together.
+
+    Many short texts show a layer more than few long ones, for the same time. But attention over long texts must be seen too:
+    one text in LONG_TEXTS keeps its length. The others are cut to one length, the largest within the budget, but at least
+    SHORTEST tokens. If all rows end with the same token, which the tokenizer then appends, a shortened row ends with it too.
+    """
+    whole = set(numbers[::LONG_TEXTS])
+    others = [number for number in numbers if number not in whole]
+    left = budget - sum(len(rows[number]) for number in whole)
+    lengths = [len(rows[number]) for number in others]
+    length = max(lengths, default=0)
+    while length > SHORTEST and sum(min(one, length) for one in lengths) > left:
+        length -= 1
+    end = 1 if batches.have_same_end(rows, numbers) else 0
+    return [
+        [*row[: length - end], *row[len(row) - end :]] if number in set(others) and len(row) > length else list(row)
+        for number, row in enumerate(rows)
+    ]

@@ -17,11 +17,13 @@ from qembed.command.options import JSON_HELP, threads_option
 from qembed.command.row_options import row_options as add_row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
-from qembed.quantize.calibration_texts import BUILT_IN_COUNT, MIN_TEXTS
+from qembed.quantize.calibration_texts import DEFAULT_COUNT, MIN_TEXTS
 from qembed.text import strict_json
 
 MAX_TOKENS = 512
-"""Default length limit of calibration texts: attention costs grow with its square, and no built-in text is much longer."""
+"""Default length limit of calibration texts: attention costs grow with its square, and few built-in texts are longer."""
+TOKEN_BUDGET = 28_000
+"""Default of --calibration-tokens: the 0.6B then takes about ten minutes on two cores with AVX-512."""
 
 
 class RoundingChoice(click.Choice[str]):
@@ -130,7 +132,7 @@ computing = section("Device")
 @method(
     "--mixed",
     type=click.IntRange(min=0),
-    default=32,
+    default=16,
     show_default=True,
     metavar="TOKENS",
     help="Add a copy of each calibration text, cut to this many tokens, with half of them replaced by tokens of random texts; "
@@ -150,7 +152,7 @@ computing = section("Device")
     show_default=True,
     metavar="N",
     help="Epochs of a last stage that tunes scales and norm weights by gradient towards the original vectors; 0 skips it. "
-    "Slow, with little gain on 256 texts (bench/RESULTS.md).",
+    "Slow, with little gain on the texts that ship with qembed (bench/RESULTS.md).",
 )
 @method(
     "--token-table",
@@ -171,7 +173,7 @@ computing = section("Device")
 @fitted(
     "--calibration-texts",
     type=click.IntRange(min=MIN_TEXTS),
-    default=BUILT_IN_COUNT,
+    default=DEFAULT_COUNT,
     show_default=True,
     metavar="N",
     help="Number of texts to draw. One in nine (10 to 32) is held out to measure fidelity.",
@@ -183,6 +185,15 @@ computing = section("Device")
     show_default=True,
     metavar="N",
     help="Cut longer texts to N tokens. A text of your own that exceeds the model's context is refused.",
+)
+@fitted(
+    "--calibration-tokens",
+    type=click.IntRange(min=1),
+    default=TOKEN_BUDGET,
+    show_default=True,
+    metavar="N",
+    help="Shorten the longest texts, except every sixteenth, until all have at most N tokens together. Time grows with N; many "
+    "short texts show more than few long ones.",
 )
 @fitted("--seed", type=int, default=0, show_default=True, help="Random seed; draws the texts and those held out.")
 @computing("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N. auto is a GPU if there is one.")
@@ -201,6 +212,7 @@ def command(
     text_column: str | None,
     calibration_texts: int,
     max_tokens: int,
+    calibration_tokens: int,
     seed: int,
     device: str,
     threads: int | None,
@@ -263,6 +275,7 @@ def command(
             settings,
             sample,
             max_tokens=max_tokens,
+            token_budget=calibration_tokens,
             check=texts.held_out_count(len(sample.texts)),
             device=device_of_torch,
             seed=seed,

@@ -103,7 +103,9 @@ def source_record(source: Checkpoint, output: Path) -> dict[str, Any]:
 
 
 def calibration_record(calibration: Calibration) -> dict[str, Any]:
-    """Source and size of the calibration. `texts` excludes the held-out ones; `cut` counts texts longer than `max_tokens`."""
+    """Source and size of the calibration. `texts` excludes the held-out ones; `cut` counts texts longer than `max_tokens`,
+    `shortened` those shortened further to keep within the token budget.
+    """
     return {
         "source": calibration.source,
         "sha256": calibration.sha256,
@@ -111,6 +113,7 @@ def calibration_record(calibration: Calibration) -> dict[str, Any]:
         "tokens": calibration.tokens,
         "max_tokens": calibration.max_tokens,
         "cut": calibration.cut,
+        "shortened": calibration.shortened,
     }
 
 

@@ -25,7 +25,7 @@ MIN_DIAGONAL = 1e-20
 """Lower bound of a mean diagonal, for inputs that are all zero."""
 DIRECT_SIZE = 256
 """Triangular matrices up to this size are inverted directly, larger ones by halves."""
-PASSES = 2
+PASSES = 4
 """Number of times to round and refit the scales. Each further pass gains half as much as the one before."""
 REFIT_ROWS = 1024
 """Number of rows whose scales are refitted at a time."""

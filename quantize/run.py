@@ -39,6 +39,7 @@ def run(
     texts: Texts,
     *,
     max_tokens: int,
+    token_budget: int | None = None,
     check: int,
     device: torch.device,
     seed: int,
@@ -57,6 +58,7 @@ def run(
         settings: see `QuantizationSettings`.
         texts: the texts to calibrate and to measure on.
         max_tokens: longer texts are cut to this many tokens.
+        token_budget: see `calibration.prepare`.
         check: number of held-out texts, on which the result is compared with the source; calibration does not see them.
         device: where to compute.
         seed: draws the held-out texts, and seeds every other random choice.
@@ -83,7 +85,7 @@ def run(
     writer.companions(source)
     if (unknown_tokens := source.vocabulary_warning) is not None:
         warn(f"{source.folder}: {unknown_tokens}")
-    calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed)
+    calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed, token_budget=token_budget)
     if settings.engine == "native":
         settings = replace(settings, last_share=layerwise.last_share(settings, calibration))
     with writer.claim(target, force=force) as partial_folder:

@@ -39,7 +39,7 @@ class QuantizationSettings:
     target: str = "original"
     inputs: str = "quantized"
     prefixes: int = 8
-    mixed: int = 32
+    mixed: int = 16
     last_share: float | None = None
     refine: int = 0
     token_table: str = "float16"

@@ -31,6 +31,7 @@ def show(result: dict[str, Any]) -> None:
         table.add_row("relative error of the token table", f"{error:.2%}")
     calibration = result["calibration"]
     cut = f", {calibration['cut']} cut at {calibration['max_tokens']}" if calibration["cut"] else ""
+    cut += f", {calibration['shortened']} shortened" if calibration["shortened"] else ""
     table.add_row("calibration", f"{counted(calibration['texts'], 'text')}, {counted(calibration['tokens'], 'token')}{cut}")
     fidelity = result["fidelity"]
     table.add_row(

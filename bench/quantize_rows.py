@@ -23,7 +23,7 @@ ENVIRONMENTS = {
     "auto-round": ROOT / "build" / "auto-round" / "bin",
 }
 PACKAGES = {
-    "qembed": ("qembed", "torch", "transformers"),
+    "qembed": ("qembed-int4", "torch", "transformers"),
     "autoawq": ("autoawq", "torch", "transformers"),
     "auto-round": ("auto-round", "torch", "transformers"),
 }

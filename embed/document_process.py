@@ -108,9 +108,11 @@ class _Process:
             self._answer(time.monotonic() + STARTING, READY)
         except (TooMuch, TimeoutError) as error:
             self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip().splitlines()
+            messages = self._errors.read().decode(errors="replace").strip().splitlines()
             self.end()
-            raise QembedError(f"the process that reads documents does not start: {said[-1] if said else error}") from error
+            raise QembedError(
+                f"the process that reads documents does not start: {messages[-1] if messages else error}"
+            ) from error
 
     def is_usable(self) -> bool:
         """Whether this process started it, with the limit that now holds, and it still runs."""

@@ -37,8 +37,8 @@ def main() -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime) + 1 + seconds)
         try:
-            made = documents.parse(content, kind.rstrip(b"\0").decode())
-            answer = TEXT, json.dumps([made.text, made.pages], ensure_ascii=False).encode(errors="surrogatepass")
+            document = documents.parse(content, kind.rstrip(b"\0").decode())
+            answer = TEXT, json.dumps([document.text, document.pages], ensure_ascii=False).encode(errors="surrogatepass")
         except documents.NotReadable as error:
             answer = NOT_READABLE, str(error).encode(errors="replace")
         except ModuleNotFoundError as error:

@@ -182,7 +182,7 @@ def _request(servers: Servers, server: Server, texts: list[str], last: bool = Fa
     except openai.APIConnectionError as error:  # a timeout, too
         raise _Busy("no answer") from error
     except openai.APIStatusError as error:
-        message = embeddings.said(error)
+        message = embeddings.message_of(error)
         if error.status_code in (400, 413, 422) or (last and error.status_code == 500):
             raise _Refused(message) from error
         if error.status_code in (401, 403, 404):

@@ -21,9 +21,9 @@ def own_folder(folder: Path) -> None:
     try:
         folder.mkdir()
     except FileExistsError:
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            what = "belongs to another user" if stat.S_ISDIR(found.st_mode) else "not a folder"
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            what = "belongs to another user" if stat.S_ISDIR(status.st_mode) else "not a folder"
             raise BadInput(f"{folder}: {what}; remove it, or choose another --output") from None
 
 

@@ -19,11 +19,11 @@ def parse(text: str, otherwise: str = "is no size; write it as 512MiB, 3GiB or 3
         BadInput: it is none of these, less than one byte, or a number below SMALLEST_BARE without a unit; `otherwise` is the
             message after `text`.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if found is None or found[2].rstrip() not in UNITS or (amount := int(float(found[1]) * UNITS[found[2]])) < 1:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2].rstrip() not in UNITS or (amount := int(float(match[1]) * UNITS[match[2]])) < 1:
         raise BadInput(f"{text!r} {otherwise}")
-    if not found[2] and amount < SMALLEST_BARE:
-        raise BadInput(f"{text!r} without a unit is a number of bytes; write {found[1]}GiB or {found[1]}MiB")
+    if not match[2] and amount < SMALLEST_BARE:
+        raise BadInput(f"{text!r} without a unit is a number of bytes; write {match[1]}GiB or {match[1]}MiB")
     return amount
 
 

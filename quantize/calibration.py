@@ -106,7 +106,7 @@ def shorten(rows: Sequence[Sequence[int]], numbers: Sequence[int], budget: int) 
     left = budget - sum(len(rows[number]) for number in whole)
     lengths = [len(rows[number]) for number in others]
     length = max(lengths, default=0)
-    while length > SHORTEST and sum(min(one, length) for one in lengths) > left:
+    while length > SHORTEST and sum(min(other, length) for other in lengths) > left:
         length -= 1
     end = 1 if batches.have_same_end(rows, numbers) else 0
     return [

@@ -60,8 +60,8 @@ class Checkpoint:
 
     @property
     def _quantization(self) -> dict[str, Any]:
-        found = self.config.get("quantization_config")
-        return found if isinstance(found, dict) else {}
+        config = self.config.get("quantization_config")
+        return config if isinstance(config, dict) else {}
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -143,14 +143,14 @@ class Checkpoint:
 
         A tensor that is not in the file in which the index says it is has none.
         """
-        found: dict[str, tuple[list[int], str]] = {}
+        shapes: dict[str, tuple[list[int], str]] = {}
         for path in sorted(set(self.files.values())):
             with open_tensors(path, "np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
                     if self.files.get(name) == path:
                         view = tensors.get_slice(name)
-                        found[name] = (view.get_shape(), view.get_dtype())
-        return found
+                        shapes[name] = (view.get_shape(), view.get_dtype())
+        return shapes
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which appends the model's own last token.

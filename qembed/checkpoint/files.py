@@ -71,12 +71,12 @@ def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """What `folder` has under one of the `patterns`, sorted; a folder LICENSES is nothing that anybody reads."""
     try:
         modules = [path for path in folder.glob("[0-9]_*") if path.is_dir()]
-        found = [path for place in (folder, *modules) for path in place.iterdir()]
+        paths = [path for place in (folder, *modules) for path in place.iterdir()]
     except OSError as error:
         raise BadInput(f"{error.filename}: cannot be read: {error.strerror}") from error
     return sorted(
         path
-        for path in found
+        for path in paths
         if any(fnmatchcase(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
         and not (path.name.startswith("LICENSE") and path.is_dir())
     )

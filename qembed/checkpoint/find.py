@@ -73,16 +73,16 @@ def find_int4(model: str | None) -> Checkpoint:
             )
     elif model is not None and model != SAMPLE and (_is_path(model) or model.endswith(INT4_SUFFIX)):
         raise BadInput(f"{model}: no such folder; {A_MODEL}")
-    made = default_output(model or DEFAULT_MODEL)
-    if made.is_dir():
-        checkpoint = find(str(made))
+    output = default_output(model or DEFAULT_MODEL)
+    if output.is_dir():
+        checkpoint = find(str(output))
         if checkpoint.is_int4:
             return checkpoint
-        raise BadInput(f"{made}: not an AWQ INT4 checkpoint")
+        raise BadInput(f"{output}: not an AWQ INT4 checkpoint")
     if model is not None:
         if "/" not in model and model != SAMPLE and not Path(model).is_dir():
             raise BadInput(f"{model}: no such folder; {A_MODEL}")
-        raise BadInput(f"no INT4 checkpoint of {model} at ./{made}; run: qembed quantize --model {model}")
+        raise BadInput(f"no INT4 checkpoint of {model} at ./{output}; run: qembed quantize --model {model}")
     named = sorted(path.parent for path in Path().glob(f"*{INT4_SUFFIX}/config.json"))
     here = [folder for folder in named if find(str(folder)).is_int4]
     if named and not here:
@@ -91,7 +91,7 @@ def find_int4(model: str | None) -> Checkpoint:
         return find(str(here[0]))
     if here:
         raise BadInput(f"several INT4 checkpoints here: {', '.join(map(str, here))}; choose one with --model")
-    raise BadInput(f"no INT4 checkpoint at ./{made}; run: qembed quantize, or name a folder with --model")
+    raise BadInput(f"no INT4 checkpoint at ./{output}; run: qembed quantize, or name a folder with --model")
 
 
 def find_served(int4: bool, model: str | None) -> Checkpoint:
@@ -102,8 +102,8 @@ def find_served(int4: bool, model: str | None) -> Checkpoint:
     """
     if int4:
         return find_int4(model)
-    found = find(model) if model else _made_here() or find(DEFAULT_MODEL)
-    return find(source_of(found)) if found.is_int4 else found
+    checkpoint = find(model) if model else _made_here() or find(DEFAULT_MODEL)
+    return find(source_of(checkpoint)) if checkpoint.is_int4 else checkpoint
 
 
 def _made_here() -> Checkpoint | None:

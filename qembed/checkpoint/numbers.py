@@ -54,5 +54,5 @@ def _limited(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
         if isinstance(values := config.get(section), dict):
             for name, value in values.items():
                 limit = LARGEST_ROPE.get(name, LARGEST_FACTOR) if isinstance(name, str) else LARGEST_FACTOR
-                for one in value if isinstance(value, list) else [value]:
-                    yield f"{section}: {name}", one, limit
+                for element in value if isinstance(value, list) else [value]:
+                    yield f"{section}: {name}", element, limit

@@ -36,15 +36,15 @@ def about(url: str, api_key: str | None = None) -> About:
     from qembed.client import embeddings
 
     model, limit = embeddings.served(url, api_key)
-    told = _serving(url, api_key)
+    labels = _serving(url, api_key)
     return About(
         model,
         limit,
         _version(url, api_key),
-        told.get("device"),
-        told.get("dtype"),
-        told.get("weights"),
-        told.get("kernel") or None,
+        labels.get("device"),
+        labels.get("dtype"),
+        labels.get("weights"),
+        labels.get("kernel") or None,
     )
 
 
@@ -52,8 +52,8 @@ def memory(url: str, api_key: str | None = None) -> int | None:
     """Bytes in use as reported by a `qembed serve` at `url`; None for other servers."""
     from qembed.client import metrics
 
-    told = metrics.total(metrics.parse(_text(url, "/metrics", api_key) or ""), MEMORY)
-    return None if told is None else int(told)
+    value = metrics.total(metrics.parse(_text(url, "/metrics", api_key) or ""), MEMORY)
+    return None if value is None else int(value)
 
 
 def as_it_is(url: str, api_key: str | None = None) -> dict[str, str]:
@@ -85,8 +85,8 @@ def _serving(url: str, api_key: str | None) -> dict[str, str]:
     """The labels of `qembed serve`'s metric SERVING; stock vLLM has no metric for its dtype."""
     from qembed.client import embeddings, metrics
 
-    found = metrics.parse(_text(url, "/metrics", api_key) or "").get(SERVING, {})
-    return {name: embeddings.shown(value) for name, value in next(iter(found), ())}
+    samples = metrics.parse(_text(url, "/metrics", api_key) or "").get(SERVING, {})
+    return {name: embeddings.shown(value) for name, value in next(iter(samples), ())}
 
 
 def _text(url: str, path: str, api_key: str | None) -> str | None:

@@ -69,12 +69,12 @@ def embed(
             answer = server.embeddings.create(
                 model=name, input=batch, dimensions=dimensions or openai.omit, extra_body=own_fields
             )
-            made = vectors(answer, len(batch), url, rows[0].shape[1] if rows else dimensions)
-            if finite and not np.isfinite(made).all():
+            batch_vectors = vectors(answer, len(batch), url, rows[0].shape[1] if rows else dimensions)
+            if finite and not np.isfinite(batch_vectors).all():
                 raise QembedError(f"{url}: a vector holds NaN or infinity")
-            if not made.any(axis=1).all():
+            if not batch_vectors.any(axis=1).all():
                 raise QembedError(f"{url}: a vector of zeros")
-            rows.append(made)
+            rows.append(batch_vectors)
             if on_progress:
                 on_progress(start + len(batch))
     return np.concatenate(rows)
@@ -91,8 +91,8 @@ def vectors(answer: Any, count: int, url: str, length: int | None = None) -> NDA
     """
     data = getattr(answer, "data", None)
     if not isinstance(data, list) or len(data) != count:
-        found = f"{len(data)} vectors" if isinstance(data, list) else "no list of vectors"
-        raise QembedError(f"{url}: {found} for {counted(count, 'text')}")
+        received = f"{len(data)} vectors" if isinstance(data, list) else "no list of vectors"
+        raise QembedError(f"{url}: {received} for {counted(count, 'text')}")
     numbered = {getattr(item, "index", None): getattr(item, "embedding", None) for item in data}
     if any(type(place) is not int for place in numbered) or numbered.keys() != set(range(count)):
         raise QembedError(f"{url}: the vectors of its answer are not numbered from 0 to {count - 1}")
@@ -168,7 +168,7 @@ def connected(url: str, timeout: float, api_key: str | None = None) -> Iterator[
         raise QembedError(f"{url}: no server answers there") from error
     except openai.APIStatusError as error:
         kind = BadInput if error.status_code in (400, 422) else QembedError
-        raise kind(f"{url}: HTTP status {error.status_code}: {said(error)}") from error
+        raise kind(f"{url}: HTTP status {error.status_code}: {message_of(error)}") from error
     except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise QembedError(f"{url}: no OpenAI-compatible embedding server ({type(error).__name__})") from error
 
@@ -180,16 +180,16 @@ def _only_model(server: openai.OpenAI, url: str) -> str:
     return names[0]
 
 
-def said(error: openai.APIStatusError) -> str:
+def message_of(error: openai.APIStatusError) -> str:
     """The server's error message in one line."""
     body = error.body
     message = body.get("message") if isinstance(body, dict) else None
     return shown(message or error.message)
 
 
-def shown(told: object) -> str:
+def shown(value: object) -> str:
     """What a server says, in one line of bounded length that does not control a terminal."""
-    text = one_line(str(told)[: 4 * LONGEST_SHOWN])
+    text = one_line(str(value)[: 4 * LONGEST_SHOWN])
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 

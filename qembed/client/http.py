@@ -50,9 +50,10 @@ def request(
             context.verify_mode = ssl.CERT_NONE
             handlers.append(urllib.request.HTTPSHandler(context=context))
     content = {"Content-Type": "application/json"} if body is not None else {}
-    asked = urllib.request.Request(url, None if body is None else body.encode(), {**content, **(headers or {})}, method=method)
+    data = None if body is None else body.encode()
+    request = urllib.request.Request(url, data, {**content, **(headers or {})}, method=method)
     try:
-        with urllib.request.build_opener(*handlers).open(asked, timeout=timeout) as answer:
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as answer:
             return int(answer.status), bytes(answer.read(largest))
     except urllib.error.HTTPError as error:
         with error:

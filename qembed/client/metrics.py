@@ -50,7 +50,7 @@ class Reading:
 
 def parse(text: str) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
     """Prometheus's text format: values by metric and labels. Unknown lines, NaN and infinity are skipped."""
-    found: dict[str, dict[frozenset[tuple[str, str]], float]] = defaultdict(dict)
+    samples: dict[str, dict[frozenset[tuple[str, str]], float]] = defaultdict(dict)
     for line in text.splitlines():
         if (matched := LINE.match(line)) is None:
             continue
@@ -60,8 +60,8 @@ def parse(text: str) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
         except ValueError:
             continue
         if math.isfinite(number):
-            found[name][frozenset(LABEL.findall(labels or ""))] = number
-    return dict(found)
+            samples[name][frozenset(LABEL.findall(labels or ""))] = number
+    return dict(samples)
 
 
 def read(now: Samples, before: Samples | None, seconds: float) -> Reading:
@@ -85,7 +85,7 @@ def read(now: Samples, before: Samples | None, seconds: float) -> Reading:
 def total(samples: Samples, name: str, **labels: str) -> float | None:
     """The sum of a metric over all label sets that include `labels`; None if there are none."""
     wanted = set(labels.items())
-    values = [value for found, value in samples.get(name, {}).items() if wanted <= found]
+    values = [value for labels, value in samples.get(name, {}).items() if wanted <= labels]
     return sum(values) if values else None
 
 
@@ -120,11 +120,11 @@ def _latency(now: Samples, before: Samples | None) -> dict[str, float | None]:
 
 
 def _buckets(samples: Samples, name: str) -> dict[float, float]:
-    found: dict[float, float] = defaultdict(float)
+    buckets: dict[float, float] = defaultdict(float)
     for labels, value in samples.get(f"{name}_bucket", {}).items():
         with suppress(KeyError, ValueError):  # a server that is not what it looks like
-            found[float(dict(labels)["le"])] += value
-    return found
+            buckets[float(dict(labels)["le"])] += value
+    return buckets
 
 
 def _rate(name: str, now: Samples, before: Samples | None, seconds: float) -> float | None:

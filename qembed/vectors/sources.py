@@ -82,15 +82,15 @@ def server(url: str, api_key: str | None = None) -> Side:
     """
     from qembed.client import embeddings
 
-    told = about.about(url, api_key)
+    served = about.about(url, api_key)
     fields = about.as_it_is(url, api_key)  # the texts have their prompt
-    embed = partial(_through_client, url, told.model, api_key=api_key, fields=fields)
+    embed = partial(_through_client, url, served.model, api_key=api_key, fields=fields)
     source = Source(
-        "server", told.model, told.weights, told.device, told.dtype, url, told.limit, embed, told.version, told.model,
-        partial(about.memory, url, api_key), told.kernel, api_key, fields,
+        "server", served.model, served.weights, served.device, served.dtype, url, served.limit, embed, served.version,
+        served.model, partial(about.memory, url, api_key), served.kernel, api_key, fields,
     )  # fmt: skip
-    identity = {"engine": "server", "url": embeddings.base(url), **asdict(told)}
-    return Side(told.limit, lambda _: nullcontext(source), identity, live=True)
+    identity = {"engine": "server", "url": embeddings.base(url), **asdict(served)}
+    return Side(served.limit, lambda _: nullcontext(source), identity, live=True)
 
 
 def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:

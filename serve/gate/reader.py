@@ -121,10 +121,10 @@ def counter(descriptor: int | None) -> Callable[[str], int]:
         from tokenizers import Tokenizer
 
         assert descriptor is not None, "no tokenizer"
-        found = Tokenizer.from_buffer(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
-        found.no_padding()
-        found.no_truncation()
-        return found
+        tokenizer = Tokenizer.from_buffer(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     return lambda text: len(tokenizer().encode(text).ids)
 

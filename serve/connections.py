@@ -65,6 +65,13 @@ class Connection(H11Protocol):
             else:
                 self.app_state = {**self.app_state, asgi.SURPLUS: True}
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP. Where an answer has begun, only close: h11 sends no second one, and raises instead."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
     @property
     def is_waiting(self) -> bool:
         """Whether it is open and has no request that is being answered."""

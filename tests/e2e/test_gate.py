@@ -19,6 +19,7 @@ import pytest
 
 from qembed import installation
 from qembed.checkpoint.find import find
+from qembed.vllm.arguments import MAX_HEADER
 from tests.e2e.http import EMBEDDINGS, JSON, Answer, embed, metric, send
 from tests.e2e.launcher import QEMBED, Launched
 
@@ -138,6 +139,7 @@ BAD: dict[str, tuple[Callable[[Launched], Answer | int], set[int]]] = {
         {0, 400},
     ),
     "a header of 200 kB": (on_the_wire(b"GET /health HTTP/1.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n"), {0, 200, 400, 431}),
+    "a header of 64 KiB without end": (on_the_wire(b"GET /health HTTP/1.1\r\nX: " + b"a" * MAX_HEADER), {400}),
     "cut after the head": (on_the_wire(HEAD % 1000, read=False), {0}),
     "cut in the body": (on_the_wire(HEAD % 1000 + BODY, read=False), {0}),
     "cut while it is computed": (on_the_wire(HEAD % len(BODY) + BODY, read=False), {0}),

@@ -20,7 +20,7 @@ import pytest
 
 from qembed.checkpoint.find import SAMPLE, find
 from tests.e2e.http import Answer, embed, metric, send
-from tests.e2e.launcher import Launched, all_gone
+from tests.e2e.launcher import START_SECONDS, Launched, all_gone
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("needs_proc")]
 
@@ -96,7 +96,7 @@ def engine_of(server: Launched) -> int:
 
 def until_it_answers_again(server: Launched, times: int) -> set[int]:
     """Wait until it has said `times` times that it answers again, and does; what /health said meanwhile."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + START_SECONDS
     told = set()
     while server.err.count("vLLM answers again") < times:
         assert time.monotonic() < deadline, server.err

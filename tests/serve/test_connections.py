@@ -9,6 +9,7 @@ import resource
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,10 +19,22 @@ import uvicorn
 from qembed.serve import connections
 from qembed.serve.connections import CHUNK, SURPLUS, Connection
 from qembed.serve.gate import asgi
+from qembed.vllm.arguments import MAX_HEADER
 
 SECONDS = 30.0
 ANSWER = 32 * 2**20  # more than the system's buffers hold
 HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = b"POST /slow HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "fields": (HALF, b"a: b\r\n"),
+    "the value of a field": (HALF + b"X: ", b"a"),
+    "the name of a field": (HALF, b"a"),
+    "a path": (b"GET /", b"a"),
+    "a method": (b"", b"A"),
+    "the head of a chunk": (CHUNKED + b"1;", b"a"),
+    "trailers": (CHUNKED + b"0\r\n", b"a: b\r\n"),
+}
+"""The beginning of a request, and what may follow it without end."""
 
 
 class App:
@@ -44,7 +57,14 @@ class App:
 class Running:
     def __init__(self, app: App, limit: int, client_timeout: float, keep_alive: int) -> None:
         kind = type("Limited", (Connection,), {"limit": limit, "client_timeout": client_timeout})
-        config = uvicorn.Config(app, http=kind, timeout_keep_alive=keep_alive, log_level="critical", lifespan="off")
+        config = uvicorn.Config(
+            app,
+            http=kind,
+            timeout_keep_alive=keep_alive,
+            h11_max_incomplete_event_size=MAX_HEADER,
+            log_level="critical",
+            lifespan="off",
+        )
         self.app, self.server = app, uvicorn.Server(config)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
@@ -119,6 +139,54 @@ def test_a_header_that_comes_byte_by_byte_is_a_408(start: Callable[..., Running]
         with contextlib.suppress(TimeoutError):
             answer = wire.recv(100)
     assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("name", list(ENDLESS))
+def test_a_header_without_end_is_a_400_at_the_limit(start: Callable[..., Running], name: str) -> None:
+    beginning, more = ENDLESS[name]
+    wire = start(client_timeout=60).open(beginning)
+    wire.sendall(more * (MAX_HEADER // len(more) + 1))
+    assert said(wire).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_header_below_the_limit_is_answered(start: Callable[..., Running]) -> None:
+    wire = start(client_timeout=60).open(HALF)
+    wire.sendall(b"a: b\r\n" * ((MAX_HEADER - 100) // 6))
+    wire.sendall(b"Connection: close\r\n\r\n")
+    assert b" 200 " in said(wire)
+
+
+@pytest.mark.parametrize("name", list(ENDLESS))
+def test_a_header_without_end_takes_no_memory(start: Callable[..., Running], name: str) -> None:
+    running = start(client_timeout=60)
+    beginning, more = ENDLESS[name]
+    block = more * (CHUNK // len(more))
+    assert running.get() == 200
+    sent = 0
+    with running.open(beginning) as wire:
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                while sent < 64 * 2**20:
+                    wire.sendall(block)
+                    sent += len(block)
+            until(lambda: not running.server.server_state.connections)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert sent < 64 * 2**20
+    assert peak < 16 * MAX_HEADER
+    assert running.get() == 200
+
+
+def test_nonsense_after_an_answer_closes_the_connection_without_a_traceback(
+    start: Callable[..., Running], caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = start(client_timeout=60).open(CHUNKED.replace(b"/slow", b"/"))
+    assert b" 200 " in wire.recv(1000)
+    wire.sendall(b"no chunk\r\n")
+    assert b"HTTP" not in said(wire)
+    assert "Traceback" not in caplog.text
 
 
 def test_the_rest_of_a_body_that_nobody_waits_for_does_not_keep_a_connection_open(start: Callable[..., Running]) -> None:

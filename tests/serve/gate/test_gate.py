@@ -436,6 +436,13 @@ def test_a_request_that_calls_the_server_by_another_name_is_refused(sent: list[b
         assert asyncio.run(call(gate, path=path, method="GET", headers=names))[0] == (reached if status == 200 else 421)
 
 
+def test_a_long_host_is_not_repeated_whole() -> None:
+    gate = Gate(Engine(), replace(RULES, hosts=["localhost"]))
+    status, answer, _ = asyncio.run(call(gate, b'{"input": "x"}', headers=(*JSON, (b"host", b"x" * 60_000))))
+    assert status == 421
+    assert len(answer["error"]["message"]) < 300
+
+
 def test_health_may_be_called_by_any_name() -> None:
     gate = Gate(Routes(), replace(RULES, hosts=["localhost"]))
     assert asyncio.run(call(gate, path="/health", method="GET", headers=((b"host", b"10.1.2.3:8000"),)))[0] == 200

@@ -90,6 +90,44 @@ def test_a_process_that_was_killed_is_started_anew() -> None:
     assert len(read(reader, LARGE).inputs) == len(TEXTS)
 
 
+def test_a_process_that_ends_while_it_reads_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = reader_module._read
+    ended: list[bool] = []
+
+    def fail_once(file: Any) -> bytes:
+        if not ended:
+            ended.append(True)
+            raise EOFError
+        return original(file)
+
+    monkeypatch.setattr(reader_module, "_read", fail_once)
+    assert len(read(Reader(RULES), LARGE).inputs) == len(TEXTS)
+    assert ended
+
+
+def test_large_bodies_at_once_get_their_own_texts() -> None:
+    async def at_once() -> list[Batch]:
+        reader = Reader(RULES)
+        bodies = [json.dumps({**LARGE, "input": [f"text {number}"]}).encode() for number in range(3)]
+        return await asyncio.gather(*map(reader.read, bodies))
+
+    assert [batch.inputs for batch in asyncio.run(at_once())] == [[f"Q: text {number}"] for number in range(3)]
+
+
+def test_the_process_is_the_first_to_be_killed_when_memory_runs_out() -> None:
+    reader = Reader(RULES)
+    read(reader, LARGE)
+    assert reader._process is not None
+    assert Path(f"/proc/{reader._process.pid}/oom_score_adj").read_text() == "1000\n"
+
+
+def test_a_large_body_with_a_token_that_the_model_lacks_is_refused() -> None:
+    reader = Reader(RULES)
+    reader._token_beyond = lambda text: "[CUST]" if "[CUST]" in text else None
+    with pytest.raises(Refused, match=r"input\[1\] holds the token"):
+        read(reader, {**LARGE, "input": ["fine", "to [CUST]"]})
+
+
 def test_a_body_that_cannot_be_read_twice_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "_read", lambda _: os.kill(os.getpid(), 0) or (_ for _ in ()).throw(EOFError))
     with pytest.raises(Refused) as caught:
@@ -107,14 +145,20 @@ def test_a_body_that_takes_too_long_is_refused_and_the_next_one_read(monkeypatch
     with pytest.raises(Refused, match="takes longer than") as caught:
         read(reader, LARGE)
     assert caught.value.status == 400
+    assert reader._process is None  # the body was not tried again
     monkeypatch.setattr(reader_module, "SECONDS", 60)
     assert read(reader, LARGE).inputs
 
 
-def test_the_process_knows_no_keys() -> None:
+def test_the_process_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    original = reader_module._write
+    monkeypatch.setattr(reader_module, "_write", lambda file, content: (written.append(content), original(file, content)))
     reader = Reader(replace(RULES, keys={"a-hash-of-a-key": "name"}))
     read(reader, LARGE)
     assert reader._process is not None
+    assert len(written) == 2  # the rules, the body
+    assert not any(b"a-hash-of-a-key" in content for content in written)
     for file in ("cmdline", "environ"):
         assert b"a-hash-of-a-key" not in Path(f"/proc/{reader._process.pid}/{file}").read_bytes()
 

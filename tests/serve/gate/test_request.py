@@ -176,6 +176,12 @@ def test_a_misspelt_field_is_refused_with_the_right_name(wrong: str, right: str)
     assert ask(input="a", **{wrong: None}).inputs == ["a"]
 
 
+def test_a_long_name_of_a_field_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison takes time in the square of the length."""
+    monkeypatch.setattr("difflib.get_close_matches", lambda *_, **__: pytest.fail("compared"))
+    assert ask(input="a", **{"x" * 100_000: 1}).inputs == ["a"]
+
+
 def test_other_unknown_fields_are_ignored() -> None:
     others = {"input_type": "query", "extra_body": {}, "normalize": True, "priority": 1, "timeout": 5, "x" * 100_000: 1}
     assert set(ask(input="a", **others).body) == {"input", "encoding_format"}

@@ -108,10 +108,11 @@ def test_a_process_that_ends_while_it_reads_is_started_anew(monkeypatch: pytest.
 def test_large_bodies_at_once_get_their_own_texts() -> None:
     async def at_once() -> list[Batch]:
         reader = Reader(RULES)
-        bodies = [json.dumps({**LARGE, "input": [f"text {number}"]}).encode() for number in range(3)]
+        await reader.read(json.dumps(LARGE).encode())
+        bodies = [json.dumps({**LARGE, "input": [f"text {number}"]}).encode() for number in range(8)]
         return await asyncio.gather(*map(reader.read, bodies))
 
-    assert [batch.inputs for batch in asyncio.run(at_once())] == [[f"Q: text {number}"] for number in range(3)]
+    assert [batch.inputs for batch in asyncio.run(at_once())] == [[f"Q: text {number}"] for number in range(8)]
 
 
 def test_the_process_is_the_first_to_be_killed_when_memory_runs_out() -> None:

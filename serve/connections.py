@@ -9,12 +9,15 @@ that requests bear no cost of it, and ended when it
 - is idle for longer than the keep-alive.
 
 The gate waits for bodies itself, and then answers 408. When there are too many connections, a new one takes the place of one
-that has no request. If all have one, some surplus connections may still ask for /health and /metrics.
+that has no request. If all have one, some surplus connections may still ask for /health and /metrics. Looking for such a
+connection costs time for each that is open, so several are ended at once, and where there was none, nobody looks again for a
+moment: a flood of new connections must not keep the event loop busy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import os
 import resource
 from collections.abc import Iterable
@@ -30,6 +33,8 @@ INTERVAL = 1.0  # seconds
 CHUNK = 2**16  # bytes
 SURPLUS = 16
 """Connections beyond the limit that may ask for /health and /metrics, such as those of the watchdog."""
+SHARE = 8
+"""One connection in this many is ended at once where there are too many."""
 SPARE_FILES = 32
 """Descriptors that are left for other uses of the process."""
 USED_FILES = 128  # where /proc does not tell
@@ -45,6 +50,10 @@ class Connection(H11Protocol):
 
     limit: ClassVar[int] = 1024
     client_timeout: ClassVar[float] = 30.0
+    leaving: ClassVar[set[Connection]] = set()
+    """Connections that were ended for others, and whose end the event loop has not seen yet."""
+    look_again: ClassVar[float] = 0.0
+    """The time before which a full server does not look for connections to end."""
     _stage: Stage = ("head", 0)
     _since = 0.0
 
@@ -55,15 +64,32 @@ class Connection(H11Protocol):
         if len(self.connections) == 1:
             type(self).limit = min(self.limit, room())
             self.loop.call_later(INTERVAL, self._look_at_all)
-        if len(self.connections) > self.limit:
-            waiting = [other for other in _ours(self.connections) if other is not self and other.is_waiting]
-            if waiting:
-                min(waiting, key=lambda other: (other.stage()[0] != "head", other._since)).transport.abort()
-            elif len(self.connections) > self.limit + SURPLUS:
-                transport.write(FULL)
-                transport.close()
-            else:
-                self.app_state = {**self.app_state, asgi.SURPLUS: True}
+        if len(self.connections) - len(self.leaving) <= self.limit or self._make_room():
+            return
+        if len(self.connections) - len(self.leaving) > self.limit + SURPLUS:
+            transport.write(FULL)
+            transport.close()
+        else:
+            self.app_state = {**self.app_state, asgi.SURPLUS: True}
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.leaving.discard(self)
+        super().connection_lost(exc)
+
+    def _make_room(self) -> bool:
+        """End the oldest connections with a half header, or else the oldest idle ones: one in SHARE of the limit at once."""
+        now = self.loop.time()
+        if now < type(self).look_again:
+            return False
+        waiting = [other for other in _ours(self.connections) if other is not self and other.is_waiting]
+        half = [other for other in waiting if other.stage()[0] == "head"]
+        if not waiting:
+            type(self).look_again = now + INTERVAL / 10
+        for other in heapq.nsmallest(max(1, self.limit // SHARE), half or waiting, key=lambda other: other._since):
+            self.leaving.add(other)
+            other.transport.abort()
+        return bool(waiting)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP. Where an answer has begun, only close: h11 sends no second one, and raises instead."""

@@ -14,7 +14,7 @@ LLM = "llm"
 """The language model in the folder QEMBED_BENCH_LLM."""
 LLM_FOLDER, LLM_TEXTS = (Path(os.environ.get(name, "")) for name in ("QEMBED_BENCH_LLM", "QEMBED_BENCH_TEXTS"))
 """The folder, and the file of the texts, one a line, to measure on. Neither ships with qembed."""
-CALIBRATION_TEXTS, CHECK_TEXTS = 576, 32
+CALIBRATION_TEXTS, CHECK_TEXTS = 418, 32
 """What `qembed quantize` calibrates with by default, and the texts that it keeps apart."""
 
 ENVIRONMENTS = {

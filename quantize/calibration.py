@@ -13,7 +13,7 @@ from qembed.quantize import batches, calibration_texts
 from qembed.quantize.calibration_texts import Texts
 from qembed.text.cleaning import clean
 
-LONG_TEXTS = 16
+LONG_TEXTS = 4
 """One text in this many keeps its length when texts are shortened."""
 SHORTEST = 16
 """Length in tokens below which no text is shortened."""

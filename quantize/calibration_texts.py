@@ -19,7 +19,7 @@ from qembed.text.texts import KINDS, Text
 BUILT_IN = Path(__file__).parent / "data" / "calibration.jsonl"
 SOURCE = "built-in"
 DEFAULT_COLUMN = "text"
-DEFAULT_COUNT = 608
+DEFAULT_COUNT = 450
 """Number of texts that are drawn by default. 1,265 ship with qembed: time grows with the number, and error falls slowly."""
 MIN_TEXTS = 64
 """Fewer texts are too few to calibrate on and to measure fidelity with."""

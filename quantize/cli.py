@@ -22,8 +22,8 @@ from qembed.text import strict_json
 
 MAX_TOKENS = 512
 """Default length limit of calibration texts: attention costs grow with its square, and few built-in texts are longer."""
-TOKEN_BUDGET = 28_000
-"""Default of --calibration-tokens: the 0.6B then takes about ten minutes on two cores with AVX-512."""
+TOKEN_BUDGET = 32_000
+"""Default of --calibration-tokens."""
 
 
 class RoundingChoice(click.Choice[str]):
@@ -192,7 +192,7 @@ computing = section("Device")
     default=TOKEN_BUDGET,
     show_default=True,
     metavar="N",
-    help="Shorten the longest texts, except every sixteenth, until all have at most N tokens together. Time grows with N; many "
+    help="Shorten the longest texts, except every fourth, until all have at most N tokens together. Time grows with N; many "
     "short texts show more than few long ones.",
 )
 @fitted("--seed", type=int, default=0, show_default=True, help="Random seed; draws the texts and those held out.")

@@ -45,9 +45,9 @@ def embed(
 
     `model` None: the server's only model. `dimensions` None: whole vectors. Each request has `batch_size` texts and times out
     after `timeout` seconds. `on_progress` is called with the number of finished texts. `api_key` None: the key, if one is
-    required, comes from QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False vectors that contain NaN or infinity are
-    returned as they are. Requests have `fields` beside OpenAI's; None: those of `about.as_it_is`, with which the server puts
-    no prompt before the texts.
+    required, comes from QEMBED_API_KEY or OPENAI_API_KEY. With `finite` False vectors that contain NaN or infinity, or only
+    zeros, are returned as they are. Requests have `fields` beside OpenAI's; None: those of `about.as_it_is`, with which the
+    server puts no prompt before the texts.
 
     Raises:
         BadInput: no texts, or the server rejects them; the message is the server's.
@@ -72,7 +72,7 @@ def embed(
             batch_vectors = vectors(answer, len(batch), url, rows[0].shape[1] if rows else dimensions)
             if finite and not np.isfinite(batch_vectors).all():
                 raise QembedError(f"{url}: a vector holds NaN or infinity")
-            if not batch_vectors.any(axis=1).all():
+            if finite and not batch_vectors.any(axis=1).all():
                 raise QembedError(f"{url}: a vector of zeros")
             rows.append(batch_vectors)
             if on_progress:

@@ -102,7 +102,7 @@ def shorten(rows: Sequence[Sequence[int]], numbers: Sequence[int], budget: int) 
     SHORTEST tokens. If all rows end with the same token, which the tokenizer then appends, a shortened row ends with it too.
     """
     whole = set(numbers[::LONG_TEXTS])
-    others = [number for number in numbers if number not in whole]
+    others = set(numbers) - whole
     left = budget - sum(len(rows[number]) for number in whole)
     lengths = [len(rows[number]) for number in others]
     length = max(lengths, default=0)
@@ -110,6 +110,6 @@ def shorten(rows: Sequence[Sequence[int]], numbers: Sequence[int], budget: int) 
         length -= 1
     end = 1 if batches.have_same_end(rows, numbers) else 0
     return [
-        [*row[: length - end], *row[len(row) - end :]] if number in set(others) and len(row) > length else list(row)
+        [*row[: length - end], *row[len(row) - end :]] if number in others and len(row) > length else list(row)
         for number, row in enumerate(rows)
     ]

@@ -21,6 +21,7 @@ EXPECTED = (
     "no NVIDIA GPU",
     "no GPU with 8-bit floats",
     "no AVX-VNNI here",
+    "no AMX here",
     "vLLM's build for this CPU has no INT4 kernel",
     "AutoAWQ is not installed",  # make test-autoawq runs these
     "needs unprivileged user namespaces",

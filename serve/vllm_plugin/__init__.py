@@ -2,7 +2,7 @@
 
 int4_layer.py is the layer as vLLM calls it. int4_native.py (with int4_kernel.cpp) and int4_torch.py unpack and multiply its
 weights. int8_table.py and half_table.py hold the token table. layer_cache.py replaces the KV cache, with scheduler.py and
-pieces.py; cpu_worker.py and gpu_worker.py bring it into vLLM.
+pieces.py; cpu_worker.py and gpu_worker.py bring it into vLLM. amx.py asks Linux for the tiles that vLLM's attention uses.
 
 vLLM calls `register` in each of its processes. That is cheap: the rest is imported only for a checkpoint whose quantization
 config needs it (lazy.py).
@@ -17,6 +17,7 @@ def register() -> None:
     from vllm.platforms import current_platform
 
     from qembed.checkpoint.int8_table import QUANT_METHOD
+    from qembed.serve.vllm_plugin import amx
     from qembed.serve.vllm_plugin.lazy import (
         COMPRESSED_TENSORS,
         LazyAWQConfig,
@@ -26,5 +27,6 @@ def register() -> None:
 
     register_quantization_config(QUANT_METHOD)(LazyInt8TableConfig)
     if current_platform.is_cpu():
+        amx.request_permission()
         register_quantization_config("awq")(LazyAWQConfig)
         register_quantization_config(COMPRESSED_TENSORS)(LazyCompressedTensorsConfig)

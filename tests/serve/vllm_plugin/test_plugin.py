@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,15 @@ def test_converting_a_layer_takes_less_than_its_float32_size() -> None:
     assert sizes["compiled"] == sizes["native"]
     assert sizes["extra"] < sizes["float32"]
     assert sizes["after"] < sizes["int4"] / 4
+
+
+@pytest.mark.skipif("amx_tile" not in Path("/proc/cpuinfo").read_text(), reason="no AMX here")
+def test_the_plugin_asks_linux_for_amx() -> None:
+    """Without the permission vLLM's attention kills the engine of an INT4 model at its first text."""
+    script = (
+        "import ctypes; from qembed.serve import vllm_plugin as plugin; mask = ctypes.c_uint64(); "
+        "permitted = lambda: ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(mask)) or mask.value >> 18 & 1; "
+        "before = permitted(); plugin.register(); print(before, permitted())"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.split()[-2:] == ["0", "1"]

@@ -22,13 +22,13 @@ ROWS = 4500
 """Enough for two windows."""
 
 
-def embed(*arguments: object) -> subprocess.Popen[str]:
+def start_embed(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*QEMBED, "embed", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
 
 
-def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
+def summary_of(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
     """The summary that it printed with --json."""
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, err
@@ -48,18 +48,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(source: Path, int4_checkpoint: Path) -> Path:
+def uninterrupted(source: Path, int4_checkpoint: Path) -> Path:
     """The vectors of an uninterrupted run."""
     out = source.with_name("whole.npy")
-    summary = ended(embed(source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128))
+    summary = summary_of(start_embed(source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128))
     assert (summary["vectors"], summary["dimensions"], summary["rejected"]) == (ROWS, 128, 0)
     return out
 
 
-def test_a_killed_run_is_resumed_and_its_output_is_byte_identical(source: Path, whole: Path, int4_checkpoint: Path) -> None:
+def test_a_killed_run_is_resumed_and_its_output_is_byte_identical(source: Path, uninterrupted: Path, int4_checkpoint: Path) -> None:
     out = source.with_name("killed.npy")
     arguments = (source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128)
-    killed = embed(*arguments)
+    killed = start_embed(*arguments)
     journal = out.with_name(".killed.npy.partial") / "journal.jsonl"
     while not journal.exists() or b'"done"' not in journal.read_bytes():
         assert killed.poll() is None, killed.communicate()
@@ -67,14 +67,14 @@ def test_a_killed_run_is_resumed_and_its_output_is_byte_identical(source: Path, 
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not out.exists()
-    summary = ended(embed(*arguments))
+    summary = summary_of(start_embed(*arguments))
     assert 0 < summary["resumed"] < ROWS
-    assert out.read_bytes() == whole.read_bytes()
-    assert out.with_name("killed.ids.jsonl").read_bytes() == whole.with_name("whole.ids.jsonl").read_bytes()
+    assert out.read_bytes() == uninterrupted.read_bytes()
+    assert out.with_name("killed.ids.jsonl").read_bytes() == uninterrupted.with_name("whole.ids.jsonl").read_bytes()
 
 
-def test_the_vectors_equal_those_of_the_server_in_input_order(source: Path, whole: Path, int4_server: Launched) -> None:
-    vectors = np.load(whole, mmap_mode="r")
+def test_the_vectors_equal_those_of_the_server_in_input_order(source: Path, uninterrupted: Path, int4_server: Launched) -> None:
+    vectors = np.load(uninterrupted, mmap_mode="r")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
     lines = source.read_text().splitlines()
     places = [0, 1, 2, 499, 500, 4095, 4096, ROWS - 1]
@@ -83,18 +83,18 @@ def test_the_vectors_equal_those_of_the_server_in_input_order(source: Path, whol
     assert ((vectors[places] * server_vectors).sum(axis=1) > 0.999).all()
 
 
-def test_vectors_through_a_server_are_the_same(source: Path, whole: Path, int4_server: Launched, tmp_path: Path) -> None:
+def test_vectors_through_a_server_are_the_same(source: Path, uninterrupted: Path, int4_server: Launched, tmp_path: Path) -> None:
     few, out = tmp_path / "few.jsonl", tmp_path / "few.npy"
     lines = source.read_text().splitlines()[:600]
     few.write_text("\n".join(lines))
-    both = ("--url", int4_server.url, "--url", int4_server.url.removesuffix("/v1"))
-    summary = ended(embed(few, "-o", out, *both, "--dimensions", 128, "--json"))
+    urls = ("--url", int4_server.url, "--url", int4_server.url.removesuffix("/v1"))
+    summary = summary_of(start_embed(few, "-o", out, *urls, "--dimensions", 128, "--json"))
     assert summary["vectors"] == 600
-    assert (np.sum(np.load(out) * np.load(whole, mmap_mode="r")[:600], axis=1) > 0.999).all()
+    assert (np.sum(np.load(out) * np.load(uninterrupted, mmap_mode="r")[:600], axis=1) > 0.999).all()
 
 
 def test_on_ray_each_actor_has_an_engine_and_the_parts_are_complete(
-    source: Path, whole: Path, int4_checkpoint: Path, tmp_path: Path
+    source: Path, uninterrupted: Path, int4_checkpoint: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray")
     lines = source.read_text().splitlines()[:800]
@@ -103,11 +103,11 @@ def test_on_ray_each_actor_has_an_engine_and_the_parts_are_complete(
     for number, at in enumerate((0, 400)):
         (folder / f"{number}.jsonl").write_text("\n".join(lines[at : at + 400]))
     share = ("--ray", "local", "--ray-workers", 2, "--ray-cpus", 1)
-    summary = ended(embed(folder, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128, *share))
+    summary = summary_of(start_embed(folder, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128, *share))
     assert (summary["vectors"], summary["dimensions"], summary["rejected"]) == (800, 128, 0)
     parts = json.loads((out / "manifest.json").read_text())["parts"]
     assert len(parts) == 2
     table = pyarrow.parquet.read_table([out / part["file"] for part in parts])
     assert table["id"].to_pylist() == [json.loads(line)["id"] for line in lines]
     vectors = np.stack(table["vector"].to_numpy())
-    assert ((vectors * np.load(whole, mmap_mode="r")[:800]).sum(axis=1) > 0.999).all()
+    assert ((vectors * np.load(uninterrupted, mmap_mode="r")[:800]).sum(axis=1) > 0.999).all()

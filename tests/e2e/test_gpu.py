@@ -19,9 +19,9 @@ CARD = machine.target()
 def test_the_device_holds_what_was_planned(int4_server: Launched) -> None:
     embed(int4_server.url, input=["word " * 200] * 64)
     plan = int4_server.ready["plan"]
-    apart = int4_server.ready["memory_bytes"] - plan["runtime"] - plan["graphs"]
+    rest = int4_server.ready["memory_bytes"] - plan["runtime"] - plan["graphs"]
     assert 0 < int4_server.ready["memory_bytes"] < 0.5 * (CARD.memory or 0)
-    assert apart < 2 * sum(plan.values())
+    assert rest < 2 * sum(plan.values())
 
 
 @pytest.mark.skipif(not CARD.has_fp8, reason="skipped: no GPU with 8-bit floats here")

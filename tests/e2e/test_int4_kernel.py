@@ -119,11 +119,11 @@ def write(folder: Path, group: int, symmetric: bool, pack: Pack, configure: Conf
         else:
             packed[name] = plain[name] = sample.tensor(name)
     for kind, tensors in (("packed", packed), ("float", plain)):
-        made = folder / kind
-        shutil.copytree(sample.folder, made, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
-        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+        target = folder / kind
+        shutil.copytree(sample.folder, target, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
+        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
         quantization = {"quantization_config": configure(group, symmetric)} if kind == "packed" else {}
-        (made / "config.json").write_text(json.dumps({**sample.config, **quantization}))
+        (target / "config.json").write_text(json.dumps({**sample.config, **quantization}))
     return folder
 
 
@@ -154,12 +154,12 @@ def test_vectors_are_those_of_the_dequantized_weights(
         served = embeddings.embed(heldout, url=server.url, batch_size=64)
         assert cosines(served, reference.embed(loaded, heldout)).min() > 0.9999
         rows = [[*(TOKENS * 20)[: length - 1], END] for length in LENGTHS]
-        exact = np.stack([embedded(loaded, ids) for ids in rows])
-        mixed, alone = ask(server, rows), np.concatenate([ask(server, [ids]) for ids in rows])
-        assert cosines(mixed, exact).min() > 0.9999
+        exact = np.stack([unit_vector(loaded, ids) for ids in rows])
+        batched, alone = ask(server, rows), np.concatenate([ask(server, [ids]) for ids in rows])
+        assert cosines(batched, exact).min() > 0.9999
         assert cosines(alone, exact).min() > 0.9999
-        again = embeddings.embed(heldout[::-40], url=server.url, batch_size=1)
-        assert cosines(np.concatenate((alone, again)), np.concatenate((mixed, served[::-40]))).min() > 0.99999
+        texts_alone = embeddings.embed(heldout[::-40], url=server.url, batch_size=1)
+        assert cosines(np.concatenate((alone, texts_alone)), np.concatenate((batched, served[::-40]))).min() > 0.99999
 
 
 def ask(server: Launched, rows: list[list[int]]) -> Vectors:
@@ -168,7 +168,7 @@ def ask(server: Launched, rows: list[list[int]]) -> Vectors:
     return np.asarray([item.embedding for item in answer.data], np.float32)
 
 
-def embedded(loaded: reference.Reference, ids: list[int]) -> Vectors:
+def unit_vector(loaded: reference.Reference, ids: list[int]) -> Vectors:
     """The unit vector of token ids, through transformers."""
     with torch.inference_mode():
         last = loaded.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]

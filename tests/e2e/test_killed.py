@@ -31,14 +31,14 @@ def temporary() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def started(checkpoint: Path, temporary: Path) -> Launched:
+def start(checkpoint: Path, temporary: Path) -> Launched:
     server = Launched("--int4", "--model", checkpoint, "--port", 0, "--json", env={"TMPDIR": str(temporary)})
     server.wait_ready()
     return server
 
 
 def test_no_process_outlives_a_launcher_that_is_killed_with_its_server(int4_checkpoint: Path, temporary: Path) -> None:
-    with started(int4_checkpoint, temporary) as server:
+    with start(int4_checkpoint, temporary) as server:
         assert embed(server.url, input=["a large body"] * 2000, more="x" * 2**20).status == 200  # one more process
         pids = server.started()
         assert len(pids) >= 3
@@ -49,16 +49,16 @@ def test_no_process_outlives_a_launcher_that_is_killed_with_its_server(int4_chec
 
 def test_connections_without_end_do_not_turn_others_away(int4_checkpoint: Path, temporary: Path) -> None:
     before = set(temporary.iterdir())
-    with started(int4_checkpoint, temporary) as server:
+    with start(int4_checkpoint, temporary) as server:
         assert not before & set(temporary.iterdir())  # what the killed one left
         resource.prlimit(server.ready["pid"], resource.RLIMIT_NOFILE, (FILES, FILES))
         where = urlsplit(server.url)
-        wires = [socket.create_connection((where.hostname, where.port)) for _ in range(3 * FILES)]
-        for wire in wires[::2]:
+        sockets = [socket.create_connection((where.hostname, where.port)) for _ in range(3 * FILES)]
+        for wire in sockets[::2]:
             wire.sendall(HALF)
         assert [send(server.url, "GET", "/health").status for _ in range(5)] == [200] * 5
         assert embed(server.url, input="good").status == 200
-        for wire in wires:
+        for wire in sockets:
             wire.close()
         shared = server.shared_memory()
         assert server.signal(signal.SIGTERM) == 0

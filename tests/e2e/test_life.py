@@ -62,12 +62,12 @@ def server(broken: tuple[Path, str], keys: Path) -> Iterator[Launched]:
     limits = ("--max-queue", QUEUE, "--max-client-batch", QUEUE, "--max-restarts", 2, "--shutdown-timeout", 60)
     limits += ("--hang-timeout", 10)
     source = ("--fp16", "--model", broken[0], "--served-model-name", "m", "--port", 0)
-    with Launched(*source, *limits, "--api-key-file", keys, "--access-log", "--log-format=json", "--verbose") as launched:
-        launched.wait_ready()
-        yield launched
+    with Launched(*source, *limits, "--api-key-file", keys, "--access-log", "--log-format=json", "--verbose") as process:
+        process.wait_ready()
+        yield process
 
 
-def in_background(server: Launched, count: int, texts: int) -> tuple[list[threading.Thread], list[Answer]]:
+def start_requests(server: Launched, count: int, texts: int) -> tuple[list[threading.Thread], list[Answer]]:
     """`count` requests of `texts` texts at once, which are being sent when this returns.
 
     The texts are new each time: the same ones at a second death of the engine would be suspects.
@@ -94,18 +94,18 @@ def engine_of(server: Launched) -> int:
     return next(pid for pid in server.started() if "Engine" in Path(f"/proc/{pid}/cmdline").read_text())
 
 
-def until_it_answers_again(server: Launched, times: int) -> set[int]:
+def wait_for_restart(server: Launched, times: int) -> set[int]:
     """Wait until it has said `times` times that it answers again, and does; what /health said meanwhile."""
     deadline = time.monotonic() + START_SECONDS
-    told = set()
+    statuses = set()
     while server.err.count("vLLM answers again") < times:
         assert time.monotonic() < deadline, server.err
         assert server.process.poll() is None, server.err
         with contextlib.suppress(OSError):  # as it hands over
-            told.add(send(server.url, "GET", "/health").status)
+            statuses.add(send(server.url, "GET", "/health").status)
         time.sleep(0.5)
     assert embed(server.url, KEY, input="again").status == 200
-    return told
+    return statuses
 
 
 def test_without_a_key_only_health_answers(server: Launched) -> None:
@@ -122,11 +122,11 @@ def test_without_a_key_only_health_answers(server: Launched) -> None:
 
 def test_keys_are_in_no_process_no_log_and_no_metric(server: Launched) -> None:
     metrics = send(server.url, "GET", "/metrics", headers={"Authorization": f"Bearer {KEY}"}).raw.decode()
-    seen = [server.err, server.out, metrics]
+    texts = [server.err, server.out, metrics]
     for pid in [server.process.pid, *server.started()]:
-        seen += [Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace") for file in ("cmdline", "environ")]
+        texts += [Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace") for file in ("cmdline", "environ")]
     for key in (KEY, OTHER):
-        assert not any(key in text for text in seen)
+        assert not any(key in text for text in texts)
 
 
 def test_a_vector_that_is_not_finite_is_a_500_with_its_index_and_is_counted(server: Launched, broken: tuple[Path, str]) -> None:
@@ -193,7 +193,7 @@ def test_a_changed_file_of_keys_is_read_without_a_restart(server: Launched, keys
 
 
 def test_past_the_queue_there_is_503_and_an_openai_client_comes_again_by_itself(server: Launched) -> None:
-    threads, answers = in_background(server, 4, QUEUE)
+    threads, answers = start_requests(server, 4, QUEUE)
     assert in_flight(server)
     with openai.OpenAI(base_url=server.url, api_key=KEY, max_retries=5, timeout=120) as client:
         retried = client.embeddings.create(model="m", input=[LONG] * QUEUE)
@@ -210,7 +210,7 @@ def test_past_the_queue_there_is_503_and_an_openai_client_comes_again_by_itself(
 
 def test_an_engine_that_is_killed_is_an_error_within_seconds_and_is_started_again(server: Launched) -> None:
     before = server.started()
-    threads, answers = in_background(server, 1, QUEUE)
+    threads, answers = start_requests(server, 1, QUEUE)
     assert in_flight(server)
     os.kill(engine_of(server), signal.SIGKILL)
     for thread in threads:
@@ -219,28 +219,28 @@ def test_an_engine_that_is_killed_is_an_error_within_seconds_and_is_started_agai
     assert [answer.status for answer in answers] == [503]
     assert "being restarted" in answers[0].error
     assert all_gone(before, 60)
-    told = until_it_answers_again(server, 1)
-    assert 503 in told
-    assert told <= {200, 503}
+    statuses = wait_for_restart(server, 1)
+    assert 503 in statuses
+    assert statuses <= {200, 503}
     assert metric(server.url, "qembed_restarts", KEY) == 1
 
 
 def test_an_engine_that_hangs_is_an_error_and_is_started_again(server: Launched) -> None:
     before = server.started()
     os.kill(engine_of(server), signal.SIGSTOP)
-    threads, answers = in_background(server, 1, QUEUE)
+    threads, answers = start_requests(server, 1, QUEUE)
     for thread in threads:
         thread.join(40)
         assert not thread.is_alive()
     assert [answer.status for answer in answers] == [503]
     assert all_gone(before, 60)
-    until_it_answers_again(server, 2)
+    wait_for_restart(server, 2)
     assert f"vLLM hangs: {QUEUE} texts wait, and nothing was computed for 1" in server.err
     assert metric(server.url, "qembed_restarts", KEY) == 2
 
 
 def test_sigterm_lets_the_running_requests_finish_and_no_others_in(server: Launched) -> None:
-    threads, answers = in_background(server, 1, QUEUE)
+    threads, answers = start_requests(server, 1, QUEUE)
     assert in_flight(server)
     server.started()
     server.process.send_signal(signal.SIGTERM)

@@ -37,17 +37,17 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.pop("layer_types", None)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = load_file(folder / "model.safetensors")
-    others = re.compile(r"layers\.(?!0\.|1\.)\d")
-    kept = {name: tensor for name, tensor in tensors.items() if not others.search(name)}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    other_layers = re.compile(r"layers\.(?!0\.|1\.)\d")
+    first_layers = {name: tensor for name, tensor in tensors.items() if not other_layers.search(name)}
+    save_file(first_layers, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(two_layers: Path) -> Iterator[Launched]:
-    with Launched("--fp16", "--model", two_layers, "--port", 0, "--dtype", "float32", "--json", *BATCH) as launched:
-        launched.wait_ready()
-        yield launched
+    with Launched("--fp16", "--model", two_layers, "--port", 0, "--dtype", "float32", "--json", *BATCH) as process:
+        process.wait_ready()
+        yield process
 
 
 def text(words: int, seed: int) -> str:

@@ -82,6 +82,6 @@ def test_scores_are_those_of_transformers(reranker: Path, tmp_path: Path, option
     with rerank.through_transformers(find(str(reranker))).open() as score:
         expected = score(BODIES)
     with serving(reranker, tmp_path / "log", *options) as url, rerank.through_server(url).open() as score:
-        found = score([*BODIES, LONG])  # what is longer than the context is cut
-    assert found[:-1] == pytest.approx(expected, abs=1e-3)
-    assert 0 < found[-1] < 1
+        scores = score([*BODIES, LONG])  # what is longer than the context is cut
+    assert scores[:-1] == pytest.approx(expected, abs=1e-3)
+    assert 0 < scores[-1] < 1

@@ -44,8 +44,8 @@ def expected(int4_checkpoint: Path, texts: list[str]) -> Vectors:
     return reference.embed(reference.load(find(str(int4_checkpoint))), texts)
 
 
-def cosines(one: Vectors, other: Vectors) -> Vectors:
-    return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+def cosines(a: Vectors, b: Vectors) -> Vectors:
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
 def port_is_free(url: str) -> bool:
@@ -74,8 +74,8 @@ def test_a_batch_and_its_texts_one_by_one_agree(int4_server: Launched, texts: li
 
 
 def test_a_vector_does_not_depend_on_its_neighbours(int4_server: Launched, texts: list[str], served: Vectors) -> None:
-    turned = embeddings.embed(texts[::-1], url=int4_server.url, batch_size=24)[::-1]
-    assert cosines(turned, served).min() > 0.9999
+    reversed_order = embeddings.embed(texts[::-1], url=int4_server.url, batch_size=24)[::-1]
+    assert cosines(reversed_order, served).min() > 0.9999
 
 
 def test_dimensions_give_the_renormalised_prefix(int4_server: Launched, texts: list[str]) -> None:
@@ -114,9 +114,9 @@ def test_the_ready_line_tells_what_runs(int4_server: Launched, int4_checkpoint: 
 
 @pytest.mark.usefixtures("needs_proc")
 def test_no_process_holds_libraries_that_a_server_never_uses(int4_server: Launched) -> None:
-    started = int4_server.started()
-    assert len(started) >= 2
-    for pid in started:
+    pids = int4_server.started()
+    assert len(pids) >= 2
+    for pid in pids:
         libraries = Path(f"/proc/{pid}/maps").read_text()
         assert [name for name in ("pandas", "scipy", "sklearn", "ray", "cv2", "grpc") if f"/{name}/" in libraries] == []
 
@@ -211,10 +211,10 @@ def test_sigterm_while_starting_ends_all(int4_checkpoint: Path) -> None:
 @pytest.mark.usefixtures("needs_proc")
 def test_vllm_does_not_outlive_a_killed_qembed(int4_checkpoint: Path) -> None:
     with Launched("--int4", "--model", int4_checkpoint, "--port", 0) as server:
-        started = server.wait_stage("starting the engine")
-        assert len(started) >= 2
+        pids = server.wait_stage("starting the engine")
+        assert len(pids) >= 2
         server.signal(signal.SIGKILL)
-        assert all_gone(started)
+        assert all_gone(pids)
         assert server.started() == []
 
 
@@ -222,9 +222,9 @@ def test_vllm_does_not_outlive_a_killed_qembed(int4_checkpoint: Path) -> None:
 def test_the_engine_outlives_neither_qembed_nor_the_server(int4_checkpoint: Path) -> None:
     with Launched("--int4", "--model", int4_checkpoint, "--port", 0) as server:
         server.wait_ready()
-        started = server.started()
-        assert len(started) == 2
-        leader = next(pid for pid in started if os.getsid(pid) == pid)
+        pids = server.started()
+        assert len(pids) == 2
+        leader = next(pid for pid in pids if os.getsid(pid) == pid)
         os.kill(server.process.pid, signal.SIGKILL)
         os.kill(leader, signal.SIGKILL)
-        assert all_gone(started)
+        assert all_gone(pids)

@@ -44,12 +44,12 @@ def int8_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample with an INT8 token table; its linear layers are rounded in the quickest way."""
     folder = tmp_path_factory.mktemp("quantized") / "sample-int8"
     quick = ("--scales", "none", "--no-clip", "--rounding", "rtn")
-    done = qembed("quantize", "--model", "sample", "--output", folder, "--token-table", "int8", *quick)
-    assert done.returncode == 0, done.stderr
+    result = qembed("quantize", "--model", "sample", "--output", folder, "--token-table", "int8", *quick)
+    assert result.returncode == 0, result.stderr
     return folder
 
 
-def served(folder: Path, texts: list[str], *options: object) -> tuple[Vectors, dict[str, object]]:
+def serve_and_embed(folder: Path, texts: list[str], *options: object) -> tuple[Vectors, dict[str, object]]:
     """The vectors of `texts` through a server of its own, and the line that says it is ready."""
     with Launched("--int4", "--model", folder, *START, *options) as server:
         server.wait_ready()
@@ -57,7 +57,7 @@ def served(folder: Path, texts: list[str], *options: object) -> tuple[Vectors, d
 
 
 def test_a_stored_table_is_served_as_its_dequantized_rows(int8_checkpoint: Path, texts: list[str]) -> None:
-    vectors, ready = served(int8_checkpoint, texts)
+    vectors, ready = serve_and_embed(int8_checkpoint, texts)
     expected = reference.embed(reference.load(find(str(int8_checkpoint))), texts)
     assert cosines(vectors, expected).min() > 0.99999
     assert ready["int4"] is True
@@ -65,7 +65,7 @@ def test_a_stored_table_is_served_as_its_dequantized_rows(int8_checkpoint: Path,
 
 
 def test_a_table_made_at_load_is_the_one_that_quantize_would_store(int4_checkpoint: Path, texts: list[str]) -> None:
-    vectors, ready = served(int4_checkpoint, texts, "--token-table", "int8")
+    vectors, ready = serve_and_embed(int4_checkpoint, texts, "--token-table", "int8")
     loaded = reference.load(find(str(int4_checkpoint)))
     exact = reference.embed(loaded, texts)
     weight = loaded.model.embed_tokens.weight
@@ -80,7 +80,7 @@ def test_a_table_made_at_load_is_the_one_that_quantize_would_store(int4_checkpoi
 def test_without_the_plugin_vllm_refuses_the_checkpoint_and_names_it(int8_checkpoint: Path) -> None:
     """A vLLM that qembed did not start; VLLM_PLUGINS="" makes it load no plugin."""
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--runner", "pooling", "--port", "0"]
-    done = subprocess.run(
+    result = subprocess.run(
         [*server, "--model", str(int8_checkpoint)],
         env={**os.environ, "VLLM_PLUGINS": ""},
         capture_output=True,
@@ -88,20 +88,20 @@ def test_without_the_plugin_vllm_refuses_the_checkpoint_and_names_it(int8_checkp
         timeout=600,
         check=False,
     )
-    assert done.returncode != 0
-    assert "Unknown quantization method: qembed_awq" in done.stderr
+    assert result.returncode != 0
+    assert "Unknown quantization method: qembed_awq" in result.stderr
 
 
 def test_qembed_says_at_once_that_its_plugin_is_left_out(int8_checkpoint: Path) -> None:
-    done = qembed("serve", "--model", int8_checkpoint, "--port", 0, VLLM_PLUGINS="")
-    assert (done.returncode, done.stdout) == (2, "")
+    result = qembed("serve", "--model", int8_checkpoint, "--port", 0, VLLM_PLUGINS="")
+    assert (result.returncode, result.stdout) == (2, "")
     line = "qembed: VLLM_PLUGINS= leaves qembed's plugin out, which an INT8 token table needs; add qembed to it"
-    assert done.stderr.splitlines() == [line]
+    assert result.stderr.splitlines() == [line]
 
 
 def test_eval_reads_it_without_options(int8_checkpoint: Path, tmp_path: Path) -> None:
     data = tmp_path / "texts.txt"
     data.write_text("Swifts sleep in the air.\nMauersegler schlafen im Flug.\n", encoding="utf-8")
-    done = qembed("eval", "--model", int8_checkpoint, "--engine", "transformers", "--data", data, "--min-cosine", 0.9)
-    assert done.returncode == 0, done.stderr
-    assert "INT4 weights, INT8 token table" in done.stdout
+    result = qembed("eval", "--model", int8_checkpoint, "--engine", "transformers", "--data", data, "--min-cosine", 0.9)
+    assert result.returncode == 0, result.stderr
+    assert "INT4 weights, INT8 token table" in result.stdout

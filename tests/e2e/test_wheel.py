@@ -68,7 +68,7 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     )
     assert re.match(r"\d+\.\d+\.\d+ pip install .*'pypdf>=", hint.stdout)
     run = "import sys; from qembed.cli import main; sys.argv[0] = 'qembed'; main()"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", run, "quantize", "--model", "sample", "--scales", "none", "--rounding", "rtn", "--json"],
         env=environment,
         cwd=tmp_path,
@@ -77,5 +77,5 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
         text=True,
         timeout=1800,
     )
-    assert json.loads(done.stdout)["fidelity"]["mean_cosine"] > 0.9
+    assert json.loads(result.stdout)["fidelity"]["mean_cosine"] > 0.9
     assert (tmp_path / "sample-AWQ-INT4" / "model.safetensors").exists()

@@ -121,8 +121,8 @@ def test_hostile_documents_among_others(embed: Embed, tmp_path: Path, monkeypatc
     (docs / "c.docx").write_bytes(unpacking_to(2**31 - 1))
     (docs / "d.docx").write_bytes(word("A letter."))
     (docs / "e.pdf").write_bytes(b"x" * 2_000_001)
-    done = embed(docs, "-o", tmp_path / "out.npy")
-    assert done.exit_code == 4, done.output
+    result = embed(docs, "-o", tmp_path / "out.npy")
+    assert result.exit_code == 4, result.output
     assert np.load(tmp_path / "out.npy").shape == (2, 16)
     told = {one["id"]: one["reason"] for one in rejects(tmp_path / "out.rejects.jsonl")}
     assert list(told) == ["b.html", "c.docx", "e.pdf"]
@@ -139,10 +139,10 @@ def test_what_is_no_file_in_a_folder_is_skipped_and_named(embed: Embed, tmp_path
     Path(os.fsdecode(bytes(docs) + b"/caf\xe9.txt")).write_text("two\n")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(docs / "socket.txt"))
-        done = embed(docs, "-o", tmp_path / "out.npy")
-    assert done.exit_code == 0, done.output
+        result = embed(docs, "-o", tmp_path / "out.npy")
+    assert result.exit_code == 0, result.output
     assert np.load(tmp_path / "out.npy").shape == (1, 16)
-    lines = [line for line in done.stderr.splitlines() if ": skipped: " in line]
+    lines = [line for line in result.stderr.splitlines() if ": skipped: " in line]
     for name, why in (
         ("pipe.txt", "pipe"),
         ("broken.txt", "link"),
@@ -154,6 +154,6 @@ def test_what_is_no_file_in_a_folder_is_skipped_and_named(embed: Embed, tmp_path
 
 
 def test_a_device_is_no_input(embed: Embed, tmp_path: Path) -> None:
-    done = embed("/dev/zero", "-o", tmp_path / "out.npy", "--input-format", "txt")
-    assert done.exit_code == 2
-    assert "device" in done.stderr
+    result = embed("/dev/zero", "-o", tmp_path / "out.npy", "--input-format", "txt")
+    assert result.exit_code == 2
+    assert "device" in result.stderr

@@ -81,8 +81,8 @@ def test_a_folder_of_documents_in_chunks_with_pages(embed: Embed, tmp_path: Path
     (docs / "f.pdf").write_bytes(b"broken")
     (docs / "g.txt").write_bytes(b"\xff")
     out = tmp_path / "out.parquet"
-    done = embed(docs, "-o", out, "--chunk-tokens", "40", "--keep", "text")
-    assert done.exit_code == 4, done.output
+    result = embed(docs, "-o", out, "--chunk-tokens", "40", "--keep", "text")
+    assert result.exit_code == 4, result.output
     rows = pyarrow.parquet.read_table(out).to_pylist()
     assert {row["id"].split("#")[0] for row in rows} == {"a.pdf", "b.docx", "c.html", "d.md", "e.txt"}
     assert [row["text"] for row in rows if row["id"].startswith("e.txt")] == ["One line.\nAnother line of the same document."]

@@ -120,10 +120,10 @@ def test_a_job_that_is_killed_goes_on_from_its_parts(source: Path, whole: pyarro
     job.kill()
     job.communicate()
     assert not out.exists()
-    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.parquet.partial" / "parts").glob("part-*.parquet")}
+    result = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.parquet.partial" / "parts").glob("part-*.parquet")}
     ended(started(source, "-o", out, "--keep", "text", "--json", *ON_RAY, rows=50))
     check(out, whole, source)
-    assert all((out / name).stat().st_mtime_ns == time for name, time in done.items())
+    assert all((out / name).stat().st_mtime_ns == time for name, time in result.items())
 
 
 def test_a_killed_node_costs_its_batches_and_not_the_job(
@@ -153,11 +153,11 @@ Parts = Callable[[ray_pipeline.Work, Share, frozenset[str]], Iterator[dict[str, 
 def pipeline(attempts: list[int], fate: Callable[[int, int], str]) -> Parts:
     """In place of the pipeline. `fate` of a file's window: "window": lost; "end": lost with the rest of its file; "": kept."""
 
-    def parts(work: ray_pipeline.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
+    def parts(work: ray_pipeline.Work, _: Share, result: frozenset[str]) -> Iterator[dict[str, Any]]:
         attempts.append(0)
         actor = ray_pipeline.Embedder(work)
         for file in range(len(work.job.inputs.files)):
-            for number, row in enumerate(ray_pipeline._read({"file": [file]}, work, done)):
+            for number, row in enumerate(ray_pipeline._read({"file": [file]}, work, result)):
                 lost = fate(file, number)
                 if lost == "end":
                     break
@@ -234,12 +234,12 @@ def test_a_file_that_is_read_again_gives_the_same_windows_although_some_are_fini
     """Ray matches the results of a repeated task by position: with one less, it would mistake another window for it."""
     seen: list[tuple[int, int]] = []
 
-    def parts(work: ray_pipeline.Work, _: Share, done: frozenset[str]) -> Iterator[dict[str, Any]]:
+    def parts(work: ray_pipeline.Work, _: Share, result: frozenset[str]) -> Iterator[dict[str, Any]]:
         actor = ray_pipeline.Embedder(work)
         for file in range(len(work.job.inputs.files)):
-            rows = list(ray_pipeline._read({"file": [file]}, work, done))
+            rows = list(ray_pipeline._read({"file": [file]}, work, result))
             yield from (part_of(actor, row) for row in rows)
-            seen.append((len(rows), len(list(ray_pipeline._read({"file": [file]}, work, done)))))
+            seen.append((len(rows), len(list(ray_pipeline._read({"file": [file]}, work, result)))))
 
     without_ray(parts)
     assert embed(source, "-o", tmp_path / "out.parquet", "--ray", "local").exit_code == 4

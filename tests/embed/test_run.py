@@ -204,8 +204,8 @@ def test_finished_batches_of_an_interrupted_window_are_not_computed_again(source
     second.communicate()
     assert batches.stat().st_size > 2000
     assert started(source, "-o", out).wait(60) == 0
-    done = started(source, "-o", tmp_path / "whole.npy")
-    assert done.wait(60) == 0
+    result = started(source, "-o", tmp_path / "whole.npy")
+    assert result.wait(60) == 0
     assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 

@@ -99,8 +99,8 @@ def test_a_run_that_is_killed_once_computes_the_batch_as_a_whole_in_the_end(sour
 
 def test_a_text_that_the_engine_fails_on_is_rejected_in_the_same_run(embed: Embed, source: Path, tmp_path: Path) -> None:
     others = write(source, FAIL)
-    done = embed(source, "-o", tmp_path / "out.npy")
-    assert done.exit_code == 4, done.output
+    result = embed(source, "-o", tmp_path / "out.npy")
+    assert result.exit_code == 4, result.output
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(others))
     assert [(reject["id"], reject["reason"]) for reject in rejects(tmp_path / "out.rejects.jsonl")] == [
         (str(BAD + 1), "vLLM failed: an error")
@@ -114,8 +114,8 @@ def test_a_text_that_breaks_the_engine_ends_two_runs_and_not_the_third(embed: Em
         failed = embed(source, "-o", out)
         assert failed.exit_code == 1, failed.output
         assert "vLLM failed: an error; the same command resumes" in failed.stderr
-    done = embed(source, "-o", out)
-    assert done.exit_code == 4, done.output
+    result = embed(source, "-o", out)
+    assert result.exit_code == 4, result.output
     np.testing.assert_array_equal(np.load(out), vectors(others))
     assert [reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")] == [CRASHED]
 

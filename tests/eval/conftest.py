@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qembed.eval.embedding import SENTINEL
-from tests.answering import Asked, answering
+from tests.answering import Request, answering
 
 OPENAI_FIELDS = ("model", "input", "encoding_format", "dimensions")
 
@@ -50,7 +50,7 @@ class FakeServer:
         vector += self.noise * np.random.default_rng(digest + 1).normal(size=self.dimension)
         return [float(value) for value in vector / np.linalg.norm(vector)]
 
-    def reply(self, asked: Asked) -> tuple[int, object]:
+    def reply(self, asked: Request) -> tuple[int, object]:
         if not asked.body:
             if self.key is not None and asked.headers["Authorization"] != f"Bearer {self.key}":
                 return 401, {}

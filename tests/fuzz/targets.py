@@ -184,10 +184,10 @@ def _verified(name: str) -> Callable[[Path], Run]:
                 files = {**manifest["files"], name: hashlib.sha256(data).hexdigest()}
                 (output / "qembed.json").write_text(json.dumps(sealed({**manifest, "files": files})))
             (output / name).write_bytes(data)
-            done = CliRunner().invoke(group, ["quantize", "--verify", str(output), "--device", "cpu"])
-            assert done.exit_code in (0, 1), done.output
-            assert "unexpected" not in done.output, done.output
-            assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+            result = CliRunner().invoke(group, ["quantize", "--verify", str(output), "--device", "cpu"])
+            assert result.exit_code in (0, 1), result.output
+            assert "unexpected" not in result.output, result.output
+            assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
 
         return run
 

@@ -50,9 +50,9 @@ def test_what_a_killed_launcher_left_is_removed_by_the_next(tmp_path: Path) -> N
     shared = Path(f"/dev/shm/psm_qembed_test_{os.getpid()}")
     shared.touch()
     code = KILLED.format(parent=str(tmp_path), shared=str(shared))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert Path(done.stdout.strip()).is_dir()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert Path(result.stdout.strip()).is_dir()
     living = Scratch()
     scratch.remove_abandoned()
     assert not shared.exists()

@@ -29,8 +29,8 @@ from qembed.vllm.gate_rules import Rules
 from tests.checkpoint.test_vocabulary import ROWS, added, changed
 from tests.e2e.conftest import int4_server
 from tests.embed.conftest import Embed, embed, expected
-from tests.eval.test_retrieval_data import measured
-from tests.eval.test_tasks import named
+from tests.eval.test_retrieval_data import measure
+from tests.eval.test_tasks import metric_named
 
 __all__ = ["changed", "embed", "int4_server"]  # fixtures
 
@@ -103,8 +103,8 @@ def a_token_beyond_the_table_is_named(folder: Path, request: pytest.FixtureReque
 
 @case("07-beir-dangling-qrels")
 def judgements_of_missing_passages_are_left_out(folder: Path, _: pytest.FixtureRequest) -> None:
-    outcome = measured(beir.read(folder / "missingdoc"))
-    assert (named(outcome, "nDCG@10").baseline, named(outcome, "nDCG@10").count) == (1, 5)
+    outcome = measure(beir.read(folder / "missingdoc"))
+    assert (metric_named(outcome, "nDCG@10").baseline, metric_named(outcome, "nDCG@10").count) == (1, 5)
     assert outcome.notes == [
         "left out: 1 judgement of passages that are not in corpus.jsonl",
         "left out: 1 judged query without a relevant passage",
@@ -113,8 +113,8 @@ def judgements_of_missing_passages_are_left_out(folder: Path, _: pytest.FixtureR
 
 @case("08-beir-self-title")
 def a_query_does_not_find_the_passage_with_its_own_id(folder: Path, _: pytest.FixtureRequest) -> None:
-    outcome = measured(beir.read(folder / "selftitle"))
-    assert named(outcome, "nDCG@10").baseline == 1
+    outcome = measure(beir.read(folder / "selftitle"))
+    assert metric_named(outcome, "nDCG@10").baseline == 1
     assert outcome.notes == ["6 queries with a passage of the same id: that passage is no result, as in BEIR"]
 
 

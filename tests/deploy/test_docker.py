@@ -45,7 +45,12 @@ def last_instruction(target: str, word: str) -> str:
 
 
 def variables(target: str) -> dict[str, str]:
-    return dict(assignment.split("=", 1) for word, arguments in all_instructions(target) if word == "ENV" for assignment in shlex.split(arguments))
+    return dict(
+        assignment.split("=", 1)
+        for word, arguments in all_instructions(target)
+        if word == "ENV"
+        for assignment in shlex.split(arguments)
+    )
 
 
 def pins(name: str) -> set[str]:
@@ -70,7 +75,9 @@ def test_written_folders_are_volumes_and_a_model_is_inside_only_on_request(targe
     assert last_instruction(target, "WORKDIR") == "/models"
     assert ("ARG", "CHECKPOINT=") in all_instructions(target)
     assert variables(target)["QEMBED_MODEL"] == "${CHECKPOINT:+/opt/checkpoint/}${CHECKPOINT}"
-    quantize_step = next(arguments for word, arguments in all_instructions(target) if word == "RUN" and "$CHECKPOINT" in arguments)
+    quantize_step = next(
+        arguments for word, arguments in all_instructions(target) if word == "RUN" and "$CHECKPOINT" in arguments
+    )
     assert "qembed quantize --verify" in quantize_step
 
 

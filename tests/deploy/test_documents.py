@@ -70,7 +70,9 @@ def test_the_sbom_has_every_package_of_each_image_with_its_licence(tmp_path: Pat
         components = [part for part in document["components"] if part["purl"].startswith("pkg:pypi/")]
         assert {f"{part['name']}=={part['version']}" for part in components} == pins
     components = json.loads((tmp_path / "qembed-cpu.cdx.json").read_text(encoding="utf-8"))["components"]
-    cpu = [part for part in components if part["purl"].startswith("pkg:pypi/")]  # Debian packages are listed only after `make image`
+    cpu = [
+        part for part in components if part["purl"].startswith("pkg:pypi/")
+    ]  # Debian packages are listed only after `make image`
     assert sum("licenses" in part for part in cpu) > 0.9 * len(cpu)
 
 

@@ -38,7 +38,11 @@ def render(folder: Path) -> str:
 
 
 def manifest(folder: Path, kind: str, object_name: str = "qembed") -> dict[str, Any]:
-    (document,) = [document for document in documents(render(folder)) if document["kind"] == kind and document["metadata"]["name"] == object_name]
+    (document,) = [
+        document
+        for document in documents(render(folder))
+        if document["kind"] == kind and document["metadata"]["name"] == object_name
+    ]
     return document
 
 
@@ -62,7 +66,9 @@ def test_every_file_is_part_of_a_rendered_overlay_or_job() -> None:
         file = folder / "kustomization.yaml"
         used.add(file)
         kustomization = yaml.safe_load(file.read_text(encoding="utf-8"))
-        generated_from = [name.rpartition("=")[2] for generator in kustomization.get("configMapGenerator", []) for name in generator["files"]]
+        generated_from = [
+            name.rpartition("=")[2] for generator in kustomization.get("configMapGenerator", []) for name in generator["files"]
+        ]
         for name in (*kustomization.get("resources", []), *kustomization.get("components", []), *generated_from):
             path = (folder / name).resolve()
             follow(path) if path.is_dir() else used.add(path)
@@ -115,7 +121,8 @@ def test_probes_outlast_a_slow_start_and_a_restart(folder: Path) -> None:
     server = container(folder)
     start = float(value_of(server["args"], "--startup-timeout"))
     seconds = {
-        kind: server[f"{kind}Probe"]["periodSeconds"] * server[f"{kind}Probe"]["failureThreshold"] for kind in ("startup", "liveness")
+        kind: server[f"{kind}Probe"]["periodSeconds"] * server[f"{kind}Probe"]["failureThreshold"]
+        for kind in ("startup", "liveness")
     }
     assert seconds["startup"] > start + 600  # plus ten minutes to read the model from a slow volume
     assert seconds["liveness"] > start + LONGEST_PAUSE
@@ -152,7 +159,9 @@ def test_nothing_runs_as_root_or_writes_to_its_image(folder: Path) -> None:
         for one in (*pod["containers"], *pod.get("initContainers", [])):
             assert one["securityContext"]["allowPrivilegeEscalation"] is False
             assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-            assert one["securityContext"].get("readOnlyRootFilesystem") or one["name"].startswith("ray-")  # Ray writes to its home folder
+            assert one["securityContext"].get("readOnlyRootFilesystem") or one["name"].startswith(
+                "ray-"
+            )  # Ray writes to its home folder
             assert "memory" in one["resources"]["limits"]
             mounts = {mount["name"] for mount in one["volumeMounts"]}
             assert mounts <= {volume["name"] for volume in pod["volumes"]}
@@ -233,7 +242,9 @@ def test_selectors_find_their_pods(folder: Path) -> None:
             "Deployment": lambda spec: spec["selector"]["matchLabels"],
         }.get(item["kind"])
         if selector_of:
-            assert sum(selector_of(item["spec"]).items() <= pod_labels.items() for pod_labels in labels) == 1, item["metadata"]["name"]
+            assert sum(selector_of(item["spec"]).items() <= pod_labels.items() for pod_labels in labels) == 1, item["metadata"][
+                "name"
+            ]
 
 
 def test_the_autoscaler_uses_the_metric_that_the_adapter_provides() -> None:

@@ -1,4 +1,4 @@
-"""The pinned lists are complete, made as the Makefile says, and hold what pyproject.toml requires. lock.py runs offline here."""
+"""The pinned lists are complete, made as the Makefile says, and satisfy pyproject.toml. lock.py runs offline here."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_list_satisfies_its_extras_and_names_its_lock_arguments(name: str) -> 
 
 @pytest.fixture
 def lock(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """lock.py as a module, with `packaging` instead of pip's own copy: importing pip puts the standard library's distutils before setuptools'."""
+    """lock.py as a module, with `packaging` for pip's copy of it: importing pip would hide setuptools' distutils."""
     for name in ("pip", "pip._vendor", "pip._vendor.packaging", "pip._vendor.packaging.requirements"):
         monkeypatch.setitem(sys.modules, name, packaging.requirements)
     spec = importlib.util.spec_from_file_location("lock", LISTS / "lock.py")
@@ -79,7 +79,9 @@ def test_what_breaks_torch_on_a_cpu_is_left_out_before_pip_resolves(
     def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         calls.append(command)
         names = [word for word in command if re.match(r"[a-z]", word) and word not in ("pip", "install")]
-        metadata = [{"name": Requirement(name).name, "version": "1.0", **requires} for name in names if not name.startswith("/")]
+        metadata = [
+            {"name": Requirement(name).name, "version": "1.0", **requires} for name in names if not name.startswith("/")
+        ]
         Path(command[command.index("--report") + 1]).write_text(
             json.dumps({"install": [{"metadata": item} for item in metadata]})
         )

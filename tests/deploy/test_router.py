@@ -60,7 +60,9 @@ def router(replicas: list[Replica], tmp_path: Path) -> Iterator[int]:
     python()
     port = ports.free("127.0.0.1")
     options = [
-        option for option in arguments() if not option.startswith(DISCOVERY) and not option.startswith(("--host", "--port", "--prometheus"))
+        option
+        for option in arguments()
+        if not option.startswith(DISCOVERY) and not option.startswith(("--host", "--port", "--prometheus"))
     ]
     addresses = ["--host=127.0.0.1", f"--port={port}", f"--prometheus-port={ports.free('127.0.0.1')}"]
     with (tmp_path / "log").open("w") as log:

@@ -54,7 +54,9 @@ def help_of(*command: str) -> str:
 def unknown_flags(arguments: list[str]) -> list[str]:
     """The flags of a `qembed` command line that its `--help` does not have."""
     known = set(help_of(arguments[0]).replace(",", " ").replace("/", " ").replace("[", " ").split())
-    return [flag for argument in arguments[1:] if argument.startswith("--") and (flag := argument.partition("=")[0]) not in known]
+    return [
+        flag for argument in arguments[1:] if argument.startswith("--") and (flag := argument.partition("=")[0]) not in known
+    ]
 
 
 def replaced(arguments: list[str], **values: str) -> list[str]:

@@ -78,7 +78,7 @@ class Launched:
         return str(self.ready["model"])
 
     def started(self) -> list[int]:
-        """Living processes of the sessions that it has opened for vLLM, also after its own end."""
+        """Living processes of the sessions that it opened for vLLM, even after qembed itself has ended."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 parent, _, session = stat.read_text().rpartition(")")[2].split()[1:4]

@@ -1,4 +1,4 @@
-"""The clients that people have. Those that need packages of their own run in build/clients, which `make test` makes."""
+"""Common client libraries. Those that need packages of their own run in build/clients, which `make test` creates."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_framework_gets_the_vectors_of_documents_and_queries(
         assert "check_embedding_ctx_length=False" in output["refused"]
 
 
-# What the page's lines made, as JSON.
+# Expressions over the variables of the page's code, printed as JSON.
 PRINTED = {
     "openai": "([item.embedding for item in documents.data], query.data[0].embedding)",
     "LangChain": f"(documents.embed_documents({TEXTS}), queries.embed_query('music player'))",
@@ -76,7 +76,7 @@ PRINTED = {
 
 
 @pytest.mark.parametrize("client", list(PRINTED))
-def test_the_lines_of_the_page_do_what_it_says(
+def test_the_code_on_the_page_gets_the_right_vectors(
     int4_server: Launched, clients: Path, expected: dict[str, np.ndarray[Any, Any]], tmp_path: Path, client: str
 ) -> None:
     lines = code_of_page(int4_server, client, "python")
@@ -87,7 +87,9 @@ def test_the_lines_of_the_page_do_what_it_says(
     assert equal(query, expected["query"])
 
 
-def test_the_pages_curl(int4_server: Launched, expected: dict[str, np.ndarray[Any, Any]]) -> None:
+def test_the_curl_command_on_the_page_gets_the_right_vector(
+    int4_server: Launched, expected: dict[str, np.ndarray[Any, Any]]
+) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl here")
     result = run("sh", "-c", code_of_page(int4_server, "curl", "").replace("curl ", "curl --silent --fail "))
@@ -125,7 +127,7 @@ def test_openai_async(int4_server: Launched, expected: dict[str, np.ndarray[Any,
         assert equal([item.embedding for item in answer.data], prefix)
 
 
-def test_openai_errors_are_its_own(int4_server: Launched) -> None:
+def test_openai_raises_its_own_error_types(int4_server: Launched) -> None:
     with openai.OpenAI(base_url=int4_server.url, api_key="none") as client:
         with pytest.raises(openai.BadRequestError, match=r"input\[1\] is empty"):
             client.embeddings.create(model=int4_server.model, input=["a", ""])
@@ -133,7 +135,7 @@ def test_openai_errors_are_its_own(int4_server: Launched) -> None:
             client.embeddings.create(model="gpt-4", input="a")
 
 
-def test_schemathesis_finds_nothing_within_its_bounds(int4_server: Launched, clients: Path, tmp_path: Path) -> None:
+def test_schemathesis_finds_no_fault(int4_server: Launched, clients: Path, tmp_path: Path) -> None:
     base = int4_server.url.removesuffix("/v1")
     checks = (
         "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
@@ -143,7 +145,7 @@ def test_schemathesis_finds_nothing_within_its_bounds(int4_server: Launched, cli
         *(clients / "st", "run", f"{base}/openapi.json", "--checks", checks, "--max-examples", 40, "--seed", 7),
         *("--phases", "examples,coverage,fuzzing", "--request-timeout", 60, "--no-shrink"),
         check=False,
-        cwd=tmp_path,  # it leaves a cache where it runs
+        cwd=tmp_path,  # it writes a cache into its working folder
     )
     assert result.returncode == 0, result.stdout[-6000:]
     assert embed(int4_server.url, input="good").status == 200

@@ -1,4 +1,4 @@
-"""What `--print-command` prints, pasted into a shell; here with TLS. And settings of vLLM that there are not."""
+"""The output of `--print-command` in a shell, with TLS; and settings that vLLM does not have."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return file, key
 
 
-def test_the_printed_command_serves_as_it_stands(int4_checkpoint: Path, certificate: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_printed_command_runs_unchanged_in_a_shell(
+    int4_checkpoint: Path, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
     port = ports.free("127.0.0.1")
     tls = ["--ssl-certfile", certificate[0], "--ssl-keyfile", certificate[1]]
     options = [*("--int4", "--model", int4_checkpoint, "--port", port, "--truncate"), *tls]
@@ -52,7 +54,7 @@ def test_the_printed_command_serves_as_it_stands(int4_checkpoint: Path, certific
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=60, context=context) as answer:
-                    body_of_answer = json.load(answer)
+                    content = json.load(answer)
                 break
             except urllib.error.HTTPError:
                 raise
@@ -60,7 +62,7 @@ def test_the_printed_command_serves_as_it_stands(int4_checkpoint: Path, certific
                 assert shell.poll() is None, (tmp_path / "log").read_text()[-3000:]
                 assert time.monotonic() < deadline
                 time.sleep(0.5)
-        assert len(body_of_answer["data"][0]["embedding"]) == 32
+        assert len(content["data"][0]["embedding"]) == 32
         started = machine.processes(shell.pid)
         shell.send_signal(signal.SIGTERM)
         shell.wait(STOP_SECONDS)
@@ -71,7 +73,7 @@ def test_the_printed_command_serves_as_it_stands(int4_checkpoint: Path, certific
 
 
 @pytest.mark.parametrize("setting", ["no-such-setting=5", "max-model=128"])
-def test_a_setting_that_vllm_lacks_is_an_error_and_so_is_half_a_name(int4_checkpoint: Path, setting: str) -> None:
+def test_an_unknown_or_abbreviated_setting_of_vllm_is_an_error(int4_checkpoint: Path, setting: str) -> None:
     result = subprocess.run(
         [*QEMBED, "serve", "--int4", "--model", str(int4_checkpoint), "--port", "0", "--engine-arg", setting],
         capture_output=True,

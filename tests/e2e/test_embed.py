@@ -29,7 +29,7 @@ def start_embed(*arguments: object) -> subprocess.Popen[str]:
 
 
 def summary_of(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
-    """The summary that it printed with --json."""
+    """Wait for the end of `qembed embed --json`; returns the summary that it printed."""
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, err
     summary: dict[str, Any] = json.loads(out)
@@ -56,7 +56,9 @@ def uninterrupted(source: Path, int4_checkpoint: Path) -> Path:
     return out
 
 
-def test_a_killed_run_is_resumed_and_its_output_is_byte_identical(source: Path, uninterrupted: Path, int4_checkpoint: Path) -> None:
+def test_a_killed_run_is_resumed_and_its_output_is_byte_identical(
+    source: Path, uninterrupted: Path, int4_checkpoint: Path
+) -> None:
     out = source.with_name("killed.npy")
     arguments = (source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128)
     killed = start_embed(*arguments)
@@ -83,7 +85,9 @@ def test_the_vectors_equal_those_of_the_server_in_input_order(source: Path, unin
     assert ((vectors[places] * server_vectors).sum(axis=1) > 0.999).all()
 
 
-def test_vectors_through_a_server_are_the_same(source: Path, uninterrupted: Path, int4_server: Launched, tmp_path: Path) -> None:
+def test_vectors_through_a_server_are_the_same(
+    source: Path, uninterrupted: Path, int4_server: Launched, tmp_path: Path
+) -> None:
     few, out = tmp_path / "few.jsonl", tmp_path / "few.npy"
     lines = source.read_text().splitlines()[:600]
     few.write_text("\n".join(lines))

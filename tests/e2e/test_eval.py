@@ -1,4 +1,4 @@
-"""`qembed eval` as docs/evaluate.md has it, against the real vLLM, with all tasks on the sets that ship with it."""
+"""`qembed eval` as in docs/evaluate.md, against the real vLLM, with all tasks on the bundled data sets."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def qembed_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the reports go."""
+    """The folder of the reports."""
     return tmp_path_factory.mktemp("reports")
 
 
 @pytest.fixture(scope="module")
 def result(int4_checkpoint: Path, int4_server: Launched, reports: Path) -> subprocess.CompletedProcess[str]:
-    """One run of all tasks, with a threshold that cannot be met, which serves all tests."""
+    """A run of all tasks with a threshold that cannot be met, shared by all tests."""
     return qembed_eval(
         "--baseline", "fp16", "--json", "--url", int4_server.url, "--model", int4_checkpoint, "--min-cosine", 0.99999,
         "--no-cache", "--task", "all", "--report", reports / "r.html", "--report", reports / "r.md",
@@ -49,7 +49,7 @@ def test_int4_through_vllm_is_near_the_original(result: subprocess.CompletedProc
     assert overall["mean"] < 0.99999, "INT4 and FP16 give the same vectors: one side is compared with itself"
 
 
-def test_every_dimension_and_language_has_its_numbers(result: subprocess.CompletedProcess[str]) -> None:
+def test_every_dimension_and_language_is_reported(result: subprocess.CompletedProcess[str]) -> None:
     report = json.loads(result.stdout)["results"]
     full = report["dimension"]
     assert list(report["by_dimension"]) == [str(size) for size in (32, 64, 128, 256, 512, 768, 1024) if size < full] + [
@@ -76,7 +76,7 @@ def test_all_tasks_run_offline_and_int4_is_near_in_each(result: subprocess.Compl
     assert accuracy["baseline"] > 0.3, "chance is 1/6"
 
 
-def test_the_reports_carry_what_was_measured(result: subprocess.CompletedProcess[str], reports: Path) -> None:
+def test_the_reports_hold_the_measured_numbers(result: subprocess.CompletedProcess[str], reports: Path) -> None:
     report = json.loads(result.stdout)
     for name in ("r.html", "r.md"):
         text = (reports / name).read_text(encoding="utf-8")
@@ -96,10 +96,10 @@ def test_speed_of_a_real_server(int4_checkpoint: Path, int4_server: Launched, tm
     speed = json.loads(result.stdout)["speed"]
     assert [shape["batch"] for shape in speed["shapes"]] == [1, 4]
     assert all(0 < shape["low"] <= shape["ratio"] <= shape["high"] for shape in speed["shapes"])
-    assert speed["candidate"]["memory"] > 10**8, "a qembed serve tells in its /metrics what it holds"
+    assert speed["candidate"]["memory"] > 10**8, "the /metrics of a qembed server have its memory"
 
 
-def test_what_ran_is_told(result: subprocess.CompletedProcess[str], int4_server: Launched) -> None:
+def test_the_result_names_both_engines(result: subprocess.CompletedProcess[str], int4_server: Launched) -> None:
     report = json.loads(result.stdout)
     assert report["candidate"]["engine"] == "server"
     assert report["candidate"]["url"] == int4_server.url
@@ -118,7 +118,9 @@ def test_a_missed_threshold_is_exit_code_1_and_one_line(result: subprocess.Compl
 def test_a_met_threshold_is_exit_code_0(int4_checkpoint: Path, int4_server: Launched, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("Swifts sleep in the air.\nMauersegler schlafen im Flug.\n", encoding="utf-8")
-    result = qembed_eval("--url", int4_server.url, "--model", int4_checkpoint, "--data", texts, "--min-cosine", 0.9, "--no-cache")
+    result = qembed_eval(
+        "--url", int4_server.url, "--model", int4_checkpoint, "--data", texts, "--min-cosine", 0.9, "--no-cache"
+    )
     assert result.returncode == 0, result.stderr
     assert "2 from texts.txt" in result.stdout
 
@@ -128,7 +130,7 @@ def test_ctrl_c_ends_the_vllm_that_it_started(int4_checkpoint: Path) -> None:
     process = subprocess.Popen(
         [*QEMBED, "eval", "--model", str(int4_checkpoint), "--engine", "vllm", "--no-cache"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        # Where the tests themselves run in a shell's background, SIGINT is ignored, and children inherit that.
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
@@ -147,6 +149,6 @@ def test_ctrl_c_ends_the_vllm_that_it_started(int4_checkpoint: Path) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that `pid` started and that lead a session of their own."""
+    """Child processes of `pid` that lead a session of their own."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split() if os.getsid(int(child)) == int(child)]

@@ -1,4 +1,4 @@
-"""The two examples of docs/search.md: with the real server, the sample's INT4 checkpoint, and the data beside them."""
+"""The two examples of docs/search.md, with a real server of the sample's INT4 checkpoint and the bundled data."""
 
 from __future__ import annotations
 

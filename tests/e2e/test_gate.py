@@ -1,4 +1,4 @@
-"""What the server takes and refuses, over the wire, with the real vLLM behind."""
+"""Requests that the server accepts and refuses, over HTTP, with the real vLLM behind the gate."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def request(**body: Any) -> Any:
 
 
 def on_socket(*parts: bytes, pause: float = 0.0, read: bool = True) -> Callable[[Launched], int]:
-    """Bytes on a bare socket, with pauses between; the status, or 0 if the connection was closed without one."""
+    """Send bytes on a bare socket, with pauses between them; returns the status, or 0 if the connection closed without one."""
 
     def ask(server: Launched) -> int:
         where = urlsplit(server.url)
@@ -52,7 +52,7 @@ def on_socket(*parts: bytes, pause: float = 0.0, read: bool = True) -> Callable[
                 wire.sendall(part)
                 time.sleep(pause)
             if not read:
-                wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no farewell
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
                 return 0
             response = wire.recv(4096)
         return int(response.split()[1]) if response else 0
@@ -118,7 +118,7 @@ CASES: dict[str, tuple[Callable[[Launched], Answer | int], set[int]]] = {
     "a misspelt field": (request(dimension=64), {400}),
     "lists of texts": (request(input=[["a", "b"]]), {400}),
     "brotli": (raw(BODY, {**JSON, "Content-Encoding": "br"}), {415}),
-    "no gzip, though it says so": (raw(BODY, {**JSON, "Content-Encoding": "gzip"}), {400}),
+    "declared as gzip, but not gzip": (raw(BODY, {**JSON, "Content-Encoding": "gzip"}), {400}),
     "a gzip bomb": (raw(gzip.compress(b" " * 100_000_000), {**JSON, "Content-Encoding": "gzip"}), {413}),
     "a model that is not served": (raw(b"", method="GET", path="/v1/models/other"), {404}),
     "a form": (raw(b"input=x", {"Content-Type": "application/x-www-form-urlencoded"}), {415}),
@@ -132,7 +132,7 @@ CASES: dict[str, tuple[Callable[[Launched], Answer | int], set[int]]] = {
     "a path twice encoded": (raw(BODY, path="/%76%31/embeddings%2f"), {404}),
     "no HTTP": (on_socket(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64 + b"\r\n\r\n"), {0, 400}),
     "a negative length": (on_socket(HEAD.replace(b"%d", b"-5")), {0, 400}),
-    "a length that is a lie": (on_socket(HEAD % 99_999_999_999), {413}),
+    "a length that is too large": (on_socket(HEAD % 99_999_999_999), {413}),
     "two lengths": (on_socket(HEAD.replace(b"%d", b"5\r\nContent-Length: 7") + BODY), {0, 400}),
     "a broken chunk": (
         on_socket(HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"zz\r\n" + BODY),
@@ -142,8 +142,8 @@ CASES: dict[str, tuple[Callable[[Launched], Answer | int], set[int]]] = {
     "a header of 64 KiB without end": (on_socket(b"GET /health HTTP/1.1\r\nX: " + b"a" * MAX_HEADER), {400}),
     "cut after the head": (on_socket(HEAD % 1000, read=False), {0}),
     "cut in the body": (on_socket(HEAD % 1000 + BODY, read=False), {0}),
-    "cut while it is computed": (on_socket(HEAD % len(BODY) + BODY, read=False), {0}),
-    "slow, but whole": (on_socket(*[(HEAD % len(BODY) + BODY)[at : at + 30] for at in range(0, 150, 30)], pause=0.2), {200}),
+    "cut during the computation": (on_socket(HEAD % len(BODY) + BODY, read=False), {0}),
+    "slow, but complete": (on_socket(*[(HEAD % len(BODY) + BODY)[at : at + 30] for at in range(0, 150, 30)], pause=0.2), {200}),
 }
 
 
@@ -158,11 +158,11 @@ def test_a_bad_request_is_refused_and_a_good_one_works_after_it(int4_server: Lau
     assert np.isfinite(vector(int4_server, "good", model=int4_server.model)).all()
 
 
-def test_bad_requests_are_at_least_forty() -> None:
+def test_there_are_at_least_forty_bad_requests() -> None:
     assert len(CASES) >= 40
 
 
-def test_the_index_of_an_empty_text_and_both_numbers_of_a_long_one(int4_server: Launched) -> None:
+def test_an_empty_text_is_named_by_index_and_a_long_one_by_its_length_and_the_limit(int4_server: Launched) -> None:
     assert embed(int4_server.url, input=["good", "fine", "\ufeff"]).error.startswith("input[2] is empty")
     limit = int4_server.ready["max_model_len"]
     tokens = len(find(str(int4_server.ready["folder"])).tokenizer().encode("word " * limit).ids)
@@ -172,7 +172,7 @@ def test_the_index_of_an_empty_text_and_both_numbers_of_a_long_one(int4_server: 
 
 
 def test_a_text_that_is_cut_has_the_vector_of_its_beginning(int4_server: Launched) -> None:
-    """The model's last token is still appended, without which the vector would be another."""
+    """The model's last token is still appended; without it the vector would differ."""
     text = "word " * 2 * int(int4_server.ready["max_model_len"])
     tokenizer = find(str(int4_server.ready["folder"])).tokenizer()
     ids = tokenizer.encode(text).ids
@@ -213,10 +213,12 @@ def test_a_post_that_asks_for_an_upgrade_is_answered_as_http_1_1(int4_server: La
 
 def test_base64_and_numbers_are_the_same_vector(int4_server: Launched) -> None:
     encoded = embed(int4_server.url, input="text", encoding_format="base64").json["data"][0]["embedding"]
-    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(encoded), np.float32), vector(int4_server, "text").astype("f4"))
+    np.testing.assert_array_equal(
+        np.frombuffer(base64.b64decode(encoded), np.float32), vector(int4_server, "text").astype("f4")
+    )
 
 
-def test_only_what_an_embedding_server_needs_is_open(int4_server: Launched) -> None:
+def test_only_the_routes_of_an_embedding_server_are_open(int4_server: Launched) -> None:
     for path in ("/health", "/version", "/metrics", "/v1/models", "/openapi.json"):
         assert send(int4_server.url, "GET", path).status == 200, path
     for path in ("/docs", "/redoc", "/tokenize", "/detokenize", "/pooling", "/score", "/v1/score", "/v1/rerank", "/rerank"):
@@ -256,7 +258,7 @@ def test_edges_of_http_are_answered(int4_server: Launched) -> None:
     assert equal(vector(int4_server, "good", prompt_name=""), plain)
 
 
-def test_an_idle_connection_outlives_that_of_the_usual_proxies(int4_server: Launched) -> None:
+def test_an_idle_connection_stays_open_longer_than_common_proxies_keep_it(int4_server: Launched) -> None:
     environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in int4_server.started()]
     assert any(b"VLLM_HTTP_TIMEOUT_KEEP_ALIVE=75\0" in environment for environment in environments)
     where = urlsplit(int4_server.url)
@@ -281,7 +283,7 @@ def test_every_listening_socket_is_on_the_loopback_interface(int4_server: Launch
     assert {address.ip for address in sockets} <= {"127.0.0.1", "::1"}
 
 
-def test_our_numbers_stand_beside_vllms(int4_server: Launched) -> None:
+def test_metrics_of_qembed_and_vllm_are_served_together(int4_server: Launched) -> None:
     url = int4_server.url
     texts, refused = metric(url, "qembed_texts_total"), metric(url, "qembed_refused_total")
     assert embed(url, input=["one", "two", "three"]).status == 200
@@ -295,7 +297,7 @@ def test_our_numbers_stand_beside_vllms(int4_server: Launched) -> None:
     assert metric(url, "vllm:request_success_total") > 0
 
 
-def test_the_plan_is_within_15_percent_of_what_was_measured(int4_server: Launched) -> None:
+def test_the_plan_is_within_15_percent_of_the_measured_memory(int4_server: Launched) -> None:
     ready = int4_server.ready
     assert sum(ready["plan"].values()) == ready["planned_bytes"]
     assert abs(ready["memory_bytes"] / ready["planned_bytes"] - 1) < 0.15
@@ -303,7 +305,7 @@ def test_the_plan_is_within_15_percent_of_what_was_measured(int4_server: Launche
     assert "measured" in int4_server.err
 
 
-def test_top_looks_once_for_scripts(int4_server: Launched) -> None:
+def test_top_once_prints_json_or_a_table(int4_server: Launched) -> None:
     assert embed(int4_server.url, input=["one", "two"]).status == 200
     result = subprocess.run(
         [*QEMBED, "top", int4_server.url, "--once", "--json"], capture_output=True, text=True, timeout=60, check=True
@@ -314,5 +316,5 @@ def test_top_looks_once_for_scripts(int4_server: Launched) -> None:
     assert numbers["requests"]["200"] >= 1
     assert numbers["latency"]["p50"] > 0
     assert (numbers["running"], numbers["waiting"], numbers["restarts"]) == (0, 0, 0)
-    people = subprocess.run([*QEMBED, "top", int4_server.url, "--once"], capture_output=True, text=True, timeout=60, check=True)
-    assert all(word in people.stdout for word in ("memory", "cache", "tokens/s", "p99"))
+    table = subprocess.run([*QEMBED, "top", int4_server.url, "--once"], capture_output=True, text=True, timeout=60, check=True)
+    assert all(word in table.stdout for word in ("memory", "cache", "tokens/s", "p99"))

@@ -1,4 +1,4 @@
-"""INT4 by the plugin through the real vLLM, on a CPU for which vLLM has no such kernel, against transformers in float32."""
+"""The plugin's INT4 kernel in the real vLLM, on a CPU for which vLLM has none, against transformers in float32."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def heldout() -> list[str]:
 
 
 class Rounded:
-    """A linear layer's weight on 16 levels a group: values [N, K] 0…15, zero points and float16 scales [N, K/g]."""
+    """A linear layer's weight rounded to 16 levels per group: values [N, K] 0…15, zero points and float16 scales [N, K/g]."""
 
     def __init__(self, weight: torch.Tensor, group: int, symmetric: bool) -> None:
         grouped = weight.float().unflatten(1, (-1, weight.shape[1] if group == WHOLE_ROW else group))
@@ -106,7 +106,7 @@ Configure = Callable[[int, bool], dict[str, object]]
 
 
 def write(folder: Path, group: int, symmetric: bool, pack: Pack, configure: Configure) -> Path:
-    """The sample's weights in `folder`/packed, rounded in the plainest way; and what they stand for in `folder`/float."""
+    """Write the sample with weights rounded to the nearest level into `folder`/packed, and dequantized into `folder`/float."""
     sample = find("sample")
     packed: dict[str, torch.Tensor] = {}
     plain: dict[str, torch.Tensor] = {}
@@ -142,7 +142,7 @@ FORMATS = [
 def test_vectors_are_those_of_the_dequantized_weights(
     group: int, symmetric: bool, pack: Pack, configure: Configure, tmp_path: Path, heldout: list[str]
 ) -> None:
-    """For every held-out text; and for texts of LENGTHS, one by one, which are so many rows, and all in one batch."""
+    """For every held-out text; and for texts of LENGTHS tokens (the kernel's rows), one by one and all in one batch."""
     folder = write(tmp_path, group, symmetric, pack, configure)
     loaded = reference.load(Checkpoint("float", folder / "float"))
     limits = ("--dtype", "float32", "--max-model-len", 4096, "--max-num-batched-tokens", 4096, "--allow-token-ids")

@@ -1,4 +1,4 @@
-"""Connections without end, and what is left when a server is killed, with the real vLLM."""
+"""Connections that send no complete request, and leftovers of a killed server, with the real vLLM."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def start(checkpoint: Path, temporary: Path) -> Launched:
 
 def test_no_process_outlives_a_launcher_that_is_killed_with_its_server(int4_checkpoint: Path, temporary: Path) -> None:
     with start(int4_checkpoint, temporary) as server:
-        assert embed(server.url, input=["a large body"] * 2000, more="x" * 2**20).status == 200  # one more process
+        assert embed(server.url, input=["a large body"] * 2000, more="x" * 2**20).status == 200  # parsed in one more process
         pids = server.started()
         assert len(pids) >= 3
         for pid in (server.process.pid, server.ready["pid"]):
@@ -47,10 +47,10 @@ def test_no_process_outlives_a_launcher_that_is_killed_with_its_server(int4_chec
         assert all_gone(pids, 30)
 
 
-def test_connections_without_end_do_not_turn_others_away(int4_checkpoint: Path, temporary: Path) -> None:
+def test_open_connections_without_a_request_do_not_block_others(int4_checkpoint: Path, temporary: Path) -> None:
     before = set(temporary.iterdir())
     with start(int4_checkpoint, temporary) as server:
-        assert not before & set(temporary.iterdir())  # what the killed one left
+        assert not before & set(temporary.iterdir())  # leftovers of the killed server are removed
         resource.prlimit(server.ready["pid"], resource.RLIMIT_NOFILE, (FILES, FILES))
         where = urlsplit(server.url)
         sockets = [socket.create_connection((where.hostname, where.port)) for _ in range(3 * FILES)]

@@ -1,4 +1,4 @@
-"""One server that is kept busy, killed, started again and stopped: in the order of the tests."""
+"""The life of one server, in the order of the tests: busy, killed, restarted, stopped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PRIVATE = "a very private sentence about zebras"
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The sample with NaN for one token, and a text that has it; its tokenizer has a token, [CUST], beyond the table."""
+    """The sample with NaN in the row of one token, and a text with that token; its token [CUST] is beyond the table."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path_factory.mktemp("broken") / "broken"
@@ -68,9 +68,9 @@ def server(broken: tuple[Path, str], keys: Path) -> Iterator[Launched]:
 
 
 def start_requests(server: Launched, count: int, texts: int) -> tuple[list[threading.Thread], list[Answer]]:
-    """`count` requests of `texts` texts at once, which are being sent when this returns.
+    """Start `count` threads that send a request of `texts` texts each; returns the threads and the list of their answers.
 
-    The texts are new each time: the same ones at a second death of the engine would be suspects.
+    The texts are new each time, because texts present at two deaths of the engine become suspects.
     """
     answers: list[Answer] = []
     text = f"{LONG} {time.monotonic_ns()}"
@@ -95,13 +95,13 @@ def engine_of(server: Launched) -> int:
 
 
 def wait_for_restart(server: Launched, times: int) -> set[int]:
-    """Wait until it has said `times` times that it answers again, and does; what /health said meanwhile."""
+    """Wait until the log has `times` restarts and the server answers; returns the statuses of /health meanwhile."""
     deadline = time.monotonic() + START_SECONDS
     statuses = set()
     while server.err.count("vLLM answers again") < times:
         assert time.monotonic() < deadline, server.err
         assert server.process.poll() is None, server.err
-        with contextlib.suppress(OSError):  # as it hands over
+        with contextlib.suppress(OSError):  # while the port changes hands
             statuses.add(send(server.url, "GET", "/health").status)
         time.sleep(0.5)
     assert embed(server.url, KEY, input="again").status == 200
@@ -129,7 +129,7 @@ def test_keys_are_in_no_process_no_log_and_no_metric(server: Launched) -> None:
         assert not any(key in text for text in texts)
 
 
-def test_a_vector_that_is_not_finite_is_a_500_with_its_index_and_is_counted(server: Launched, broken: tuple[Path, str]) -> None:
+def test_a_vector_with_nan_is_a_500_with_its_index_and_is_counted(server: Launched, broken: tuple[Path, str]) -> None:
     answer = embed(server.url, KEY, input=["fine", "fine too", f"one{broken[1]}", "fine"])
     assert answer.status == 500
     assert answer.error.startswith("the vector of input[2] holds NaN")
@@ -150,7 +150,7 @@ def test_every_line_of_the_log_is_json(server: Launched) -> None:
     assert any(line.get("source") == "vllm" for line in lines)
 
 
-def test_a_token_beyond_the_table_is_told_at_the_start_and_refused(server: Launched) -> None:
+def test_a_token_beyond_the_table_is_named_at_the_start_and_refused(server: Launched) -> None:
     assert "'[CUST]'" in server.err
     answer = embed(server.url, KEY, input=["fine", "hello [CUST] there"])
     assert (answer.status, answer.error.startswith("input[1] holds the token")) == (400, True)
@@ -192,7 +192,7 @@ def test_a_changed_file_of_keys_is_read_without_a_restart(server: Launched, keys
     assert server.started() == before
 
 
-def test_past_the_queue_there_is_503_and_an_openai_client_comes_again_by_itself(server: Launched) -> None:
+def test_a_full_queue_is_503_and_an_openai_client_retries_by_itself(server: Launched) -> None:
     threads, answers = start_requests(server, 4, QUEUE)
     assert in_flight(server)
     with openai.OpenAI(base_url=server.url, api_key=KEY, max_retries=5, timeout=120) as client:
@@ -208,7 +208,7 @@ def test_past_the_queue_there_is_503_and_an_openai_client_comes_again_by_itself(
     assert metric(server.url, "qembed_texts_in_flight", KEY) == 0
 
 
-def test_an_engine_that_is_killed_is_an_error_within_seconds_and_is_started_again(server: Launched) -> None:
+def test_a_killed_engine_is_a_503_within_seconds_and_is_restarted(server: Launched) -> None:
     before = server.started()
     threads, answers = start_requests(server, 1, QUEUE)
     assert in_flight(server)
@@ -225,7 +225,7 @@ def test_an_engine_that_is_killed_is_an_error_within_seconds_and_is_started_agai
     assert metric(server.url, "qembed_restarts", KEY) == 1
 
 
-def test_an_engine_that_hangs_is_an_error_and_is_started_again(server: Launched) -> None:
+def test_a_hanging_engine_is_a_503_and_is_restarted(server: Launched) -> None:
     before = server.started()
     os.kill(engine_of(server), signal.SIGSTOP)
     threads, answers = start_requests(server, 1, QUEUE)
@@ -239,7 +239,7 @@ def test_an_engine_that_hangs_is_an_error_and_is_started_again(server: Launched)
     assert metric(server.url, "qembed_restarts", KEY) == 2
 
 
-def test_sigterm_lets_the_running_requests_finish_and_no_others_in(server: Launched) -> None:
+def test_sigterm_finishes_running_requests_and_accepts_no_others(server: Launched) -> None:
     threads, answers = start_requests(server, 1, QUEUE)
     assert in_flight(server)
     server.started()
@@ -248,7 +248,7 @@ def test_sigterm_lets_the_running_requests_finish_and_no_others_in(server: Launc
     try:
         late: int | None = embed(server.url, KEY, input="late").status
     except OSError:
-        late = None  # it had finished already
+        late = None  # the server has already ended
     for thread in threads:
         thread.join(60)
     assert [answer.status for answer in answers] == [200]

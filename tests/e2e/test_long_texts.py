@@ -1,4 +1,4 @@
-"""Texts longer than a step: computed whole, in pieces, without a KV cache."""
+"""Texts longer than --max-num-batched-tokens are computed in pieces."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def text(words: int, seed: int) -> str:
     return " ".join(draw.choice(WORDS) for _ in range(words))
 
 
-def test_all_positions_are_served_by_default_and_long_and_short_texts_are_right(server: Launched, two_layers: Path) -> None:
+def test_the_default_limit_is_all_positions_and_vectors_of_any_length_are_right(server: Launched, two_layers: Path) -> None:
     assert server.ready["max_model_len"] == POSITIONS
     lengths = (3, 26_000, 40, 1_500, 1_900, 5_000, 1, 9_000)
     texts = [text(words, seed) for seed, words in enumerate(lengths)]

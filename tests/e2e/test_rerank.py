@@ -1,4 +1,4 @@
-"""A Qwen3-Reranker that the real vLLM runs, in both ways that docs/evaluate.md names: the scores are those of transformers."""
+"""A Qwen3-Reranker in the real vLLM, served in both ways of docs/evaluate.md, scores as in transformers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ START_SECONDS = 300
 
 @contextmanager
 def serving(folder: Path, log: Path, *options: str) -> Iterator[str]:
-    """Stock vLLM with a checkpoint; its URL."""
+    """Run stock vLLM with a checkpoint; yields its URL."""
     port = ports.free("127.0.0.1")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--dtype", "float32"]
     command += [
@@ -82,6 +82,6 @@ def test_scores_are_those_of_transformers(reranker: Path, tmp_path: Path, option
     with rerank.through_transformers(find(str(reranker))).open() as score:
         expected = score(BODIES)
     with serving(reranker, tmp_path / "log", *options) as url, rerank.through_server(url).open() as score:
-        scores = score([*BODIES, LONG])  # what is longer than the context is cut
+        scores = score([*BODIES, LONG])  # LONG exceeds the context and is cut
     assert scores[:-1] == pytest.approx(expected, abs=1e-3)
     assert 0 < scores[-1] < 1

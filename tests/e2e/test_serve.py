@@ -29,7 +29,7 @@ Vectors = NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Every sixth held-out text, of all languages and lengths, and some of one, two and three words."""
+    """Every sixth held-out text, of all languages and lengths, and some of one to three words."""
     return [item.text for item in read(HELDOUT).texts[::6]] + ["a", "INT4", "Zürich", "two words", "今日は", "def f(): pass"]
 
 
@@ -40,7 +40,7 @@ def served(int4_server: Launched, texts: list[str]) -> Vectors:
 
 @pytest.fixture(scope="module")
 def expected(int4_checkpoint: Path, texts: list[str]) -> Vectors:
-    """The same weights, dequantized in float32, through transformers: another reader of the packed tensors."""
+    """The same weights, dequantized to float32, through transformers: an independent reader of the packed tensors."""
     return reference.embed(reference.load(find(str(int4_checkpoint))), texts)
 
 
@@ -103,7 +103,7 @@ def test_base64_and_float_agree(int4_server: Launched, texts: list[str]) -> None
     assert cosines(base64, floats).min() > 0.99999
 
 
-def test_the_ready_line_tells_what_runs(int4_server: Launched, int4_checkpoint: Path) -> None:
+def test_the_ready_line_describes_the_server(int4_server: Launched, int4_checkpoint: Path) -> None:
     ready = int4_server.ready
     with openai.OpenAI(base_url=int4_server.url, api_key="none") as api:
         assert [model.id for model in api.models.list().data] == [ready["model"]] == [int4_checkpoint.name]
@@ -113,7 +113,7 @@ def test_the_ready_line_tells_what_runs(int4_server: Launched, int4_checkpoint: 
 
 
 @pytest.mark.usefixtures("needs_proc")
-def test_no_process_holds_libraries_that_a_server_never_uses(int4_server: Launched) -> None:
+def test_no_process_loads_libraries_that_a_server_never_uses(int4_server: Launched) -> None:
     pids = int4_server.started()
     assert len(pids) >= 2
     for pid in pids:
@@ -121,7 +121,7 @@ def test_no_process_holds_libraries_that_a_server_never_uses(int4_server: Launch
         assert [name for name in ("pandas", "scipy", "sklearn", "ray", "cv2", "grpc") if f"/{name}/" in libraries] == []
 
 
-def test_a_text_beyond_the_limit_is_refused_and_the_client_says_why(int4_server: Launched) -> None:
+def test_a_text_beyond_the_limit_is_refused_with_the_limit_in_the_message(int4_server: Launched) -> None:
     from qembed.errors import BadInput
 
     with pytest.raises(BadInput, match=str(int4_server.ready["max_model_len"])):
@@ -133,7 +133,7 @@ def test_a_text_beyond_the_limit_is_refused_and_the_client_says_why(int4_server:
 def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
     int4_checkpoint: Path, texts: list[str], expected: Vectors
 ) -> None:
-    """vLLM's build for AVX2 has no INT4 kernel. On a newer CPU this test makes vLLM take that build."""
+    """vLLM's AVX2 build has no INT4 kernel. On a newer CPU this test makes vLLM load that build."""
     avx2 = {"PYTHONPATH": str(Path(__file__).parent / "avx2")}
     arguments = (
         "--int4",
@@ -172,7 +172,7 @@ def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
         ("CPUWNA16LinearKernel", "bfloat16", "qembed", "Int4LinearKernel"),
     ],
 )
-def test_the_kernel_that_is_named_is_the_one_that_serves(
+def test_the_ready_line_names_the_kernel_in_use(
     int4_checkpoint: Path, texts: list[str], expected: Vectors, disabled: str, dtype: str, kernel: str, used: str
 ) -> None:
     arguments = ("--int4", "--model", int4_checkpoint, "--port", 0, "--dtype", dtype, "--json", "--verbose")
@@ -184,7 +184,9 @@ def test_the_kernel_that_is_named_is_the_one_that_serves(
 
 
 @pytest.mark.usefixtures("needs_proc")
-def test_fp16_serves_the_source_and_a_dead_engine_is_an_error(int4_checkpoint: Path, texts: list[str]) -> None:
+def test_fp16_serves_the_source_and_without_restarts_a_dead_engine_ends_the_server(
+    int4_checkpoint: Path, texts: list[str]
+) -> None:
     with Launched(
         "--fp16", "--model", int4_checkpoint, "--port", 0, "--dtype", "float32", "--max-restarts", 0, "--json"
     ) as server:

@@ -1,4 +1,4 @@
-"""The INT8 token table through the real vLLM: stored, made at load, and refused where the plugin is missing."""
+"""The INT8 token table in the real vLLM: stored, made at load, and refused without the plugin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ START = ("--port", 0, "--dtype", "float32", "--json")
 
 
 def qembed(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the installed command to its end."""
+    """Run the installed command until it ends."""
     return subprocess.run(
         [*QEMBED, *map(str, arguments)],
         env={**os.environ, **environment},
@@ -41,7 +41,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def int8_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample with an INT8 token table; its linear layers are rounded in the quickest way."""
+    """The sample with an INT8 token table; plain rounding of its linear layers, because it is quick."""
     folder = tmp_path_factory.mktemp("quantized") / "sample-int8"
     quick = ("--scales", "none", "--no-clip", "--rounding", "rtn")
     result = qembed("quantize", "--model", "sample", "--output", folder, "--token-table", "int8", *quick)
@@ -50,7 +50,7 @@ def int8_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def serve_and_embed(folder: Path, texts: list[str], *options: object) -> tuple[Vectors, dict[str, object]]:
-    """The vectors of `texts` through a server of its own, and the line that says it is ready."""
+    """Start a server for `folder`; returns the vectors of `texts` and the ready line."""
     with Launched("--int4", "--model", folder, *START, *options) as server:
         server.wait_ready()
         return embeddings.embed(texts, url=server.url, batch_size=32), server.ready
@@ -78,7 +78,7 @@ def test_a_table_made_at_load_is_the_one_that_quantize_would_store(int4_checkpoi
 
 
 def test_without_the_plugin_vllm_refuses_the_checkpoint_and_names_it(int8_checkpoint: Path) -> None:
-    """A vLLM that qembed did not start; VLLM_PLUGINS="" makes it load no plugin."""
+    """A vLLM that qembed did not start, with VLLM_PLUGINS="" so that it loads no plugin."""
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--runner", "pooling", "--port", "0"]
     result = subprocess.run(
         [*server, "--model", str(int8_checkpoint)],
@@ -92,7 +92,7 @@ def test_without_the_plugin_vllm_refuses_the_checkpoint_and_names_it(int8_checkp
     assert "Unknown quantization method: qembed_awq" in result.stderr
 
 
-def test_qembed_says_at_once_that_its_plugin_is_left_out(int8_checkpoint: Path) -> None:
+def test_a_server_without_the_plugin_is_refused_before_vllm_starts(int8_checkpoint: Path) -> None:
     result = qembed("serve", "--model", int8_checkpoint, "--port", 0, VLLM_PLUGINS="")
     assert (result.returncode, result.stdout) == (2, "")
     line = "qembed: VLLM_PLUGINS= leaves qembed's plugin out, which an INT8 token table needs; add qembed to it"

@@ -120,7 +120,9 @@ def test_a_job_that_is_killed_goes_on_from_its_parts(source: Path, whole: pyarro
     job.kill()
     job.communicate()
     assert not out.exists()
-    result = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.parquet.partial" / "parts").glob("part-*.parquet")}
+    result = {
+        path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.parquet.partial" / "parts").glob("part-*.parquet")
+    }
     ended(started(source, "-o", out, "--keep", "text", "--json", *ON_RAY, rows=50))
     check(out, whole, source)
     assert all((out / name).stat().st_mtime_ns == time for name, time in result.items())

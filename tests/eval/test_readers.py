@@ -1,4 +1,4 @@
-"""The users' own data: BEIR's folder, SQuAD's and XQuAD's JSON, labelled texts, scored pairs; and what is wrong with each."""
+"""Users' data sets: BEIR folders, SQuAD's and XQuAD's JSON, labelled texts, scored pairs; and the errors in each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def beir_folder(path: Path, corpus: Any = CORPUS, queries: Any = QUERIES, qrels:
     return path
 
 
-def test_beir_as_it_is_published(tmp_path: Path) -> None:
+def test_beir_in_its_published_layout(tmp_path: Path) -> None:
     collection = beir.read(beir_folder(tmp_path / "set"))
     assert collection.name == "set"
     assert [text.text for text in collection.passages] == [
@@ -64,7 +64,7 @@ def test_trec_columns_and_no_header(tmp_path: Path) -> None:
         ({"queries": ["q1"]}, "line 1: not a JSON object"),
     ],
 )
-def test_what_is_wrong_with_a_beir_folder(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_errors_in_a_beir_folder(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     folder = beir_folder(tmp_path / "set", **change)
     with pytest.raises(BadInput, match=words):
         beir.read(folder)
@@ -77,7 +77,7 @@ def test_a_beir_folder_without_a_file(tmp_path: Path) -> None:
         beir.read(folder)
 
 
-def test_a_beir_folder_in_another_encoding_gets_no_advice_that_does_not_apply(tmp_path: Path) -> None:
+def test_the_error_for_another_encoding_in_a_beir_folder_suggests_no_option(tmp_path: Path) -> None:
     folder = beir_folder(tmp_path / "set")
     (folder / "queries.jsonl").write_bytes('{"_id": "q1", "text": "gr\xf6\xdfer"}'.encode("latin-1"))
     with pytest.raises(BadInput, match=r"queries\.jsonl, line 1: not UTF-8 \(byte \d+\)$"):
@@ -109,17 +109,17 @@ def test_xquad_across_languages(tmp_path: Path) -> None:
     assert [text.text for text in collection.queries] == ["1a?", "1b?", "2a?", "1a??", "1b??", "2a??"]
     assert collection.relevant == [{0: 1, 2: 1}, {0: 1, 2: 1}, {1: 1, 3: 1}] * 2
     assert len({text.id for text in collection.queries}) == 6
-    alone = squad.read(files[:1])
-    assert alone.relevant == [{0: 1}, {0: 1}, {1: 1}]
-    assert alone.name == "xquad.en.json"
+    english = squad.read(files[:1])
+    assert english.relevant == [{0: 1}, {0: 1}, {1: 1}]
+    assert english.name == "xquad.en.json"
 
 
 @pytest.mark.parametrize(("name", "language"), [("xquad.de.json", "de"), ("train-v2.0.json", None), ("squad_fr.json", "fr")])
-def test_the_language_stands_in_the_files_name(name: str, language: str | None) -> None:
+def test_the_language_is_read_from_the_file_name(name: str, language: str | None) -> None:
     assert squad.language_of(Path(name)) == language
 
 
-def test_what_is_wrong_with_squad(tmp_path: Path) -> None:
+def test_errors_in_squad(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for content, words in (
         ("{}", "not SQuAD's JSON"),
@@ -190,14 +190,14 @@ def test_columns_with_other_names(tmp_path: Path) -> None:
         ("l.jsonl", '{"text": 1.5, "label": "a"}', "line 1: the text is not a text"),
     ],
 )
-def test_what_is_wrong_with_labelled_texts(tmp_path: Path, name: str, content: str, words: str) -> None:
+def test_errors_in_labelled_texts(tmp_path: Path, name: str, content: str, words: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(BadInput, match=words) as caught:
         tables.labelled(str(tmp_path / name))
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_decimal_comma_where_commas_do_not_separate(tmp_path: Path) -> None:
+def test_decimal_commas_are_read_unless_the_comma_is_the_delimiter(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("sentence1;sentence2;score\na;b;4,5\nc;d;-0,25\ne;f;1.5\n")
     assert tables.pairs(str(tmp_path / "p.csv")).scores == [4.5, -0.25, 1.5]
     (tmp_path / "q.csv").write_text('sentence1,sentence2,score\na,b,"4,5"\n')
@@ -225,18 +225,18 @@ def test_labels_of_pandas(tmp_path: Path) -> None:
     assert [text.language for text in labelled.texts] == ["en", None, "en", "de"]
 
 
-def test_a_text_may_be_a_book(tmp_path: Path) -> None:
+def test_a_text_of_half_a_megabyte_is_read(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("text,label\n" + "word " * 100_000 + ",a\nx,b\ny,a\nz,b\n")
     assert len(tables.labelled(str(tmp_path / "l.csv")).texts[0].text) == 500_000
 
 
-def test_passages_without_any_text_are_left_out_and_that_is_noted(tmp_path: Path) -> None:
+def test_empty_passages_are_left_out_with_a_note(tmp_path: Path) -> None:
     collection = beir.read(beir_folder(tmp_path / "set", corpus=[*CORPUS, {"_id": "p4", "title": "", "text": " "}]))
     assert [text.id for text in collection.passages] == ["p1", "p2", "p3"]
     assert collection.notes == ("left out: 1 passage without title and text",)
 
 
-def test_bytes_that_are_no_text_have_a_line(tmp_path: Path) -> None:
+def test_the_line_of_invalid_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_bytes("text,label\nx,a\nna\xefve,b\n".encode("latin-1"))
     with pytest.raises(BadInput, match=r"line 3: not UTF-8"):
         tables.labelled(str(tmp_path / "l.csv"))
@@ -252,13 +252,13 @@ def test_bytes_that_are_no_text_have_a_line(tmp_path: Path) -> None:
         ("sentence1,score\nx,1\n", "no column for the second text"),
     ],
 )
-def test_what_is_wrong_with_pairs(tmp_path: Path, content: str, words: str) -> None:
+def test_errors_in_pairs(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "p.csv").write_text(content)
     with pytest.raises(BadInput, match=words):
         tables.pairs(str(tmp_path / "p.csv"))
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"none\.csv: no such file"):
         tables.labelled(str(tmp_path / "none.csv"))
     with pytest.raises(BadInput, match=r"none\.csv: no such file"):

@@ -57,7 +57,7 @@ def full_report(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def printed(results: dict[str, Any], width: int = 80) -> str:
+def print_report(results: dict[str, Any], width: int = 80) -> str:
     out = io.StringIO()
     terminal.print_tables(Console(file=out, width=width), full_report(results))
     return out.getvalue()
@@ -85,7 +85,7 @@ def test_results_by_hand() -> None:
     }
 
 
-def test_unusable_vectors_fail_the_verdict_and_are_told() -> None:
+def test_unusable_vectors_fail_the_verdict_and_are_named() -> None:
     candidate = CANDIDATE.copy()
     candidate[0] = np.nan
     baseline = BASELINE.copy()
@@ -100,15 +100,15 @@ def test_unusable_vectors_fail_the_verdict_and_are_told() -> None:
         "undecided": [],
     }
     json.dumps(results, allow_nan=False)
-    assert "undefined" in printed(results)
+    assert "undefined" in print_report(results)
 
 
-def test_nothing_but_unusable_vectors_is_a_failure_and_not_a_crash() -> None:
+def test_only_unusable_vectors_are_a_failed_check_and_not_a_crash() -> None:
     results = result.results(TEXTS, CANDIDATE * np.nan, BASELINE)
     assert results["overall"]["mean"] is None
     failures = verdict(results, [], Thresholds(0.5))["failures"]
     assert failures[-1] == "mean cosine at dimension 2 is undefined, below --min-cosine 0.5"
-    assert "–" in printed(results)
+    assert "–" in print_report(results)
 
 
 def test_the_threshold_is_the_mean_at_full_dimension() -> None:
@@ -122,30 +122,30 @@ def test_the_threshold_is_the_mean_at_full_dimension() -> None:
     }
 
 
-def test_a_person_reads_what_ran_and_every_group() -> None:
-    shown = printed(result.results(TEXTS, CANDIDATE, BASELINE))
-    assert "m, INT4 weights, through transformers, on cpu, computed in float32" in shown
-    assert "m, a running server, at http://b" in shown
-    assert "1 cut at 10 tokens" in shown
+def test_tables_name_the_engines_and_every_group() -> None:
+    output = print_report(result.results(TEXTS, CANDIDATE, BASELINE))
+    assert "m, INT4 weights, through transformers, on cpu, computed in float32" in output
+    assert "m, a running server, at http://b" in output
+    assert "1 cut at 10 tokens" in output
     for word in ("dimension", "query", "code", "unspecified", "0.60000", "third [bold]text[/bold]"):
-        assert word in shown
-    assert "undefined" not in shown
-    assert max(len(line) for line in shown.splitlines()) <= 80
+        assert word in output
+    assert "undefined" not in output
+    assert max(len(line) for line in output.splitlines()) <= 80
 
 
-def test_the_report_tells_versions() -> None:
-    found = result.surroundings()
-    assert found["schema"] == 1
-    assert found["versions"]["numpy"] == np.__version__
-    assert found["machine"]["cores"] >= 1
+def test_the_report_has_versions_and_machine() -> None:
+    surroundings = result.surroundings()
+    assert surroundings["schema"] == 1
+    assert surroundings["versions"]["numpy"] == np.__version__
+    assert surroundings["machine"]["cores"] >= 1
 
 
-def test_numbers_are_whole_in_a_narrow_terminal() -> None:
-    shown = {}
+def test_numbers_are_complete_in_a_narrow_terminal() -> None:
+    output = {}
     for width in (30, 80, 200):
         with io.StringIO() as out:
             terminal.print_tables(Console(file=out, width=width), full())
-            shown[width] = out.getvalue()
-    numbers = {width: re.findall(r"[+−]?\d\.\d{4,5}\b", text) for width, text in shown.items()}
+            output[width] = out.getvalue()
+    numbers = {width: re.findall(r"[+−]?\d\.\d{4,5}\b", text) for width, text in output.items()}
     assert numbers[30] == numbers[80] == numbers[200]
-    assert max(map(len, shown[80].splitlines())) < 130
+    assert max(map(len, output[80].splitlines())) < 130

@@ -1,4 +1,4 @@
-"""The tasks on small vectors whose answers are known, or that a library gives."""
+"""The tasks on small vectors, against results by hand or of a library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qembed.text.texts import Text
 RANDOM = np.random.default_rng(2)
 
 
-def named(outcome: Outcome, name: str, group: str | None = None) -> Metric:
+def metric_named(outcome: Outcome, name: str, group: str | None = None) -> Metric:
     (match,) = [metric for metric in outcome.metrics if metric.name == name and metric.group == group]
     return match
 
@@ -39,45 +39,45 @@ COLLECTION = Collection(
 
 
 def test_retrieval_by_hand() -> None:
-    baseline = circle(0, 90, 10, 80, 100, 200)  # queries at 0 and 90; passages at 10, 80, 100 and 200 degrees
+    baseline = circle(0, 90, 10, 80, 100, 200)  # in degrees: queries at 0 and 90; passages at 10, 80, 100 and 200
     candidate = circle(60, 90, 10, 80, 100, 200)  # the first query has moved
     outcome = retrieval.task(COLLECTION).measure(candidate, baseline)
     # Baseline: q1 finds 0 first; q2 finds 1 and 2, at equal distance, in the order of rows. Candidate: q1 finds 1, 2, 0.
     q2 = (1 + 2 / np.log2(3)) / (2 + 1 / np.log2(3))
-    ndcg = named(outcome, "nDCG@10")
+    ndcg = metric_named(outcome, "nDCG@10")
     assert ndcg.baseline == pytest.approx((1 + q2) / 2)
     # From 60 degrees: 80 is 20 away, 100 is 40, 10 is 50: rank 3.
     assert ndcg.candidate == pytest.approx((1 / 2 + q2) / 2)
     assert ndcg.mixed == ndcg.candidate
     assert ndcg.main
     assert ndcg.count == 2
-    assert named(outcome, "mAP@10").candidate == pytest.approx((1 / 3 + 1) / 2)
-    assert named(outcome, "recall@10").baseline == 1
+    assert metric_named(outcome, "mAP@10").candidate == pytest.approx((1 / 3 + 1) / 2)
+    assert metric_named(outcome, "recall@10").baseline == 1
     groups = {metric.group for metric in outcome.metrics if metric.group}
     assert groups == {"en → en", "de → en", "de → de"}
     # Among the English passages alone the second query finds p1 first.
-    assert named(outcome, "nDCG@10", "de → en").baseline == 1
+    assert metric_named(outcome, "nDCG@10", "de → en").baseline == 1
     # Among them the first query of the candidate finds p1 (20 away) before p0 (50 away).
-    assert named(outcome, "nDCG@10", "en → en").candidate == pytest.approx(1 / np.log2(3))
+    assert metric_named(outcome, "nDCG@10", "en → en").candidate == pytest.approx(1 / np.log2(3))
 
 
-def test_a_query_does_not_find_itself() -> None:
+def test_a_query_is_not_its_own_result() -> None:
     collection = Collection("c", "0", [Text("x", "same")], [Text("x", "same"), Text("y", "other")], [{1: 1}])
     outcome = retrieval.task(collection).measure(circle(0, 0, 50), circle(0, 0, 50))
-    assert named(outcome, "nDCG@10").baseline == 1
-    assert named(outcome, "nDCG@10, IVF").baseline == 1
+    assert metric_named(outcome, "nDCG@10").baseline == 1
+    assert metric_named(outcome, "nDCG@10, IVF").baseline == 1
 
 
-def test_only_the_queries_moved_and_the_old_index_stays() -> None:
+def test_mixed_means_queries_of_the_candidate_on_the_index_of_the_baseline() -> None:
     baseline = circle(0, 90, 0, 90, 45, 45)
-    candidate = circle(0, 90, 90, 0, 45, 45)  # the passages of the candidate are swapped, its queries are not
+    candidate = circle(0, 90, 90, 0, 45, 45)  # the candidate's passages are swapped, its queries are not
     collection = Collection("c", "0", COLLECTION.queries, COLLECTION.passages, [{0: 1}, {1: 1}])
-    ndcg = named(retrieval.task(collection).measure(candidate, baseline), "nDCG@10")
+    ndcg = metric_named(retrieval.task(collection).measure(candidate, baseline), "nDCG@10")
     assert ndcg.baseline == ndcg.mixed == 1
     assert ndcg.candidate < 1
 
 
-def test_ivf_probing_every_cluster_is_exact_and_fewer_find_less() -> None:
+def test_ivf_is_exact_with_a_single_cluster_and_approximate_with_more() -> None:
     index = RANDOM.normal(size=(900, 16)).astype(np.float32)
     index /= np.linalg.norm(index, axis=1, keepdims=True)
     queries = index[:50] + 0.1
@@ -105,27 +105,27 @@ def test_ivf_is_compared_with_the_same_sides_exact_search() -> None:
     exact = NearestNeighbors(n_neighbors=10, algorithm="brute", metric="cosine").fit(unit[10:]).kneighbors(unit[:10])[1]
     lists = retrieval.through_ivf(unit[:10], unit[10:], 10)
     expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(lists, exact, strict=True)])
-    share = named(outcome, "IVF vs exact@10")
+    share = metric_named(outcome, "IVF vs exact@10")
     assert share.baseline == share.candidate == pytest.approx(expected)
     assert share.interval == (0, 0)
 
 
-def test_a_reranker_orders_the_top_fifty_of_each_side() -> None:
-    asked: list[tuple[int, int]] = []
+def test_a_reranker_sorts_the_top_fifty_of_each_side() -> None:
+    pairs_scored: list[tuple[int, int]] = []
 
     def rerank(_: object, __: object, pairs: list[tuple[int, int]]) -> np.ndarray:
-        asked.extend(pairs)
+        pairs_scored.extend(pairs)
         return np.array([1.0 if pair in ((0, 0), (1, 2)) else 0.0 for pair in pairs])
 
     baseline, candidate = circle(0, 90, 10, 80, 100, 200), circle(60, 90, 10, 80, 100, 200)
     outcome = retrieval.task(COLLECTION, rerank, "r").measure(candidate, baseline)
-    reranked = named(outcome, "nDCG@10, reranked")
-    # The reranker puts p0 first for q1, and p2 before p1 for q2, on either side.
+    reranked = metric_named(outcome, "nDCG@10, reranked")
+    # On both sides the reranker puts p0 first for q1, and p2 before p1 for q2.
     assert reranked.baseline == reranked.candidate == pytest.approx(1)
-    assert sorted(asked) == [(query, row) for query in range(2) for row in range(4)]
+    assert sorted(pairs_scored) == [(query, row) for query in range(2) for row in range(4)]
 
 
-def labelled(tests: bool) -> tuple[Labelled, np.ndarray]:
+def make_labelled(tests: bool) -> tuple[Labelled, np.ndarray]:
     centres = RANDOM.normal(size=(3, 12))
     numbers = RANDOM.integers(0, 3, 90)
     vectors = (centres[numbers] + 1.6 * RANDOM.normal(size=(90, 12))).astype(np.float32)
@@ -134,8 +134,8 @@ def labelled(tests: bool) -> tuple[Labelled, np.ndarray]:
     return Labelled("l", "0", texts, ["abc"[number] for number in numbers], split), vectors
 
 
-def test_classification_is_that_of_scikit_learn() -> None:
-    data, vectors = labelled(tests=True)
+def test_classification_equals_scikit_learns() -> None:
+    data, vectors = make_labelled(tests=True)
     noisy = vectors + RANDOM.normal(size=vectors.shape).astype(np.float32)
     task = classification.task(data)
     outcome = task.measure(noisy, vectors)
@@ -143,8 +143,8 @@ def test_classification_is_that_of_scikit_learn() -> None:
     for side, name in ((vectors, "baseline"), (noisy, "candidate")):
         unit = side / np.linalg.norm(side, axis=1, keepdims=True)
         model = LogisticRegression(max_iter=1000).fit(unit[:60], truth[:60])
-        assert getattr(named(outcome, "accuracy"), name) == pytest.approx(model.score(unit[60:], truth[60:]))
-    accuracy = named(outcome, "accuracy")
+        assert getattr(metric_named(outcome, "accuracy"), name) == pytest.approx(model.score(unit[60:], truth[60:]))
+    accuracy = metric_named(outcome, "accuracy")
     assert accuracy.main
     assert accuracy.count == 30
     assert accuracy.baseline is not None
@@ -162,17 +162,17 @@ def test_classification_is_that_of_scikit_learn() -> None:
 
 @pytest.mark.parametrize("classifier", classification.CLASSIFIERS)
 def test_without_a_split_every_text_is_predicted_once(classifier: str) -> None:
-    data, vectors = labelled(tests=False)
+    data, vectors = make_labelled(tests=False)
     task = classification.task(data, classifier)
     assert task.settings["folds"] == 5
-    accuracy = named(task.measure(vectors, vectors), "accuracy")
+    accuracy = metric_named(task.measure(vectors, vectors), "accuracy")
     assert accuracy.count == 90
     assert accuracy.baseline == accuracy.candidate
     assert accuracy.baseline is not None
     assert 0.4 < accuracy.baseline < 1
 
 
-def test_labels_that_cannot_be_told_apart_are_refused() -> None:
+def test_labels_that_cannot_be_learned_or_tested_are_refused() -> None:
     def data(labels: list[str], test: list[bool] | None = None) -> Labelled:
         return Labelled("l.csv", "0", [Text(str(row), "x") for row in range(len(labels))], labels, test)
 
@@ -188,7 +188,7 @@ def test_labels_that_cannot_be_told_apart_are_refused() -> None:
     assert task.measure(np.eye(5), np.eye(5)).notes == ["labels to test that were not trained on: c"]
 
 
-def test_sts_is_spearman_of_scipy() -> None:
+def test_sts_equals_scipys_spearman() -> None:
     count = 40
     first, second = RANDOM.normal(size=(2, count, 8))
     noisy = first + RANDOM.normal(size=first.shape)
@@ -202,13 +202,13 @@ def test_sts_is_spearman_of_scipy() -> None:
         return float(stats.spearmanr(np.array(cosines)[rows], scores[rows]).statistic)
 
     for group, rows in ((None, slice(None)), ("de", slice(25)), ("en", slice(25, None))):
-        metric = named(outcome, "Spearman", group)
+        metric = metric_named(outcome, "Spearman", group)
         assert metric.baseline == pytest.approx(expected(first, rows))
         assert metric.candidate == pytest.approx(expected(noisy, rows))
         assert metric.main is (group is None)
 
 
-def test_pairs_without_anything_to_rank_are_refused_or_left_out() -> None:
+def test_pairs_that_cannot_be_ranked_are_refused_or_left_out() -> None:
     texts = [Text(str(row), "x") for row in range(4)]
     with pytest.raises(BadInput, match="all 4 pairs have the same score"):
         sts.task(Pairs("p.csv", "0", texts, texts, [1.0] * 4))
@@ -218,11 +218,11 @@ def test_pairs_without_anything_to_rank_are_refused_or_left_out() -> None:
     broken = vectors.copy()
     broken[2] = np.nan
     outcome = sts.task(Pairs("p", "0", texts, texts, [1.0, 2, 3, 4])).measure(broken, vectors)
-    assert named(outcome, "Spearman").count == 3
+    assert metric_named(outcome, "Spearman").count == 3
     assert outcome.notes == ["1 pairs without a cosine on either side are left out"]
 
 
-def test_the_built_in_sets_keep_their_promises() -> None:
+def test_the_built_in_sets_have_the_documented_sizes_and_languages() -> None:
     from qembed.eval.readers import builtin
 
     collection = builtin.retrieval()
@@ -231,8 +231,8 @@ def test_the_built_in_sets_keep_their_promises() -> None:
     assert len(collection.passages) > 200
     assert all(len(grades) == 4 for grades in collection.relevant)
     for text, grades in zip(collection.queries, collection.relevant, strict=True):
-        (same,) = [row for row, grade in grades.items() if grade == 2]
-        assert collection.passages[same].language == text.language
+        (exact_match,) = [row for row, grade in grades.items() if grade == 2]
+        assert collection.passages[exact_match].language == text.language
     texts = [text.text for text in collection.passages]
     assert len(set(texts)) == len(texts)
     data = builtin.classification()

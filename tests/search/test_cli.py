@@ -235,7 +235,7 @@ def test_questions_that_cannot_be_asked_are_refused_in_a_line(index: tuple[Path,
     fake.refusal = 400
     assert "the engine is dead" in error_line("search", "a", *ask)
     fake.refusal = None
-    fake.changed[instruct(DEFAULT_INSTRUCTION) + "a"] = [0.0] * 64
+    fake.vectors_by_text[instruct(DEFAULT_INSTRUCTION) + "a"] = [0.0] * 64
     assert "a vector that is zero" in error_line("search", "a", *ask, code=1)
     assert len(fake.inputs) == 1
 

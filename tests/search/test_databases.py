@@ -69,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
 def server(start_server: Callable[[], FakeServer]) -> FakeServer:
     """Knows a vector for the question, in the middle of one of the clusters."""
     fake = start_server()
-    fake.changed["music player"] = [float(value) for value in clustered(ROWS)[[7, 7, 7, 50, 51]].mean(axis=0)]
+    fake.vectors_by_text["music player"] = [float(value) for value in clustered(ROWS)[[7, 7, 7, 50, 51]].mean(axis=0)]
     return fake
 
 
@@ -79,7 +79,7 @@ def text(row: int) -> str:
 
 def expected(server: FakeServer) -> list[str]:
     """What comparing with every vector finds."""
-    question = np.array(server.changed["music player"])
+    question = np.array(server.vectors_by_text["music player"])
     cosines = clustered(ROWS) @ (question / np.linalg.norm(question))
     return [f"{cosines[row]:.4f} doc{row} {text(row)}" for row in np.argsort(-cosines)[:3]]
 

@@ -145,25 +145,24 @@ def test_a_pod_has_time_to_finish_its_requests(folder: Path) -> None:
 @pytest.mark.parametrize("folder", [*FOLDERS, CLUSTER], ids=name)
 def test_nothing_runs_as_root_or_writes_to_its_image(folder: Path) -> None:
     manifests = documents(folder.read_text(encoding="utf-8") if folder.is_file() else render(folder))
-    templates = [one["spec"]["template"]["spec"] for one in manifests if one["kind"] in ("Deployment", "Job")]
-    cluster = [one["spec"] for one in manifests if one["kind"] == "RayCluster"]
-    cluster += [one["spec"]["rayClusterSpec"] for one in manifests if one["kind"] == "RayJob"]
-    autoscaled_heads = [one["headGroupSpec"]["template"]["spec"] for one in cluster if one.get("enableInTreeAutoscaling")]
-    templates += [group["template"]["spec"] for one in cluster for group in (one["headGroupSpec"], *one["workerGroupSpecs"])]
+    templates = [item["spec"]["template"]["spec"] for item in manifests if item["kind"] in ("Deployment", "Job")]
+    cluster = [item["spec"] for item in manifests if item["kind"] == "RayCluster"]
+    cluster += [item["spec"]["rayClusterSpec"] for item in manifests if item["kind"] == "RayJob"]
+    autoscaled_heads = [item["headGroupSpec"]["template"]["spec"] for item in cluster if item.get("enableInTreeAutoscaling")]
+    templates += [group["template"]["spec"] for item in cluster for group in (item["headGroupSpec"], *item["workerGroupSpecs"])]
     assert templates
     for pod in templates:
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        asks_kubernetes = any(pod is one for one in autoscaled_heads)  # the autoscaler starts workers
+        asks_kubernetes = any(pod is head for head in autoscaled_heads)  # the autoscaler starts workers
         assert pod.get("serviceAccountName") or pod["automountServiceAccountToken"] is asks_kubernetes
-        for one in (*pod["containers"], *pod.get("initContainers", [])):
-            assert one["securityContext"]["allowPrivilegeEscalation"] is False
-            assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-            assert one["securityContext"].get("readOnlyRootFilesystem") or one["name"].startswith(
-                "ray-"
-            )  # Ray writes to its home folder
-            assert "memory" in one["resources"]["limits"]
-            mounts = {mount["name"] for mount in one["volumeMounts"]}
+        for container_spec in (*pod["containers"], *pod.get("initContainers", [])):
+            assert container_spec["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container_spec["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            is_ray = container_spec["name"].startswith("ray-")  # Ray writes to its home folder
+            assert container_spec["securityContext"].get("readOnlyRootFilesystem") or is_ray
+            assert "memory" in container_spec["resources"]["limits"]
+            mounts = {mount["name"] for mount in container_spec["volumeMounts"]}
             assert mounts <= {volume["name"] for volume in pod["volumes"]}
 
 

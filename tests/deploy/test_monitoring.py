@@ -75,7 +75,7 @@ def test_panels_of_the_dashboard_have_unique_ids_and_do_not_overlap() -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "part",
     ["qembed_requests_total", "qembed_texts_in_flight", "histogram_quantile(0.99", "qembed_tokens_total", "qembed_memory_bytes",
      "qembed_planned_bytes", 'status="503"', "qembed_restarts"],
 )  # fmt: skip

@@ -91,8 +91,8 @@ def test_a_folder_of_documents_in_chunks_with_pages(embed: Embed, tmp_path: Path
         if row["page"] is not None:
             assert f"on page {row['page']}." in row["text"]
     assert {row["page"] for row in rows} == {1, 2, 3, None}
-    told = rejects(tmp_path / "out.rejects.jsonl")
-    assert [(one["id"], one["reason"].split(":")[0].split(" (")[0]) for one in told] == [
+    rejected = rejects(tmp_path / "out.rejects.jsonl")
+    assert [(reject["id"], reject["reason"].split(":")[0].split(" (")[0]) for reject in rejected] == [
         ("f.pdf", "damaged PDF"),
         ("g.txt", "not UTF-8"),
     ]

@@ -1,4 +1,4 @@
-"""An interrupted run is resumed only from what is this user's, and as long as the journal says."""
+"""An interrupted run is resumed only from this user's own files, with the sizes in the journal."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def interrupted(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     source.write_text("".join(f"text {n}\n" for n in range(30)))
     record = journal.Journal.record
 
-    def stop(self: journal.Journal, result: Totals) -> None:
-        record(self, result)
-        if result.windows == 2:
+    def stop(self: journal.Journal, totals: Totals) -> None:
+        record(self, totals)
+        if totals.windows == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -40,14 +40,14 @@ def interrupted(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return lambda: embed(source, "-o", tmp_path / "out.npy")
 
 
-def test_an_interrupted_run_goes_on(interrupted: Callable[[], Any], tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed(interrupted: Callable[[], Any], tmp_path: Path) -> None:
     assert interrupted().exit_code == 0
     assert (tmp_path / "out.npy").exists()
 
 
 @pytest.mark.parametrize("name", ["vectors", "ids.jsonl"])
 @pytest.mark.parametrize("length", [None, 0, 500])
-def test_a_file_shorter_than_the_journal_says_is_an_error(
+def test_a_file_shorter_than_in_the_journal_is_an_error(
     interrupted: Callable[[], Any], tmp_path: Path, name: str, length: int | None
 ) -> None:
     path = tmp_path / ".out.npy.partial" / name
@@ -113,7 +113,7 @@ def test_a_line_of_the_journal_that_no_run_writes_is_an_error(
     assert "unexpected" not in result.stderr
 
 
-def test_a_batch_longer_than_its_file_is_not_there(tmp_path: Path) -> None:
+def test_a_batch_longer_than_its_file_is_ignored(tmp_path: Path) -> None:
     (tmp_path / FILES[0]).write_bytes(HEAD.pack(0, 0, 2**32 - 1, 2**32 - 1, 2**32 - 1, 0) + b"x" * 100)
     assert Spool(tmp_path).begin(0) == {}
     assert (tmp_path / FILES[0]).stat().st_size == 0

@@ -1,4 +1,4 @@
-"""Input rows of every format; rows that cannot be embedded are rejected with a reason, and none is lost silently."""
+"""Input rows of every format; each row that cannot be embedded is rejected with a reason."""
 
 from __future__ import annotations
 

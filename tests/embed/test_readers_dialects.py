@@ -1,4 +1,4 @@
-"""Tables as spreadsheets and other tools write them: choices are reported, options override them, and printed advice works."""
+"""Tables from spreadsheets and other tools: detected settings are reported, options override them, printed advice works."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_ids_of_pandas_and_of_beir(embed: Embed, tmp_path: Path) -> None:
     assert [row["id"] for row in rows(out)] == ["doc7"]
 
 
-def test_two_fields_of_one_name_are_rejected(embed: Embed, tmp_path: Path) -> None:
+def test_duplicate_fields_are_rejected(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "b", "text": "c"}\n')
     assert embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.npy").exit_code == 4
     assert [reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")] == ["two fields are named 'text'"]

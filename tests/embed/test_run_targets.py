@@ -70,7 +70,7 @@ def test_runs_that_would_share_an_ids_file_are_refused(embed: Embed, source: Pat
     assert embed(source, "-o", tmp_path / "v.fvecs").exit_code == 4
 
 
-def test_a_file_that_appeared_during_the_run_is_kept(
+def test_a_file_created_during_the_run_is_kept(
     embed: Embed, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.npy"

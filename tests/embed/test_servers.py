@@ -62,9 +62,9 @@ class FakeServer(Server):
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeServer]]:
     monkeypatch.setattr(servers, "PAUSES", (0.01, 0.05))
-    both = [FakeServer(), FakeServer()]
-    yield both
-    for fake in both:
+    both_servers = [FakeServer(), FakeServer()]
+    yield both_servers
+    for fake in both_servers:
         fake.end()
 
 
@@ -91,7 +91,7 @@ def test_batches_are_spread_and_the_output_is_in_input_order(fakes: list[FakeSer
     assert all(len(fake.requested_texts) > 4 for fake in fakes)
 
 
-def test_batches_of_a_server_that_ends_go_to_the_other(fakes: list[FakeServer], source: Path, tmp_path: Path) -> None:
+def test_batches_of_a_stopped_server_go_to_the_other(fakes: list[FakeServer], source: Path, tmp_path: Path) -> None:
     original = servers._request
 
     def request(engine: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
@@ -143,13 +143,13 @@ def test_without_an_answering_server_the_run_ends_and_can_be_resumed(
         result = embed(source, "-o", out, "--url", fakes[0].url, "--url", fakes[1].url)
     assert result.exit_code == 1
     assert "no server has answered" in result.stderr
-    again = embed(source, "-o", out, "--url", fakes[0].url, "--json")
-    assert again.exit_code == 0, again.output
-    assert json.loads(again.stdout)["resumed"] >= 200
+    resumed = embed(source, "-o", out, "--url", fakes[0].url, "--json")
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads(resumed.stdout)["resumed"] >= 200
     np.testing.assert_array_equal(np.load(out), vectors(source.read_text().splitlines()))
 
 
-def test_servers_that_differ_are_refused(tmp_path: Path, source: Path) -> None:
+def test_servers_of_different_models_are_refused(tmp_path: Path, source: Path) -> None:
     first, second, shorter = FakeServer(), FakeServer("other"), FakeServer(dimensions=8)
     out = tmp_path / "out.npy"
     for urls, words in (
@@ -176,13 +176,13 @@ def test_servers_that_differ_are_refused(tmp_path: Path, source: Path) -> None:
         lambda count: [None] * count,
     ],
 )
-def test_answers_that_are_no_vectors_end_the_run(source: Path, tmp_path: Path, vectors: Any) -> None:
-    def answer(asked: Request) -> tuple[int, object]:
-        if not asked.body:
+def test_answers_without_vectors_end_the_run(source: Path, tmp_path: Path, vectors: Any) -> None:
+    def answer(request: Request) -> tuple[int, object]:
+        if not request.body:
             return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
-        texts = asked.body["input"]
+        texts = request.body["input"]
         rows = [[1.0] * 16] if texts == [servers.PROBE] else vectors(len(texts))
-        data = [{"object": "embedding", "index": n, "embedding": one} for n, one in enumerate(rows)]
+        data = [{"object": "embedding", "index": n, "embedding": row} for n, row in enumerate(rows)]
         return 200, {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
 
     server = Server(answer)
@@ -198,14 +198,14 @@ def test_texts_whose_vector_is_not_finite_or_zero_are_rejected(tmp_path: Path) -
     path = tmp_path / "in.txt"
     path.write_text("good\nnan\nzero\n")
 
-    def answer(asked: Request) -> tuple[int, object]:
-        if not asked.body:
+    def answer(request: Request) -> tuple[int, object]:
+        if not request.body:
             return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
-        made = {"nan": [float("nan")] * 16, "zero": [0.0] * 16}
-        rows = [np.array(made.get(text, [1.0] * 16), "<f4") for text in asked.body["input"]]
+        unusable = {"nan": [float("nan")] * 16, "zero": [0.0] * 16}
+        rows = [np.array(unusable.get(text, [1.0] * 16), "<f4") for text in request.body["input"]]
         data = [
-            {"object": "embedding", "index": n, "embedding": base64.b64encode(one.tobytes()).decode()}
-            for n, one in enumerate(rows)
+            {"object": "embedding", "index": n, "embedding": base64.b64encode(row.tobytes()).decode()}
+            for n, row in enumerate(rows)
         ]
         return 200, {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
 
@@ -213,7 +213,7 @@ def test_texts_whose_vector_is_not_finite_or_zero_are_rejected(tmp_path: Path) -
     result = embed(path, "-o", tmp_path / "out.npy", "--url", server.url)
     server.end()
     assert result.exit_code == 4, result.output
-    assert [one["id"] for one in rejects(tmp_path / "out.rejects.jsonl")] == ["2", "3"]
+    assert [row["id"] for row in rejects(tmp_path / "out.rejects.jsonl")] == ["2", "3"]
     assert np.load(tmp_path / "out.npy").shape == (1, 16)
 
 

@@ -104,7 +104,7 @@ def test_the_audit_reports_vulnerabilities_and_packages_that_could_not_be_audite
     )
     assert audit.main(["cpu", "gpu"]) == 1
     printed = capsys.readouterr()
-    assert "torch 2.13.0: PYSEC-1, mended in 2" in printed.out
+    assert "torch 2.13.0: PYSEC-1, fixed in 2" in printed.out
     assert not printed.err
 
 

@@ -18,7 +18,7 @@ def ray_version() -> str:
     return match[1]
 
 
-@pytest.mark.parametrize("place", ["ray/cluster.yaml", "kubernetes/jobs/bulk/rayjob.yaml"])
+@pytest.mark.parametrize("file", ["ray/cluster.yaml", "kubernetes/jobs/bulk/rayjob.yaml"])
 def test_head_and_workers_share_image_ray_and_volumes(file: str) -> None:
     (manifest,) = yaml.safe_load_all((RAY.parent / file).read_text())
     spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])

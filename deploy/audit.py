@@ -56,9 +56,10 @@ def ask(packages: Sequence[tuple[str, str]], options: Sequence[str] = ()) -> lis
 def report(audited: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each vulnerability: package, id, and the fixed versions."""
     return [
-        f"{package['name']} {package['version']}: {fault['id']}, fixed in {', '.join(fault['fix_versions']) or 'no version yet'}"
+        f"{package['name']} {package['version']}: {fault['id']}, fixed in {fixed}"
         for package in audited
         for fault in package.get("vulns", [])
+        for fixed in [", ".join(fault["fix_versions"]) or "no version yet"]
     ]
 
 

@@ -47,32 +47,44 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def arguments(source: Path, out: Path, checkpoint: Path) -> tuple[object, ...]:
+    return source, "-o", out, "--model", checkpoint, "--json", "--dimensions", 128
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(source: Path, int4_checkpoint: Path) -> Path:
-    """The vectors of an uninterrupted run."""
-    out = source.with_name("whole.npy")
-    summary = summary_of(start_embed(source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128))
+def runs(source: Path, int4_checkpoint: Path) -> tuple[Path, Path]:
+    """The outputs of an uninterrupted run and of one killed after its first window.
+
+    Both start at the same time, because most of a start uses one core.
+    """
+    whole, interrupted = source.with_name("whole.npy"), source.with_name("killed.npy")
+    processes = [start_embed(*arguments(source, out, int4_checkpoint)) for out in (whole, interrupted)]
+    journal = interrupted.with_name(".killed.npy.partial") / "journal.jsonl"
+    while not journal.exists() or b'"done"' not in journal.read_bytes():
+        assert processes[1].poll() is None, processes[1].communicate()
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGKILL)
+    processes[1].communicate()
+    assert not interrupted.exists()
+    summary = summary_of(processes[0])
     assert (summary["vectors"], summary["dimensions"], summary["rejected"]) == (ROWS, 128, 0)
-    return out
+    return whole, interrupted
+
+
+@pytest.fixture
+def uninterrupted(runs: tuple[Path, Path]) -> Path:
+    """The vectors of an uninterrupted run."""
+    return runs[0]
 
 
 def test_a_killed_run_is_resumed_and_its_output_is_byte_identical(
-    source: Path, uninterrupted: Path, int4_checkpoint: Path
+    source: Path, runs: tuple[Path, Path], int4_checkpoint: Path
 ) -> None:
-    out = source.with_name("killed.npy")
-    arguments = (source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128)
-    killed = start_embed(*arguments)
-    journal = out.with_name(".killed.npy.partial") / "journal.jsonl"
-    while not journal.exists() or b'"done"' not in journal.read_bytes():
-        assert killed.poll() is None, killed.communicate()
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert not out.exists()
-    summary = summary_of(start_embed(*arguments))
+    whole, out = runs
+    summary = summary_of(start_embed(*arguments(source, out, int4_checkpoint)))
     assert 0 < summary["resumed"] < ROWS
-    assert out.read_bytes() == uninterrupted.read_bytes()
-    assert out.with_name("killed.ids.jsonl").read_bytes() == uninterrupted.with_name("whole.ids.jsonl").read_bytes()
+    assert out.read_bytes() == whole.read_bytes()
+    assert out.with_name("killed.ids.jsonl").read_bytes() == whole.with_name("whole.ids.jsonl").read_bytes()
 
 
 def test_the_vectors_equal_those_of_the_server_in_input_order(source: Path, uninterrupted: Path, int4_server: Launched) -> None:

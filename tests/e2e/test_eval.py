@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,21 @@ STARTING_SECONDS = 300
 STOPPING_SECONDS = 120
 
 
+def start_eval(*arguments: object) -> subprocess.Popen[str]:
+    """Start the installed `qembed` command."""
+    command = [*QEMBED, "eval", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def qembed_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the installed `qembed` command."""
-    return subprocess.run([*QEMBED, "eval", *map(str, arguments)], capture_output=True, text=True, timeout=1200, check=False)
+    return finish(start_eval(*arguments))
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for the end of a command."""
+    out, err = process.communicate(timeout=1200)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +43,72 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reports")
 
 
-@pytest.fixture(scope="module")
-def result(int4_checkpoint: Path, int4_server: Launched, reports: Path) -> subprocess.CompletedProcess[str]:
-    """A run of all tasks with a threshold that cannot be met, shared by all tests."""
-    return qembed_eval(
+@pytest.fixture(scope="module", autouse=True)
+def evaluation(int4_checkpoint: Path, int4_server: Launched, reports: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run of all tasks with a threshold that cannot be met, shared by all tests.
+
+    It starts with the first test of the module, so that the tests that do not need it run meanwhile.
+    """
+    process = start_eval(
         "--baseline", "fp16", "--json", "--url", int4_server.url, "--model", int4_checkpoint, "--min-cosine", 0.99999,
         "--no-cache", "--task", "all", "--report", reports / "r.html", "--report", reports / "r.md",
     )  # fmt: skip
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def result(evaluation: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """The result of `evaluation`."""
+    return finish(evaluation)
+
+
+def test_speed_of_a_real_server(int4_checkpoint: Path, int4_server: Launched, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("Swifts sleep in the air.\nMauersegler schlafen im Flug.\n", encoding="utf-8")
+    result = qembed_eval(
+        "--url", int4_server.url, "--baseline-url", int4_server.url, "--model", int4_checkpoint,
+        "--data", tmp_path / "texts.txt", "--task", "speed", "--speed-batches", "1,4", "--speed-lengths", 16, "--no-cache",
+        "--json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    speed = json.loads(result.stdout)["speed"]
+    assert [shape["batch"] for shape in speed["shapes"]] == [1, 4]
+    assert all(0 < shape["low"] <= shape["ratio"] <= shape["high"] for shape in speed["shapes"])
+    assert speed["candidate"]["memory"] > 10**8, "the /metrics of a qembed server have its memory"
+
+
+def test_a_met_threshold_is_exit_code_0(int4_checkpoint: Path, int4_server: Launched, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("Swifts sleep in the air.\nMauersegler schlafen im Flug.\n", encoding="utf-8")
+    result = qembed_eval(
+        "--url", int4_server.url, "--model", int4_checkpoint, "--data", texts, "--min-cosine", 0.9, "--no-cache"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "2 from texts.txt" in result.stdout
+
+
+@pytest.mark.usefixtures("needs_proc")
+def test_ctrl_c_ends_the_vllm_that_it_started(int4_checkpoint: Path) -> None:
+    process = subprocess.Popen(
+        [*QEMBED, "eval", "--model", str(int4_checkpoint), "--engine", "vllm", "--no-cache"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + STARTING_SECONDS
+        while not (sessions := children(process.pid)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "vLLM was not started"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=STOPPING_SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    assert [pid for session in sessions for pid in machine.processes(session)] == []
 
 
 def test_int4_through_vllm_is_near_the_original(result: subprocess.CompletedProcess[str]) -> None:
@@ -85,20 +157,6 @@ def test_the_reports_hold_the_measured_numbers(result: subprocess.CompletedProce
         assert "computed in" in text
 
 
-def test_speed_of_a_real_server(int4_checkpoint: Path, int4_server: Launched, tmp_path: Path) -> None:
-    (tmp_path / "texts.txt").write_text("Swifts sleep in the air.\nMauersegler schlafen im Flug.\n", encoding="utf-8")
-    result = qembed_eval(
-        "--url", int4_server.url, "--baseline-url", int4_server.url, "--model", int4_checkpoint,
-        "--data", tmp_path / "texts.txt", "--task", "speed", "--speed-batches", "1,4", "--speed-lengths", 16, "--no-cache",
-        "--json",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    speed = json.loads(result.stdout)["speed"]
-    assert [shape["batch"] for shape in speed["shapes"]] == [1, 4]
-    assert all(0 < shape["low"] <= shape["ratio"] <= shape["high"] for shape in speed["shapes"])
-    assert speed["candidate"]["memory"] > 10**8, "the /metrics of a qembed server have its memory"
-
-
 def test_the_result_names_both_engines(result: subprocess.CompletedProcess[str], int4_server: Launched) -> None:
     report = json.loads(result.stdout)
     assert report["candidate"]["engine"] == "server"
@@ -113,39 +171,6 @@ def test_a_missed_threshold_is_exit_code_1_and_one_line(result: subprocess.Compl
     line = [line for line in result.stderr.splitlines() if line.startswith("qembed: ")][-1]
     assert line.startswith("qembed: mean cosine at dimension")
     assert line.endswith("below --min-cosine 0.99999")
-
-
-def test_a_met_threshold_is_exit_code_0(int4_checkpoint: Path, int4_server: Launched, tmp_path: Path) -> None:
-    texts = tmp_path / "texts.txt"
-    texts.write_text("Swifts sleep in the air.\nMauersegler schlafen im Flug.\n", encoding="utf-8")
-    result = qembed_eval(
-        "--url", int4_server.url, "--model", int4_checkpoint, "--data", texts, "--min-cosine", 0.9, "--no-cache"
-    )
-    assert result.returncode == 0, result.stderr
-    assert "2 from texts.txt" in result.stdout
-
-
-@pytest.mark.usefixtures("needs_proc")
-def test_ctrl_c_ends_the_vllm_that_it_started(int4_checkpoint: Path) -> None:
-    process = subprocess.Popen(
-        [*QEMBED, "eval", "--model", str(int4_checkpoint), "--engine", "vllm", "--no-cache"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        # A shell starts background jobs with SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + STARTING_SECONDS
-        while not (sessions := children(process.pid)):
-            assert process.poll() is None
-            assert time.monotonic() < deadline, "vLLM was not started"
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=STOPPING_SECONDS)
-    finally:
-        process.kill()
-    assert process.returncode != 0
-    assert "Traceback" not in errors
-    assert [pid for session in sessions for pid in machine.processes(session)] == []
 
 
 def children(pid: int) -> list[int]:

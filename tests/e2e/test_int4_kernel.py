@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -127,34 +129,66 @@ def write(folder: Path, group: int, symmetric: bool, pack: Pack, configure: Conf
     return folder
 
 
+@dataclass(frozen=True)
+class Format:
+    name: str
+    group: int
+    symmetric: bool
+    pack: Pack
+    configure: Configure
+
+
 FORMATS = [
-    pytest.param(32, False, as_awq, awq_config, id="awq-32"),
-    pytest.param(64, False, as_awq, awq_config, id="awq-64"),
-    pytest.param(128, False, as_awq, awq_config, id="awq-128"),
-    pytest.param(128, False, as_compressed_tensors, compressed_tensors_config, id="compressed-tensors-asymmetric"),
-    pytest.param(
-        WHOLE_ROW, True, as_compressed_tensors, compressed_tensors_config, id="compressed-tensors-symmetric-whole-row"
-    ),
+    Format("awq-32", 32, False, as_awq, awq_config),
+    Format("awq-64", 64, False, as_awq, awq_config),
+    Format("awq-128", 128, False, as_awq, awq_config),
+    Format("compressed-tensors-asymmetric", 128, False, as_compressed_tensors, compressed_tensors_config),
+    Format("compressed-tensors-symmetric-whole-row", WHOLE_ROW, True, as_compressed_tensors, compressed_tensors_config),
 ]
 
 
-@pytest.mark.parametrize(("group", "symmetric", "pack", "configure"), FORMATS)
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Format], tuple[Path, Launched]]]:
+    """A function that starts the server of a format, and the next format's too, because most of a start uses one core.
+
+    It returns the folder of the format's checkpoints and the server.
+    """
+    limits = ("--dtype", "float32", "--max-model-len", 4096, "--max-num-batched-tokens", 4096, "--allow-token-ids")
+    servers: dict[str, tuple[Path, Launched]] = {}
+    with ExitStack() as running:
+
+        def start(format_: Format) -> tuple[Path, Launched]:
+            folder = write(tmp_path_factory.mktemp("int4"), format_.group, format_.symmetric, format_.pack, format_.configure)
+            kind = "--int4" if format_.pack is as_awq else "--fp16"
+            server = Launched(kind, "--model", folder / "packed", "--port", 0, "--json", "--verbose", *limits, env=AVX2)
+            return folder, running.enter_context(server)
+
+        def start_with_next(format_: Format) -> tuple[Path, Launched]:
+            place = FORMATS.index(format_)
+            for started in FORMATS[place : place + 2]:
+                if started.name not in servers:
+                    servers[started.name] = start(started)
+            return servers[format_.name]
+
+        yield start_with_next
+
+
+@pytest.mark.parametrize("format_", FORMATS, ids=lambda format_: format_.name)
 def test_vectors_are_those_of_the_dequantized_weights(
-    group: int, symmetric: bool, pack: Pack, configure: Configure, tmp_path: Path, heldout: list[str]
+    format_: Format, serve: Callable[[Format], tuple[Path, Launched]], heldout: list[str]
 ) -> None:
     """For every held-out text; and for texts of LENGTHS tokens (the kernel's rows), one by one and all in one batch."""
-    folder = write(tmp_path, group, symmetric, pack, configure)
-    loaded = reference.load(Checkpoint("float", folder / "float"))
-    limits = ("--dtype", "float32", "--max-model-len", 4096, "--max-num-batched-tokens", 4096, "--allow-token-ids")
-    kind = "--int4" if pack is as_awq else "--fp16"
-    with Launched(kind, "--model", folder / "packed", "--port", 0, "--json", "--verbose", *limits, env=AVX2) as server:
+    folder, server = serve(format_)
+    with server:
+        loaded = reference.load(Checkpoint("float", folder / "float"))
+        expected = reference.embed(loaded, heldout)
+        rows = [[*(TOKENS * 20)[: length - 1], END] for length in LENGTHS]
+        exact = np.stack([unit_vector(loaded, ids) for ids in rows])
         server.wait_ready()
         assert "Using Int4LinearKernel" in server.err
         assert "compiled INT4 kernel is missing" not in server.err
         served = embeddings.embed(heldout, url=server.url, batch_size=64)
-        assert cosines(served, reference.embed(loaded, heldout)).min() > 0.9999
-        rows = [[*(TOKENS * 20)[: length - 1], END] for length in LENGTHS]
-        exact = np.stack([unit_vector(loaded, ids) for ids in rows])
+        assert cosines(served, expected).min() > 0.9999
         batched, alone = ask(server, rows), np.concatenate([ask(server, [ids]) for ids in rows])
         assert cosines(batched, exact).min() > 0.9999
         assert cosines(alone, exact).min() > 0.9999

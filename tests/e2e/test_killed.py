@@ -37,11 +37,14 @@ def start(checkpoint: Path, temporary: Path) -> Launched:
     return server
 
 
-def test_no_process_outlives_a_launcher_that_is_killed_with_its_server(int4_checkpoint: Path, temporary: Path) -> None:
+def test_neither_the_engine_nor_another_process_outlives_a_killed_launcher_and_server(
+    int4_checkpoint: Path, temporary: Path
+) -> None:
     with start(int4_checkpoint, temporary) as server:
         assert embed(server.url, input=["a large body"] * 2000, more="x" * 2**20).status == 200  # parsed in one more process
         pids = server.started()
         assert len(pids) >= 3
+        assert any(b"Engine" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
         for pid in (server.process.pid, server.ready["pid"]):
             os.kill(pid, signal.SIGKILL)
         assert all_gone(pids, 30)

@@ -218,15 +218,3 @@ def test_vllm_does_not_outlive_a_killed_qembed(int4_checkpoint: Path) -> None:
         server.signal(signal.SIGKILL)
         assert all_gone(pids)
         assert server.started() == []
-
-
-@pytest.mark.usefixtures("needs_proc")
-def test_the_engine_outlives_neither_qembed_nor_the_server(int4_checkpoint: Path) -> None:
-    with Launched("--int4", "--model", int4_checkpoint, "--port", 0) as server:
-        server.wait_ready()
-        pids = server.started()
-        assert len(pids) == 2
-        leader = next(pid for pid in pids if os.getsid(pid) == pid)
-        os.kill(server.process.pid, signal.SIGKILL)
-        os.kill(leader, signal.SIGKILL)
-        assert all_gone(pids)

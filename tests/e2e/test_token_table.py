@@ -16,7 +16,7 @@ from qembed.client import embeddings
 from qembed.eval.texts import HELDOUT, read
 from qembed.vectors import reference
 from tests.e2e.launcher import QEMBED, Launched
-from tests.e2e.test_serve import Vectors, cosines
+from tests.e2e.test_serve import cosines
 
 pytestmark = pytest.mark.vllm
 START = ("--port", 0, "--dtype", "float32", "--json")
@@ -49,32 +49,29 @@ def int8_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def serve_and_embed(folder: Path, texts: list[str], *options: object) -> tuple[Vectors, dict[str, object]]:
-    """Start a server for `folder`; returns the vectors of `texts` and the ready line."""
-    with Launched("--int4", "--model", folder, *START, *options) as server:
-        server.wait_ready()
-        return embeddings.embed(texts, url=server.url, batch_size=32), server.ready
-
-
 def test_a_stored_table_is_served_as_its_dequantized_rows(int8_checkpoint: Path, texts: list[str]) -> None:
-    vectors, ready = serve_and_embed(int8_checkpoint, texts)
-    expected = reference.embed(reference.load(find(str(int8_checkpoint))), texts)
-    assert cosines(vectors, expected).min() > 0.99999
-    assert ready["int4"] is True
-    assert ready["token_table"] == "int8"
+    with Launched("--int4", "--model", int8_checkpoint, *START) as server:
+        expected = reference.embed(reference.load(find(str(int8_checkpoint))), texts)  # while the server starts
+        server.wait_ready()
+        vectors = embeddings.embed(texts, url=server.url, batch_size=32)
+        assert cosines(vectors, expected).min() > 0.99999
+        assert server.ready["int4"] is True
+        assert server.ready["token_table"] == "int8"
 
 
 def test_a_table_made_at_load_is_the_one_that_quantize_would_store(int4_checkpoint: Path, texts: list[str]) -> None:
-    vectors, ready = serve_and_embed(int4_checkpoint, texts, "--token-table", "int8")
-    loaded = reference.load(find(str(int4_checkpoint)))
-    exact = reference.embed(loaded, texts)
-    weight = loaded.model.embed_tokens.weight
-    columns = int8_table.column_scales(weight.data.split(int8_table.BLOCK_ROWS))
-    weight.data = int8_table.dequantize(*int8_table.quantize(weight.data, columns), columns)
-    expected = reference.embed(loaded, texts)
-    assert cosines(vectors, expected).min() > 0.99999
-    assert np.abs(vectors - expected).max() < np.abs(vectors - exact).max() / 10, "the float table is served"
-    assert ready["token_table"] == "int8"
+    with Launched("--int4", "--model", int4_checkpoint, *START, "--token-table", "int8") as server:
+        loaded = reference.load(find(str(int4_checkpoint)))
+        exact = reference.embed(loaded, texts)
+        weight = loaded.model.embed_tokens.weight
+        columns = int8_table.column_scales(weight.data.split(int8_table.BLOCK_ROWS))
+        weight.data = int8_table.dequantize(*int8_table.quantize(weight.data, columns), columns)
+        expected = reference.embed(loaded, texts)
+        server.wait_ready()
+        vectors = embeddings.embed(texts, url=server.url, batch_size=32)
+        assert cosines(vectors, expected).min() > 0.99999
+        assert np.abs(vectors - expected).max() < np.abs(vectors - exact).max() / 10, "the float table is served"
+        assert server.ready["token_table"] == "int8"
 
 
 def test_without_the_plugin_vllm_refuses_the_checkpoint_and_names_it(int8_checkpoint: Path) -> None:

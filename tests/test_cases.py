@@ -29,8 +29,8 @@ from qembed.vllm.gate_rules import Rules
 from tests.checkpoint.test_vocabulary import ROWS, added, changed
 from tests.e2e.conftest import int4_server
 from tests.embed.conftest import Embed, embed, expected
-from tests.eval.test_retrieval_data import measure
-from tests.eval.test_tasks import metric_named
+from tests.eval.tasks.conftest import metric_named
+from tests.eval.tasks.test_retrieval_data import measure
 
 __all__ = ["changed", "embed", "int4_server"]  # fixtures
 

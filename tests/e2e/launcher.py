@@ -96,6 +96,7 @@ class Launched:
     def wait_ready(self) -> None:
         """Wait for the line that --json prints when the server is ready."""
         self._until(lambda: self.out.endswith("\n"), "ready")
+        assert '"error"' not in self.out, self.err
 
     def wait_stage(self, words: str) -> list[int]:
         """Wait until `words` appear on standard error; returns vLLM's processes at that time."""

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from qembed.cli import group
 from qembed.eval import difference
-from tests.eval.test_page import full
+from tests.eval.report.conftest import full
 
 
 def compare(tmp_path: Path, first: dict[str, Any], second: dict[str, Any], *more: str) -> Result:

@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 
 from qembed.cli import group
 from tests.eval.conftest import FakeServer
-from tests.eval.test_readers import beir_folder, xquad
+from tests.eval.readers.test_beir import beir_folder
+from tests.eval.readers.test_squad import xquad
 
 pytestmark = pytest.mark.slow
 

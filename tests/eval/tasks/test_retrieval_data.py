@@ -14,8 +14,8 @@ from qembed.eval.readers import beir
 from qembed.eval.tasks import Metric, Outcome, retrieval
 from qembed.eval.tasks.retrieval import Collection
 from qembed.text.texts import Text
-from tests.eval.test_readers import beir_folder
-from tests.eval.test_tasks import circle, metric_named
+from tests.eval.readers.test_beir import beir_folder
+from tests.eval.tasks.conftest import circle, metric_named
 
 SUBJECTS = ("printer", "music", "backup", "calendar", "photo", "network")
 

@@ -8,7 +8,6 @@ import re
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,59 +16,13 @@ from rich.console import Console
 
 from qembed.checkpoint import model_card as cards
 from qembed.cli import group
-from qembed.errors import BadInput, QembedError
+from qembed.errors import QembedError
 from qembed.eval import result
 from qembed.eval.report import card, files, html, markdown, terminal
-from qembed.eval.tasks import Metric, Outcome, Task, speed
-from qembed.eval.tasks.speed import RequestShape
-from qembed.eval.thresholds import Thresholds, judged, verdict
-from qembed.report import plots
+from qembed.eval.thresholds import Thresholds, verdict
 from qembed.report.files import KINDS
 from qembed.text.texts import Text
-
-HOSTILE = '<script>alert(1)</script> | `x` **b** [a](http://elsewhere.example) "q" & \u202e'
-
-
-def full(thresholds: Thresholds | None = None, count: int = 60) -> dict[str, Any]:
-    """A result with every part and the size of a real one."""
-    random = np.random.default_rng(4)
-    baseline = random.normal(size=(count, 128)).astype(np.float32)
-    candidate = baseline + 0.08 * random.normal(size=baseline.shape).astype(np.float32)
-    languages = ("en", "de", "es", "zh", None)
-    texts = [
-        Text(f"t{row:03}", f"{HOSTILE} {row}", ("query", "document", "code")[row % 3], languages[row % 5])
-        for row in range(count)
-    ]
-    results = result.results(texts, candidate, baseline, [row * 20 + 3 for row in range(count)])
-    task = Task("retrieval", {"name": HOSTILE, "sha256": "0", "queries": 64, "passages": 214}, [], lambda *_: Outcome([]))
-    metrics = [
-        Metric("nDCG@10", 0.71, 0.70, (-0.03, 0.01), 64, mixed=0.705, main=True),
-        Metric("IVF vs exact@10", 0.9, 0.91, (-0.01, 0.03), 64),
-        *(Metric("nDCG@10", 0.5, 0.5 + 0.01 * place, (-0.02, 0.04), 16, f"{a} → {b}", 0.5) for place, (a, b) in enumerate(
-            (a, b) for a in ("de", "en", "es", "zh") for b in ("de", "en", "es", "zh"))),
-    ]  # fmt: skip
-    tasks = [{**task.record(Outcome(metrics, ["a note"])), "unusable": {"candidate": 0, "baseline": 0}}]
-    side = {"engine": "vllm", "version": "0.32.0", "model": "sample-AWQ-INT4", "weights": "awq-int4", "device": "cpu",
-            "dtype": "bfloat16", "url": None, "bytes": 5_000_000, "seconds": 1.5, "computed": 60, "from_cache": 0}  # fmt: skip
-    other = {**side, "engine": "transformers", "model": "sample", "weights": "float16", "dtype": "float32", "bytes": 20_000_000}
-    sides = ("candidate", "baseline")
-    speeds = [speed.record(RequestShape(batch, 128), {name: list(random.uniform(0.1, 0.2, 20)) for name in sides})
-             for batch in (1, 8, 32)]  # fmt: skip
-    thresholds = thresholds or Thresholds()
-    return {
-        **result.surroundings(),
-        "candidate": side,
-        "baseline": other,
-        "data": {"file": "texts.jsonl", "sha256": "ab" * 32, "texts": count, "limit": 512, "cut": 3, "duplicates": 2},
-        "settings": {"baseline": "fp16", "min_cosine": thresholds.min_cosine, "min_p1": thresholds.min_p1,
-                     "max_task_drop": thresholds.max_task_drop, "percentiles": "linear", "interval": 0.95, "resamples": 1000},
-        "results": results,
-        "tasks": tasks,
-        "speed": {"candidate": {**side, "memory": 900_000_000}, "baseline": {**other, "memory": 2_000_000_000},
-                  "shapes": speeds, "notes": []},
-        "gate": [task.record() for task in judged(tasks, thresholds)],
-        "verdict": verdict(results, tasks, thresholds),
-    }  # fmt: skip
+from tests.eval.report.conftest import full
 
 
 class Tags(HTMLParser):
@@ -187,20 +140,6 @@ def test_a_result_without_defined_cosines_is_still_a_page() -> None:
     assert "2 candidate vectors are zero" in page
     assert "memory in use is measured with --task speed" in page
     assert "–" in markdown.document(evaluation)
-
-
-def test_equal_cosines_are_still_plotted() -> None:
-    results = result.results([Text("a", "a"), Text("b", "b")], np.ones((2, 4), np.float32), np.ones((2, 4), np.float32))
-    assert results["histogram"]["counts"][-1] == 2
-    svg = plots.histogram(results["histogram"]["edges"], results["histogram"]["counts"], {"mean": 1.0})
-    assert "nan" not in svg
-    assert "nan" not in plots.dimensions(results["by_dimension"])
-
-
-def test_ticks_are_round_numbers_within_the_range() -> None:
-    assert plots.ticks(0.93, 1.0) == pytest.approx([0.94, 0.96, 0.98, 1.0])
-    assert plots.ticks(-0.05, 0.05, 3) == pytest.approx([-0.05, 0, 0.05])
-    assert plots.ticks(0, 10) == pytest.approx([0, 2, 4, 6, 8, 10])
 
 
 def test_a_report_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,15 +262,3 @@ def test_card_without_a_checkpoint_is_refused_before_the_run(tmp_path: Path) -> 
     run = CliRunner().invoke(group, ["eval", *map(str, options)])
     assert run.exit_code == 2
     assert "--card: name the checkpoint whose card it is with --model" in run.stderr
-
-
-def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
-    for content, words in (
-        ("{}", "not a result"),
-        ("[]", "not a JSON object"),
-        ("{", "not JSON"),
-        ('{"schema": 9}', "no schema 1"),
-    ):
-        (tmp_path / "r.json").write_text(content)
-        with pytest.raises(BadInput, match=words):
-            result.read(tmp_path / "r.json")

@@ -21,7 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from qembed.eval.report import html
 from qembed.eval.thresholds import Thresholds
-from tests.eval.test_page import full
+from tests.eval.report.conftest import full
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)")

@@ -41,9 +41,9 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def int8_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample with an INT8 token table; plain rounding of its linear layers, because it is quick."""
+    """The sample with an INT8 token table; its linear layers are rounded plainly and calibrated on little, which is quick."""
     folder = tmp_path_factory.mktemp("quantized") / "sample-int8"
-    quick = ("--scales", "none", "--no-clip", "--rounding", "rtn")
+    quick = ("--scales", "none", "--no-clip", "--rounding", "rtn", "--calibration-texts", "64", "--max-tokens", "64")
     result = qembed("quantize", "--model", "sample", "--output", folder, "--token-table", "int8", *quick)
     assert result.returncode == 0, result.stderr
     return folder

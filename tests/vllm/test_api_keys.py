@@ -46,12 +46,12 @@ def test_a_replaced_file_is_noticed_also_behind_a_link(tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to("one")
     (tmp_path / "keys").symlink_to("data/keys")
     file = api_keys.KeyFile(tmp_path / "keys")
-    assert not file.vectors_by_text()
+    assert not file.changed()
     (tmp_path / "next").symlink_to("two")
     (tmp_path / "next").replace(tmp_path / "data")
-    assert (file.vectors_by_text(), file.vectors_by_text()) == (True, False)
+    assert (file.changed(), file.changed()) == (True, False)
     (tmp_path / "data").unlink()
-    assert not file.vectors_by_text()
+    assert not file.changed()
 
 
 @pytest.mark.parametrize(

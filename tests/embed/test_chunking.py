@@ -24,8 +24,8 @@ def test_chunks_end_with_paragraphs_and_sentences() -> None:
     paragraphs = [" ".join(f"This is sentence {n} of paragraph {p}." for n in range(6)) for p in range(4)]
     text = "\n\n".join(paragraphs)
     parts_of_text = [text[span.start : span.end] for span in chunks(text, 48, 0, count)]
-    assert all(span.endswith(".") for span in parts_of_text)
-    assert all(span.startswith("This is sentence") for span in parts_of_text)
+    assert all(part.endswith(".") for part in parts_of_text)
+    assert all(part.startswith("This is sentence") for part in parts_of_text)
     assert " ".join(parts_of_text).split() == text.split()
     paragraph_chunks = [text[span.start : span.end] for span in chunks(text, max(count(paragraphs)) + 4, 0, count)]
     assert paragraph_chunks == paragraphs

@@ -13,7 +13,7 @@ CLIENTS := build/clients
 DATABASES := build/databases
 AUTOAWQ := build/autoawq
 # OpenMP's threads wait without spinning: two processes share the cores.
-TWO = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+TWO = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 DEPLOY := build/deploy
 AUTOROUND := build/auto-round
 LLAMA := build/llama-cpp

@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def throughput(where: str, for_sample: int, for_large: int, turns: int) -> str:
-    """The section of the table of tokens per second, each model in a process of its own."""
+    """The section of the table of tokens per second, each model in a separate process."""
     rows = []
     for title, model, count in (("the sample", _int4, for_sample), ("the 0.6B's shape", _large, for_large)):
         if count:

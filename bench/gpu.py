@@ -181,7 +181,7 @@ def no_gpu() -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, print, and write bench/RESULTS.md; a table that is there already is not replaced by word of a skipped run."""
+    """Run, print, and write bench/RESULTS.md; a skipped run does not replace an existing table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=results.FILE, help="where the table goes [default: bench/RESULTS.md]")
     parser.add_argument("--layers", type=int, help="cut the model to so many layers, to try the bench itself")

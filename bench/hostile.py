@@ -81,7 +81,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
     "slow": (f"{SLOW} bodies, byte by byte", slow),
     "large": (f"{LARGE} bodies of {LARGE_BYTES // 2**20} MiB at a time", large),
 }
-"""By name: what it is, and the attack."""
+"""By name: a description, and the attack."""
 
 
 @contextlib.asynccontextmanager

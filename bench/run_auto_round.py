@@ -47,7 +47,7 @@ def main() -> None:
         enable_torch_compile=False,
     )
     quantizer.quantize_and_save(str(arguments.output), format="auto_awq")
-    for path in [*arguments.output.glob("*/*")]:  # it makes a folder of its own in there
+    for path in [*arguments.output.glob("*/*")]:  # AutoRound creates a subfolder
         path.rename(arguments.output / path.name)
 
 

@@ -1,6 +1,6 @@
-"""Known vulnerabilities of what is in the images, by pip-audit: `python deploy/audit.py cpu gpu router`   (`make audit`).
+"""Known vulnerabilities in the images, by pip-audit: `python deploy/audit.py cpu gpu router`   (`make audit`).
 
-pip-audit also reports "No known vulnerabilities found" if it could look nothing up, as without a network; here that is a
+pip-audit also reports "No known vulnerabilities found" if it could not look anything up, as without a network; here that is a
 warning. Exit codes: 0 none found, or none could be looked up; 1 some found.
 """
 
@@ -18,7 +18,7 @@ LISTS = Path(__file__).parent / "requirements"
 
 
 def pins(target: str) -> list[tuple[str, str]]:
-    """Name and version of each package of an image; torch's 2.13.0+cpu is the 2.13.0 that advisories name."""
+    """Name and version of each package of an image, without local versions: advisories name 2.13.0, not 2.13.0+cpu."""
     lines = (LISTS / f"image-{target}.txt").read_text(encoding="utf-8").splitlines()
     return [
         (name, version.partition("+")[0])
@@ -28,8 +28,8 @@ def pins(target: str) -> list[tuple[str, str]]:
     ]
 
 
-def ask(packages: Sequence[tuple[str, str]], more: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """What pip-audit says of each package; nothing where it cannot work."""
+def ask(packages: Sequence[tuple[str, str]], options: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """pip-audit's result for each package; empty if it fails."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.writelines(f"{name}=={version}\n" for name, version in packages)
         file.flush()
@@ -44,40 +44,42 @@ def ask(packages: Sequence[tuple[str, str]], more: Sequence[str] = ()) -> list[d
             "--format",
             "json",
         ]
-        done = subprocess.run([*command, "--progress-spinner", "off", *more], capture_output=True, text=True, check=False)
+        result = subprocess.run([*command, "--progress-spinner", "off", *options], capture_output=True, text=True, check=False)
     try:
-        found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
+        audited: list[dict[str, Any]] = json.loads(result.stdout)["dependencies"]
     except (ValueError, LookupError):
-        print("\n".join(done.stderr.splitlines()[-1:]), file=sys.stderr)
+        print("\n".join(result.stderr.splitlines()[-1:]), file=sys.stderr)
         return []
-    return found
+    return audited
 
 
-def report(found: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each vulnerability: what, where, and the version that has it no more."""
+def report(audited: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each vulnerability: package, id, and the fixed versions."""
     return [
-        f"{one['name']} {one['version']}: {fault['id']}, mended in {', '.join(fault['fix_versions']) or 'no version yet'}"
-        for one in found
-        for fault in one.get("vulns", [])
+        f"{package['name']} {package['version']}: {fault['id']}, fixed in {fixed}"
+        for package in audited
+        for fault in package.get("vulns", [])
+        for fixed in [", ".join(fault["fix_versions"]) or "no version yet"]
     ]
 
 
 def main(targets: Sequence[str]) -> int:
-    """Ask about each package once."""
-    asked: set[tuple[str, str]] = set()
+    """Audit each package once; returns the exit code."""
+    seen_packages: set[tuple[str, str]] = set()
     lines: list[str] = []
-    told = 0
+    audited_count = 0
     for target in targets:
-        packages = [one for one in pins(target) if one not in asked]
-        asked.update(packages)
-        found = ask(packages) if packages else []
-        lines += report(found)
-        told += sum("vulns" in one for one in found)
+        packages = [package for package in pins(target) if package not in seen_packages]
+        seen_packages.update(packages)
+        audited = ask(packages) if packages else []
+        lines += report(audited)
+        audited_count += sum("vulns" in package for package in audited)
     print("\n".join(lines))
-    print(f"{len(asked)} packages, {told} of them audited, {len(lines)} known vulnerabilities")
-    if told < len(asked):
+    print(f"{len(seen_packages)} packages, {audited_count} of them audited, {len(lines)} known vulnerabilities")
+    if audited_count < len(seen_packages):
         print(
-            f"warning: {len(asked) - told} packages could not be audited: no network, or no index that knows advisories",
+            f"warning: {len(seen_packages) - audited_count} packages could not be audited: "
+            "no network, or an index without advisories",
             file=sys.stderr,
         )
     return 1 if lines else 0

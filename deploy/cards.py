@@ -1,4 +1,4 @@
-"""Which model fits which card: the table of docs/deploy.md, from the memory plan (`python deploy/cards.py`).
+"""Which model fits on which card: the table of docs/deploy.md, from the memory plan (`python deploy/cards.py`).
 
 The plan needs a checkpoint's config and shapes, not its values. So each model is written as a sparse file: a header, and data
 that takes no space on disk. Sizes are from the models' own config.json.
@@ -37,7 +37,7 @@ Shapes = dict[str, tuple[str, tuple[int, ...]]]
 def shapes(size: str, int4: bool) -> Shapes:
     """dtype and shape of each tensor of Qwen3-Embedding-`size`."""
     hidden, mlp, heads, layers, vocabulary, _ = MODELS[size]
-    found: Shapes = {"embed_tokens.weight": ("F16", (vocabulary, hidden)), "norm.weight": ("F16", (hidden,))}
+    tensors: Shapes = {"embed_tokens.weight": ("F16", (vocabulary, hidden)), "norm.weight": ("F16", (hidden,))}
 
     def linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
         if not int4:
@@ -58,11 +58,11 @@ def shapes(size: str, int4: bool) -> Shapes:
             ("mlp.up_proj", hidden, mlp),
             ("mlp.down_proj", mlp, hidden),
         ):
-            found.update(linear(f"{at}.{name}", inputs, outputs))
+            tensors.update(linear(f"{at}.{name}", inputs, outputs))
         for name, width in (("self_attn.q_norm", HEAD), ("self_attn.k_norm", HEAD), ("input_layernorm", hidden)):
-            found[f"{at}.{name}.weight"] = ("F16", (width,))
-        found[f"{at}.post_attention_layernorm.weight"] = ("F16", (hidden,))
-    return found
+            tensors[f"{at}.{name}.weight"] = ("F16", (width,))
+        tensors[f"{at}.post_attention_layernorm.weight"] = ("F16", (hidden,))
+    return tensors
 
 
 def write(size: str, int4: bool, folder: Path) -> Checkpoint:
@@ -104,7 +104,7 @@ def write(size: str, int4: bool, folder: Path) -> Checkpoint:
     return find(str(folder))
 
 
-def planned(checkpoint: Checkpoint, card: str, length: int) -> Launch:
+def plan_for(checkpoint: Checkpoint, card: str, length: int) -> Launch:
     """The plan of `qembed serve --plan --device-memory CARD --max-model-len LENGTH`."""
     return resolve(ServerSettings(checkpoint, max_model_len=length), devices.named(card), Cpu(), 8000)
 
@@ -113,10 +113,10 @@ def longest(checkpoint: Checkpoint, card: str) -> str:
     """The longest text, in tokens, that fits on the card beside 31 others; "–" if not even the shortest limit does."""
     target = devices.named(card)
     try:
-        found = resolve(ServerSettings(checkpoint, memory=target.free, max_num_seqs=32), target, Cpu(), 8000)
+        launch = resolve(ServerSettings(checkpoint, memory=target.free, max_num_seqs=32), target, Cpu(), 8000)
     except BadInput:
         return "–"
-    return f"{found.max_model_len:,}"
+    return f"{launch.max_model_len:,}"
 
 
 def table() -> str:
@@ -132,7 +132,7 @@ def table() -> str:
         for size in MODELS:
             for int4 in (True, False):
                 checkpoint = write(size, int4, Path(folder) / f"{size}{'-AWQ-INT4' if int4 else ''}")
-                plans = [planned(checkpoint, CARDS[-1], length).plan for length in LENGTHS]
+                plans = [plan_for(checkpoint, CARDS[-1], length).plan for length in LENGTHS]
                 cells = [f"{size} {'INT4' if int4 else 'FP16'}", gib(plans[0].weights), *(gib(plan.total) for plan in plans)]
                 lines.append(" | ".join([*cells, *(longest(checkpoint, card) for card in CARDS)]))
     return "\n".join(f"| {line} |" for line in lines)

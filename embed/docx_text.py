@@ -26,7 +26,7 @@ def text(content: bytes) -> str:
     """Headers, the body, footers, then footnotes, endnotes and comments, each once, with an empty line between paragraphs.
 
     Raises:
-        Exception: whatever python-docx raises for a damaged file.
+        Exception: any error of python-docx for a damaged file.
     """
     import docx
 

@@ -43,7 +43,7 @@ BLOCKS = {
     *("ul", "caption", "video", "audio", "object", "iframe"),
 }
 LINES = {"option", "optgroup", "label", "rp", "rt", "button", "input", "img"}
-"""Elements beside which text stands apart, on a line of its own, though they are no blocks."""
+"""Elements that separate text onto a new line although they are not blocks."""
 VERBATIM = {"pre", "textarea"}
 BREAK = "\n\n"
 

@@ -175,7 +175,7 @@ def _finished_windows(work: Work) -> frozenset[str]:
 
 
 def _missing(work: Work) -> str:
-    """What was not read completely, or read but not embedded; empty if everything is there.
+    """A file that was not read completely, or a window that was read but not embedded; empty if nothing is missing.
 
     Raises:
         BadInput: there are more records than windows.

@@ -64,7 +64,7 @@ class Spool:
 
 
 def _read(file: IO[bytes], window: int) -> tuple[dict[int, Result], int]:
-    """The batches of `window`, and the end of the last that is whole."""
+    """The batches of `window`, and the end of the last complete one."""
     import numpy as np
 
     batches: dict[int, Result] = {}

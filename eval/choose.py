@@ -1,4 +1,4 @@
-"""Turns the command's options into what is compared: sides, texts, tasks, cache. Queries running servers, starts nothing."""
+"""Turns the command's options into sides, texts, tasks and cache. Queries running servers, but starts nothing."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ CHUNK = 64
 SENTINEL = "qembed looks whether this server still gives the vectors that it gave before."
 """A text whose vector tells whether a server still runs the same model. Changing it would discard every cache."""
 SAME = 0.9999
-"""Cosine from which two vectors of one text count as those of one model."""
+"""Cosine from which two vectors of a text count as vectors of the same model."""
 DESCRIPTION = ("engine", "version", "model", "weights", "device", "dtype", "kernel", "url")
 """Fields of a `Source` that describe a side in the result."""
 NOTE = "said"
@@ -113,7 +113,7 @@ class Embedder:
                 self._seconds += time.monotonic() - started
 
     def _advice(self, cached: int, total: int) -> str:
-        """End of an error message: what is not lost, and how to continue."""
+        """End of an error message: the vectors in the cache, and how to continue."""
         if self._folder is None or not cached:
             return ""
         return f" ({cached} of {total} vectors are in the cache {self._folder}: run the same command to continue)"

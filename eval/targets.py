@@ -28,9 +28,9 @@ def check(options: Mapping[str, Any]) -> None:
     targets.check_targets(reports, inputs, force=options["force"])
     if options["card"]:
         cards: list[Target] = []
-        with suppress(QembedError):  # a model that is not there is told by the command itself
+        with suppress(QembedError):  # the command itself reports a missing model
             cards.append(Target(find_int4(options["model"]).folder / model_card.FILE, "--card"))
-        files = [path for path in inputs if path.is_file()]  # the card lies in the folder of an input, the model
+        files = [path for path in inputs if path.is_file()]  # the model card is inside an input, the model's folder
         targets.check_targets([*cards, *reports], files, force=True)
 
 

@@ -1,7 +1,7 @@
 """Support tickets in four languages, classified by LightGBM on their vectors: trained on all languages, or on English alone.
 
     qembed quantize --model sample
-    python examples/ticket_classification.py                              # embeds with an engine of its own
+    python examples/ticket_classification.py                              # starts its own engine
     python examples/ticket_classification.py --url http://127.0.0.1:8000  # or with `qembed serve --int4 --model sample`
 
 `data/tickets.csv` has 72 tickets about six topics, each in English, German, French and Spanish; every third is for testing, in

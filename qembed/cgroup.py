@@ -24,7 +24,7 @@ class Memory:
 
     @property
     def free(self) -> int:
-        """What is left of the limit."""
+        """Remaining bytes of the limit."""
         return max(0, self.limit - self.used)
 
 
@@ -71,7 +71,7 @@ def _groups(root: Path, own: Path, controller: str) -> Iterator[Path]:
     paths = {name: path for line in lines if line.count(":") >= 2 for _, name, path in [line.split(":", 2)]}
     v1 = next((name for name in paths if controller in name.split(",")), None)
     top = root if v1 is None else next((root / name for name in (v1, controller) if (root / name).is_dir()), root / controller)
-    # In a container the path can be the host's, which is not below its own /sys/fs/cgroup: then only the top is there.
+    # In a container the path can be the host's, which is not below its own /sys/fs/cgroup: then only the top exists.
     group = top / paths.get("" if v1 is None else v1, "/").lstrip("/")
     while True:
         yield group

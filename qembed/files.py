@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, brought to the disk, and known by their SHA-256."""
+"""Files on disk: atomic writes with fsync, and SHA-256."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ from qembed.errors import BadInput
 
 
 def own_folder(folder: Path) -> None:
-    """Create `folder`, or check that it is a folder of this user's: what another put there would be followed or believed.
+    """Create `folder`, or check that it is this user's own folder: another user's links would be followed and files trusted.
 
     Raises:
-        BadInput: it is there, and is none.
+        BadInput: it exists, but is not such a folder.
         OSError: it cannot be created.
     """
     try:

@@ -130,7 +130,7 @@ def _computed(
     device: torch.device,
     on_layer: Callable[[], None],
 ) -> torch.Tensor:
-    """As `vectors`; whatever the libraries raise for a config.json that they accepted becomes BadInput."""
+    """As `vectors`; any error of the libraries for a config.json that they accepted becomes BadInput."""
     try:
         return vectors(checkpoint, shape, rows, device, on_layer)
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
@@ -140,7 +140,7 @@ def _computed(
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What qembed.json says of the texts that a checkpoint was made and measured with.
+    """The entries of qembed.json about the texts that a checkpoint was made and measured with.
 
     Attributes:
         source, sha256: of the calibration texts.
@@ -161,7 +161,7 @@ class _Recorded:
 
 
 def _recorded(manifest: Mapping[str, Any], checkpoint: Checkpoint) -> _Recorded:
-    """What `manifest` records, with defaults for what it lacks.
+    """The records of `manifest`, with defaults for missing ones.
 
     Raises:
         BadInput: a number is none, or one that no run can have written.

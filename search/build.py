@@ -124,7 +124,7 @@ def _empty(corpus: Corpus, settings: IndexSettings, on_stage: Callable[[str, int
 
 
 def _reserve(flat: Any, corpus: Corpus) -> None:
-    """Reserve memory for all vectors at once: growing by doubling would briefly take up to three times as much."""
+    """Reserve memory for all vectors in one step: growing by doubling would briefly take up to three times as much."""
     flat.codes.resize(corpus.rows * 4 * corpus.dimensions)
     flat.codes.resize(0)
 

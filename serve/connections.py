@@ -34,7 +34,7 @@ CHUNK = 2**16  # bytes
 SURPLUS = 16
 """Connections beyond the limit that may ask for /health and /metrics, such as those of the watchdog."""
 SHARE = 8
-"""One connection in this many is ended at once where there are too many."""
+"""With too many connections, one in this many is ended at a time."""
 SPARE_FILES = 32
 """Descriptors that are left for other uses of the process."""
 USED_FILES = 128  # where /proc does not tell
@@ -104,7 +104,7 @@ class Connection(H11Protocol):
         return not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete)
 
     def stage(self) -> Stage:
-        """What it waits for, with a number that changes at each progress."""
+        """What the connection waits for, with a number that changes with each progress."""
         unsent = self.transport.get_write_buffer_size()
         if unsent:
             return "send", unsent // CHUNK

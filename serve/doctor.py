@@ -1,4 +1,4 @@
-"""`qembed doctor`: what this machine can do, and what is missing for what."""
+"""`qembed doctor`: the capabilities of this machine, and what each missing part is needed for."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Check:
 )
 @click.pass_context
 def command(ctx: click.Context, port: int, offline: bool, as_json: bool) -> None:
-    """Tell what this machine can do, and what is missing for what.
+    """Show what this machine can do, and what is missing for each feature.
 
     Exit codes: 0 quantizing and serving work here, 1 they would fail.
     """

@@ -42,7 +42,7 @@ class JsonLogCommand(SectionedCommand):
             ctx.exit(error.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
-        except Exception as error:  # noqa: BLE001 - it is told, and is the exit code
+        except Exception as error:  # noqa: BLE001 - it is reported, and sets the exit code
             message = error.strerror if isinstance(error, OSError) else None
             log.event(message or f"unexpected: {type(error).__name__}: {error}", "error")
             ctx.exit(1)

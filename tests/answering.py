@@ -1,4 +1,4 @@
-"""A small HTTP server whose answers come from a function of the test."""
+"""A small HTTP server whose answers come from a function in the test."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request; `body` is its JSON, {} where it has none."""
+class Request:
+    """`body` is the request's JSON, {} if it has none."""
 
     path: str
     headers: Mapping[str, str]
     body: dict[str, Any]
 
 
-Answer = Callable[[Asked], tuple[int, object]]
+Answer = Callable[[Request], tuple[int, object]]
 """Returns the status and the content: bytes as they are, anything else as JSON."""
 
 
@@ -34,7 +34,7 @@ class Server:
 
             def do_GET(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                status, content = answer(Asked(self.path, self.headers, json.loads(raw) if raw else {}))
+                status, content = answer(Request(self.path, self.headers, json.loads(raw) if raw else {}))
                 payload = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

@@ -230,8 +230,8 @@ def quantize_sample(folder: Path) -> None:
     from tests.e2e.launcher import QEMBED
 
     command = [*QEMBED, "quantize", "--model", "sample", "--output", folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def byte_tokenizer() -> Any:

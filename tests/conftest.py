@@ -37,6 +37,13 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
         left_out[next((mark for mark in MARKS if item.get_closest_marker(mark)), "other")] += 1
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """pytest-xdist: run files with slow tests first, so that at the end no worker waits for the other's long file."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 def reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Why a test was skipped."""
     return str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)

@@ -24,8 +24,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_without_a_gpu_the_bench_says_that_it_was_skipped(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     run = [sys.executable, str(BENCH / "gpu.py"), "--results", str(results)]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.startswith("bench-gpu: skipped: no NVIDIA GPU")
+    result = subprocess.run(run, capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.startswith("bench-gpu: skipped: no NVIDIA GPU")
     assert "Nothing was measured" in results.read_text()
     measured = results.read_text().replace("Nothing was measured", "| memory on the device | planned |")
     results.write_text(measured)

@@ -1,6 +1,6 @@
-"""Inputs that a command once got wrong, one folder each in tests/cases, and what is right.
+"""Inputs that a command once got wrong, one folder each in tests/cases, with the right result.
 
-Not here are 04, 05, 06, 13, 14 and 18: whole checkpoints with other modules, pooling, lengths, dimensions or default prompts.
+04, 05, 06, 13, 14 and 18 are left out: whole checkpoints with other modules, pooling, lengths, dimensions or default prompts.
 
 To add a case: a folder `tests/cases/NN-name` with the smallest input that shows it, and here a function with the decorator
 `@case("NN-name")`. It gets the folder and pytest's request (`request.getfixturevalue("embed")`); `marks` are those of a test.
@@ -29,8 +29,8 @@ from qembed.vllm.gate_rules import Rules
 from tests.checkpoint.test_vocabulary import ROWS, added, changed
 from tests.e2e.conftest import int4_server
 from tests.embed.conftest import Embed, embed, expected
-from tests.eval.test_retrieval_data import measured
-from tests.eval.test_tasks import named
+from tests.eval.tasks.conftest import metric_named
+from tests.eval.tasks.test_retrieval_data import measure
 
 __all__ = ["changed", "embed", "int4_server"]  # fixtures
 
@@ -71,11 +71,11 @@ def strict_lines(path: Path) -> list[Any]:
 def a_request_to_upgrade_is_answered_as_http_1(folder: Path, request: pytest.FixtureRequest) -> None:
     server = request.getfixturevalue("int4_server")
     head, _, body = (folder / "raw.http").read_bytes().partition(b"\r\n\r\n")
-    named = body.replace(b'"sample"', json.dumps(server.model).encode())
-    head = head.replace(b"Content-Length: %d" % len(body), b"Content-Length: %d" % len(named))
+    body_with_model = body.replace(b'"sample"', json.dumps(server.model).encode())
+    head = head.replace(b"Content-Length: %d" % len(body), b"Content-Length: %d" % len(body_with_model))
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
-        connection.sendall(head + b"\r\n\r\n" + named)
+        connection.sendall(head + b"\r\n\r\n" + body_with_model)
         response = http.client.HTTPResponse(connection)
         response.begin()
         assert (response.status, response.version) == (200, 11)
@@ -102,9 +102,9 @@ def a_token_beyond_the_table_is_named(folder: Path, request: pytest.FixtureReque
 
 
 @case("07-beir-dangling-qrels")
-def judgements_of_what_is_not_there_are_left_out(folder: Path, _: pytest.FixtureRequest) -> None:
-    outcome = measured(beir.read(folder / "missingdoc"))
-    assert (named(outcome, "nDCG@10").baseline, named(outcome, "nDCG@10").count) == (1, 5)
+def judgements_of_missing_passages_are_left_out(folder: Path, _: pytest.FixtureRequest) -> None:
+    outcome = measure(beir.read(folder / "missingdoc"))
+    assert (metric_named(outcome, "nDCG@10").baseline, metric_named(outcome, "nDCG@10").count) == (1, 5)
     assert outcome.notes == [
         "left out: 1 judgement of passages that are not in corpus.jsonl",
         "left out: 1 judged query without a relevant passage",
@@ -113,8 +113,8 @@ def judgements_of_what_is_not_there_are_left_out(folder: Path, _: pytest.Fixture
 
 @case("08-beir-self-title")
 def a_query_does_not_find_the_passage_with_its_own_id(folder: Path, _: pytest.FixtureRequest) -> None:
-    outcome = measured(beir.read(folder / "selftitle"))
-    assert named(outcome, "nDCG@10").baseline == 1
+    outcome = measure(beir.read(folder / "selftitle"))
+    assert metric_named(outcome, "nDCG@10").baseline == 1
     assert outcome.notes == ["6 queries with a passage of the same id: that passage is no result, as in BEIR"]
 
 
@@ -138,11 +138,11 @@ def front_matter_with_crlf_is_left_out(folder: Path, request: pytest.FixtureRequ
 @case("11-nan-json")
 def json_holds_no_nan(folder: Path, request: pytest.FixtureRequest) -> None:
     run, out = tools(request)
-    for name, told in (("out.jsonl", "out.jsonl"), ("out.npy", "out.ids.jsonl")):
-        done = run(folder / "nanprice.parquet", "-o", out / name, "--keep", "price", "--json")
-        assert done.exit_code == 0, done.output
-        assert strict(done.stdout)["vectors"] == 3
-        assert [row["price"] for row in strict_lines(out / told)] == [1.5, None, 2.0]
+    for name, rows in (("out.jsonl", "out.jsonl"), ("out.npy", "out.ids.jsonl")):
+        result = run(folder / "nanprice.parquet", "-o", out / name, "--keep", "price", "--json")
+        assert result.exit_code == 0, result.output
+        assert strict(result.stdout)["vectors"] == 3
+        assert [row["price"] for row in strict_lines(out / rows)] == [1.5, None, 2.0]
 
 
 @case("12-nul-kept-text")

@@ -28,7 +28,7 @@ print("LOADED", [name for name in {HEAVY!r} if name in sys.modules])
     assert "LOADED []" in result.stdout
 
 
-def test_every_option_says_what_it_is_for() -> None:
+def test_every_option_has_a_help_text() -> None:
     for name in COMMANDS:
         command = group.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
@@ -56,7 +56,7 @@ def test_bad_input_is_one_line_and_exit_code_2_and_debug_shows_the_traceback() -
         (KeyError("data"), 1, "qembed: unexpected: KeyError: 'data' (a fault of qembed's; `qembed --debug …` shows where)"),
     ],
 )
-def test_what_no_command_expects_is_one_line_too(
+def test_unexpected_errors_are_one_line_too(
     monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, line: str
 ) -> None:
     def fail(_: str) -> None:
@@ -93,8 +93,8 @@ def test_a_misspelt_command_gets_a_suggestion(name: str, hint: str) -> None:
 
 
 def test_python_m_qembed_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "qembed", "--version"], capture_output=True, text=True, check=True)
-    assert "version" in done.stdout
+    result = subprocess.run([sys.executable, "-m", "qembed", "--version"], capture_output=True, text=True, check=True)
+    assert "version" in result.stdout
 
 
 PARAMETERS = [(name, parameter) for name in COMMANDS for parameter in group.get_command(None, name).params]  # type: ignore
@@ -104,7 +104,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
-def test_an_option_that_takes_a_value_tells_its_default_or_what_happens_without(command: str, option: click.Option) -> None:
+def test_an_option_with_a_value_shows_its_default_or_the_effect_without(command: str, option: click.Option) -> None:
     """A default that is a value is shown by click or in the help."""
     if option.is_flag or option.default in (None, ()) or type(option.default).__name__ == "Sentinel":
         return

@@ -47,7 +47,7 @@ def calls(text: str) -> list[list[str]]:
 
 
 def help_module() -> ModuleType:
-    """docs/help.py, which is no package."""
+    """Import docs/help.py, which is not a package."""
     spec = importlib.util.spec_from_file_location("docs_help", ROOT / "docs" / "help.py")
     assert spec is not None
     assert spec.loader is not None
@@ -105,7 +105,7 @@ def test_a_plan_that_a_page_shows_is_what_the_command_prints(page: Path, monkeyp
         assert [line.split() for line in result.stdout.splitlines()] == [line.split() for line in output.splitlines()]
 
 
-def test_messages_of_qembed_on_the_troubleshooting_page_are_in_the_code() -> None:
+def test_messages_on_the_troubleshooting_page_are_in_the_code() -> None:
     files = [file for folder in FOLDERS.split("|")[:6] for file in (ROOT / folder).rglob("*.py")]
     code = "\n".join(text_of(file) for file in files)
     page = text_of(ROOT / "docs" / "troubleshooting.md")

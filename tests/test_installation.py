@@ -66,10 +66,10 @@ def test_hints_name_the_packages_of_the_extra(extra: str, request: pytest.Fixtur
 
 @pytest.mark.parametrize("extra", ["parquet", "search", "docs"])
 def test_pip_accepts_the_hint(extra: str) -> None:
-    """With the packages installed, pip has nothing to do, and no index is asked."""
+    """The packages are installed, so pip has nothing to do and needs no index."""
     command = [sys.executable, "-m", *shlex.split(how_to_install(extra)), "--dry-run", "--no-index", "--no-deps"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_hint_for_a_cpu_names_a_list_that_exists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

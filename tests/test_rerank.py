@@ -20,7 +20,7 @@ from qembed.errors import BadInput, QembedError
 from tests.answering import answering
 from tests.checkpoints import RERANKER_CONTEXT
 from tests.eval.conftest import FakeServer, cache_folder, start_server
-from tests.eval.test_readers import beir_folder
+from tests.eval.readers.test_beir import beir_folder
 
 __all__ = ["cache_folder", "start_server"]
 

@@ -25,7 +25,7 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "3XB", "-1GiB", "0", "1e9", "3 G B", "0.1"])
-def test_what_is_no_size_is_told(text: str) -> None:
+def test_text_that_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="is no size"):
         sizes.parse(text)
 

@@ -1,4 +1,4 @@
-"""What a command writes never replaces what it reads, by whatever name, nor anything else without --force."""
+"""A command never overwrites its input, under any name, and no other file without --force."""
 
 from __future__ import annotations
 

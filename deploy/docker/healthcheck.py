@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Whether the server in this container answers: exit code 0 if /health says 200, else 1 and what was wrong.
+"""Whether the server in this container answers: exit code 0 if /health is 200, else 1 and the problem.
 
-QEMBED_HEALTH_URL names another place than http://127.0.0.1:8000/health, for a server with another `--port` or with TLS.
+QEMBED_HEALTH_URL replaces http://127.0.0.1:8000/health, for a server with another `--port` or with TLS.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ URL = "http://127.0.0.1:8000/health"
 SECONDS = 8.0
 
 
-def trouble(url: str) -> str | None:
-    """What is wrong with the server at `url`, None if nothing is."""
-    context = ssl.create_default_context()  # to ourselves, whatever name the certificate is for
+def problem(url: str) -> str | None:
+    """The problem with the server at `url`, None if there is none."""
+    context = ssl.create_default_context()  # the connection is local, so the certificate's name does not matter
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     try:
@@ -29,5 +29,4 @@ def trouble(url: str) -> str | None:
 
 
 if __name__ == "__main__":
-    found = trouble(os.environ.get("QEMBED_HEALTH_URL", URL))
-    sys.exit(found)
+    sys.exit(problem(os.environ.get("QEMBED_HEALTH_URL", URL)))

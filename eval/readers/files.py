@@ -39,7 +39,7 @@ def objects(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 class TableRow:
     """A row: its location for messages, the values of the wanted columns, and the names of all columns.
 
-    `advice` is what else to try where a column is missing; `decimal_comma`: whether numbers may be written with a comma.
+    `advice` suggests what to try if a column is missing; `decimal_comma`: whether numbers may be written with a comma.
     """
 
     where: str

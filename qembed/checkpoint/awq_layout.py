@@ -47,7 +47,7 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
 
 
 def dequantize(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The weight [N, K] float32, as a linear layer holds it, that the three packed tensors stand for."""
+    """Dequantize the three packed tensors to the weight [N, K] float32 of a linear layer."""
     values, zero_points = unpack(qweight), unpack(qzeros)
     group_size = values.shape[0] // zero_points.shape[0]
     steps = values.float().unflatten(0, (-1, group_size)) - zero_points.float()[:, None]

@@ -32,7 +32,7 @@ SLOPE_AT_ZERO = 0.4
 MAX_ERROR = 0.0075
 RETRY_FACTORS = (1.03, 1.06, 1.1)
 BLOCK_ROWS = 2048
-"""Rows of a table that are in float32 at once."""
+"""Rows of a table converted to float32 at a time."""
 
 
 def column_scales(blocks: Iterable[torch.Tensor]) -> torch.Tensor:

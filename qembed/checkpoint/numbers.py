@@ -35,7 +35,7 @@ LARGEST_FACTOR = 2**14
 def check_numbers(config: Mapping[str, Any], path: Path) -> None:
     """Check that no number of `config`, read from `path`, is larger than any model could have.
 
-    Numbers that are missing, too small or of another type are left to whoever reads them.
+    Numbers that are missing, too small or of another type are left to their readers.
 
     Raises:
         BadInput: one is; the message names it.

@@ -1,1 +1,1 @@
-"""Clients of a running server: embeddings, metrics, what it serves."""
+"""Clients of a running server: embeddings, metrics, and its description of itself."""

@@ -26,7 +26,7 @@ def request(
     largest: int | None = None,
     own: bool = False,
 ) -> tuple[int, bytes]:
-    """The status and the body of the answer, whatever the status is.
+    """The status and the body of the answer, for every status.
 
     Args:
         url: http or https, with the path.

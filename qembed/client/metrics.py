@@ -122,7 +122,7 @@ def _latency(now: Samples, before: Samples | None) -> dict[str, float | None]:
 def _buckets(samples: Samples, name: str) -> dict[float, float]:
     buckets: dict[float, float] = defaultdict(float)
     for labels, value in samples.get(f"{name}_bucket", {}).items():
-        with suppress(KeyError, ValueError):  # a server that is not what it looks like
+        with suppress(KeyError, ValueError):  # another kind of server
             buckets[float(dict(labels)["le"])] += value
     return buckets
 

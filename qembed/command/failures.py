@@ -1,4 +1,4 @@
-"""How a command that fails says so: one line on stderr, an exit code, and with --json an object on stdout as well."""
+"""Reports of failed commands: one line on stderr, an exit code, and with --json also an object on stdout."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def failure(error: BaseException) -> Failure | None:
             return None
         case click.ClickException():
             return Failure(error.format_message(), error.exit_code, "UsageError" if error.exit_code == 2 else name)
-        case KeyboardInterrupt() | click.Abort():  # before a command could say what is left
+        case KeyboardInterrupt() | click.Abort():  # before the command could describe unfinished work
             return Failure("interrupted", INTERRUPTED, "Interrupted")
         case ModuleNotFoundError() if not (error.name or "").startswith("qembed"):
             return Failure(f"{error.name} is not installed, which qembed needs: {how_to_install()}", 3, "MissingExtra")
@@ -66,7 +66,7 @@ def keeping(result: Mapping[str, Any]) -> Iterator[None]:
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Whether the command line asks for JSON. It is looked at as text, because it may be what cannot be parsed."""
+    """Whether the command line asks for JSON. It is searched as text, because parsing it may be what failed."""
     options = list(arguments)
     return "--json" in (options[: options.index("--")] if "--" in options else options)
 

@@ -58,7 +58,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: what is known before it is opened, and how to open it.
+    """One side of a comparison: facts known before it is opened, and how to open it.
 
     `limit` is the longest text if known. `open` reports its progress to the function it is given. `identity` is everything
     that its vectors depend on besides the text (the cache key). `live`: this cannot be known for sure, because a URL may serve

@@ -25,7 +25,7 @@ FORKED_THREADS = "QEMBED_THREADS"
 """The environment variable with the number of threads that a forked engine computes with."""
 GPU_MARGIN = 1.1
 MAX_HEADER = 2**16
-"""Bytes of a request's header. vLLM's 4 MiB, times all connections, would be gigabytes before any key is asked for."""
+"""Bytes of a request's header. vLLM's 4 MiB per connection could add up to gigabytes before any key is checked."""
 LOOPBACK = Path("/sys/class/net/lo")
 SEVERAL_MACHINES = ("nnodes", "node-rank", "master-addr", "data-parallel-address", "distributed-executor-backend")
 """Settings of vLLM with which its processes may be on several machines."""

@@ -15,9 +15,9 @@ from qembed.errors import BadInput
 
 ANY = "*"
 ANY_ADDRESS = "any address"
-"""Stands for every IP address, where a server listens on all of its machine. A page cannot rebind an address."""
+"""Means every IP address, for a server that listens on all addresses. A web page cannot rebind an address."""
 LOOPBACK = "localhost"
-"""Stands for the loopback addresses, too."""
+"""Means the loopback addresses, too."""
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::\d{0,5})?", re.ASCII | re.IGNORECASE)
 

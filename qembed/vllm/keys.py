@@ -1,4 +1,4 @@
-"""The API keys that a running server accepts: those of its start, or of their file since it changed."""
+"""The API keys that a running server accepts: those at its start, or those of the key file after a change."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def shared_memory(session: int) -> set[Path]:
     return paths
 
 
-def shared_memory_is_full(folder: str = "/dev/shm") -> bool:  # noqa: S108 - its size is asked for
+def shared_memory_is_full(folder: str = "/dev/shm") -> bool:  # noqa: S108 - only its free size is read
     """Whether the file system for shared memory, which vLLM's processes need, has no room; False where there is none."""
     try:
         status = os.statvfs(folder)

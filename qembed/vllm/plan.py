@@ -18,11 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qembed.checkpoint.dtypes import BYTES
+from qembed.checkpoint.dtypes import BYTES, DTYPE_BYTES
 from qembed.errors import BadInput
 from qembed.vllm.devices import Device
 
-DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 FLOATS = ("F64", "F32", "F16", "BF16")
 HALVES = {"F16": "float16", "BF16": "bfloat16"}
 LENGTH_WITH_CACHE = 8192

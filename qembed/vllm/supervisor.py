@@ -164,7 +164,7 @@ class Server:
 
     @property
     def _wait_seconds(self) -> int:
-        """For how long clients are told to wait while vLLM starts: as long as it took last time, within a minute."""
+        """Retry-After while vLLM starts, in seconds: the duration of the last start, at most a minute."""
         return min(60, math.ceil(self._start_seconds))
 
     def _unavailable(self) -> AbstractContextManager[object]:

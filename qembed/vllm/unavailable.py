@@ -40,7 +40,7 @@ ANSWER = (
 class Unavailable:
     """Answers 503 on `listener` within its `with` block.
 
-    `tls` has the files of certificate and key, for HTTPS; Retry-After is what is left of `seconds`, at least one.
+    `tls` has the files of certificate and key, for HTTPS; Retry-After is the rest of `seconds`, at least one.
     """
 
     def __init__(self, listener: socket.socket, tls: tuple[str, str] | None, seconds: int) -> None:

@@ -51,7 +51,7 @@ class Load:
         """Reserves memory for a body; call the yielded function with each chunk's size.
 
         Raises:
-            Refused: 503, what is beyond SMALL of the bodies in memory exceeds four times --max-body in all.
+            Refused: 503, the bodies in memory, less SMALL bytes of each, exceed four times --max-body in all.
         """
         size = reserved = 0
         start = self._clock()
@@ -135,7 +135,7 @@ class Load:
         return max(1, math.ceil(min(arriving))) if arriving else self.seconds_until_room()
 
     def busy(self, cause: str, seconds: int | None = None) -> Refused:
-        """503 of a full server; `cause` says what is full, and `seconds` for how long."""
+        """503 of a full server; `cause` names what is full, `seconds` is the Retry-After."""
         wait = self.seconds_until_room() if seconds is None else min(MAX_WAIT, seconds)
         return Refused(503, f"busy: {cause}", "busy", None, {"retry-after": str(wait)})
 

@@ -135,7 +135,7 @@ def main(descriptor: int) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     bodies, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever else is printed does not mix with the answers
+    os.dup2(2, 1)  # other output must not mix with the answers
     count = counter(None if descriptor < 0 else descriptor)
     with contextlib.suppress(EOFError, BrokenPipeError):
         rules = gate_rules.load(_read(bodies))

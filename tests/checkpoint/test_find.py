@@ -26,7 +26,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def test_a_model_not_to_be_had_is_said_in_one_line_that_names_the_ways_out() -> None:
+def test_the_error_for_an_unavailable_model_is_one_line_and_suggests_alternatives() -> None:
     with pytest.raises(BadInput) as error:
         find.find("Qwen/Qwen3-Embedding-0.6B-not-in-any-cache")
     message = str(error.value)
@@ -37,7 +37,7 @@ def test_a_model_not_to_be_had_is_said_in_one_line_that_names_the_ways_out() -> 
 
 
 @pytest.mark.parametrize("name", ["nonsense", "./no/such", "a/b/c", "/no/such/folder", "../x/y"])
-def test_what_is_neither_folder_nor_hub_id(name: str) -> None:
+def test_names_that_are_neither_folder_nor_hub_id(name: str) -> None:
     with pytest.raises(BadInput, match="no such folder"):
         find.find(name)
 
@@ -51,7 +51,7 @@ def test_a_file_or_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
         find.find("empty")
 
 
-def test_each_command_finds_what_the_one_before_it_made() -> None:
+def test_each_command_finds_the_output_of_the_previous_one() -> None:
     assert find.default_output(find.DEFAULT_MODEL) == Path("Qwen3-Embedding-0.6B-AWQ-INT4")
     assert find.default_output("sample") == Path("sample-AWQ-INT4")
     with pytest.raises(BadInput, match="run: qembed quantize"):
@@ -69,14 +69,14 @@ def test_each_command_finds_what_the_one_before_it_made() -> None:
     assert find.find_int4(None).name == "Qwen3-Embedding-0.6B-AWQ-INT4"
 
 
-def test_a_folder_that_is_named_is_served_from_where_it_was_quantized_to(tmp_path: Path) -> None:
+def test_a_source_folder_is_served_from_its_quantized_checkpoint(tmp_path: Path) -> None:
     write(tmp_path / "models" / "mine")
     write(Path("mine-AWQ-INT4"), int4=True)
     assert find.find_int4("models/mine").name == "mine-AWQ-INT4"
     assert find.find_int4(str(tmp_path / "models" / "mine" / ".." / "mine")).name == "mine-AWQ-INT4"
 
 
-def test_a_folder_called_int4_that_is_not() -> None:
+def test_a_folder_named_int4_without_int4_weights_is_refused() -> None:
     write(Path("sample-AWQ-INT4"))
     for model in ("sample", "sample-AWQ-INT4", "./sample-AWQ-INT4", None):  # None: the only such folder here
         with pytest.raises(BadInput, match="sample-AWQ-INT4: not an AWQ INT4"):
@@ -88,7 +88,7 @@ def test_a_folder_called_int4_that_is_not() -> None:
 @pytest.mark.parametrize(
     "model", ["/missing/m-AWQ-INT4", "/missing/m", "~/missing/m", "./missing", "../m-AWQ-INT4", "a/b/c", "models/m-AWQ-INT4"]
 )
-def test_a_missing_folder_is_not_taken_for_a_source_model(model: str) -> None:
+def test_a_missing_folder_is_not_mistaken_for_a_source_model(model: str) -> None:
     with pytest.raises(BadInput) as caught:
         find.find_int4(model)
     assert str(caught.value).startswith(f"{model}: no such folder")

@@ -27,7 +27,7 @@ def of_rows(table: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def table() -> torch.Tensor:
-    """The width of the 0.6B, in float16, with random rows of very different length."""
+    """A float16 table of the 0.6B's width whose random rows have very different lengths."""
     torch.manual_seed(0)
     return (torch.randn(500, 1024) * 0.02 * torch.logspace(-2, 1, 500)[:, None]).half()
 
@@ -68,7 +68,7 @@ def test_every_value_becomes_its_nearest_level(table: torch.Tensor) -> None:
     assert torch.equal(qweight[:50].long(), nearest)
 
 
-def test_columns_and_levels_lose_less_of_a_trained_table_than_the_best_scale_of_each_row() -> None:
+def test_column_scales_and_levels_have_less_error_than_the_best_scale_of_each_row() -> None:
     sample = find(SAMPLE)
     table = sample.tensor(sample.prefix + "embed_tokens.weight")[::4].double()
     greatest = table.abs().amax(1, keepdim=True)
@@ -80,14 +80,14 @@ def test_columns_and_levels_lose_less_of_a_trained_table_than_the_best_scale_of_
     assert relative_error(table) < 0.85 * (least.sum().sqrt() / table.norm()).item()
 
 
-def test_columns_that_are_great_in_every_row_cost_nothing(table: torch.Tensor) -> None:
+def test_columns_with_large_values_add_no_error(table: torch.Tensor) -> None:
     uneven = table.float()
     uneven[:, 7] *= 100
     uneven[:, 500:520] /= 50
     assert relative_error(uneven) < 0.008
 
 
-def test_rows_and_columns_of_zeros_stay_zero_and_disturb_no_other(table: torch.Tensor) -> None:
+def test_rows_and_columns_of_zeros_stay_zero_and_do_not_affect_others(table: torch.Tensor) -> None:
     table[3], table[:, 5] = 0, 0
     qweight, scales, columns = convert(table)
     restored = int8_table.dequantize(qweight, scales, columns)
@@ -99,14 +99,14 @@ def test_rows_and_columns_of_zeros_stay_zero_and_disturb_no_other(table: torch.T
     assert int8_table.dequantize(*convert(torch.zeros(4, 8))).eq(0).all()
 
 
-def test_the_least_rows_that_float16_holds_are_kept(table: torch.Tensor) -> None:
+def test_rows_of_the_smallest_float16_values_are_kept(table: torch.Tensor) -> None:
     table[9] = 0
     table[9, ::2] = 6e-8
     restored = int8_table.dequantize(*convert(table))[9]
     assert (restored - table[9].float()).norm() / table[9].float().norm() < 0.02
 
 
-def test_an_outlier_costs_its_own_row_no_more_than_half_the_greatest_step_a_value(table: torch.Tensor) -> None:
+def test_an_outliers_error_is_at_most_half_the_largest_step(table: torch.Tensor) -> None:
     table[11, 4] = 60
     qweight, scales, columns = convert(table)
     lost = (int8_table.dequantize(qweight, scales, columns) - table.float()).abs() / columns

@@ -1,4 +1,4 @@
-"""A checkpoint's author is not trusted: only its own regular files are read, and no number of its config is believed."""
+"""A checkpoint is not trusted: only its own regular files are read, and the numbers of its config are checked."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_linked_subfolder_is_not_followed(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "name", ["NOTICE", "tokenizer_x", "tokenizer_config.json", "model.safetensors", "1_Pooling/config.json"]
 )
-def test_what_is_no_regular_file_is_not_opened(folder: Path, tmp_path: Path, name: str) -> None:
+def test_only_regular_files_are_opened(folder: Path, tmp_path: Path, name: str) -> None:
     def listening(path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(tmp_path / "s"))
@@ -150,20 +150,20 @@ def test_files_without_tensors_have_a_largest_size(folder: Path, name: str, limi
         {"rope_theta": float("nan")},
     ],
 )
-def test_numbers_that_no_model_can_have(folder: Path, numbers: dict[str, Any]) -> None:
+def test_impossible_numbers_are_refused(folder: Path, numbers: dict[str, Any]) -> None:
     change(folder, "config.json", lambda config: config.update(numbers))
     with pytest.raises(BadInput, match=next(iter(numbers))):
         _ = find(str(folder)).config
 
 
 @pytest.mark.parametrize(("prompt", "words"), [("x" * 100_000, "100,000 characters"), ("\ud800", "surrogate")])
-def test_prompts_that_cannot_be_used(folder: Path, prompt: str, words: str) -> None:
+def test_unusable_prompts_are_refused(folder: Path, prompt: str, words: str) -> None:
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": prompt}}))
     with pytest.raises(BadInput, match=words):
         _ = find(str(folder)).prompts
 
 
-def test_a_normalizer_that_multiplies_texts(folder: Path) -> None:
+def test_a_normalizer_that_grows_texts_is_refused(folder: Path) -> None:
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
     grow = {"type": "Sequence", "normalizers": [step] * 3}
     change(folder, "tokenizer.json", lambda tokenizer: tokenizer.update(normalizer=grow))
@@ -171,7 +171,7 @@ def test_a_normalizer_that_multiplies_texts(folder: Path) -> None:
         find(str(folder)).tokenizer()
 
 
-def test_a_tokenizer_whose_regular_expression_gives_up(folder: Path) -> None:
+def test_a_tokenizer_whose_regular_expression_fails(folder: Path) -> None:
     from qembed.checkpoint.vocabulary import token_ids
 
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$|(\\w+\\s?)+!"}, "behavior": "Isolated", "invert": False}

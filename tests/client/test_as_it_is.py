@@ -10,27 +10,27 @@ import pytest
 
 from qembed.client import embeddings
 from qembed.client.about import as_it_is
-from tests.answering import Asked, Server
+from tests.answering import Request, Server
 
 QEMBED = {"version": "0.32", "qembed": "1.0", "default_prompt": "query"}
 
 
 class Recording(Server):
-    """A server whose /version is `version`, None for 404; `asked` are the requests for vectors."""
+    """A server whose /version is `version`, None for 404; `bodies` are the requests for vectors."""
 
     def __init__(self, version: Any) -> None:
         self.version = version
-        self.asked: list[dict[str, Any]] = []
+        self.bodies: list[dict[str, Any]] = []
         super().__init__(self.answer)
 
-    def answer(self, asked: Asked) -> tuple[int, object]:
-        if asked.path == "/version":
+    def answer(self, request: Request) -> tuple[int, object]:
+        if request.path == "/version":
             return (404, {}) if self.version is None else (200, self.version)
-        if not asked.body:
+        if not request.body:
             return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
-        self.asked.append(asked.body)
+        self.bodies.append(request.body)
         vector = base64.b64encode(np.ones(2, "<f4").tobytes()).decode()
-        data = [{"object": "embedding", "index": index, "embedding": vector} for index in range(len(asked.body["input"]))]
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index in range(len(request.body["input"]))]
         return 200, {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
 
 
@@ -51,6 +51,6 @@ def test_only_a_qembed_server_with_a_default_prompt_is_asked_for_none(version: A
     try:
         assert as_it_is(server.url) == fields
         embeddings.embed(["a", "b"], url=server.url)
-        assert [set(body) - {"input", "model", "encoding_format"} for body in server.asked] == [set(fields)]
+        assert [set(body) - {"input", "model", "encoding_format"} for body in server.bodies] == [set(fields)]
     finally:
         server.end()

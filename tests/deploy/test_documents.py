@@ -1,4 +1,4 @@
-"""docs/deploy.md (the handbook), its table, the SBOM, the audit, and that no file of deploy/ is without a check."""
+"""docs/deploy.md (the handbook) and its table, the SBOM, the audit; and every file of deploy/ has a test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HANDBOOK = ROOT / "docs" / "deploy.md"
 
 
 def module(name: str) -> ModuleType:
-    """A script of deploy/, which is no package."""
+    """Import a script of deploy/, which is not a package."""
     spec = importlib.util.spec_from_file_location(f"deploy_{name}", DEPLOY / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -28,9 +28,9 @@ def module(name: str) -> ModuleType:
 
 
 def test_the_table_of_cards_is_what_cards_py_prints() -> None:
-    done = run(sys.executable, DEPLOY / "cards.py")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in HANDBOOK.read_text(encoding="utf-8")
+    result = run(sys.executable, DEPLOY / "cards.py")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() in HANDBOOK.read_text(encoding="utf-8")
 
 
 def test_cards_py_has_the_shapes_of_the_models() -> None:
@@ -48,20 +48,20 @@ def test_files_that_the_handbook_names_exist() -> None:
 
 def test_flags_in_the_handbook_exist() -> None:
     text = HANDBOOK.read_text(encoding="utf-8")
-    known = {flag for command in ("serve", "quantize", "eval", "top") for flag in re.findall(r"--[\w-]+", help_of(command))}
+    flags = {flag for command in ("serve", "quantize", "eval", "top") for flag in re.findall(r"--[\w-]+", help_of(command))}
     lines = [line for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
     calls = [line for line in lines if re.match(r"\s*(sudo )?qembed ", line)] + re.findall(r"`(qembed [^`]+)`", text)
     assert calls
     for call in calls:
-        assert set(re.findall(r"--[a-z][\w-]+", call)) <= known, call
+        assert set(re.findall(r"--[a-z][\w-]+", call)) <= flags, call
     for flag in re.findall(r"`(--[\w-]+)[^`]*`", text):
-        assert flag in known | {"--build-arg", "--secret"}, flag
+        assert flag in flags | {"--build-arg", "--secret"}, flag
 
 
 @pytest.mark.slow
 def test_the_sbom_has_every_package_of_each_image_with_its_licence(tmp_path: Path) -> None:
-    done = run(python(), DEPLOY / "sbom.py", "--installed", sys.executable, "--output", tmp_path, "cpu", "gpu", "router")
-    assert done.returncode == 0, done.stderr
+    result = run(python(), DEPLOY / "sbom.py", "--installed", sys.executable, "--output", tmp_path, "cpu", "gpu", "router")
+    assert result.returncode == 0, result.stderr
     for target in ("cpu", "gpu", "router"):
         document = json.loads((tmp_path / f"qembed-{target}.cdx.json").read_text(encoding="utf-8"))
         assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
@@ -70,7 +70,9 @@ def test_the_sbom_has_every_package_of_each_image_with_its_licence(tmp_path: Pat
         components = [part for part in document["components"] if part["purl"].startswith("pkg:pypi/")]
         assert {f"{part['name']}=={part['version']}" for part in components} == pins
     components = json.loads((tmp_path / "qembed-cpu.cdx.json").read_text(encoding="utf-8"))["components"]
-    cpu = [part for part in components if part["purl"].startswith("pkg:pypi/")]  # Debian's come after `make image`
+    cpu = [
+        part for part in components if part["purl"].startswith("pkg:pypi/")
+    ]  # Debian packages are listed only after `make image`
     assert sum("licenses" in part for part in cpu) > 0.9 * len(cpu)
 
 
@@ -102,7 +104,7 @@ def test_the_audit_reports_vulnerabilities_and_packages_that_could_not_be_audite
     )
     assert audit.main(["cpu", "gpu"]) == 1
     printed = capsys.readouterr()
-    assert "torch 2.13.0: PYSEC-1, mended in 2" in printed.out
+    assert "torch 2.13.0: PYSEC-1, fixed in 2" in printed.out
     assert not printed.err
 
 

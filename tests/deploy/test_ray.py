@@ -1,4 +1,4 @@
-"""The files for KubeRay: they are YAML that fits together, and name the Ray that is tested here."""
+"""The files for KubeRay are consistent YAML and name the Ray version that is tested here."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ ROOT = Path(__file__).parents[2]
 RAY = ROOT / "deploy" / "ray"
 
 
-def pinned() -> str:
-    found = re.search(r"^ray==(.+)$", (ROOT / "deploy" / "requirements" / "cpu.txt").read_text(), re.MULTILINE)
-    assert found
-    return found[1]
+def ray_version() -> str:
+    match = re.search(r"^ray==(.+)$", (ROOT / "deploy" / "requirements" / "cpu.txt").read_text(), re.MULTILINE)
+    assert match
+    return match[1]
 
 
-@pytest.mark.parametrize("place", ["ray/cluster.yaml", "kubernetes/jobs/bulk/rayjob.yaml"])
-def test_head_and_workers_share_image_ray_and_volumes(place: str) -> None:
-    (made,) = yaml.safe_load_all((RAY.parent / place).read_text())
-    spec = made["spec"].get("rayClusterSpec", made["spec"])
-    assert spec["rayVersion"] == pinned()
+@pytest.mark.parametrize("file", ["ray/cluster.yaml", "kubernetes/jobs/bulk/rayjob.yaml"])
+def test_head_and_workers_share_image_ray_and_volumes(file: str) -> None:
+    (manifest,) = yaml.safe_load_all((RAY.parent / file).read_text())
+    spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    assert spec["rayVersion"] == ray_version()
     pods = [spec["headGroupSpec"]["template"]["spec"], *(group["template"]["spec"] for group in spec["workerGroupSpecs"])]
     assert len({pod["containers"][0]["image"] for pod in pods}) == 1
     for pod in pods:
@@ -32,4 +32,4 @@ def test_head_and_workers_share_image_ray_and_volumes(place: str) -> None:
 
 
 def test_the_image_has_the_same_ray() -> None:
-    assert f"FROM rayproject/ray:{pinned()}-py311-gpu" in (RAY / "Dockerfile").read_text()
+    assert f"FROM rayproject/ray:{ray_version()}-py311-gpu" in (RAY / "Dockerfile").read_text()

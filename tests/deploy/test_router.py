@@ -14,7 +14,7 @@ import pytest
 
 from qembed.vllm import ports
 from qembed.vllm.settings import MAX_BODY
-from tests.answering import Asked, Server
+from tests.answering import Request, Server
 from tests.deploy.test_kubernetes import HERE, container
 from tests.deploy.tools import PYTHON, python, run, value_of
 
@@ -26,45 +26,47 @@ DISCOVERY = ("--service-discovery", "--selector", "app.kubernetes.io/")
 
 
 def arguments() -> list[str]:
-    return list(container(HERE / "overlays/router", called="qembed-router")["args"])
+    return list(container(HERE / "overlays/router", object_name="qembed-router")["args"])
 
 
 class Replica(Server):
-    """Says 200 to whoever has the key, or 503 where it is `full`; `seen` are the bodies."""
+    """Answers 200 to requests with the key, or 503 while `full`; `bodies` are the requests received."""
 
     def __init__(self) -> None:
         self.full = False
-        self.seen: list[dict[str, Any]] = []
+        self.bodies: list[dict[str, Any]] = []
         super().__init__(self.answer)
 
-    def answer(self, asked: Asked) -> tuple[int, object]:
-        if not asked.body:
+    def answer(self, request: Request) -> tuple[int, object]:
+        if not request.body:
             return 200, {}
-        if asked.headers["authorization"] != KEY:
+        if request.headers["authorization"] != KEY:
             return 401, {"error": {"message": "no key"}}
-        self.seen.append(asked.body)
+        self.bodies.append(request.body)
         return 503 if self.full else 200, {"data": []}
 
 
 @pytest.fixture
 def replicas() -> Iterator[list[Replica]]:
-    found = [Replica(), Replica()]
-    yield found
-    for one in found:
-        one.end()
+    servers = [Replica(), Replica()]
+    yield servers
+    for server in servers:
+        server.end()
 
 
 @pytest.fixture
 def router(replicas: list[Replica], tmp_path: Path) -> Iterator[int]:
-    """The port of a router that has both."""
+    """The port of a router before both replicas."""
     python()
     port = ports.free("127.0.0.1")
-    chosen = [
-        one for one in arguments() if not one.startswith(DISCOVERY) and not one.startswith(("--host", "--port", "--prometheus"))
+    options = [
+        option
+        for option in arguments()
+        if not option.startswith(DISCOVERY) and not option.startswith(("--host", "--port", "--prometheus"))
     ]
-    places = ["--host=127.0.0.1", f"--port={port}", f"--prometheus-port={ports.free('127.0.0.1')}"]
+    addresses = ["--host=127.0.0.1", f"--port={port}", f"--prometheus-port={ports.free('127.0.0.1')}"]
     with (tmp_path / "log").open("w") as log:
-        command = [ROUTER, *chosen, *places, "--worker-urls", *(one.url for one in replicas)]
+        command = [ROUTER, *options, *addresses, "--worker-urls", *(replica.url for replica in replicas)]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 60
@@ -92,46 +94,46 @@ def ask(port: int, method: str = "POST", path: str = "/v1/embeddings", key: str 
 
 def test_each_flag_is_one_of_the_routers() -> None:
     python()
-    known = run(ROUTER, "--help").stdout
-    for one in arguments():
-        if one.startswith("--"):
-            assert one.partition("=")[0] in known.split(), one
+    flags = run(ROUTER, "--help").stdout
+    for argument in arguments():
+        if argument.startswith("--"):
+            assert argument.partition("=")[0] in flags.split(), argument
     assert int(value_of(arguments(), "--max-payload-size")) == MAX_BODY
-    served = container(HERE / "overlays/router")
-    assert value_of(arguments(), "--service-discovery-port") == value_of(served["args"], "--port")
+    router_container = container(HERE / "overlays/router")
+    assert value_of(arguments(), "--service-discovery-port") == value_of(router_container["args"], "--port")
 
 
 def test_it_finds_the_pods_of_qembed_and_may_do_so() -> None:
-    from tests.deploy.test_kubernetes import of
+    from tests.deploy.test_kubernetes import manifest
 
     folder = HERE / "overlays/router"
-    labels = of(folder, "Deployment")["spec"]["template"]["metadata"]["labels"]
-    chosen = dict(one.split("=") for one in arguments() if one.startswith("app.kubernetes.io/"))
-    assert chosen == labels
-    (rule,) = of(folder, "Role", "qembed-router")["rules"]
+    labels = manifest(folder, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    selector = dict(argument.split("=") for argument in arguments() if argument.startswith("app.kubernetes.io/"))
+    assert selector == labels
+    (rule,) = manifest(folder, "Role", "qembed-router")["rules"]
     assert rule == {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
-    (subject,) = of(folder, "RoleBinding", "qembed-router")["subjects"]
-    assert subject["name"] == of(folder, "Deployment", "qembed-router")["spec"]["template"]["spec"]["serviceAccountName"]
+    (subject,) = manifest(folder, "RoleBinding", "qembed-router")["subjects"]
+    assert subject["name"] == manifest(folder, "Deployment", "qembed-router")["spec"]["template"]["spec"]["serviceAccountName"]
     assert subject["namespace"] == "qembed"
-    (first, *_) = of(folder, "NetworkPolicy")["spec"]["ingress"][0]["from"]
+    (source, *_) = manifest(folder, "NetworkPolicy")["spec"]["ingress"][0]["from"]
     assert (
-        first["podSelector"]["matchLabels"].items()
-        <= of(folder, "Deployment", "qembed-router")["spec"]["template"]["metadata"]["labels"].items()
+        source["podSelector"]["matchLabels"].items()
+        <= manifest(folder, "Deployment", "qembed-router")["spec"]["template"]["metadata"]["labels"].items()
     )
 
 
 def test_no_request_is_lost_while_one_replica_is_full_or_gone(router: int, replicas: list[Replica]) -> None:
     assert ask(router, key=None) == 401  # keys are the replicas' to check
     assert [ask(router) for _ in range(20)] == [200] * 20
-    assert all(one.seen for one in replicas)
+    assert all(replica.bodies for replica in replicas)
     replicas[0].full = True
-    before = len(replicas[0].seen)
+    before = len(replicas[0].bodies)
     assert [ask(router) for _ in range(100)] == [200] * 100
-    assert len(replicas[0].seen) < before + 50  # where each try is drawn anew half of all tries meet it, 100 of 200
+    assert len(replicas[0].bodies) < before + 50  # without a circuit breaker, half of all tries would reach it: 100 of 200
     replicas[0].full = False
-    before = len(replicas[0].seen)
+    before = len(replicas[0].bodies)
     deadline = time.monotonic() + 60
-    while len(replicas[0].seen) < before + 5:  # it is not left out for long
+    while len(replicas[0].bodies) < before + 5:  # it gets requests again soon
         assert ask(router) == 200
         assert time.monotonic() < deadline
     replicas[0].end()
@@ -141,9 +143,9 @@ def test_no_request_is_lost_while_one_replica_is_full_or_gone(router: int, repli
 def test_a_bad_request_leaves_no_replica_out(router: int, replicas: list[Replica]) -> None:
     for _ in range(20):
         assert ask(router, key=None) == 401
-    before = [len(one.seen) for one in replicas]
+    before = [len(replica.bodies) for replica in replicas]
     assert [ask(router) for _ in range(20)] == [200] * 20
-    assert all(len(one.seen) > count for one, count in zip(replicas, before, strict=True))
+    assert all(len(replica.bodies) > count for replica, count in zip(replicas, before, strict=True))
 
 
 def test_it_drops_what_openai_does_not_have(router: int, replicas: list[Replica]) -> None:
@@ -152,6 +154,6 @@ def test_it_drops_what_openai_does_not_have(router: int, replicas: list[Replica]
         ask(router, dimensions=64, encoding_format="base64", prompt_name="query", instruction="find", truncate_prompt_tokens=9)
         == 200
     )
-    (body,) = [body for one in replicas for body in one.seen]
+    (body,) = [body for replica in replicas for body in replica.bodies]
     assert body["dimensions"] == 64
     assert not {"prompt_name", "instruction"} & set(body)

@@ -1,7 +1,7 @@
 """Check Kubernetes manifests, on standard input, against schemas, strictly: a field that a schema does not have is an error.
 
-Run with the Python of build/deploy. Kubernetes' own kinds: the package kubernetes-validate, for the versions that are given.
-Prometheus's operator: the models of cloudcoil. KubeRay has no package: `kuberay.json` holds what a RayJob may have, and its
+Run with the Python of build/deploy. Kubernetes' own kinds: the package kubernetes-validate, for each version in the arguments.
+Prometheus's operator: the models of cloudcoil. KubeRay has no package: `kuberay.json` is the schema of a RayJob, and its
 pods are checked as Kubernetes' own.
 """
 
@@ -22,20 +22,20 @@ KUBERAY = json.loads(Path(__file__).with_name("kuberay.json").read_text(encoding
 
 
 def strict(schema: Any) -> Any:
-    """The schema with every object closed to names that it does not list, and without Go's regular expressions.
+    """The schema with additional properties forbidden in every object, and without Go's regular expressions.
 
-    What is in "allOf" and the like only adds to another schema, and does not close it.
+    A schema in "allOf" only extends another one, so it stays open.
     """
     if isinstance(schema, list):
-        return [strict(one) for one in schema]
+        return [strict(value) for value in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {name: one if name == "allOf" else strict(one) for name, one in schema.items()}
-    if isinstance(found.get("properties"), dict):
-        found.setdefault("additionalProperties", False)
-    if isinstance(pattern := found.get("pattern"), str) and "(?i)" in pattern[1:]:
-        del found["pattern"]
-    return found
+    closed = {name: value if name == "allOf" else strict(value) for name, value in schema.items()}
+    if isinstance(closed.get("properties"), dict):
+        closed.setdefault("additionalProperties", False)
+    if isinstance(pattern := closed.get("pattern"), str) and "(?i)" in pattern[1:]:
+        del closed["pattern"]
+    return closed
 
 
 def pods_of(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -53,10 +53,10 @@ def pods_of(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def check(document: dict[str, Any], versions: list[str]) -> None:
-    """See that a document is what its schema wants.
+    """Validate a document.
 
     Raises:
-        Exception: it is not; each library has its own.
+        Exception: it is invalid; each library has its own type.
     """
     group = document["apiVersion"].rpartition("/")[0]
     if group == "monitoring.coreos.com":
@@ -71,18 +71,18 @@ def check(document: dict[str, Any], versions: list[str]) -> None:
 
 
 def main(versions: list[str]) -> int:
-    """How many documents are not as they should be."""
-    wrong = 0
+    """Print the faults; returns the number of invalid documents."""
+    faulty = 0
     for document in yaml.safe_load_all(sys.stdin):
         if document is None:
             continue
         try:
             check(document, versions)
         except Exception as error:  # noqa: BLE001 - three libraries, three kinds of error
-            wrong += 1
+            faulty += 1
             where = ".".join(map(str, getattr(error, "path", [])))
             print(f"{document.get('kind')} {document.get('metadata', {}).get('name')}: {where}: {str(error).splitlines()[0]}")
-    return wrong
+    return faulty
 
 
 if __name__ == "__main__":

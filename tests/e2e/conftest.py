@@ -1,4 +1,4 @@
-"""A real vLLM for the whole session, because its start takes most of a minute."""
+"""A real vLLM shared by the whole session, because its start takes most of a minute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw HTTP requests, also such as no client library sends."""
+"""Raw HTTP requests, including ones that no client library sends."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Launched:
         return str(self.ready["model"])
 
     def started(self) -> list[int]:
-        """Living processes of the sessions that it has opened for vLLM, also after its own end."""
+        """Living processes of the sessions that it opened for vLLM, even after qembed itself has ended."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 parent, _, session = stat.read_text().rpartition(")")[2].split()[1:4]
@@ -96,6 +96,7 @@ class Launched:
     def wait_ready(self) -> None:
         """Wait for the line that --json prints when the server is ready."""
         self._until(lambda: self.out.endswith("\n"), "ready")
+        assert '"error"' not in self.out, self.err
 
     def wait_stage(self, words: str) -> list[int]:
         """Wait until `words` appear on standard error; returns vLLM's processes at that time."""

@@ -1,4 +1,4 @@
-"""The clients that people have. Those that need packages of their own run in build/clients, which `make test` makes."""
+"""Common client libraries. Those that need packages of their own run in build/clients, which `make test` creates."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1", "LANGSMI
 
 
 def run(*command: object, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
+    result = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=300, env={**os.environ, **QUIET}, check=False, cwd=cwd
     )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
 
 
 @pytest.fixture
@@ -49,25 +49,25 @@ def expected(int4_server: Launched) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-def same(one: Any, other: np.ndarray[Any, Any]) -> bool:
-    return bool((np.sum(np.asarray(one) * other, axis=-1) > 0.9999).all())
+def equal(vectors: Any, expected: np.ndarray[Any, Any]) -> bool:
+    return bool((np.sum(np.asarray(vectors) * expected, axis=-1) > 0.9999).all())
 
 
 @pytest.mark.parametrize("script", ["langchain", "llamaindex", "lite"])
 def test_a_framework_gets_the_vectors_of_documents_and_queries(
     int4_server: Launched, clients: Path, expected: dict[str, np.ndarray[Any, Any]], script: str
 ) -> None:
-    done = run(clients / "python", CLIENTS / f"{script}.py", int4_server.url, int4_server.model)
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert same(said["documents"], expected["documents"])
-    assert same(said["async"], expected["documents"])
-    assert same(said["query"], expected["query"])
+    result = run(clients / "python", CLIENTS / f"{script}.py", int4_server.url, int4_server.model)
+    output = json.loads(result.stdout.splitlines()[-1])
+    assert equal(output["documents"], expected["documents"])
+    assert equal(output["async"], expected["documents"])
+    assert equal(output["query"], expected["query"])
     if script == "langchain":
-        assert "check_embedding_ctx_length=False" in said["refused"]
+        assert "check_embedding_ctx_length=False" in output["refused"]
 
 
-# What the page's lines made, as JSON.
-SHOWN = {
+# Expressions over the variables of the page's code, printed as JSON.
+PRINTED = {
     "openai": "([item.embedding for item in documents.data], query.data[0].embedding)",
     "LangChain": f"(documents.embed_documents({TEXTS}), queries.embed_query('music player'))",
     "LlamaIndex": f"(documents.get_text_embedding_batch({TEXTS}), queries.get_query_embedding('music player'))",
@@ -75,26 +75,28 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("client", list(SHOWN))
-def test_the_lines_of_the_page_do_what_it_says(
+@pytest.mark.parametrize("client", list(PRINTED))
+def test_the_code_on_the_page_gets_the_right_vectors(
     int4_server: Launched, clients: Path, expected: dict[str, np.ndarray[Any, Any]], tmp_path: Path, client: str
 ) -> None:
-    lines = of_the_page(int4_server, client, "python")
-    (tmp_path / "lines.py").write_text(f"{lines}\nimport json\nprint(json.dumps({SHOWN[client]}))\n")
-    done = run(clients / "python", tmp_path / "lines.py")
-    documents, query = json.loads(done.stdout.splitlines()[-1])
-    assert same(documents, expected["documents"])
-    assert same(query, expected["query"])
+    lines = code_of_page(int4_server, client, "python")
+    (tmp_path / "lines.py").write_text(f"{lines}\nimport json\nprint(json.dumps({PRINTED[client]}))\n")
+    result = run(clients / "python", tmp_path / "lines.py")
+    documents, query = json.loads(result.stdout.splitlines()[-1])
+    assert equal(documents, expected["documents"])
+    assert equal(query, expected["query"])
 
 
-def test_the_pages_curl(int4_server: Launched, expected: dict[str, np.ndarray[Any, Any]]) -> None:
+def test_the_curl_command_on_the_page_gets_the_right_vector(
+    int4_server: Launched, expected: dict[str, np.ndarray[Any, Any]]
+) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl here")
-    done = run("sh", "-c", of_the_page(int4_server, "curl", "").replace("curl ", "curl --silent --fail "))
-    assert same(json.loads(done.stdout)["data"][0]["embedding"], expected["query"])
+    result = run("sh", "-c", code_of_page(int4_server, "curl", "").replace("curl ", "curl --silent --fail "))
+    assert equal(json.loads(result.stdout)["data"][0]["embedding"], expected["query"])
 
 
-def of_the_page(server: Launched, client: str, language: str) -> str:
+def code_of_page(server: Launched, client: str, language: str) -> str:
     """The first lines of code under the client's heading in docs/clients.md, for this server."""
     lines = PAGE.read_text(encoding="utf-8").split(f"\n## {client}\n")[1].split(f"```{language}\n")[1].split("```")[0]
     assert "http://127.0.0.1:8000/v1" in lines
@@ -104,12 +106,12 @@ def of_the_page(server: Launched, client: str, language: str) -> str:
 def test_openai_sync_takes_2048_texts_and_base64(int4_server: Launched) -> None:
     texts = [f"text number {number}" for number in range(2048)]
     with openai.OpenAI(base_url=int4_server.url, api_key="none", timeout=300) as client:
-        whole = client.embeddings.create(model=int4_server.model, input=texts)
+        batch = client.embeddings.create(model=int4_server.model, input=texts)
         alone = client.embeddings.create(model=int4_server.model, input=texts[-1], encoding_format="float")
         query = client.embeddings.create(model=int4_server.model, input="music player", extra_body={"instruction": "find"})
-    assert [item.index for item in whole.data] == list(range(2048))
-    assert whole.usage.prompt_tokens == whole.usage.total_tokens > 2048 * 3
-    assert same(whole.data[-1].embedding, np.asarray(alone.data[0].embedding))
+    assert [item.index for item in batch.data] == list(range(2048))
+    assert batch.usage.prompt_tokens == batch.usage.total_tokens > 2048 * 3
+    assert equal(batch.data[-1].embedding, np.asarray(alone.data[0].embedding))
     assert len(query.data) == 1
 
 
@@ -122,10 +124,10 @@ def test_openai_async(int4_server: Launched, expected: dict[str, np.ndarray[Any,
 
     prefix = expected["documents"][:, :64] / np.linalg.norm(expected["documents"][:, :64], axis=1, keepdims=True)
     for answer in asyncio.run(ask()):
-        assert same([item.embedding for item in answer.data], prefix)
+        assert equal([item.embedding for item in answer.data], prefix)
 
 
-def test_openai_errors_are_its_own(int4_server: Launched) -> None:
+def test_openai_raises_its_own_error_types(int4_server: Launched) -> None:
     with openai.OpenAI(base_url=int4_server.url, api_key="none") as client:
         with pytest.raises(openai.BadRequestError, match=r"input\[1\] is empty"):
             client.embeddings.create(model=int4_server.model, input=["a", ""])
@@ -133,17 +135,17 @@ def test_openai_errors_are_its_own(int4_server: Launched) -> None:
             client.embeddings.create(model="gpt-4", input="a")
 
 
-def test_schemathesis_finds_nothing_within_its_bounds(int4_server: Launched, clients: Path, tmp_path: Path) -> None:
+def test_schemathesis_finds_no_fault(int4_server: Launched, clients: Path, tmp_path: Path) -> None:
     base = int4_server.url.removesuffix("/v1")
     checks = (
         "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
         "negative_data_rejection,unsupported_method,allow_header_conformance"
     )
-    done = run(
+    result = run(
         *(clients / "st", "run", f"{base}/openapi.json", "--checks", checks, "--max-examples", 40, "--seed", 7),
         *("--phases", "examples,coverage,fuzzing", "--request-timeout", 60, "--no-shrink"),
         check=False,
-        cwd=tmp_path,  # it leaves a cache where it runs
+        cwd=tmp_path,  # it writes a cache into its working folder
     )
-    assert done.returncode == 0, done.stdout[-6000:]
+    assert result.returncode == 0, result.stdout[-6000:]
     assert embed(int4_server.url, input="good").status == 200

@@ -22,14 +22,14 @@ ROWS = 4500
 """Enough for two windows."""
 
 
-def embed(*arguments: object) -> subprocess.Popen[str]:
+def start_embed(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*QEMBED, "embed", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
 
 
-def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
-    """The summary that it printed with --json."""
+def summary_of(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
+    """Wait for the end of `qembed embed --json`; returns the summary that it printed."""
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, err
     summary: dict[str, Any] = json.loads(out)
@@ -47,34 +47,48 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def arguments(source: Path, out: Path, checkpoint: Path) -> tuple[object, ...]:
+    return source, "-o", out, "--model", checkpoint, "--json", "--dimensions", 128
+
+
 @pytest.fixture(scope="module")
-def whole(source: Path, int4_checkpoint: Path) -> Path:
-    """The vectors of an uninterrupted run."""
-    out = source.with_name("whole.npy")
-    summary = ended(embed(source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128))
-    assert (summary["vectors"], summary["dimensions"], summary["rejected"]) == (ROWS, 128, 0)
-    return out
+def runs(source: Path, int4_checkpoint: Path) -> tuple[Path, Path]:
+    """The outputs of an uninterrupted run and of one killed after its first window.
 
-
-def test_a_killed_run_is_resumed_and_its_output_is_byte_identical(source: Path, whole: Path, int4_checkpoint: Path) -> None:
-    out = source.with_name("killed.npy")
-    arguments = (source, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128)
-    killed = embed(*arguments)
-    journal = out.with_name(".killed.npy.partial") / "journal.jsonl"
+    Both start at the same time, because most of a start uses one core.
+    """
+    whole, interrupted = source.with_name("whole.npy"), source.with_name("killed.npy")
+    processes = [start_embed(*arguments(source, out, int4_checkpoint)) for out in (whole, interrupted)]
+    journal = interrupted.with_name(".killed.npy.partial") / "journal.jsonl"
     while not journal.exists() or b'"done"' not in journal.read_bytes():
-        assert killed.poll() is None, killed.communicate()
+        assert processes[1].poll() is None, processes[1].communicate()
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert not out.exists()
-    summary = ended(embed(*arguments))
+    processes[1].send_signal(signal.SIGKILL)
+    processes[1].communicate()
+    assert not interrupted.exists()
+    summary = summary_of(processes[0])
+    assert (summary["vectors"], summary["dimensions"], summary["rejected"]) == (ROWS, 128, 0)
+    return whole, interrupted
+
+
+@pytest.fixture
+def uninterrupted(runs: tuple[Path, Path]) -> Path:
+    """The vectors of an uninterrupted run."""
+    return runs[0]
+
+
+def test_a_killed_run_is_resumed_and_its_output_is_byte_identical(
+    source: Path, runs: tuple[Path, Path], int4_checkpoint: Path
+) -> None:
+    whole, out = runs
+    summary = summary_of(start_embed(*arguments(source, out, int4_checkpoint)))
     assert 0 < summary["resumed"] < ROWS
     assert out.read_bytes() == whole.read_bytes()
     assert out.with_name("killed.ids.jsonl").read_bytes() == whole.with_name("whole.ids.jsonl").read_bytes()
 
 
-def test_the_vectors_equal_those_of_the_server_in_input_order(source: Path, whole: Path, int4_server: Launched) -> None:
-    vectors = np.load(whole, mmap_mode="r")
+def test_the_vectors_equal_those_of_the_server_in_input_order(source: Path, uninterrupted: Path, int4_server: Launched) -> None:
+    vectors = np.load(uninterrupted, mmap_mode="r")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
     lines = source.read_text().splitlines()
     places = [0, 1, 2, 499, 500, 4095, 4096, ROWS - 1]
@@ -83,18 +97,20 @@ def test_the_vectors_equal_those_of_the_server_in_input_order(source: Path, whol
     assert ((vectors[places] * server_vectors).sum(axis=1) > 0.999).all()
 
 
-def test_vectors_through_a_server_are_the_same(source: Path, whole: Path, int4_server: Launched, tmp_path: Path) -> None:
+def test_vectors_through_a_server_are_the_same(
+    source: Path, uninterrupted: Path, int4_server: Launched, tmp_path: Path
+) -> None:
     few, out = tmp_path / "few.jsonl", tmp_path / "few.npy"
     lines = source.read_text().splitlines()[:600]
     few.write_text("\n".join(lines))
-    both = ("--url", int4_server.url, "--url", int4_server.url.removesuffix("/v1"))
-    summary = ended(embed(few, "-o", out, *both, "--dimensions", 128, "--json"))
+    urls = ("--url", int4_server.url, "--url", int4_server.url.removesuffix("/v1"))
+    summary = summary_of(start_embed(few, "-o", out, *urls, "--dimensions", 128, "--json"))
     assert summary["vectors"] == 600
-    assert (np.sum(np.load(out) * np.load(whole, mmap_mode="r")[:600], axis=1) > 0.999).all()
+    assert (np.sum(np.load(out) * np.load(uninterrupted, mmap_mode="r")[:600], axis=1) > 0.999).all()
 
 
 def test_on_ray_each_actor_has_an_engine_and_the_parts_are_complete(
-    source: Path, whole: Path, int4_checkpoint: Path, tmp_path: Path
+    source: Path, uninterrupted: Path, int4_checkpoint: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray")
     lines = source.read_text().splitlines()[:800]
@@ -103,11 +119,11 @@ def test_on_ray_each_actor_has_an_engine_and_the_parts_are_complete(
     for number, at in enumerate((0, 400)):
         (folder / f"{number}.jsonl").write_text("\n".join(lines[at : at + 400]))
     share = ("--ray", "local", "--ray-workers", 2, "--ray-cpus", 1)
-    summary = ended(embed(folder, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128, *share))
+    summary = summary_of(start_embed(folder, "-o", out, "--model", int4_checkpoint, "--json", "--dimensions", 128, *share))
     assert (summary["vectors"], summary["dimensions"], summary["rejected"]) == (800, 128, 0)
     parts = json.loads((out / "manifest.json").read_text())["parts"]
     assert len(parts) == 2
     table = pyarrow.parquet.read_table([out / part["file"] for part in parts])
     assert table["id"].to_pylist() == [json.loads(line)["id"] for line in lines]
     vectors = np.stack(table["vector"].to_numpy())
-    assert ((vectors * np.load(whole, mmap_mode="r")[:800]).sum(axis=1) > 0.999).all()
+    assert ((vectors * np.load(uninterrupted, mmap_mode="r")[:800]).sum(axis=1) > 0.999).all()

@@ -1,4 +1,4 @@
-"""The two examples of docs/search.md: with the real server, the sample's INT4 checkpoint, and the data beside them."""
+"""The two examples of docs/search.md, with a real server of the sample's INT4 checkpoint and the bundled data."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, server: Launched) -> str:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, EXAMPLES / name, "--url", server.url.removesuffix("/v1")],
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_product_search(int4_server: Launched) -> None:
     out = run("product_search.py", int4_server)
     lines = [line for line in out.splitlines() if "%" in line]
-    rows = {line.split("  ")[0]: [float(one) for one in re.findall(r"[\d.]+", line)] for line in lines}
-    alone, reranked = rows["vectors alone"], rows["reranked by LambdaMART"]
-    assert alone[0] > 0.7
-    assert reranked[0] > alone[0]
-    assert alone[2] == reranked[2] > 90, "the reranker's candidates are those of the vectors"
+    rows = {line.split("  ")[0]: [float(number) for number in re.findall(r"[\d.]+", line)] for line in lines}
+    vectors_alone, reranked = rows["vectors alone"], rows["reranked by LambdaMART"]
+    assert vectors_alone[0] > 0.7
+    assert reranked[0] > vectors_alone[0]
+    assert vectors_alone[2] == reranked[2] > 90, "the reranker's candidates are those of the vectors"
 
 
 def test_ticket_classification(int4_server: Launched) -> None:

@@ -1,4 +1,4 @@
-"""What needs an NVIDIA GPU: the plan against `nvidia-smi`, and an 8-bit cache. Elsewhere these say that they were skipped."""
+"""Tests that need an NVIDIA GPU: the plan against `nvidia-smi`, and an 8-bit cache. They are skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ CARD = machine.target()
 
 
 @pytest.mark.skipif(CARD.kind != "cuda", reason="skipped: no NVIDIA GPU here")
-def test_the_device_holds_what_was_planned(int4_server: Launched) -> None:
+def test_memory_on_the_device_matches_the_plan(int4_server: Launched) -> None:
     embed(int4_server.url, input=["word " * 200] * 64)
     plan = int4_server.ready["plan"]
-    apart = int4_server.ready["memory_bytes"] - plan["runtime"] - plan["graphs"]
+    rest = int4_server.ready["memory_bytes"] - plan["runtime"] - plan["graphs"]
     assert 0 < int4_server.ready["memory_bytes"] < 0.5 * (CARD.memory or 0)
-    assert apart < 2 * sum(plan.values())
+    assert rest < 2 * sum(plan.values())
 
 
 @pytest.mark.skipif(not CARD.has_fp8, reason="skipped: no GPU with 8-bit floats here")
-def test_an_fp8_cache_gives_the_same_vectors_nearly(int4_checkpoint: Path, int4_server: Launched) -> None:
+def test_an_fp8_cache_gives_nearly_the_same_vectors(int4_checkpoint: Path, int4_server: Launched) -> None:
     texts = ["an audio player", "a library for reading PDF files", "music " * 100]
     with Launched("--int4", "--model", int4_checkpoint, "--port", 0, "--kv-cache-dtype", "fp8", "--json") as server:
         server.wait_ready()

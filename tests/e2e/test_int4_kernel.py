@@ -1,10 +1,12 @@
-"""INT4 by the plugin through the real vLLM, on a CPU for which vLLM has no such kernel, against transformers in float32."""
+"""The plugin's INT4 kernel in the real vLLM, on a CPU for which vLLM has none, against transformers in float32."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ def heldout() -> list[str]:
 
 
 class Rounded:
-    """A linear layer's weight on 16 levels a group: values [N, K] 0…15, zero points and float16 scales [N, K/g]."""
+    """A linear layer's weight rounded to 16 levels per group: values [N, K] 0…15, zero points and float16 scales [N, K/g]."""
 
     def __init__(self, weight: torch.Tensor, group: int, symmetric: bool) -> None:
         grouped = weight.float().unflatten(1, (-1, weight.shape[1] if group == WHOLE_ROW else group))
@@ -106,7 +108,7 @@ Configure = Callable[[int, bool], dict[str, object]]
 
 
 def write(folder: Path, group: int, symmetric: bool, pack: Pack, configure: Configure) -> Path:
-    """The sample's weights in `folder`/packed, rounded in the plainest way; and what they stand for in `folder`/float."""
+    """Write the sample with weights rounded to the nearest level into `folder`/packed, and dequantized into `folder`/float."""
     sample = find("sample")
     packed: dict[str, torch.Tensor] = {}
     plain: dict[str, torch.Tensor] = {}
@@ -119,47 +121,79 @@ def write(folder: Path, group: int, symmetric: bool, pack: Pack, configure: Conf
         else:
             packed[name] = plain[name] = sample.tensor(name)
     for kind, tensors in (("packed", packed), ("float", plain)):
-        made = folder / kind
-        shutil.copytree(sample.folder, made, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
-        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+        target = folder / kind
+        shutil.copytree(sample.folder, target, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
+        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
         quantization = {"quantization_config": configure(group, symmetric)} if kind == "packed" else {}
-        (made / "config.json").write_text(json.dumps({**sample.config, **quantization}))
+        (target / "config.json").write_text(json.dumps({**sample.config, **quantization}))
     return folder
 
 
+@dataclass(frozen=True)
+class Format:
+    name: str
+    group: int
+    symmetric: bool
+    pack: Pack
+    configure: Configure
+
+
 FORMATS = [
-    pytest.param(32, False, as_awq, awq_config, id="awq-32"),
-    pytest.param(64, False, as_awq, awq_config, id="awq-64"),
-    pytest.param(128, False, as_awq, awq_config, id="awq-128"),
-    pytest.param(128, False, as_compressed_tensors, compressed_tensors_config, id="compressed-tensors-asymmetric"),
-    pytest.param(
-        WHOLE_ROW, True, as_compressed_tensors, compressed_tensors_config, id="compressed-tensors-symmetric-whole-row"
-    ),
+    Format("awq-32", 32, False, as_awq, awq_config),
+    Format("awq-64", 64, False, as_awq, awq_config),
+    Format("awq-128", 128, False, as_awq, awq_config),
+    Format("compressed-tensors-asymmetric", 128, False, as_compressed_tensors, compressed_tensors_config),
+    Format("compressed-tensors-symmetric-whole-row", WHOLE_ROW, True, as_compressed_tensors, compressed_tensors_config),
 ]
 
 
-@pytest.mark.parametrize(("group", "symmetric", "pack", "configure"), FORMATS)
-def test_vectors_are_those_of_the_dequantized_weights(
-    group: int, symmetric: bool, pack: Pack, configure: Configure, tmp_path: Path, heldout: list[str]
-) -> None:
-    """For every held-out text; and for texts of LENGTHS, one by one, which are so many rows, and all in one batch."""
-    folder = write(tmp_path, group, symmetric, pack, configure)
-    loaded = reference.load(Checkpoint("float", folder / "float"))
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Format], tuple[Path, Launched]]]:
+    """A function that starts the server of a format, and the next format's too, because most of a start uses one core.
+
+    It returns the folder of the format's checkpoints and the server.
+    """
     limits = ("--dtype", "float32", "--max-model-len", 4096, "--max-num-batched-tokens", 4096, "--allow-token-ids")
-    kind = "--int4" if pack is as_awq else "--fp16"
-    with Launched(kind, "--model", folder / "packed", "--port", 0, "--json", "--verbose", *limits, env=AVX2) as server:
+    servers: dict[str, tuple[Path, Launched]] = {}
+    with ExitStack() as running:
+
+        def start(format_: Format) -> tuple[Path, Launched]:
+            folder = write(tmp_path_factory.mktemp("int4"), format_.group, format_.symmetric, format_.pack, format_.configure)
+            kind = "--int4" if format_.pack is as_awq else "--fp16"
+            server = Launched(kind, "--model", folder / "packed", "--port", 0, "--json", "--verbose", *limits, env=AVX2)
+            return folder, running.enter_context(server)
+
+        def start_with_next(format_: Format) -> tuple[Path, Launched]:
+            place = FORMATS.index(format_)
+            for started in FORMATS[place : place + 2]:
+                if started.name not in servers:
+                    servers[started.name] = start(started)
+            return servers[format_.name]
+
+        yield start_with_next
+
+
+@pytest.mark.parametrize("format_", FORMATS, ids=lambda format_: format_.name)
+def test_vectors_are_those_of_the_dequantized_weights(
+    format_: Format, serve: Callable[[Format], tuple[Path, Launched]], heldout: list[str]
+) -> None:
+    """For every held-out text; and for texts of LENGTHS tokens (the kernel's rows), one by one and all in one batch."""
+    folder, server = serve(format_)
+    with server:
+        loaded = reference.load(Checkpoint("float", folder / "float"))
+        expected = reference.embed(loaded, heldout)
+        rows = [[*(TOKENS * 20)[: length - 1], END] for length in LENGTHS]
+        exact = np.stack([unit_vector(loaded, ids) for ids in rows])
         server.wait_ready()
         assert "Using Int4LinearKernel" in server.err
         assert "compiled INT4 kernel is missing" not in server.err
         served = embeddings.embed(heldout, url=server.url, batch_size=64)
-        assert cosines(served, reference.embed(loaded, heldout)).min() > 0.9999
-        rows = [[*(TOKENS * 20)[: length - 1], END] for length in LENGTHS]
-        exact = np.stack([embedded(loaded, ids) for ids in rows])
-        mixed, alone = ask(server, rows), np.concatenate([ask(server, [ids]) for ids in rows])
-        assert cosines(mixed, exact).min() > 0.9999
+        assert cosines(served, expected).min() > 0.9999
+        batched, alone = ask(server, rows), np.concatenate([ask(server, [ids]) for ids in rows])
+        assert cosines(batched, exact).min() > 0.9999
         assert cosines(alone, exact).min() > 0.9999
-        again = embeddings.embed(heldout[::-40], url=server.url, batch_size=1)
-        assert cosines(np.concatenate((alone, again)), np.concatenate((mixed, served[::-40]))).min() > 0.99999
+        texts_alone = embeddings.embed(heldout[::-40], url=server.url, batch_size=1)
+        assert cosines(np.concatenate((alone, texts_alone)), np.concatenate((batched, served[::-40]))).min() > 0.99999
 
 
 def ask(server: Launched, rows: list[list[int]]) -> Vectors:
@@ -168,7 +202,7 @@ def ask(server: Launched, rows: list[list[int]]) -> Vectors:
     return np.asarray([item.embedding for item in answer.data], np.float32)
 
 
-def embedded(loaded: reference.Reference, ids: list[int]) -> Vectors:
+def unit_vector(loaded: reference.Reference, ids: list[int]) -> Vectors:
     """The unit vector of token ids, through transformers."""
     with torch.inference_mode():
         last = loaded.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]

@@ -1,4 +1,4 @@
-"""Connections without end, and what is left when a server is killed, with the real vLLM."""
+"""Connections that send no complete request, and leftovers of a killed server, with the real vLLM."""
 
 from __future__ import annotations
 
@@ -31,34 +31,37 @@ def temporary() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def started(checkpoint: Path, temporary: Path) -> Launched:
+def start(checkpoint: Path, temporary: Path) -> Launched:
     server = Launched("--int4", "--model", checkpoint, "--port", 0, "--json", env={"TMPDIR": str(temporary)})
     server.wait_ready()
     return server
 
 
-def test_no_process_outlives_a_launcher_that_is_killed_with_its_server(int4_checkpoint: Path, temporary: Path) -> None:
-    with started(int4_checkpoint, temporary) as server:
-        assert embed(server.url, input=["a large body"] * 2000, more="x" * 2**20).status == 200  # one more process
+def test_neither_the_engine_nor_another_process_outlives_a_killed_launcher_and_server(
+    int4_checkpoint: Path, temporary: Path
+) -> None:
+    with start(int4_checkpoint, temporary) as server:
+        assert embed(server.url, input=["a large body"] * 2000, more="x" * 2**20).status == 200  # parsed in one more process
         pids = server.started()
         assert len(pids) >= 3
+        assert any(b"Engine" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
         for pid in (server.process.pid, server.ready["pid"]):
             os.kill(pid, signal.SIGKILL)
         assert all_gone(pids, 30)
 
 
-def test_connections_without_end_do_not_turn_others_away(int4_checkpoint: Path, temporary: Path) -> None:
+def test_open_connections_without_a_request_do_not_block_others(int4_checkpoint: Path, temporary: Path) -> None:
     before = set(temporary.iterdir())
-    with started(int4_checkpoint, temporary) as server:
-        assert not before & set(temporary.iterdir())  # what the killed one left
+    with start(int4_checkpoint, temporary) as server:
+        assert not before & set(temporary.iterdir())  # leftovers of the killed server are removed
         resource.prlimit(server.ready["pid"], resource.RLIMIT_NOFILE, (FILES, FILES))
         where = urlsplit(server.url)
-        wires = [socket.create_connection((where.hostname, where.port)) for _ in range(3 * FILES)]
-        for wire in wires[::2]:
+        sockets = [socket.create_connection((where.hostname, where.port)) for _ in range(3 * FILES)]
+        for wire in sockets[::2]:
             wire.sendall(HALF)
         assert [send(server.url, "GET", "/health").status for _ in range(5)] == [200] * 5
         assert embed(server.url, input="good").status == 200
-        for wire in wires:
+        for wire in sockets:
             wire.close()
         shared = server.shared_memory()
         assert server.signal(signal.SIGTERM) == 0

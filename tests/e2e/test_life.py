@@ -1,4 +1,4 @@
-"""One server that is kept busy, killed, started again and stopped: in the order of the tests."""
+"""The life of one server, in the order of the tests: busy, killed, restarted, stopped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PRIVATE = "a very private sentence about zebras"
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The sample with NaN for one token, and a text that has it; its tokenizer has a token, [CUST], beyond the table."""
+    """The sample with NaN in the row of one token, and a text with that token; its token [CUST] is beyond the table."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path_factory.mktemp("broken") / "broken"
@@ -62,15 +62,15 @@ def server(broken: tuple[Path, str], keys: Path) -> Iterator[Launched]:
     limits = ("--max-queue", QUEUE, "--max-client-batch", QUEUE, "--max-restarts", 2, "--shutdown-timeout", 60)
     limits += ("--hang-timeout", 10)
     source = ("--fp16", "--model", broken[0], "--served-model-name", "m", "--port", 0)
-    with Launched(*source, *limits, "--api-key-file", keys, "--access-log", "--log-format=json", "--verbose") as launched:
-        launched.wait_ready()
-        yield launched
+    with Launched(*source, *limits, "--api-key-file", keys, "--access-log", "--log-format=json", "--verbose") as process:
+        process.wait_ready()
+        yield process
 
 
-def in_background(server: Launched, count: int, texts: int) -> tuple[list[threading.Thread], list[Answer]]:
-    """`count` requests of `texts` texts at once, which are being sent when this returns.
+def start_requests(server: Launched, count: int, texts: int) -> tuple[list[threading.Thread], list[Answer]]:
+    """Start `count` threads that send a request of `texts` texts each; returns the threads and the list of their answers.
 
-    The texts are new each time: the same ones at a second death of the engine would be suspects.
+    The texts are new each time, because texts present at two deaths of the engine become suspects.
     """
     answers: list[Answer] = []
     text = f"{LONG} {time.monotonic_ns()}"
@@ -94,18 +94,18 @@ def engine_of(server: Launched) -> int:
     return next(pid for pid in server.started() if "Engine" in Path(f"/proc/{pid}/cmdline").read_text())
 
 
-def until_it_answers_again(server: Launched, times: int) -> set[int]:
-    """Wait until it has said `times` times that it answers again, and does; what /health said meanwhile."""
+def wait_for_restart(server: Launched, times: int) -> set[int]:
+    """Wait until the log has `times` restarts and the server answers; returns the statuses of /health meanwhile."""
     deadline = time.monotonic() + START_SECONDS
-    told = set()
+    statuses = set()
     while server.err.count("vLLM answers again") < times:
         assert time.monotonic() < deadline, server.err
         assert server.process.poll() is None, server.err
-        with contextlib.suppress(OSError):  # as it hands over
-            told.add(send(server.url, "GET", "/health").status)
+        with contextlib.suppress(OSError):  # while the port changes hands
+            statuses.add(send(server.url, "GET", "/health").status)
         time.sleep(0.5)
     assert embed(server.url, KEY, input="again").status == 200
-    return told
+    return statuses
 
 
 def test_without_a_key_only_health_answers(server: Launched) -> None:
@@ -122,14 +122,14 @@ def test_without_a_key_only_health_answers(server: Launched) -> None:
 
 def test_keys_are_in_no_process_no_log_and_no_metric(server: Launched) -> None:
     metrics = send(server.url, "GET", "/metrics", headers={"Authorization": f"Bearer {KEY}"}).raw.decode()
-    seen = [server.err, server.out, metrics]
+    texts = [server.err, server.out, metrics]
     for pid in [server.process.pid, *server.started()]:
-        seen += [Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace") for file in ("cmdline", "environ")]
+        texts += [Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace") for file in ("cmdline", "environ")]
     for key in (KEY, OTHER):
-        assert not any(key in text for text in seen)
+        assert not any(key in text for text in texts)
 
 
-def test_a_vector_that_is_not_finite_is_a_500_with_its_index_and_is_counted(server: Launched, broken: tuple[Path, str]) -> None:
+def test_a_vector_with_nan_is_a_500_with_its_index_and_is_counted(server: Launched, broken: tuple[Path, str]) -> None:
     answer = embed(server.url, KEY, input=["fine", "fine too", f"one{broken[1]}", "fine"])
     assert answer.status == 500
     assert answer.error.startswith("the vector of input[2] holds NaN")
@@ -150,7 +150,7 @@ def test_every_line_of_the_log_is_json(server: Launched) -> None:
     assert any(line.get("source") == "vllm" for line in lines)
 
 
-def test_a_token_beyond_the_table_is_told_at_the_start_and_refused(server: Launched) -> None:
+def test_a_token_beyond_the_table_is_named_at_the_start_and_refused(server: Launched) -> None:
     assert "'[CUST]'" in server.err
     answer = embed(server.url, KEY, input=["fine", "hello [CUST] there"])
     assert (answer.status, answer.error.startswith("input[1] holds the token")) == (400, True)
@@ -192,8 +192,8 @@ def test_a_changed_file_of_keys_is_read_without_a_restart(server: Launched, keys
     assert server.started() == before
 
 
-def test_past_the_queue_there_is_503_and_an_openai_client_comes_again_by_itself(server: Launched) -> None:
-    threads, answers = in_background(server, 4, QUEUE)
+def test_a_full_queue_is_503_and_an_openai_client_retries_by_itself(server: Launched) -> None:
+    threads, answers = start_requests(server, 4, QUEUE)
     assert in_flight(server)
     with openai.OpenAI(base_url=server.url, api_key=KEY, max_retries=5, timeout=120) as client:
         retried = client.embeddings.create(model="m", input=[LONG] * QUEUE)
@@ -208,9 +208,9 @@ def test_past_the_queue_there_is_503_and_an_openai_client_comes_again_by_itself(
     assert metric(server.url, "qembed_texts_in_flight", KEY) == 0
 
 
-def test_an_engine_that_is_killed_is_an_error_within_seconds_and_is_started_again(server: Launched) -> None:
+def test_a_killed_engine_is_a_503_within_seconds_and_is_restarted(server: Launched) -> None:
     before = server.started()
-    threads, answers = in_background(server, 1, QUEUE)
+    threads, answers = start_requests(server, 1, QUEUE)
     assert in_flight(server)
     os.kill(engine_of(server), signal.SIGKILL)
     for thread in threads:
@@ -219,28 +219,28 @@ def test_an_engine_that_is_killed_is_an_error_within_seconds_and_is_started_agai
     assert [answer.status for answer in answers] == [503]
     assert "being restarted" in answers[0].error
     assert all_gone(before, 60)
-    told = until_it_answers_again(server, 1)
-    assert 503 in told
-    assert told <= {200, 503}
+    statuses = wait_for_restart(server, 1)
+    assert 503 in statuses
+    assert statuses <= {200, 503}
     assert metric(server.url, "qembed_restarts", KEY) == 1
 
 
-def test_an_engine_that_hangs_is_an_error_and_is_started_again(server: Launched) -> None:
+def test_a_hanging_engine_is_a_503_and_is_restarted(server: Launched) -> None:
     before = server.started()
     os.kill(engine_of(server), signal.SIGSTOP)
-    threads, answers = in_background(server, 1, QUEUE)
+    threads, answers = start_requests(server, 1, QUEUE)
     for thread in threads:
         thread.join(40)
         assert not thread.is_alive()
     assert [answer.status for answer in answers] == [503]
     assert all_gone(before, 60)
-    until_it_answers_again(server, 2)
+    wait_for_restart(server, 2)
     assert f"vLLM hangs: {QUEUE} texts wait, and nothing was computed for 1" in server.err
     assert metric(server.url, "qembed_restarts", KEY) == 2
 
 
-def test_sigterm_lets_the_running_requests_finish_and_no_others_in(server: Launched) -> None:
-    threads, answers = in_background(server, 1, QUEUE)
+def test_sigterm_finishes_running_requests_and_accepts_no_others(server: Launched) -> None:
+    threads, answers = start_requests(server, 1, QUEUE)
     assert in_flight(server)
     server.started()
     server.process.send_signal(signal.SIGTERM)
@@ -248,7 +248,7 @@ def test_sigterm_lets_the_running_requests_finish_and_no_others_in(server: Launc
     try:
         late: int | None = embed(server.url, KEY, input="late").status
     except OSError:
-        late = None  # it had finished already
+        late = None  # the server has already ended
     for thread in threads:
         thread.join(60)
     assert [answer.status for answer in answers] == [200]

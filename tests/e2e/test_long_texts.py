@@ -1,4 +1,4 @@
-"""Texts longer than a step: computed whole, in pieces, without a KV cache."""
+"""Texts longer than --max-num-batched-tokens are computed in pieces."""
 
 from __future__ import annotations
 
@@ -37,17 +37,16 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.pop("layer_types", None)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = load_file(folder / "model.safetensors")
-    others = re.compile(r"layers\.(?!0\.|1\.)\d")
-    kept = {name: tensor for name, tensor in tensors.items() if not others.search(name)}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    other_layers = re.compile(r"layers\.(?!0\.|1\.)\d")
+    first_layers = {name: tensor for name, tensor in tensors.items() if not other_layers.search(name)}
+    save_file(first_layers, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(two_layers: Path) -> Iterator[Launched]:
-    with Launched("--fp16", "--model", two_layers, "--port", 0, "--dtype", "float32", "--json", *BATCH) as launched:
-        launched.wait_ready()
-        yield launched
+    with Launched("--fp16", "--model", two_layers, "--port", 0, "--dtype", "float32", "--json", *BATCH) as process:
+        yield process
 
 
 def text(words: int, seed: int) -> str:
@@ -55,25 +54,28 @@ def text(words: int, seed: int) -> str:
     return " ".join(draw.choice(WORDS) for _ in range(words))
 
 
-def test_all_positions_are_served_by_default_and_long_and_short_texts_are_right(server: Launched, two_layers: Path) -> None:
-    assert server.ready["max_model_len"] == POSITIONS
+def test_the_default_limit_is_all_positions_and_vectors_of_any_length_are_right(server: Launched, two_layers: Path) -> None:
     lengths = (3, 26_000, 40, 1_500, 1_900, 5_000, 1, 9_000)
     texts = [text(words, seed) for seed, words in enumerate(lengths)]
     tokens = [len(encoding.ids) for encoding in find(str(two_layers)).tokenizer().encode_batch(texts)]
     assert 30_000 < max(tokens) <= POSITIONS
+    expected = reference.embed(reference.load(find(str(two_layers))), texts)  # while the server starts
+    server.wait_ready()
+    assert server.ready["max_model_len"] == POSITIONS
     vectors = embeddings.embed(texts, url=server.url, batch_size=len(texts))
-    expected = reference.embed(reference.load(find(str(two_layers))), texts)
     assert cosines(vectors, expected).min() >= 0.9999
     assert np.abs(vectors - expected).max() < 1e-4
 
 
 def test_memory_for_keys_and_values_is_that_of_one_layer(server: Launched, two_layers: Path) -> None:
+    server.wait_ready()
     config = find(str(two_layers)).config
     per_token = 2 * config["num_key_value_heads"] * config["head_dim"] * 4
     assert POSITIONS * per_token <= server.ready["kv_cache_bytes"] < 1.1 * POSITIONS * per_token
 
 
 def test_a_text_beyond_the_positions_is_refused(server: Launched) -> None:
+    server.wait_ready()
     answer = embed(server.url, model=server.ready["model"], input=text(40_000, 0))
     assert answer.status == 400
     assert str(POSITIONS) in answer.error

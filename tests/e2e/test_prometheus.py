@@ -1,4 +1,4 @@
-"""A real Prometheus, configured as in deploy/, scrapes a real server: every panel shows something, every alert can ring."""
+"""A real Prometheus, configured as in deploy/, scrapes a real server: every panel has data, every alert its metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAME = re.compile(r"\b(?:qembed_|vllm:)\w+|\bup\b")
 
 @pytest.fixture(scope="module")
 def busy(int4_server: Launched) -> Launched:
-    """The server, with requests of every kind behind it: answered, wrong, and more than the queue takes."""
+    """The server after requests of every kind: answered, bad, and refused by the full queue."""
     texts = [f"text {number}" for number in range(2048)]
     statuses: list[int] = []
     ask = lambda: statuses.append(embed(int4_server.url, timeout=600, input=texts, dimensions=32).status)  # noqa: E731
@@ -49,12 +49,12 @@ def busy(int4_server: Launched) -> Launched:
 
 @pytest.fixture(scope="module")
 def prometheus(busy: Launched, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its base URL. The configuration is that of compose but for where the server is, and how often it is asked."""
+    """Prometheus's base URL. Its configuration is that of compose, except for the server's address and the interval."""
     program = tool("prometheus", "prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((DEPLOY / "compose/prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": f"{SCRAPES:g}s", "evaluation_interval": f"{SCRAPES:g}s"}
-    config["scrape_configs"] = [one for one in config["scrape_configs"] if one["job_name"] == "qembed"]
+    config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] == "qembed"]
     (job,) = config["scrape_configs"]
     job["static_configs"] = [{"targets": [urlsplit(busy.url).netloc]}]
     (folder / "key").write_text("a-key-for-tests\n")
@@ -62,13 +62,13 @@ def prometheus(busy: Launched, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config["rule_files"] = [str(DEPLOY / "monitoring" / name) for name in config["rule_files"]]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     port = ports.free("127.0.0.1")
-    places = [
+    options = [
         f"--config.file={folder}/prometheus.yml",
         f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address=127.0.0.1:{port}",
     ]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([program, *places], stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([program, *options], stdout=log, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
         _until(lambda: _ready(url), process, folder / "log")
@@ -95,36 +95,36 @@ def _ready(url: str) -> bool:
 
 
 def query(url: str, expression: str) -> list[dict[str, Any]]:
-    """What Prometheus finds now."""
+    """The result of an instant query."""
     answer = send(url, "GET", f"/api/v1/query?query={quote(expression)}").json
     assert answer["status"] == "success", (expression, answer)
     return list(answer["data"]["result"])
 
 
 def panels() -> dict[str, str]:
-    """The expressions of the dashboard with its variables filled in, by a name for each."""
-    found = {}
+    """The dashboard's expressions with its variables filled in, by a unique name."""
+    expressions = {}
     for panel in json.loads((DEPLOY / "monitoring/dashboard.json").read_text(encoding="utf-8"))["panels"]:
         for target in panel["targets"]:
             expression = target["expr"]
             for variable, value in VARIABLES.items():
                 expression = expression.replace(variable, value)
-            found[f"{panel['title']}-{target['refId']}-{panel['id']}"] = expression
-    return found
+            expressions[f"{panel['title']}-{target['refId']}-{panel['id']}"] = expression
+    return expressions
 
 
 @pytest.mark.parametrize("panel", panels())
-def test_the_panel_shows_something(prometheus: str, panel: str) -> None:
+def test_the_panel_has_data(prometheus: str, panel: str) -> None:
     assert query(prometheus, panels()[panel])
 
 
 def test_every_alert_can_be_computed_and_its_metrics_exist(prometheus: str) -> None:
     _until_evaluated(prometheus)
     rules = [rule for group in send(prometheus, "GET", "/api/v1/rules").json["data"]["groups"] for rule in group["rules"]]
-    written = [
+    configured = [
         rule for group in yaml.safe_load((DEPLOY / "monitoring/alerts.yaml").read_text())["groups"] for rule in group["rules"]
     ]
-    assert [rule["name"] for rule in rules] == [rule["alert"] for rule in written]
+    assert [rule["name"] for rule in rules] == [rule["alert"] for rule in configured]
     for rule in rules:
         assert rule["health"] == "ok", rule
         names = set(NAME.findall(rule["query"])) - {"by", "le"}
@@ -144,14 +144,14 @@ def _until_evaluated(url: str) -> None:
         time.sleep(0.2)
 
 
-def test_every_label_that_an_alert_asks_for_exists(prometheus: str) -> None:
+def test_every_label_in_an_alert_exists(prometheus: str) -> None:
     assert query(prometheus, 'qembed_requests_total{status="503"}')
     assert query(prometheus, 'qembed_requests_total{status=~"4.."}')
     assert query(prometheus, 'qembed_planned_bytes{part="total"}')
     assert query(prometheus, 'up{job="qembed"} == 1')
 
 
-def test_what_the_autoscaler_asks_for_exists(prometheus: str) -> None:
+def test_the_autoscalers_metrics_exist(prometheus: str) -> None:
     values = yaml.safe_load((DEPLOY / "kubernetes/components/autoscale/adapter-values.yaml").read_text(encoding="utf-8"))
     for rule in values["rules"]["custom"]:
         assert query(prometheus, rule["seriesQuery"].partition("{")[0])

@@ -1,4 +1,4 @@
-"""A Qwen3-Reranker that the real vLLM runs, in both ways that docs/evaluate.md names: the scores are those of transformers."""
+"""A Qwen3-Reranker in the real vLLM, served in both ways of docs/evaluate.md, scores as in transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -32,56 +32,62 @@ LONG = rerank.body("a question", "long " * CONTEXT)
 START_SECONDS = 300
 
 
-@contextmanager
-def serving(folder: Path, log: Path, *options: str) -> Iterator[str]:
-    """Stock vLLM with a checkpoint; its URL."""
-    port = ports.free("127.0.0.1")
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--dtype", "float32"]
-    command += [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        port,
-        "--enforce-eager",
-        "--kv-cache-memory-bytes",
-        2**26,
-        "--max-num-seqs",
-        8,
-        *options,
-    ]
-    environment = {"VLLM_PLUGINS": "", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, machine.cores()))
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            list(map(str, command)), stdout=output, stderr=output, env={**os.environ, **environment}, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
+class Vllm:
+    """A stock vLLM that serves a checkpoint at `url` once `wait_ready` returns. Leaving the block ends it."""
+
+    def __init__(self, folder: Path, log: Path, *options: str) -> None:
+        port = ports.free("127.0.0.1")
+        self.url, self._log = f"http://127.0.0.1:{port}", log
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--dtype", "float32"]
+        command += ["--host", "127.0.0.1", "--port", port, "--enforce-eager", "--kv-cache-memory-bytes", 2**26]
+        command += ["--max-num-seqs", 8, *options]
+        environment = {"VLLM_PLUGINS": "", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, machine.cores()))
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                list(map(str, command)), stdout=output, stderr=output, env={**os.environ, **environment}, start_new_session=True
+            )
+
+    def __enter__(self) -> Vllm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
         try:
-            process.wait(30)
+            self._process.wait(30)
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            assert self._process.poll() is None, self._log.read_text()[-3000:]
+            assert time.monotonic() < deadline, self._log.read_text()[-3000:]
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.5)
 
 
-@pytest.mark.parametrize(
-    "options", [["--runner", "pooling", "--hf-overrides", json.dumps(CLASSIFIER)], []], ids=["class", "text"]
-)
-def test_scores_are_those_of_transformers(reranker: Path, tmp_path: Path, options: list[str]) -> None:
+OPTIONS = {"classifier": ("--runner", "pooling", "--hf-overrides", json.dumps(CLASSIFIER)), "generator": ()}
+
+
+@pytest.fixture(scope="module")
+def servers(reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Vllm]]:
+    """The reranker as a classifier and as a generator. Both start at the same time, because most of a start uses one core."""
+    logs = tmp_path_factory.mktemp("logs")
+    with ExitStack() as running:
+        yield {kind: running.enter_context(Vllm(reranker, logs / kind, *options)) for kind, options in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_scores_are_those_of_transformers(reranker: Path, servers: dict[str, Vllm], kind: str) -> None:
     with rerank.through_transformers(find(str(reranker))).open() as score:
         expected = score(BODIES)
-    with serving(reranker, tmp_path / "log", *options) as url, rerank.through_server(url).open() as score:
-        found = score([*BODIES, LONG])  # what is longer than the context is cut
-    assert found[:-1] == pytest.approx(expected, abs=1e-3)
-    assert 0 < found[-1] < 1
+    servers[kind].wait_ready()
+    with rerank.through_server(servers[kind].url).open() as score:
+        scores = score([*BODIES, LONG])  # LONG exceeds the context and is cut
+    assert scores[:-1] == pytest.approx(expected, abs=1e-3)
+    assert 0 < scores[-1] < 1

@@ -1,4 +1,4 @@
-"""A wheel, installed where nothing of the checkout can be seen, quantizes the sample that it carries."""
+"""A wheel, installed away from the checkout, quantizes the bundled sample."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def built(folder: Path, **environment: str) -> Path:
-    """A wheel of this checkout, in `folder`."""
-    # A copy, because setuptools would put back into the wheel what an earlier build left in build/lib.
+def build_wheel(folder: Path, **environment: str) -> Path:
+    """Build a wheel of this checkout in `folder`; returns its path."""
+    # A copy, because setuptools adds the files that an earlier build left in build/lib.
     tree = folder / "tree"
     parts = [path.name for path in (ROOT / "qembed").iterdir() if path.is_symlink()]
     for name in ("qembed", *parts):
@@ -35,27 +35,27 @@ def kernels(wheel: Path) -> list[str]:
     return [name for name in zipfile.ZipFile(wheel).namelist() if "/_int4_kernel." in name]
 
 
-def test_without_a_compiler_the_wheel_is_built_all_the_same(tmp_path: Path) -> None:
-    wheel = built(tmp_path, CC="/no/compiler", CXX="/no/compiler")
+def test_without_a_compiler_the_wheel_has_no_kernel(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path, CC="/no/compiler", CXX="/no/compiler")
     assert kernels(wheel) == []
 
 
-def test_the_wheel_is_whole(tmp_path: Path) -> None:
-    wheel = built(tmp_path)
+def test_the_wheel_is_complete(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path)
     if shutil.which("g++"):
         assert len(kernels(wheel)) == 1
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel]
     subprocess.run(install, check=True, capture_output=True, timeout=600)
-    # What PYTHONPATH names comes before the editable install that the tests run from.
+    # PYTHONPATH comes before the editable install that the tests run from.
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"}
     code = (
         "import qembed, qembed.quantize, qembed.serve.vllm_plugin, qembed.eval as e; from importlib.util import find_spec; "
         "print(qembed.__file__, e.__file__, getattr(find_spec('qembed.serve.vllm_plugin._int4_kernel'), 'origin', e.__file__))"
     )
-    places = subprocess.run(
+    paths = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
     ).stdout.split()
-    assert all(place.startswith(str(tmp_path / "site")) for place in places)
+    assert all(path.startswith(str(tmp_path / "site")) for path in paths)
     assert not (tmp_path / "site" / "quantize").exists()
     assert not (tmp_path / "site" / "eval").exists()
     for name in ("report/page.html.j2", "data/sts.csv", "data/retrieval/qrels/test.tsv"):
@@ -68,7 +68,7 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     )
     assert re.match(r"\d+\.\d+\.\d+ pip install .*'pypdf>=", hint.stdout)
     run = "import sys; from qembed.cli import main; sys.argv[0] = 'qembed'; main()"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", run, "quantize", "--model", "sample", "--scales", "none", "--rounding", "rtn", "--json"],
         env=environment,
         cwd=tmp_path,
@@ -77,5 +77,5 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
         text=True,
         timeout=1800,
     )
-    assert json.loads(done.stdout)["fidelity"]["mean_cosine"] > 0.9
+    assert json.loads(result.stdout)["fidelity"]["mean_cosine"] > 0.9
     assert (tmp_path / "sample-AWQ-INT4" / "model.safetensors").exists()

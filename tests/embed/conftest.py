@@ -39,7 +39,7 @@ def embed(monkeypatch: pytest.MonkeyPatch) -> Embed:
     return run
 
 
-def started(*arguments: object, **variables: object) -> subprocess.Popen[bytes]:
+def start(*arguments: object, **variables: object) -> subprocess.Popen[bytes]:
     """`qembed embed` in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.embed.fake_engine", "embed", *map(str, arguments)],

@@ -17,21 +17,21 @@ from .conftest import Embed, rejects, tokenizer
 
 
 def count(texts: Sequence[str]) -> list[int]:
-    return [len(one.ids) for one in tokenizer().encode_batch(list(texts))]
+    return [len(encoding.ids) for encoding in tokenizer().encode_batch(list(texts))]
 
 
 def test_chunks_end_with_paragraphs_and_sentences() -> None:
     paragraphs = [" ".join(f"This is sentence {n} of paragraph {p}." for n in range(6)) for p in range(4)]
     text = "\n\n".join(paragraphs)
-    found = [text[one.start : one.end] for one in chunks(text, 48, 0, count)]
-    assert all(one.endswith(".") for one in found)
-    assert all(one.startswith("This is sentence") for one in found)
-    assert " ".join(found).split() == text.split()
-    whole = [text[one.start : one.end] for one in chunks(text, max(count(paragraphs)) + 4, 0, count)]
-    assert whole == paragraphs
+    parts_of_text = [text[span.start : span.end] for span in chunks(text, 48, 0, count)]
+    assert all(part.endswith(".") for part in parts_of_text)
+    assert all(part.startswith("This is sentence") for part in parts_of_text)
+    assert " ".join(parts_of_text).split() == text.split()
+    paragraph_chunks = [text[span.start : span.end] for span in chunks(text, max(count(paragraphs)) + 4, 0, count)]
+    assert paragraph_chunks == paragraphs
 
 
-def test_whatever_the_text_all_of_it_is_in_chunks_of_no_more_tokens_with_no_more_overlap_than_asked() -> None:
+def test_random_texts_are_covered_by_chunks_within_the_size_and_overlap() -> None:
     draw = random.Random(0)
     words = ["alpha", "beta", "x", "Übung", "слово", "漢字", "don't"]
     kinds: list[Any] = [
@@ -60,7 +60,7 @@ def test_whatever_the_text_all_of_it_is_in_chunks_of_no_more_tokens_with_no_more
             assert part == part.strip()
             assert count([part])[0] <= size or len(part) == 1
             covered[span.start : span.end] = b"\1" * len(part)
-        assert all(seen or letter.isspace() for seen, letter in zip(covered, text, strict=True))
+        assert all(is_covered or letter.isspace() for is_covered, letter in zip(covered, text, strict=True))
 
 
 def test_adjacent_chunks_share_the_overlap() -> None:
@@ -74,7 +74,7 @@ def test_adjacent_chunks_share_the_overlap() -> None:
     assert all(after.start < before.end for before, after in pairwise(spans))
 
 
-def test_chunks_have_their_ids_and_places_and_the_kept_columns(embed: Embed, tmp_path: Path) -> None:
+def test_chunks_have_ids_positions_and_the_kept_columns(embed: Embed, tmp_path: Path) -> None:
     body = "\n\n".join(" ".join(f"This is sentence {n} of paragraph {p}." for n in range(5)) for p in range(3))
     rows = [
         {"id": "long", "text": body, "lang": "en"},
@@ -83,19 +83,19 @@ def test_chunks_have_their_ids_and_places_and_the_kept_columns(embed: Embed, tmp
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out.parquet"
-    kept = ["--keep", "lang", "--keep", "text"]
-    assert embed(tmp_path / "in.jsonl", "-o", out, "--chunk-tokens", "32", "--overlap", "10", *kept).exit_code == 4
+    keep_options = ["--keep", "lang", "--keep", "text"]
+    assert embed(tmp_path / "in.jsonl", "-o", out, "--chunk-tokens", "32", "--overlap", "10", *keep_options).exit_code == 4
     table = pyarrow.parquet.read_table(out)
     assert table.column_names == ["id", "vector", "start", "end", "page", "lang", "text"]
-    made = table.to_pylist()
-    parts = [row for row in made if row["id"].startswith("long#")]
+    output_rows = table.to_pylist()
+    parts = [row for row in output_rows if row["id"].startswith("long#")]
     assert [row["id"] for row in parts] == [f"long#{n}" for n in range(len(parts))]
     assert len(parts) > 3
     for row in parts:
         assert body[row["start"] : row["end"]] == row["text"]
         assert row["page"] is None
         assert row["lang"] == "en"
-    assert {name: made[-1][name] for name in ("id", "start", "end", "text", "lang")} == {
+    assert {name: output_rows[-1][name] for name in ("id", "start", "end", "text", "lang")} == {
         "id": "short#0", "start": 1, "end": 4, "text": "one", "lang": "de",
     }  # fmt: skip
     assert rejects(tmp_path / "out.rejects.jsonl")[0]["id"] == "none"

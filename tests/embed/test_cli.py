@@ -11,10 +11,10 @@ from .conftest import Embed
 def test_the_last_lines_report_counts_and_the_next_command(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "one"}\n{"text": ""}\n')
     (tmp_path / "none.txt").write_text("\n \n")
-    done = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.parquet")
-    assert f"next: qembed index {tmp_path / 'out.parquet'} -o {tmp_path / 'out.faiss'}" in done.stderr
-    assert "1 row was rejected" in done.stderr
-    assert "1 vector of 16" in done.stdout
+    result = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.parquet")
+    assert f"next: qembed index {tmp_path / 'out.parquet'} -o {tmp_path / 'out.faiss'}" in result.stderr
+    assert "1 row was rejected" in result.stderr
+    assert "1 vector of 16" in result.stdout
     empty = embed(tmp_path / "none.txt", "-o", tmp_path / "none.parquet")
     assert empty.exit_code == 4
     assert "2 rows were rejected" in empty.stderr
@@ -28,5 +28,5 @@ def test_the_last_lines_report_counts_and_the_next_command(embed: Embed, tmp_pat
 def test_refused_input_is_reported_in_one_line(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("one\n")
     (tmp_path / "out.npy").touch()
-    done = embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy")
-    assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if line.startswith("qembed: ")]
+    result = embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy")
+    assert result.stderr.splitlines() == [line for line in result.stderr.splitlines() if line.startswith("qembed: ")]

@@ -1,4 +1,4 @@
-"""A document that takes too much becomes one reject, and what is no file in a folder is named; the others are read."""
+"""A document that takes too much time or memory is one reject; entries of a folder that are not files are skipped by name."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def unpacking_to(size: int) -> bytes:
     return content[:at] + struct.pack("<I", size) + content[at + 4 :]
 
 
-def test_a_document_that_keeps_its_parser_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_that_takes_too_long_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document_process, "SECONDS_OF_OTHERS", 1)
     monkeypatch.setattr(document_process, "SECONDS_PER_MIB", 0)
     assert reason(QUADRATIC, ".html") == "takes more than 1 s to read"
     assert documents.read(PAGE, ".html").text == "A page."
 
 
-def test_a_parser_that_only_waits_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_parser_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     documents.read(PAGE, ".html")
     assert document_process._process is not None
     os.kill(document_process._process._child.pid, signal.SIGSTOP)
@@ -53,13 +53,13 @@ def test_a_parser_that_only_waits_is_ended_too(monkeypatch: pytest.MonkeyPatch) 
     assert documents.read(PAGE, ".html").text == "A page."
 
 
-def test_a_document_that_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_that_takes_too_much_memory_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document_process, "MEMORY", 2**28)
     assert reason(b"<b>x</b>" * 500_000, ".html") == "takes more than 256 MiB of memory to read"
     assert documents.read(PAGE, ".html").text == "A page."
 
 
-def test_a_parser_that_was_killed_between_two_documents_is_started_again() -> None:
+def test_a_parser_killed_between_two_documents_is_restarted() -> None:
     documents.read(PAGE, ".html")
     assert document_process._process is not None
     document_process._process._child.kill()
@@ -67,12 +67,12 @@ def test_a_parser_that_was_killed_between_two_documents_is_started_again() -> No
     assert documents.read(PAGE, ".html").text == "A page."
 
 
-def test_an_archive_that_unpacks_to_more_than_is_read() -> None:
+def test_an_archive_that_unpacks_to_too_much_is_rejected() -> None:
     assert "unpacks to 2,048 MiB" in reason(unpacking_to(2**31 - 1), ".docx")
 
 
-def test_parts_with_a_lying_size() -> None:
-    """Reading stops at the size that the directory says."""
+def test_parts_larger_than_their_declared_size_are_cut() -> None:
+    """Reading stops at the size in the archive's directory."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("word/document.xml", b" " * 10**7)
@@ -84,9 +84,9 @@ def test_parts_with_a_lying_size() -> None:
 def test_a_cell_that_spans_millions_of_columns() -> None:
     span = b'<w:tcPr><w:gridSpan w:val="50000000"/>'
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(word("A paragraph."))) as whole, zipfile.ZipFile(out, "w") as archive:
-        for name in whole.namelist():
-            archive.writestr(name, whole.read(name).replace(b"<w:tcPr>", span))
+    with zipfile.ZipFile(io.BytesIO(word("A paragraph."))) as content, zipfile.ZipFile(out, "w") as archive:
+        for name in content.namelist():
+            archive.writestr(name, content.read(name).replace(b"<w:tcPr>", span))
     assert documents.read(out.getvalue(), ".docx").text == "A paragraph.\n\nleft\tright"
 
 
@@ -97,7 +97,7 @@ def test_a_page_that_a_pdf_has_a_hundred_thousand_times(monkeypatch: pytest.Monk
     assert reason(content, ".pdf").startswith(("takes more than", "damaged PDF"))
 
 
-def test_texts_longer_than_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_beyond_the_limit_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "LONGEST_TEXT", 10)
     assert "at most 10 are read" in reason(b"x" * 11, ".txt")
 
@@ -121,15 +121,15 @@ def test_hostile_documents_among_others(embed: Embed, tmp_path: Path, monkeypatc
     (docs / "c.docx").write_bytes(unpacking_to(2**31 - 1))
     (docs / "d.docx").write_bytes(word("A letter."))
     (docs / "e.pdf").write_bytes(b"x" * 2_000_001)
-    done = embed(docs, "-o", tmp_path / "out.npy")
-    assert done.exit_code == 4, done.output
+    result = embed(docs, "-o", tmp_path / "out.npy")
+    assert result.exit_code == 4, result.output
     assert np.load(tmp_path / "out.npy").shape == (2, 16)
-    told = {one["id"]: one["reason"] for one in rejects(tmp_path / "out.rejects.jsonl")}
-    assert list(told) == ["b.html", "c.docx", "e.pdf"]
-    assert told["e.pdf"].startswith("larger than")
+    reasons = {reject["id"]: reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")}
+    assert list(reasons) == ["b.html", "c.docx", "e.pdf"]
+    assert reasons["e.pdf"].startswith("larger than")
 
 
-def test_what_is_no_file_in_a_folder_is_skipped_and_named(embed: Embed, tmp_path: Path) -> None:
+def test_entries_of_a_folder_that_are_not_files_are_skipped_by_name(embed: Embed, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "a.txt").write_text("one\n")
@@ -139,10 +139,10 @@ def test_what_is_no_file_in_a_folder_is_skipped_and_named(embed: Embed, tmp_path
     Path(os.fsdecode(bytes(docs) + b"/caf\xe9.txt")).write_text("two\n")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(docs / "socket.txt"))
-        done = embed(docs, "-o", tmp_path / "out.npy")
-    assert done.exit_code == 0, done.output
+        result = embed(docs, "-o", tmp_path / "out.npy")
+    assert result.exit_code == 0, result.output
     assert np.load(tmp_path / "out.npy").shape == (1, 16)
-    lines = [line for line in done.stderr.splitlines() if ": skipped: " in line]
+    lines = [line for line in result.stderr.splitlines() if ": skipped: " in line]
     for name, why in (
         ("pipe.txt", "pipe"),
         ("broken.txt", "link"),
@@ -154,6 +154,6 @@ def test_what_is_no_file_in_a_folder_is_skipped_and_named(embed: Embed, tmp_path
 
 
 def test_a_device_is_no_input(embed: Embed, tmp_path: Path) -> None:
-    done = embed("/dev/zero", "-o", tmp_path / "out.npy", "--input-format", "txt")
-    assert done.exit_code == 2
-    assert "device" in done.stderr
+    result = embed("/dev/zero", "-o", tmp_path / "out.npy", "--input-format", "txt")
+    assert result.exit_code == 2
+    assert "device" in result.stderr

@@ -1,4 +1,4 @@
-"""The text of documents: nothing that a reader sees is lost, glued together or repeated."""
+"""The text of documents: nothing visible is lost, joined or repeated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_text_in_content_controls_and_tracked_insertions_is_kept() -> None:
     assert case("09-docx-lost-text/tracked.docx") == "The payment is due within ninety days."
 
 
-def test_tables_stand_in_their_place_with_merged_cells_once_and_nested_tables_whole() -> None:
+def test_tables_keep_their_position_with_merged_cells_once_and_nested_tables() -> None:
     import docx
 
     document = docx.Document()
@@ -84,7 +84,7 @@ def test_headers_footers_links_breaks_text_boxes_and_notes_are_kept_once() -> No
     ]  # fmt: skip
 
 
-def test_html_keeps_its_title_and_separates_what_a_browser_separates() -> None:
+def test_html_keeps_its_title_and_separates_blocks_like_a_browser() -> None:
     page = (
         "<html><head><title>The title</title><style>no{}</style></head><body><template>no</template>"
         "<select><option>red<option>green</select><textarea>typed</textarea><ul><li>a<li>b</ul>"

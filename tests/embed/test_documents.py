@@ -81,8 +81,8 @@ def test_a_folder_of_documents_in_chunks_with_pages(embed: Embed, tmp_path: Path
     (docs / "f.pdf").write_bytes(b"broken")
     (docs / "g.txt").write_bytes(b"\xff")
     out = tmp_path / "out.parquet"
-    done = embed(docs, "-o", out, "--chunk-tokens", "40", "--keep", "text")
-    assert done.exit_code == 4, done.output
+    result = embed(docs, "-o", out, "--chunk-tokens", "40", "--keep", "text")
+    assert result.exit_code == 4, result.output
     rows = pyarrow.parquet.read_table(out).to_pylist()
     assert {row["id"].split("#")[0] for row in rows} == {"a.pdf", "b.docx", "c.html", "d.md", "e.txt"}
     assert [row["text"] for row in rows if row["id"].startswith("e.txt")] == ["One line.\nAnother line of the same document."]
@@ -91,8 +91,8 @@ def test_a_folder_of_documents_in_chunks_with_pages(embed: Embed, tmp_path: Path
         if row["page"] is not None:
             assert f"on page {row['page']}." in row["text"]
     assert {row["page"] for row in rows} == {1, 2, 3, None}
-    told = rejects(tmp_path / "out.rejects.jsonl")
-    assert [(one["id"], one["reason"].split(":")[0].split(" (")[0]) for one in told] == [
+    rejected = rejects(tmp_path / "out.rejects.jsonl")
+    assert [(reject["id"], reject["reason"].split(":")[0].split(" (")[0]) for reject in rejected] == [
         ("f.pdf", "damaged PDF"),
         ("g.txt", "not UTF-8"),
     ]

@@ -1,4 +1,4 @@
-"""How a window is computed: the longest texts first, in batches that are bounded in texts and in tokens."""
+"""Batches of a window: the longest texts first, bounded in texts and in tokens."""
 
 from __future__ import annotations
 

@@ -60,9 +60,9 @@ def read(path: Path) -> tuple[list[str], np.ndarray[Any, Any]]:
 @pytest.mark.parametrize("suffix", [".npy", ".parquet", ".csv", ".jsonl", ".fvecs"])
 def test_each_format_holds_the_vectors_in_the_order_of_the_input(embed: Embed, source: Path, suffix: str) -> None:
     out = source.with_name("out" + suffix)
-    done = embed(source, "-o", out, "--json")
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["vectors"] == len(TEXTS)
+    result = embed(source, "-o", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["vectors"] == len(TEXTS)
     ids, vectors = read(out)
     assert ids == [f"row-{n}" for n in range(len(TEXTS))]
     # Text formats hold enough digits to restore each number exactly.
@@ -125,8 +125,8 @@ def test_a_value_that_does_not_fit_its_column_rejects_the_row_only(
     monkeypatch.setattr(windows, "ROWS", 4)
     rows = [{"text": f"text {n}", "price": "free" if n == 6 else n} for n in range(10)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.parquet", "--keep", "price")
-    assert done.exit_code == 4
+    result = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.parquet", "--keep", "price")
+    assert result.exit_code == 4
     assert pyarrow.parquet.read_table(tmp_path / "out.parquet")["price"].to_pylist() == [0, 1, 2, 3, 4, 5, 7, 8, 9]
     (rejected,) = (tmp_path / "out.rejects.jsonl").read_text().splitlines()
     assert json.loads(rejected)["reason"] == 'price is "free", where earlier rows have int64'
@@ -180,9 +180,9 @@ def test_invalid_options_are_reported_in_one_line_and_leave_no_files(
 ) -> None:
     monkeypatch.chdir(source.parent)
     before = sorted(source.parent.iterdir())
-    done = embed(source.name, *options)
-    assert done.exit_code == 2, done.output
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("qembed: ")]
+    result = embed(source.name, *options)
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("qembed: ")]
     for word in words:
         assert word in line
     assert sorted(source.parent.iterdir()) == before
@@ -210,10 +210,10 @@ def test_the_recipe_for_rescoring_finds_the_nearest(embed: Embed, tmp_path: Path
 def test_existing_files_are_replaced_only_with_force(embed: Embed, source: Path) -> None:
     for name in ("out.npy", "out.ids.jsonl", "out.rejects.jsonl"):
         source.with_name(name).write_text("mine")
-        done = embed(source, "-o", source.with_name("out.npy"))
-        assert done.exit_code == 2
-        assert name in done.stderr
-        assert "exists already" in done.stderr
+        result = embed(source, "-o", source.with_name("out.npy"))
+        assert result.exit_code == 2
+        assert name in result.stderr
+        assert "exists already" in result.stderr
         assert source.with_name(name).read_text() == "mine"
         source.with_name(name).unlink()
     source.with_name("out.npy").write_text("old")

@@ -1,4 +1,4 @@
-"""An interrupted run is resumed only from what is this user's, and as long as the journal says."""
+"""An interrupted run is resumed only from this user's own files, with the sizes in the journal."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def interrupted(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     source.write_text("".join(f"text {n}\n" for n in range(30)))
     record = journal.Journal.record
 
-    def stop(self: journal.Journal, done: Totals) -> None:
-        record(self, done)
-        if done.windows == 2:
+    def stop(self: journal.Journal, totals: Totals) -> None:
+        record(self, totals)
+        if totals.windows == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -40,22 +40,22 @@ def interrupted(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return lambda: embed(source, "-o", tmp_path / "out.npy")
 
 
-def test_an_interrupted_run_goes_on(interrupted: Callable[[], Any], tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed(interrupted: Callable[[], Any], tmp_path: Path) -> None:
     assert interrupted().exit_code == 0
     assert (tmp_path / "out.npy").exists()
 
 
 @pytest.mark.parametrize("name", ["vectors", "ids.jsonl"])
 @pytest.mark.parametrize("length", [None, 0, 500])
-def test_a_file_shorter_than_the_journal_says_is_an_error(
+def test_a_file_shorter_than_in_the_journal_is_an_error(
     interrupted: Callable[[], Any], tmp_path: Path, name: str, length: int | None
 ) -> None:
     path = tmp_path / ".out.npy.partial" / name
     path.unlink() if length is None else os.truncate(path, min(length, path.stat().st_size - 1))
-    done = interrupted()
-    assert done.exit_code == 2, done.output
-    assert str(path) in done.stderr
-    assert "the journal says" in done.stderr
+    result = interrupted()
+    assert result.exit_code == 2, result.output
+    assert str(path) in result.stderr
+    assert "the journal says" in result.stderr
     assert not (tmp_path / "out.npy").exists()
 
 
@@ -67,9 +67,9 @@ def test_a_link_in_the_folder_is_not_followed(interrupted: Callable[[], Any], tm
     precious.write_bytes(content + b"mine")
     path.unlink(missing_ok=True)
     path.symlink_to(precious)
-    done = interrupted()
-    assert done.exit_code == 2, done.output
-    assert str(path) in done.stderr
+    result = interrupted()
+    assert result.exit_code == 2, result.output
+    assert str(path) in result.stderr
     assert precious.read_bytes() == content + b"mine"
 
 
@@ -79,14 +79,14 @@ def test_a_folder_of_another_user_or_behind_a_link_is_not_used(
     partial = tmp_path / ".out.npy.partial"
     with monkeypatch.context() as patch:
         patch.setattr(own_files.os, "geteuid", lambda: os.getuid() + 1)
-        done = interrupted()
-    assert done.exit_code == 2
-    assert "another user" in done.stderr
+        result = interrupted()
+    assert result.exit_code == 2
+    assert "another user" in result.stderr
     partial.rename(tmp_path / "moved")
     partial.symlink_to(tmp_path / "moved")
-    done = interrupted()
-    assert done.exit_code == 2
-    assert str(partial) in done.stderr
+    result = interrupted()
+    assert result.exit_code == 2
+    assert str(partial) in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_a_line_of_the_journal_that_no_run_writes_is_an_error(
     path = tmp_path / ".out.npy.partial" / "journal.jsonl"
     with path.open("a") as file:
         file.write(json.dumps(record) + "\n")
-    done = interrupted()
-    assert done.exit_code == 2, done.output
-    assert str(path) in done.stderr
-    assert "unexpected" not in done.stderr
+    result = interrupted()
+    assert result.exit_code == 2, result.output
+    assert str(path) in result.stderr
+    assert "unexpected" not in result.stderr
 
 
-def test_a_batch_longer_than_its_file_is_not_there(tmp_path: Path) -> None:
+def test_a_batch_longer_than_its_file_is_ignored(tmp_path: Path) -> None:
     (tmp_path / FILES[0]).write_bytes(HEAD.pack(0, 0, 2**32 - 1, 2**32 - 1, 2**32 - 1, 0) + b"x" * 100)
     assert Spool(tmp_path).begin(0) == {}
     assert (tmp_path / FILES[0]).stat().st_size == 0

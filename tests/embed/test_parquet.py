@@ -1,4 +1,4 @@
-"""Parquet files, whole and empty."""
+"""Parquet files, complete and empty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qembed.embed.outputs import VectorBlock, VectorLayout
 
 
 @pytest.mark.parametrize("rows", [0, 3])
-def test_a_whole_file_has_its_rows_in_one_group_and_vectors_uncompressed(rows: int) -> None:
+def test_a_file_has_its_rows_in_one_group_and_vectors_uncompressed(rows: int) -> None:
     layout = VectorLayout("float32", "float32", 4, ["name"], {"model": "m"})
     block = VectorBlock(np.ones((rows, 4), np.float32), [str(row) for row in range(rows)], {"name": ["x"] * rows})
     content = parquet.whole_file(parquet.table(block, parquet.schema(layout, {"name": "string"}), layout))

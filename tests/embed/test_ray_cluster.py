@@ -15,7 +15,7 @@ from qembed.embed.ray_cluster import Share
 from qembed.errors import QembedError
 from qembed.vllm import ports
 
-from .conftest import started
+from .conftest import start
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -31,11 +31,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_address_without_a_cluster_fails_at_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"127.0.0.1:{ports.free('127.0.0.1')}"
     monkeypatch.setenv("RAY_ADDRESS", address)
-    for given in (address, f"ray://{address}", "auto"):
-        process = started(source, "-o", tmp_path / "out.parquet", "--ray", given)
+    for address_option in (address, f"ray://{address}", "auto"):
+        process = start(source, "-o", tmp_path / "out.parquet", "--ray", address_option)
         _, err = process.communicate(timeout=60)  # Ray itself retries for a quarter of an hour
         assert process.returncode == 1
-        assert f"qembed: --ray {given}: no Ray cluster there ({address if given == 'auto' else given}: ".encode() in err
+        where = address if address_option == "auto" else address_option
+        assert f"qembed: --ray {address_option}: no Ray cluster there ({where}: ".encode() in err
     assert not list(tmp_path.iterdir())
 
 
@@ -70,7 +71,7 @@ def test_a_missing_token_is_reported(source: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("HOME", str(tmp_path))
     with server_answering(ray_cluster.SETTINGS) as address:
-        process = started(source, "-o", tmp_path / "out.parquet", "--ray", address)
+        process = start(source, "-o", tmp_path / "out.parquet", "--ray", address)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"no Ray cluster there (Token authentication is enabled but no authentication token was found" in err

@@ -1,4 +1,4 @@
-"""Input rows of every format; rows that cannot be embedded are rejected with a reason, and none is lost silently."""
+"""Input rows of every format; each row that cannot be embedded is rejected with a reason."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def test_lines_of_text_are_identified_by_number_and_bad_lines_rejected(embed: Em
         + b"word " * 100
         + b"\nlast without an end"
     )
-    done = embed(source, "-o", out, "--json")
-    assert done.exit_code == 4
-    summary = json.loads(done.stdout)
+    result = embed(source, "-o", out, "--json")
+    assert result.exit_code == 4
+    summary = json.loads(result.stdout)
     assert (summary["vectors"], summary["rejected"], summary["rows"]) == (3, 4, 7)
     assert ids(out) == ["1", "2", "7"]
     texts = ["first", "second\u2028still second\nand now", "last without an end"]
@@ -37,7 +37,7 @@ def test_lines_of_text_are_identified_by_number_and_bad_lines_rejected(embed: Em
         "not UTF-8",
     ]
     assert rejected[3]["reason"].startswith("too long: 102 tokens, the limit is 64")
-    assert f"4 rows were rejected; {tmp_path / 'out.rejects.jsonl'}" in done.stderr
+    assert f"4 rows were rejected; {tmp_path / 'out.rejects.jsonl'}" in result.stderr
 
 
 def test_bad_json_lines(embed: Embed, tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_bad_json_lines(embed: Embed, tmp_path: Path) -> None:
         "[" * 100_000,
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    done = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.npy")
-    assert done.exit_code == 4
+    result = embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.npy")
+    assert result.exit_code == 4
     assert ids(tmp_path / "out.npy") == ["7", "x"]
     rejected = rejects(tmp_path / "out.rejects.jsonl")
     assert [reject["place"] for reject in rejected] == [f"in.jsonl, line {n}" for n in (2, 3, 4, 5, 6, 9, 10)]
@@ -72,8 +72,8 @@ def test_bad_csv_rows(embed: Embed, tmp_path: Path) -> None:
     content = b'id,title,body\na,One,"first, with\na line break"\nb,Two\nc,Three,\xff\nd,Four,last\n,Five,numbered\n'
     (tmp_path / "in.csv").write_bytes(content)
     arguments = ["--text-column", "body", "--keep", "title"]
-    done = embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy", *arguments)
-    assert done.exit_code == 4
+    result = embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy", *arguments)
+    assert result.exit_code == 4
     assert ids(tmp_path / "out.npy") == ["a", "d", "5"]
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[0], expected("first, with\na line break"))
     assert [(reject["id"], reject["reason"]) for reject in rejects(tmp_path / "out.rejects.jsonl")] == [
@@ -85,8 +85,8 @@ def test_bad_csv_rows(embed: Embed, tmp_path: Path) -> None:
 def test_bad_tsv_rows(embed: Embed, tmp_path: Path) -> None:
     content = b'id\ttitle\tbody\na\tOne\t"first, with\nb\tTwo\nc\tThree\t\xff\nd\tFour\tlast"\n\tFive\tnumbered\n'
     (tmp_path / "in.tsv").write_bytes(content)
-    done = embed(tmp_path / "in.tsv", "-o", tmp_path / "out.npy", "--text-column", "body")
-    assert done.exit_code == 4
+    result = embed(tmp_path / "in.tsv", "-o", tmp_path / "out.npy", "--text-column", "body")
+    assert result.exit_code == 4
     assert ids(tmp_path / "out.npy") == ["a", "d", "5"]
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:2], [expected('"first, with'), expected('last"')])
     assert [(reject["id"], reject["reason"]) for reject in rejects(tmp_path / "out.rejects.jsonl")] == [
@@ -100,8 +100,8 @@ def test_parquet_with_nulls_and_strings_that_are_not_utf8(embed: Embed, tmp_path
     text = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())
     table = pyarrow.table({"key": pyarrow.array([1, 2, 3]), "text": text, "when": pyarrow.array([1, 2, 3], pyarrow.date32())})
     pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
-    done = embed(tmp_path / "in.parquet", "-o", tmp_path / "out.parquet", "--id-column", "key", "--keep", "when")
-    assert done.exit_code == 4
+    result = embed(tmp_path / "in.parquet", "-o", tmp_path / "out.parquet", "--id-column", "key", "--keep", "when")
+    assert result.exit_code == 4
     output = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert output["id"].to_pylist() == ["1", "3"]
     assert output["when"].to_pylist() == ["1970-01-02", "1970-01-04"]
@@ -119,8 +119,8 @@ def test_a_folder_is_read_recursively_in_order_without_the_runs_own_output(embed
     (tmp_path / ".hidden.txt").write_text("hidden\n")
     out = tmp_path / "vectors.npy"
     for options in ([], ["--force"]):
-        done = embed(tmp_path, "-o", out, *options)
-        assert done.exit_code == 0, done.output
+        result = embed(tmp_path, "-o", out, *options)
+        assert result.exit_code == 0, result.output
         assert ids(out) == ["a.jsonl:1", "own", "c.csv:1", "b/one.txt:1"]
 
 
@@ -144,14 +144,14 @@ def test_strict_stops_at_the_first_bad_row_and_resumes_once_it_is_fixed(
     lines = [f"text {n}" for n in range(20)]
     source, out = tmp_path / "in.txt", tmp_path / "out.npy"
     source.write_text("\n".join([*lines[:10], "", *lines[11:]]))
-    done = embed(source, "-o", out, "--strict")
-    assert done.exit_code == 2
-    assert "in.txt, line 11: empty (--strict)" in done.stderr
+    result = embed(source, "-o", out, "--strict")
+    assert result.exit_code == 2
+    assert "in.txt, line 11: empty (--strict)" in result.stderr
     assert not out.exists()
     source.write_text("\n".join(lines))
-    done = embed(source, "-o", out, "--strict", "--json")
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["resumed"] == 8
+    result = embed(source, "-o", out, "--strict", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["resumed"] == 8
     np.testing.assert_array_equal(np.load(out), np.stack([expected(line) for line in lines]))
 
 
@@ -165,9 +165,9 @@ def test_an_input_without_texts_is_bad_input(embed: Embed, tmp_path: Path) -> No
         ("in.xyz", "unknown suffix"),
         ("nothing.txt", "no such file or folder"),
     ):
-        done = embed(tmp_path / source, "-o", tmp_path / "out.npy")
-        assert done.exit_code == 2
-        assert words in done.stderr
+        result = embed(tmp_path / source, "-o", tmp_path / "out.npy")
+        assert result.exit_code == 2
+        assert words in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "empty.txt", "in.xyz"]
 
 

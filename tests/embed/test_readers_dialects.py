@@ -1,4 +1,4 @@
-"""Tables as spreadsheets and other tools write them: choices are reported, options override them, and printed advice works."""
+"""Tables from spreadsheets and other tools: detected settings are reported, options override them, printed advice works."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def vectors(texts: list[str]) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_spreadsheets_table_is_read_and_its_delimiter_reported(encoding: str, embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_bytes(SPREADSHEET.encode(encoding))
-    done = embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy", "--json")
-    assert done.exit_code == 0, done.output
-    assert "in.csv: read with the delimiter semicolon, by its header" in done.stderr
-    assert ("UTF-16" in done.stderr) == (encoding == "utf-16")
-    assert json.loads(done.stdout)["vectors"] == 2
+    result = embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy", "--json")
+    assert result.exit_code == 0, result.output
+    assert "in.csv: read with the delimiter semicolon, by its header" in result.stderr
+    assert ("UTF-16" in result.stderr) == (encoding == "utf-16")
+    assert json.loads(result.stdout)["vectors"] == 2
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(TEXTS))
 
 
@@ -50,8 +50,8 @@ def test_the_advice_for_another_encoding_works(embed: Embed, tmp_path: Path) -> 
     assert embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy").exit_code == 4
     reasons = {reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")}
     (advice,) = {match for reason in reasons for match in re.findall(r"(--encoding), such as (\S+)$", reason)}
-    done = embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy", *advice, "--force")
-    assert done.exit_code == 0, done.output
+    result = embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy", *advice, "--force")
+    assert result.exit_code == 0, result.output
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(TEXTS))
 
 
@@ -66,8 +66,8 @@ def test_the_advice_for_a_missing_column_works(embed: Embed, tmp_path: Path) -> 
     refused = embed(tmp_path / "in.csv", *out, "--no-header")
     assert refused.exit_code == 2
     assert "choose with --text-column: 1 (" in refused.stderr
-    done = embed(tmp_path / "in.csv", *out, "--no-header", "--text-column", "1", "--delimiter", "|")
-    assert done.exit_code == 0, done.output
+    result = embed(tmp_path / "in.csv", *out, "--no-header", "--text-column", "1", "--delimiter", "|")
+    assert result.exit_code == 0, result.output
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(["one text", "and another, with a comma"]))
 
 
@@ -98,15 +98,15 @@ def test_ids_of_pandas_and_of_beir(embed: Embed, tmp_path: Path) -> None:
     assert [row["id"] for row in rows(out)] == ["1", "2.5", "4"]
     assert [reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")] == ["id is missing"] * 2
     (tmp_path / "corpus.jsonl").write_text('{"_id": "doc7", "text": "a"}\n{"_id": "doc8", "id": "own", "text": "b"}\n')
-    done = embed(tmp_path / "corpus.jsonl", "-o", out, "--force")
+    result = embed(tmp_path / "corpus.jsonl", "-o", out, "--force")
     assert [row["id"] for row in rows(out)] == ["doc7", "own"]
-    assert "corpus.jsonl: ids are taken from '_id'" in done.stderr
+    assert "corpus.jsonl: ids are taken from '_id'" in result.stderr
     (tmp_path / "corpus.tsv").write_text("_id\ttext\ndoc7\ta\n")
     assert "ids are taken from '_id'" in embed(tmp_path / "corpus.tsv", "-o", out, "--force").stderr
     assert [row["id"] for row in rows(out)] == ["doc7"]
 
 
-def test_two_fields_of_one_name_are_rejected(embed: Embed, tmp_path: Path) -> None:
+def test_duplicate_fields_are_rejected(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "b", "text": "c"}\n')
     assert embed(tmp_path / "in.jsonl", "-o", tmp_path / "out.npy").exit_code == 4
     assert [reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")] == ["two fields are named 'text'"]

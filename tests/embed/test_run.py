@@ -1,4 +1,4 @@
-"""Runs that are killed, full disks, changed inputs: finished work is kept, and the final output is byte-identical."""
+"""Killed runs, full disks, changed inputs: finished work is kept, and the final output is byte-identical."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qembed.embed.run import reporting_disk_errors
 from qembed.errors import QembedError
 from tests.victims import Victims
 
-from .conftest import contents, started
+from .conftest import contents, start
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet", ".csv", ".jsonl"])
-def test_killed_at_any_moment_the_next_run_ends_with_the_same_bytes(source: Path, tmp_path: Path, suffix: str) -> None:
+def test_after_a_kill_at_any_step_the_next_run_gives_the_same_bytes(source: Path, tmp_path: Path, suffix: str) -> None:
     whole, work = tmp_path / "whole", tmp_path / "work"
     whole.mkdir()
     with victims() as run:
@@ -77,7 +77,7 @@ def test_killed_at_any_moment_the_next_run_ends_with_the_same_bytes(source: Path
             shutil.rmtree(work)
 
 
-def test_killed_again_and_again_it_still_ends(source: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_repeatedly_still_finishes(source: Path, tmp_path: Path) -> None:
     whole, work = tmp_path / "whole", tmp_path / "work"
     whole.mkdir()
     work.mkdir()
@@ -124,7 +124,7 @@ def test_a_full_disk_and_a_read_only_one(source: Path, tmp_path: Path) -> None:
             assert f"kept in {disk / f'.out{suffix}.partial'}: " in line
             assert "Traceback" not in full["stderr"]
             again = run.embed(source, "-o", disk / f"out{suffix}", *wide)
-            assert again["code"] == 1  # still full: another try loses nothing
+            assert again["code"] == 1  # the disk is still full: another try loses nothing
             assert run.ask(shell=f"mount -o remount,size=4m {disk}")["code"] == 0
             assert run.embed(source, "-o", disk / f"out{suffix}", *wide)["code"] == 4
             assert run.ask(shell=f"cp -r {disk} {saved}{suffix}")["code"] == 0
@@ -166,14 +166,14 @@ def test_a_run_with_other_options_or_input_does_not_resume_it(source: Path, tmp_
         assert len(np.load(out)) == 226
 
 
-def test_two_runs_at_once_do_not_write_into_one_file(source: Path, tmp_path: Path) -> None:
+def test_two_concurrent_runs_do_not_share_an_output(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npy"
-    slow = started(source, "-o", out, delay=60, rows=40)  # killed below
+    slow = start(source, "-o", out, delay=60, rows=40)  # killed below
     try:
         while not (tmp_path / ".out.npy.partial" / "journal.jsonl").exists():
             assert slow.poll() is None
             time.sleep(0.05)
-        other = started(source, "-o", out)
+        other = start(source, "-o", out)
         _, stderr = other.communicate(timeout=60)
         assert other.returncode == 1
         assert b"another qembed embed is writing there" in stderr
@@ -186,7 +186,7 @@ def test_finished_batches_of_an_interrupted_window_are_not_computed_again(source
     """One window, computed slowly: its finished batches survive the kill."""
     source.write_text("".join(f"{'word ' * 40}text {n}\n" for n in range(200)))
     out = tmp_path / "out.npy"
-    slow = started(source, "-o", out, delay=0.2, spool=0)
+    slow = start(source, "-o", out, delay=0.2, spool=0)
     batches = tmp_path / ".out.npy.partial" / "batches-0"
     while not batches.exists() or batches.stat().st_size < 3000:
         assert slow.poll() is None, slow.communicate()
@@ -196,16 +196,16 @@ def test_finished_batches_of_an_interrupted_window_are_not_computed_again(source
     before = batches.stat().st_size
     with batches.open("r+b") as file:  # the last batch is incomplete
         file.truncate(before - 7)
-    second = started(source, "-o", out, delay=0.2, spool=0)
+    second = start(source, "-o", out, delay=0.2, spool=0)
     while batches.stat().st_size == before - 7:
         assert second.poll() is None
         time.sleep(0.01)
     second.kill()
     second.communicate()
     assert batches.stat().st_size > 2000
-    assert started(source, "-o", out).wait(60) == 0
-    done = started(source, "-o", tmp_path / "whole.npy")
-    assert done.wait(60) == 0
+    assert start(source, "-o", out).wait(60) == 0
+    result = start(source, "-o", tmp_path / "whole.npy")
+    assert result.wait(60) == 0
     assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
@@ -221,7 +221,7 @@ def test_a_hundred_thousand_rows_with_a_kill_in_the_middle_and_bounded_memory(tm
     peaks = {}
     for name, path in (("small", small), ("whole", source)):
         out = whole / "out.parquet" if name == "whole" else tmp_path / "small.parquet"
-        run = started(path, "-o", out, "--json", peak=tmp_path / "peak")
+        run = start(path, "-o", out, "--json", peak=tmp_path / "peak")
         printed, stderr = run.communicate(timeout=600)
         assert run.returncode == 4, stderr
         peaks[name] = int((tmp_path / "peak").read_text())
@@ -229,7 +229,7 @@ def test_a_hundred_thousand_rows_with_a_kill_in_the_middle_and_bounded_memory(tm
     # Ten times the rows: only the list of windows may grow, not their content.
     assert peaks["whole"] < peaks["small"] + 40_000, peaks
 
-    killed = started(source, "-o", work / "out.parquet")
+    killed = start(source, "-o", work / "out.parquet")
     journal = work / ".out.parquet.partial" / "journal.jsonl"
     while not journal.exists() or journal.read_bytes().count(b'"done"') < 12:
         assert killed.poll() is None, killed.communicate()
@@ -237,7 +237,7 @@ def test_a_hundred_thousand_rows_with_a_kill_in_the_middle_and_bounded_memory(tm
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -9
-    again = started(source, "-o", work / "out.parquet", "--json")
+    again = start(source, "-o", work / "out.parquet", "--json")
     printed, stderr = again.communicate(timeout=600)
     assert again.returncode == 4, stderr
     assert 40_000 < json.loads(printed)["resumed"] < ROWS

@@ -49,8 +49,8 @@ def test_outputs_that_would_overwrite_an_input_are_refused_even_with_force(
     monkeypatch.chdir(tmp_path)
     before = contents(tmp_path)
     for force in ((), ("--force",)):
-        done = embed(*arguments, *force)
-        assert done.exit_code == 2, done.output
+        result = embed(*arguments, *force)
+        assert result.exit_code == 2, result.output
         assert contents(tmp_path) == before
         assert (tmp_path / "fifo").is_fifo()
         assert Path("/dev/null").is_char_device()
@@ -60,17 +60,17 @@ def test_runs_that_would_share_an_ids_file_are_refused(embed: Embed, source: Pat
     other = tmp_path / ".v.npy.partial"
     other.mkdir()
     journal.claim(other, [tmp_path / "v.npy", tmp_path / "v.ids.jsonl"])
-    done = embed(source, "-o", tmp_path / "v.fvecs")
-    assert done.exit_code == 2
-    assert "v.ids.jsonl" in done.stderr
-    assert str(other) in done.stderr
+    result = embed(source, "-o", tmp_path / "v.fvecs")
+    assert result.exit_code == 2
+    assert "v.ids.jsonl" in result.stderr
+    assert str(other) in result.stderr
     assert not (tmp_path / ".v.fvecs.partial").exists()
     assert embed(source, "-o", tmp_path / "w.fvecs").exit_code == 4
     shutil.rmtree(other)
     assert embed(source, "-o", tmp_path / "v.fvecs").exit_code == 4
 
 
-def test_a_file_that_appeared_during_the_run_is_kept(
+def test_a_file_created_during_the_run_is_kept(
     embed: Embed, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.npy"
@@ -82,9 +82,9 @@ def test_a_file_that_appeared_during_the_run_is_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(journal, "claim", appear)
-        done = embed(source, "-o", out)
-    assert done.exit_code == 2, done.output
-    assert "exists already" in done.stderr
+        result = embed(source, "-o", out)
+    assert result.exit_code == 2, result.output
+    assert "exists already" in result.stderr
     assert out.read_text() == "mine"
     out.unlink()
     assert embed(source, "-o", out).exit_code == 4

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from qembed.cli import group
 from qembed.embed import servers
-from tests.answering import Asked, Server
+from tests.answering import Request, Server
 
 from .conftest import rejects
 from .fake_engine import vector
@@ -33,7 +33,7 @@ class FakeServer(Server):
         self.bodies: list[dict[str, Any]] = []
         super().__init__(self.answer)
 
-    def answer(self, request: Asked) -> tuple[int, object]:
+    def answer(self, request: Request) -> tuple[int, object]:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return 401, {"error": {"message": "no key"}}
         if request.path == "/metrics":
@@ -62,9 +62,9 @@ class FakeServer(Server):
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeServer]]:
     monkeypatch.setattr(servers, "PAUSES", (0.01, 0.05))
-    both = [FakeServer(), FakeServer()]
-    yield both
-    for fake in both:
+    both_servers = [FakeServer(), FakeServer()]
+    yield both_servers
+    for fake in both_servers:
         fake.end()
 
 
@@ -85,13 +85,13 @@ def source(tmp_path: Path) -> Path:
 
 def test_batches_are_spread_and_the_output_is_in_input_order(fakes: list[FakeServer], source: Path, tmp_path: Path) -> None:
     fakes[0].trouble = [503, 503, 429, 502]
-    done = embed(source, "-o", tmp_path / "out.npy", "--url", fakes[0].url, "--url", fakes[1].url + "/v1/")
-    assert done.exit_code == 0, done.output
+    result = embed(source, "-o", tmp_path / "out.npy", "--url", fakes[0].url, "--url", fakes[1].url + "/v1/")
+    assert result.exit_code == 0, result.output
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(source.read_text().splitlines()))
     assert all(len(fake.requested_texts) > 4 for fake in fakes)
 
 
-def test_batches_of_a_server_that_ends_go_to_the_other(fakes: list[FakeServer], source: Path, tmp_path: Path) -> None:
+def test_batches_of_a_stopped_server_go_to_the_other(fakes: list[FakeServer], source: Path, tmp_path: Path) -> None:
     original = servers._request
 
     def request(engine: servers.Servers, server: servers.Server, texts: list[str], last: bool = False) -> list[Any]:
@@ -101,8 +101,8 @@ def test_batches_of_a_server_that_ends_go_to_the_other(fakes: list[FakeServer], 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(servers, "_request", request)
-        done = embed(source, "-o", tmp_path / "out.npy", "--url", fakes[0].url, "--url", fakes[1].url)
-    assert done.exit_code == 0, done.output
+        result = embed(source, "-o", tmp_path / "out.npy", "--url", fakes[0].url, "--url", fakes[1].url)
+    assert result.exit_code == 0, result.output
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(source.read_text().splitlines()))
 
 
@@ -112,8 +112,8 @@ def test_only_texts_that_a_server_rejects_or_fails_on_are_rejected(
     texts = source.read_text().splitlines()
     texts[17], texts[900] = "x" * 400, "poison"
     source.write_text("\n".join(texts))
-    done = embed(source, "-o", tmp_path / "out.npy", "--url", fakes[0].url, "--dimensions", "8")
-    assert done.exit_code == 4, done.output
+    result = embed(source, "-o", tmp_path / "out.npy", "--url", fakes[0].url, "--dimensions", "8")
+    assert result.exit_code == 4, result.output
     rejected = rejects(tmp_path / "out.rejects.jsonl")
     assert [(reject["id"], reject["reason"]) for reject in rejected] == [("18", "input[0] is too long"), ("901", "it broke")]
     accepted = [text for place, text in enumerate(texts) if place not in (17, 900)]
@@ -140,16 +140,16 @@ def test_without_an_answering_server_the_run_ends_and_can_be_resumed(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(servers, "_request", request)
-        done = embed(source, "-o", out, "--url", fakes[0].url, "--url", fakes[1].url)
-    assert done.exit_code == 1
-    assert "no server has answered" in done.stderr
-    again = embed(source, "-o", out, "--url", fakes[0].url, "--json")
-    assert again.exit_code == 0, again.output
-    assert json.loads(again.stdout)["resumed"] >= 200
+        result = embed(source, "-o", out, "--url", fakes[0].url, "--url", fakes[1].url)
+    assert result.exit_code == 1
+    assert "no server has answered" in result.stderr
+    resumed = embed(source, "-o", out, "--url", fakes[0].url, "--json")
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads(resumed.stdout)["resumed"] >= 200
     np.testing.assert_array_equal(np.load(out), vectors(source.read_text().splitlines()))
 
 
-def test_servers_that_differ_are_refused(tmp_path: Path, source: Path) -> None:
+def test_servers_of_different_models_are_refused(tmp_path: Path, source: Path) -> None:
     first, second, shorter = FakeServer(), FakeServer("other"), FakeServer(dimensions=8)
     out = tmp_path / "out.npy"
     for urls, words in (
@@ -158,9 +158,9 @@ def test_servers_that_differ_are_refused(tmp_path: Path, source: Path) -> None:
         (["http://127.0.0.1:9"], "nothing answers there"),
         (["nonsense"], "not the URL of a server"),
     ):
-        done = embed(source, "-o", out, *(word for url in urls for word in ("--url", url)))
-        assert done.exit_code == 2, done.output
-        assert words in done.stderr
+        result = embed(source, "-o", out, *(word for url in urls for word in ("--url", url)))
+        assert result.exit_code == 2, result.output
+        assert words in result.stderr
     assert not list(tmp_path.glob(".out*"))
     for server in (first, second, shorter):
         server.end()
@@ -176,21 +176,21 @@ def test_servers_that_differ_are_refused(tmp_path: Path, source: Path) -> None:
         lambda count: [None] * count,
     ],
 )
-def test_answers_that_are_no_vectors_end_the_run(source: Path, tmp_path: Path, vectors: Any) -> None:
-    def answer(asked: Asked) -> tuple[int, object]:
-        if not asked.body:
+def test_answers_without_vectors_end_the_run(source: Path, tmp_path: Path, vectors: Any) -> None:
+    def answer(request: Request) -> tuple[int, object]:
+        if not request.body:
             return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
-        texts = asked.body["input"]
+        texts = request.body["input"]
         rows = [[1.0] * 16] if texts == [servers.PROBE] else vectors(len(texts))
-        data = [{"object": "embedding", "index": n, "embedding": one} for n, one in enumerate(rows)]
+        data = [{"object": "embedding", "index": n, "embedding": row} for n, row in enumerate(rows)]
         return 200, {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
 
     server = Server(answer)
-    done = embed(source, "-o", tmp_path / "out.npy", "--url", server.url)
+    result = embed(source, "-o", tmp_path / "out.npy", "--url", server.url)
     server.end()
-    assert done.exit_code == 1, done.output
-    assert len([line for line in done.stderr.splitlines() if line.startswith("qembed: ")]) == 1
-    assert "unexpected" not in done.stderr
+    assert result.exit_code == 1, result.output
+    assert len([line for line in result.stderr.splitlines() if line.startswith("qembed: ")]) == 1
+    assert "unexpected" not in result.stderr
     assert not list(tmp_path.glob("out*"))
 
 
@@ -198,31 +198,31 @@ def test_texts_whose_vector_is_not_finite_or_zero_are_rejected(tmp_path: Path) -
     path = tmp_path / "in.txt"
     path.write_text("good\nnan\nzero\n")
 
-    def answer(asked: Asked) -> tuple[int, object]:
-        if not asked.body:
+    def answer(request: Request) -> tuple[int, object]:
+        if not request.body:
             return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
-        made = {"nan": [float("nan")] * 16, "zero": [0.0] * 16}
-        rows = [np.array(made.get(text, [1.0] * 16), "<f4") for text in asked.body["input"]]
+        unusable = {"nan": [float("nan")] * 16, "zero": [0.0] * 16}
+        rows = [np.array(unusable.get(text, [1.0] * 16), "<f4") for text in request.body["input"]]
         data = [
-            {"object": "embedding", "index": n, "embedding": base64.b64encode(one.tobytes()).decode()}
-            for n, one in enumerate(rows)
+            {"object": "embedding", "index": n, "embedding": base64.b64encode(row.tobytes()).decode()}
+            for n, row in enumerate(rows)
         ]
         return 200, {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
 
     server = Server(answer)
-    done = embed(path, "-o", tmp_path / "out.npy", "--url", server.url)
+    result = embed(path, "-o", tmp_path / "out.npy", "--url", server.url)
     server.end()
-    assert done.exit_code == 4, done.output
-    assert [one["id"] for one in rejects(tmp_path / "out.rejects.jsonl")] == ["2", "3"]
+    assert result.exit_code == 4, result.output
+    assert [row["id"] for row in rejects(tmp_path / "out.rejects.jsonl")] == ["2", "3"]
     assert np.load(tmp_path / "out.npy").shape == (1, 16)
 
 
 def test_requests_to_qembed_serve_turn_its_default_prompt_off(source: Path, tmp_path: Path) -> None:
     for is_qembed in (True, False):
         server = FakeServer(qembed=is_qembed)
-        done = embed(source, "-o", tmp_path / f"{is_qembed}.npy", "--url", server.url, "--prompt", "query")
+        result = embed(source, "-o", tmp_path / f"{is_qembed}.npy", "--url", server.url, "--prompt", "query")
         server.end()
-        assert done.exit_code == 0, done.output
+        assert result.exit_code == 0, result.output
         assert {body.get("prompt_name") for body in server.bodies} == ({""} if is_qembed else {None})
 
 

@@ -59,7 +59,7 @@ def test_a_text_that_ends_the_process_twice_is_rejected_and_the_rest_is_embedded
     assert not list(tmp_path.glob(".*"))
 
 
-def test_each_of_several_such_texts_costs_one_more_run(source: Path, tmp_path: Path) -> None:
+def test_each_further_such_text_costs_one_more_run(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npy"
     others = write(source, CRASH, "innocent", CRASH, CRASH)
     others.insert(BAD, "innocent")
@@ -70,7 +70,7 @@ def test_each_of_several_such_texts_costs_one_more_run(source: Path, tmp_path: P
     assert [reject["id"] for reject in rejects(tmp_path / "out.rejects.jsonl")] == ["78", "80", "81"]
 
 
-def test_a_batch_that_ends_the_process_only_as_a_whole_is_computed_one_text_at_a_time(source: Path, tmp_path: Path) -> None:
+def test_a_batch_that_crashes_only_as_a_whole_is_computed_one_text_at_a_time(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npy"
     others = write(source, CRASH_TOGETHER)
     with victims() as run:
@@ -78,7 +78,7 @@ def test_a_batch_that_ends_the_process_only_as_a_whole_is_computed_one_text_at_a
     assert len(np.load(out)) == len(others) + 1
 
 
-def test_a_run_that_is_killed_once_computes_the_batch_as_a_whole_in_the_end(source: Path, tmp_path: Path) -> None:
+def test_after_a_single_kill_the_batch_is_computed_as_a_whole(source: Path, tmp_path: Path) -> None:
     """The last bits of a vector depend on its batch."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "work").mkdir()
@@ -99,28 +99,28 @@ def test_a_run_that_is_killed_once_computes_the_batch_as_a_whole_in_the_end(sour
 
 def test_a_text_that_the_engine_fails_on_is_rejected_in_the_same_run(embed: Embed, source: Path, tmp_path: Path) -> None:
     others = write(source, FAIL)
-    done = embed(source, "-o", tmp_path / "out.npy")
-    assert done.exit_code == 4, done.output
+    result = embed(source, "-o", tmp_path / "out.npy")
+    assert result.exit_code == 4, result.output
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors(others))
     assert [(reject["id"], reject["reason"]) for reject in rejects(tmp_path / "out.rejects.jsonl")] == [
         (str(BAD + 1), "vLLM failed: an error")
     ]
 
 
-def test_a_text_that_breaks_the_engine_ends_two_runs_and_not_the_third(embed: Embed, source: Path, tmp_path: Path) -> None:
+def test_a_text_that_breaks_the_engine_ends_two_runs_and_is_then_rejected(embed: Embed, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npy"
     others = write(source, BREAK)
     for _ in range(2):
         failed = embed(source, "-o", out)
         assert failed.exit_code == 1, failed.output
         assert "vLLM failed: an error; the same command resumes" in failed.stderr
-    done = embed(source, "-o", out)
-    assert done.exit_code == 4, done.output
+    result = embed(source, "-o", out)
+    assert result.exit_code == 4, result.output
     np.testing.assert_array_equal(np.load(out), vectors(others))
     assert [reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")] == [CRASHED]
 
 
-def test_an_interrupted_batch_is_no_suspect(tmp_path: Path) -> None:
+def test_an_interrupted_batch_is_not_suspected(tmp_path: Path) -> None:
     class Interrupted:
         dimensions, in_process = 2, True
 
@@ -134,7 +134,7 @@ def test_an_interrupted_batch_is_no_suspect(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", '{"in_engine": [0', "[]"])
-def test_a_file_that_was_written_in_part_counts_as_none(tmp_path: Path, content: str) -> None:
+def test_a_partly_written_file_of_suspects_is_ignored(tmp_path: Path, content: str) -> None:
     path = tmp_path / FILE
     path.write_text(content)
     assert (0, 0) not in Suspects(path)

@@ -1,4 +1,4 @@
-"""What the writer reports, and which rows it rejects."""
+"""Progress reported by the writer, and rows that it rejects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .conftest import Embed, ids, rejects
 from .fake_engine import SPOILT
 
 
-def test_speed_and_share_count_what_this_run_computed(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_and_progress_count_only_this_runs_vectors(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qembed.embed import windows, writer
 
     monkeypatch.setattr(windows, "ROWS", 100)

@@ -13,53 +13,53 @@ import numpy as np
 import pytest
 
 from qembed.eval.embedding import SENTINEL
-from tests.answering import Asked, answering
+from tests.answering import Request, answering
 
 OPENAI_FIELDS = ("model", "input", "encoding_format", "dimensions")
 
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's own cache is never touched, and no test finds what another computed."""
+    """A new cache for each test, so that tests neither touch the user's cache nor share vectors."""
     monkeypatch.setenv("QEMBED_EVAL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 class FakeServer:
-    """An OpenAI-compatible embedding server whose vectors depend on the text alone, and that keeps what it was asked."""
+    """An OpenAI-compatible embedding server whose vectors depend only on the text; it records its requests."""
 
     def __init__(self) -> None:
         self.dimension = 64
         self.limit: int | None = None
         self.noise = 0.0
-        self.version: dict[str, str] = {}  # what /version has beside vLLM's
-        self.fields: set[str] = set()  # of requests, beside OpenAI's
-        self.inputs: list[str] = []  # less the sentence that `qembed eval` recognizes a server by
+        self.version: dict[str, str] = {}  # fields of /version in addition to vLLM's
+        self.fields: set[str] = set()  # of requests, in addition to OpenAI's
+        self.inputs: list[str] = []  # without the sentence by which `qembed eval` recognizes a server
         self.dies_after: int | None = None
-        self.changed: dict[str, list[float]] = {}
+        self.vectors_by_text: dict[str, list[float]] = {}
         self.refusal: int | None = None
         self.key: str | None = None
-        self.about: dict[str, str] | None = None  # that a `qembed serve` tells in its /metrics
+        self.about: dict[str, str] | None = None  # by which `qembed serve` describes itself in /metrics
         self.url = ""
 
     def vector(self, text: str) -> list[float]:
-        if text in self.changed:
-            return self.changed[text]
+        if text in self.vectors_by_text:
+            return self.vectors_by_text[text]
         digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
         vector = np.random.default_rng(digest).normal(size=self.dimension)
         vector += self.noise * np.random.default_rng(digest + 1).normal(size=self.dimension)
         return [float(value) for value in vector / np.linalg.norm(vector)]
 
-    def reply(self, asked: Asked) -> tuple[int, object]:
-        if not asked.body:
-            if self.key is not None and asked.headers["Authorization"] != f"Bearer {self.key}":
+    def reply(self, request: Request) -> tuple[int, object]:
+        if not request.body:
+            if self.key is not None and request.headers["Authorization"] != f"Bearer {self.key}":
                 return 401, {}
-            if self.about is not None and asked.path == "/metrics":
+            if self.about is not None and request.path == "/metrics":
                 labels = ",".join(f'{name}="{value}"' for name, value in self.about.items())
                 return 200, f"qembed_serving{{{labels}}} 1.0\nqembed_memory_bytes 1.2345e+09\n".encode()
-            if (self.about is not None or self.version) and asked.path == "/version":
+            if (self.about is not None or self.version) and request.path == "/version":
                 return 200, {"version": "9.9", **self.version}
-        return self.answer(asked.path, asked.body)
+        return self.answer(request.path, request.body)
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if path == "/v1/models":
@@ -85,7 +85,7 @@ class FakeServer:
 
 @pytest.fixture
 def start_server() -> Iterator[Callable[[], FakeServer]]:
-    """Starts as many servers as a test asks for."""
+    """A function that starts a fake server."""
     with ExitStack() as running:
 
         def start() -> FakeServer:

@@ -1,4 +1,4 @@
-"""Vectors that `qembed embed` wrote are evaluated on the file that they were made from."""
+"""Vectors written by `qembed embed` are evaluated on their input file."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ FORMATS = {
 
 def check(source: Path, options: list[str], run: Embed) -> None:
     out = source.with_name("out.parquet")
-    completed = run(source, "-o", out, *options)
-    assert completed.exit_code == 0, completed.output
-    stored = ["--vectors", out, "--baseline-vectors", out, "--data", source, *options, "--json", "--no-cache"]
-    result = CliRunner().invoke(group, ["eval", *map(str, stored)])
+    embedding = run(source, "-o", out, *options)
+    assert embedding.exit_code == 0, embedding.output
+    arguments = ["--vectors", out, "--baseline-vectors", out, "--data", source, *options, "--json", "--no-cache"]
+    result = CliRunner().invoke(group, ["eval", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["data"]["texts"] == len(TEXTS)
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_vectors_match_the_file_that_they_were_made_from(name: str, embed: Embed, tmp_path: Path) -> None:  # noqa: F811
+def test_vectors_match_their_input_file(name: str, embed: Embed, tmp_path: Path) -> None:  # noqa: F811
     content, options = SOURCES[name]
     (tmp_path / name).write_bytes(content)
     check(tmp_path / name, options, embed)
@@ -59,7 +59,7 @@ def test_vectors_match_the_file_that_they_were_made_from(name: str, embed: Embed
 @pytest.mark.parametrize(("suffix", "dtype"), [(suffix, dtype) for suffix, names in FORMATS.items() for dtype in names])
 def test_every_format_and_dtype_is_read(suffix: str, dtype: str, embed: Embed, tmp_path: Path) -> None:  # noqa: F811
     source, exact, out = tmp_path / "in.jsonl", tmp_path / "exact.parquet", tmp_path / f"out{suffix}"
-    # The second row is rejected, so that order alone would match the rest wrongly.
+    # The second row is rejected, so matching by order alone would pair the rest wrongly.
     source.write_text("".join(json.dumps({"id": f"d{n}", "text": "" if n == 1 else TEXTS[n]}) + "\n" for n in range(4)))
     source.with_name("fewer.jsonl").write_text(f'{{"id": "d3", "text": "{TEXTS[3]}"}}\n')
     assert embed(source, "-o", exact).exit_code == 4
@@ -74,9 +74,9 @@ def test_every_format_and_dtype_is_read(suffix: str, dtype: str, embed: Embed, t
     assert report["data"]["without_vector"] == {"candidate": 1, "baseline": 1}
     assert report["results"]["overall"]["minimum"] > (0.6 if dtype == "binary" else 0.999)
     fewer = [*("--vectors", str(out), "--baseline-vectors", str(exact), "--data", str(source.with_name("fewer.jsonl")))]
-    shown = CliRunner().invoke(group, ["eval", *fewer])
-    assert shown.exit_code == 0, shown.output
-    assert "2 vectors of the candidate's file that no text belongs to" in shown.stdout
+    output = CliRunner().invoke(group, ["eval", *fewer])
+    assert output.exit_code == 0, output.output
+    assert "2 vectors of the candidate's file that no text belongs to" in output.stdout
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".npy"])
@@ -100,6 +100,6 @@ def test_parquet_with_ids_of_any_type(ids: object, embed: Embed, tmp_path: Path)
 
 def test_columns_of_the_built_in_texts_cannot_be_chosen() -> None:
     for option, words in ((["--text-column", "x"], "--text-column applies to --data"), (["--delimiter", ";"], "--delimiter")):
-        refused = CliRunner().invoke(group, ["eval", "--model", "sample", *option])
-        assert refused.exit_code == 2
-        assert words in refused.stderr
+        result = CliRunner().invoke(group, ["eval", "--model", "sample", *option])
+        assert result.exit_code == 2
+        assert words in result.stderr

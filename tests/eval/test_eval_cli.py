@@ -1,4 +1,4 @@
-"""`qembed eval` as a user calls it, with the INT4 side through transformers or behind small stand-in servers."""
+"""`qembed eval` from the command line, with the INT4 side through transformers or fake servers."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def qembed(*arguments: object) -> Result:
     return CliRunner().invoke(group, ["eval", *map(str, arguments)])
 
 
-def evaluated(int4: Path, data: Path, *more: object) -> Result:
+def evaluate(int4: Path, data: Path, *more: object) -> Result:
     return qembed("--model", int4, "--engine", "transformers", "--data", data, *more)
 
 
 def one_line(result: Result) -> str:
-    """What was said on standard error, which must be one line."""
+    """Standard error, which must be one line."""
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
     return str(lines[0])
 
 
-def test_json_is_all_there_is_on_standard_output(int4: Path, data: Path) -> None:
-    result = evaluated(int4, data, "--json")
+def test_standard_output_is_json_only(int4: Path, data: Path) -> None:
+    result = evaluate(int4, data, "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     ran = {"engine": "transformers", "model": "tiny-AWQ-INT4", "weights": "awq-int4", "device": "cpu", "dtype": "float32"}
@@ -73,7 +73,7 @@ def test_json_is_all_there_is_on_standard_output(int4: Path, data: Path) -> None
     assert report["gate"] == []
 
 
-def test_the_numbers_are_those_of_the_reference(int4: Path, fp16: Path, data: Path) -> None:
+def test_the_numbers_equal_those_of_the_reference(int4: Path, fp16: Path, data: Path) -> None:
     from qembed.checkpoint.find import find
     from qembed.text.prompts import DEFAULT_INSTRUCTION, instruct
     from qembed.vectors import reference
@@ -82,14 +82,14 @@ def test_the_numbers_are_those_of_the_reference(int4: Path, fp16: Path, data: Pa
     inputs = [(query)[:95], *(line["text"][:95] for line in DATA[1:])]
     left, right = (reference.embed(reference.load(find(str(folder))), inputs) for folder in (int4, fp16))
     expected = (left * right).sum(axis=1)
-    results = json.loads(evaluated(int4, data, "--json").stdout)["results"]
+    results = json.loads(evaluate(int4, data, "--json").stdout)["results"]
     assert results["overall"]["mean"] == pytest.approx(expected.mean(), abs=1e-5)
     assert results["overall"]["minimum"] == pytest.approx(expected.min(), abs=1e-5)
     assert results["by_kind"]["query"]["mean"] == pytest.approx(expected[0], abs=1e-5)
 
 
-def test_tables_say_what_ran_and_how_many_were_cut(int4: Path, data: Path) -> None:
-    result = evaluated(int4, data)
+def test_tables_name_the_engines_and_the_number_of_cut_texts(int4: Path, data: Path) -> None:
+    result = evaluate(int4, data)
     assert result.exit_code == 0, result.stderr
     for words in ("on cpu, computed in float32", "2 cut at 96 tokens", "Lowest cosines"):
         assert words in result.stdout
@@ -97,25 +97,25 @@ def test_tables_say_what_ran_and_how_many_were_cut(int4: Path, data: Path) -> No
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_a_missed_threshold_is_exit_code_1_and_one_line(int4: Path, data: Path, more: list[str]) -> None:
-    result = evaluated(int4, data, "--min-cosine", 0.99999, *more)
+    result = evaluate(int4, data, "--min-cosine", 0.99999, *more)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("qembed: mean cosine at dimension 128 is 0.")
     assert "below --min-cosine 0.99999" in result.stderr.splitlines()[-1]
     if more:
         assert json.loads(result.stdout)["verdict"]["passed"] is False
-    assert evaluated(int4, data, "--min-cosine", 0.1, *more).exit_code == 0
+    assert evaluate(int4, data, "--min-cosine", 0.1, *more).exit_code == 0
 
 
 def test_a_nan_fails_whatever_the_threshold(int4: Path, data: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    broken = tmp_path / "broken-AWQ-INT4"
-    shutil.copytree(int4, broken)
-    tensors = load_file(broken / "model.safetensors")
+    checkpoint = tmp_path / "broken-AWQ-INT4"
+    shutil.copytree(int4, checkpoint)
+    tensors = load_file(checkpoint / "model.safetensors")
     tensors["norm.weight"][3] = torch.nan
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    result = evaluated(broken, data, "--json")
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    result = evaluate(checkpoint, data, "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["results"]["vectors"]["candidate"] == {
         **{"not_finite": 4, "zero": 0},
@@ -145,51 +145,51 @@ def test_bad_input_is_exit_code_2_and_one_line(arguments: list[str], message: st
     assert message in one_line(result)
 
 
-def test_a_bad_file_is_told_before_anything_is_loaded(int4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_file_is_refused_before_a_model_is_loaded(int4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "transformers", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
-    result = evaluated(int4, tmp_path / "bad.jsonl")
+    result = evaluate(int4, tmp_path / "bad.jsonl")
     assert result.exit_code == 2
     assert "line 2: not JSON" in one_line(result)
 
 
-def test_one_text_alone_is_compared_and_none_is_refused(int4: Path, tmp_path: Path) -> None:
+def test_a_single_text_is_compared_and_an_empty_file_refused(int4: Path, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("one line\n")
-    results = json.loads(evaluated(int4, tmp_path / "one.txt", "--json").stdout)["results"]
+    results = json.loads(evaluate(int4, tmp_path / "one.txt", "--json").stdout)["results"]
     assert results["overall"]["count"] == 1
     assert results["overall"]["interval"] is None
     assert results["neighbours"] is None
     (tmp_path / "none.txt").write_text("\n \n")
-    result = evaluated(int4, tmp_path / "none.txt")
+    result = evaluate(int4, tmp_path / "none.txt")
     assert result.exit_code == 2
     assert "none.txt: holds no texts" in one_line(result)
 
 
-def test_ctrl_c_is_130_and_says_what_is_kept(int4: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_130_and_names_the_cache(int4: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "compare", interrupted)
-    result = evaluated(int4, data)
+    result = evaluate(int4, data)
     assert result.exit_code == 130
     assert one_line(result) == "qembed: interrupted; computed vectors are in the cache: run the same command to continue"
-    assert one_line(evaluated(int4, data, "--no-cache")) == "qembed: interrupted"
+    assert one_line(evaluate(int4, data, "--no-cache")) == "qembed: interrupted"
 
 
 def test_an_int4_baseline_is_refused(int4: Path, data: Path) -> None:
-    result = evaluated(int4, data, "--baseline-model", int4)
+    result = evaluate(int4, data, "--baseline-model", int4)
     assert result.exit_code == 2
     assert "the baseline is the original" in one_line(result)
 
 
-def test_without_vllm_transformers_takes_over_and_says_so(int4: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_vllm_transformers_is_used_and_named(int4: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "has_vllm", lambda: False)
     result = qembed("--model", int4, "--data", data)
     assert result.exit_code == 0, result.stderr
     assert f"INT4 weights, through transformers {version('transformers')}" in result.stdout
-    requests = qembed("--model", int4, "--data", data, "--engine", "vllm")
-    assert requests.exit_code == 3
-    assert "vLLM is not installed" in one_line(requests)
+    with_vllm = qembed("--model", int4, "--data", data, "--engine", "vllm")
+    assert with_vllm.exit_code == 3
+    assert "vLLM is not installed" in one_line(with_vllm)
 
 
 def test_the_model_may_come_from_the_environment(int4: Path, data: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_servers_shorter_context_cuts_both_sides(int4: Path, data: Path, start
     assert {len(text) for text in candidate.inputs} == {19}
 
 
-def test_texts_too_long_for_a_server_say_what_to_do(start_server: Callable[[], Any], data: Path) -> None:
+def test_the_error_for_texts_too_long_for_a_server_suggests_model(start_server: Callable[[], Any], data: Path) -> None:
     servers = [start_server(), start_server()]
     servers[1].limit, servers[1].refusal = 20, 400
     result = qembed("--url", servers[0].url, "--baseline-url", servers[1].url, "--data", data)
@@ -246,7 +246,7 @@ def test_servers_of_different_dimensions_cannot_be_compared(start_server: Callab
     assert result.stderr.splitlines()[-1] == ("qembed: the two sides cannot be compared: fake has 64 dimensions, fake has 32")
 
 
-def test_a_server_that_is_not_there_is_one_line() -> None:
+def test_no_server_at_the_url_is_one_line() -> None:
     result = qembed("--url", "http://127.0.0.1:1", "--baseline-url", "http://127.0.0.1:1")
     assert result.exit_code == 2
     assert "http://127.0.0.1:1: nothing answers there" in one_line(result)
@@ -259,7 +259,9 @@ def test_a_server_of_another_kind_is_one_line(start_server: Callable[[], Any]) -
     assert "not an OpenAI-compatible server" in one_line(result)
 
 
-def test_what_a_server_tells_of_itself_is_in_the_result(start_server: Callable[[], Any], data: Path, monkeypatch: Any) -> None:
+def test_a_servers_description_of_itself_is_in_the_result(
+    start_server: Callable[[], Any], data: Path, monkeypatch: Any
+) -> None:
     candidate, baseline = start_server(), start_server()
     candidate.key, candidate.about = "first-key", {"dtype": "bfloat16", "device": "cpu", "weights": "awq-int4"}
     monkeypatch.setenv("QEMBED_API_KEY", "first-key,second-key")
@@ -267,13 +269,13 @@ def test_what_a_server_tells_of_itself_is_in_the_result(start_server: Callable[[
     report = json.loads(qembed(*options, "--json").stdout)
     assert report["candidate"].items() >= {**candidate.about, "version": "9.9"}.items()
     assert report["baseline"]["dtype"] is None
-    shown = qembed(*options).stdout
-    assert "INT4 weights, a running server (vLLM 9.9)" in shown
-    assert "computed in bfloat16" in shown
-    assert "dtype not reported" in shown
+    output = qembed(*options).stdout
+    assert "INT4 weights, a running server (vLLM 9.9)" in output
+    assert "computed in bfloat16" in output
+    assert "dtype not reported" in output
 
 
-def test_a_qembed_server_is_asked_to_add_no_prompt_and_others_are_not(start_server: Callable[[], Any], data: Path) -> None:
+def test_only_requests_to_a_qembed_server_turn_its_default_prompt_off(start_server: Callable[[], Any], data: Path) -> None:
     candidate, baseline = start_server(), start_server()
     candidate.version = {"qembed": "0.1.0", "default_prompt": "query"}
     options = ("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
@@ -285,7 +287,7 @@ def test_a_qembed_server_is_asked_to_add_no_prompt_and_others_are_not(start_serv
     assert candidate.fields == {"prompt_name="}
 
 
-def test_a_server_that_wants_a_key_says_how_to_give_it(start_server: Callable[[], Any], data: Path, monkeypatch: Any) -> None:
+def test_the_error_for_a_missing_key_names_the_options(start_server: Callable[[], Any], data: Path, monkeypatch: Any) -> None:
     server = start_server()
     server.key = "first-key"
     monkeypatch.delenv("QEMBED_API_KEY", raising=False)
@@ -307,19 +309,19 @@ def test_the_key_may_come_from_a_file(start_server: Callable[[], Any], data: Pat
     assert json.loads(result.stdout)["candidate"]["dtype"] == "bfloat16"
     (tmp_path / "keys").write_text("# none\n")
     assert "keys: no key in it" in one_line(qembed(*options, "--api-key-file", tmp_path / "keys"))
-    unused = qembed("--model", "sample", "--data", data, "--api-key-file", tmp_path / "keys")
-    assert unused.exit_code == 2
-    assert "--api-key-file is for running servers" in one_line(unused)
+    result = qembed("--model", "sample", "--data", data, "--api-key-file", tmp_path / "keys")
+    assert result.exit_code == 2
+    assert "--api-key-file is for running servers" in one_line(result)
 
 
-def test_what_was_measured_is_shown_where_the_report_cannot_be_written(
+def test_the_result_is_printed_if_the_report_cannot_be_written(
     int4: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise QembedError("disk full")
 
     monkeypatch.setattr("qembed.eval.report.files.replace", full)
-    result = evaluated(int4, data, "--json", "--report", tmp_path / "page.html", "--min-cosine", "1")
+    result = evaluate(int4, data, "--json", "--report", tmp_path / "page.html", "--min-cosine", "1")
     assert result.exit_code == 2
     (report,) = map(json.loads, result.stdout.splitlines())
     assert report["results"]["overall"]["count"] > 0
@@ -327,19 +329,19 @@ def test_what_was_measured_is_shown_where_the_report_cannot_be_written(
     assert [line for line in result.stderr.splitlines() if line.startswith("qembed: ")][1:] == ["qembed: disk full"]
 
 
-def test_what_nobody_expected_is_not_taken_for_a_missed_threshold(
+def test_an_unexpected_error_is_not_the_exit_code_of_a_missed_threshold(
     int4: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> Any:
         raise ZeroDivisionError("by hand")
 
     monkeypatch.setattr(evaluation, "compare", broken)
-    result = evaluated(int4, data)
+    result = evaluate(int4, data)
     assert result.exit_code == 2
     assert one_line(result).startswith("qembed: unexpected: ZeroDivisionError: by hand")
 
 
-def test_a_server_that_dies_half_way_is_one_line(start_server: Callable[[], Any], data: Path) -> None:
+def test_a_server_that_fails_half_way_is_one_line(start_server: Callable[[], Any], data: Path) -> None:
     candidate, baseline = start_server(), start_server()
     baseline.refusal = 400
     result = qembed("--url", candidate.url, "--baseline-url", baseline.url, "--data", data)
@@ -348,20 +350,20 @@ def test_a_server_that_dies_half_way_is_one_line(start_server: Callable[[], Any]
     assert "Traceback" not in result.stderr
 
 
-def test_an_interrupt_closes_what_was_opened(data: Path) -> None:
-    closed: list[bool] = []
+def test_an_interrupt_closes_the_engine(data: Path) -> None:
+    exits: list[bool] = []
 
     def interrupted(*_: object) -> Any:
         raise KeyboardInterrupt
 
     class Opened:
-        """No generator: one that is dropped without being closed would run its `finally` all the same."""
+        """Not a generator, whose `finally` would run even if it was never closed."""
 
         def __enter__(self) -> sources.Source:
             return sources.Source("vllm", "m", None, None, None, None, None, interrupted)
 
         def __exit__(self, *_: object) -> None:
-            closed.append(True)
+            exits.append(True)
 
     side = sources.Side(None, lambda _: Opened())
     with pytest.raises(KeyboardInterrupt):
@@ -373,7 +375,7 @@ def test_an_interrupt_closes_what_was_opened(data: Path) -> None:
             evaluation.EvaluationSettings("fp16"),
             Console(quiet=True),
         )
-    assert closed == [True]
+    assert exits == [True]
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:

@@ -21,7 +21,7 @@ def test_cosine_of_each_row_by_hand() -> None:
     assert fidelity.cosines(candidate, baseline) == pytest.approx([24 / 25, 0, -1, 1])
 
 
-def test_cosine_never_leaves_its_range_and_does_not_care_for_length() -> None:
+def test_cosine_stays_in_its_range_and_ignores_length() -> None:
     vectors = np.random.default_rng(0).normal(size=(200, 33))
     same = fidelity.cosines(vectors, vectors * 7)
     assert same.max() <= 1.0
@@ -64,13 +64,13 @@ def test_summary_by_hand() -> None:
 
 
 def test_percentiles_are_interpolated_linearly() -> None:
-    # Ranks 0 and 1: the 5th percentile lies a twentieth of the way from 0.8 to 1.
+    # Ranks 0 and 1: the 5th percentile is a twentieth of the way from 0.8 to 1.
     summary = fidelity.summarize(np.array([1.0, 0.8]))
     assert summary.p5 == pytest.approx(0.81)
     assert summary.p1 == pytest.approx(0.802)
 
 
-def test_undefined_cosines_are_counted_and_not_taken_for_zero() -> None:
+def test_undefined_cosines_are_counted_and_not_averaged_as_zero() -> None:
     candidate = rows([1, 0], [NAN, 1], [0, 0], [np.inf, 1], [0, 1])
     baseline = rows([1, 0], [1, 1], [1, 0], [1, 1], [1, 0])
     values = fidelity.cosines(candidate, baseline)
@@ -80,11 +80,11 @@ def test_undefined_cosines_are_counted_and_not_taken_for_zero() -> None:
     assert np.isnan(fidelity.cosines(baseline, candidate)).sum() == 3
 
 
-def test_summary_of_nothing_defined_has_no_numbers() -> None:
+def test_a_summary_without_defined_cosines_has_no_numbers() -> None:
     assert fidelity.summarize(np.array([NAN])) == fidelity.Summary(1, 1, None, None, None, None, None, None)
 
 
-def test_groups_are_summarized_apart() -> None:
+def test_each_group_has_its_own_summary() -> None:
     summaries = fidelity.summarize_by(np.array([1.0, 0.5, 0.0, 0.7]), ["de", "en", "de", "en"])
     assert list(summaries) == ["de", "en"]
     assert (summaries["de"].mean, summaries["de"].count) == (0.5, 2)
@@ -93,7 +93,7 @@ def test_groups_are_summarized_apart() -> None:
         fidelity.summarize_by(np.array([1.0]), ["de", "en"])
 
 
-def test_worst_come_first_and_undefined_before_all() -> None:
+def test_the_worst_come_first_and_undefined_ones_before_them() -> None:
     assert fidelity.worst(np.array([0.9, -0.2, NAN, 0.9, 0.1]), 4) == [2, 1, 4, 0]
     assert fidelity.worst(np.array([0.5]), 10) == [0]
 

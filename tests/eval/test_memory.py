@@ -1,4 +1,4 @@
-"""Many texts need little memory: vectors are looked at a block at a time, and what is made of them lies in files."""
+"""Memory is bounded for many texts: vectors are read in blocks, and large intermediate arrays are files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from qembed.text.texts import Text
 
 
 @pytest.mark.slow
-def test_no_copy_of_all_vectors_is_ever_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_stays_below_the_size_of_one_sides_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count, width = 20_000, 512
-    whole = count * width * 4
-    monkeypatch.setattr(arrays, "MAPPED_BYTES", whole // 8)
+    size = count * width * 4
+    monkeypatch.setattr(arrays, "MAPPED_BYTES", size // 8)
     monkeypatch.setattr(fidelity, "BLOCK_ROWS", 512)
-    monkeypatch.setattr(neighbours, "BLOCK_BYTES", whole // 8)
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", size // 8)
     monkeypatch.setattr(neighbours, "QUERIES", 50)
     monkeypatch.setattr(neighbours, "PAIRED", 100)
     monkeypatch.setattr(bootstrap, "RESAMPLES", 20)
@@ -38,4 +38,4 @@ def test_no_copy_of_all_vectors_is_ever_in_memory(tmp_path: Path, monkeypatch: p
     finally:
         tracemalloc.stop()
     assert results["overall"]["count"] == count
-    assert peak < whole, f"{peak / whole:.2f} of one side's vectors"
+    assert peak < size, f"{peak / size:.2f} of one side's vectors"

@@ -18,13 +18,13 @@ def unit(*shape: int) -> np.ndarray:
 
 
 def test_nearest_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 4 * 90 * 7)  # seven queries at a time
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 4 * 90 * 7)  # blocks of seven queries
     index, queries = unit(90, 8), unit(40, 8)
     expected = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(index).kneighbors(queries)[1]
     assert neighbours.nearest(queries, index, 10).tolist() == expected.tolist()
 
 
-def test_a_text_is_not_its_own_neighbour_and_of_equals_the_first_comes_first() -> None:
+def test_a_text_is_not_its_own_neighbour_and_ties_are_in_order() -> None:
     index = np.array([[1, 0], [0, 1], [1, 0], [1, 0]], np.float32)
     assert neighbours.nearest(index, index, 2, np.arange(4)).tolist() == [[2, 3], [0, 2], [0, 3], [0, 2]]
 
@@ -38,7 +38,7 @@ def test_share_of_neighbours_by_hand() -> None:
 
 
 def test_comparison_with_an_old_index_by_hand() -> None:
-    # On a circle, in degrees. The candidate turns the third text from 50 to 20.
+    # On a circle, in degrees. The candidate moves the third text from 50 to 20.
     def circle(*degrees: float) -> np.ndarray:
         turned = np.radians(degrees)
         return np.stack([np.cos(turned), np.sin(turned)], axis=1)
@@ -54,14 +54,14 @@ def test_comparison_with_an_old_index_by_hand() -> None:
     angles = [15, 50, 90, 35, 75, 40], [15, 20, 90, 5, 75, 70]
     expected = stats.spearmanr(*(np.cos(np.radians(degrees)) for degrees in angles)).statistic
     assert comparison.candidate.spearman == pytest.approx(expected)
-    # A pair is known twice to the mix: the candidate's query i on the baseline's j, and the other way round.
+    # Mixed, each pair counts twice: the candidate's query i with the baseline's j, and j with i.
     old, new = (0, 15, 50, 90), (0, 15, 20, 90)
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
     mixed = [(np.cos(np.radians(old[i] - new[j])) + np.cos(np.radians(new[i] - old[j]))) / 2 for i, j in pairs]
     assert comparison.mixed.spearman == pytest.approx(stats.spearmanr(np.cos(np.radians(angles[0])), mixed).statistic)
 
 
-def test_large_sets_are_sampled_and_unusable_vectors_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sets_are_sampled_without_unusable_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "QUERIES", 12)
     monkeypatch.setattr(neighbours, "PAIRED", 9)
     baseline = unit(40, 6)

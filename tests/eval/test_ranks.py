@@ -12,7 +12,7 @@ RANDOM = np.random.default_rng(5)
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
-def test_spearman_is_that_of_scipy_with_and_without_ties(levels: int) -> None:
+def test_spearman_equals_scipys_with_and_without_ties(levels: int) -> None:
     left = RANDOM.integers(0, levels, 200).astype(float)
     right = left + RANDOM.integers(-levels, levels, 200)
     assert ranks.spearman(left, right) == pytest.approx(stats.spearmanr(left, right).statistic)

@@ -1,4 +1,4 @@
-"""`qembed eval` never replaces what it reads, and a report only with --force."""
+"""`qembed eval` never replaces its input, and an existing report only with --force."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_report_replaces_no_input_even_with_force(tmp_path: Path) -> None:
     assert (vectors.read_text(), data.read_text()) == ("vectors", "data")
 
 
-def test_a_report_that_exists_is_replaced_only_with_force(tmp_path: Path) -> None:
+def test_an_existing_report_is_replaced_only_with_force(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     report.write_text("mine")
     assert "--force to replace it" in refused("--report", report)

@@ -1,4 +1,4 @@
-"""`qembed eval --task …` as a user calls it, on the built-in sets and on small files, with stand-in servers."""
+"""`qembed eval --task …` from the command line, on the built-in sets and on small files, with fake servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 
 from qembed.cli import group
 from tests.eval.conftest import FakeServer
-from tests.eval.test_readers import beir_folder, xquad
+from tests.eval.readers.test_beir import beir_folder
+from tests.eval.readers.test_squad import xquad
 
 pytestmark = pytest.mark.slow
 
@@ -21,8 +22,8 @@ Start = Callable[[], FakeServer]
 
 
 @pytest.fixture
-def few(tmp_path: Path) -> Path:
-    """A few texts for the part on fidelity, which always runs."""
+def few_texts(tmp_path: Path) -> Path:
+    """A few texts for fidelity, which is always measured."""
     path = tmp_path / "few.txt"
     path.write_text("one\ntwo\nthree\n")
     return path
@@ -42,33 +43,35 @@ def metric(task: dict[str, Any], name: str, group: str | None = None) -> dict[st
     return dict(match)
 
 
-def test_all_tasks_run_on_the_built_in_sets(start_server: Start, few: Path) -> None:
+def test_all_tasks_run_on_the_built_in_sets(start_server: Start, few_texts: Path) -> None:
     candidate, baseline = start_server(), start_server()
     candidate.noise = 0.3
-    result = run(candidate, baseline, "--task", "all", "--data", few, "--json")
+    result = run(candidate, baseline, "--task", "all", "--data", few_texts, "--json")
     by_task = tasks(result)
     assert list(by_task) == ["retrieval", "classification", "sts"]
     for task in by_task.values():
         assert task["data"]["name"] == "built-in"
-        (main,) = [one for one in task["metrics"] if one["main"]]
+        (main,) = [item for item in task["metrics"] if item["main"]]
         assert main["difference"] == pytest.approx(main["candidate"] - main["baseline"])
         assert main["interval"][0] <= main["difference"] <= main["interval"][1]
     assert metric(by_task["retrieval"], "nDCG@10", "de → zh")["count"] == 16
     assert any(text.startswith("Instruct: ") and text.endswith("my kettle") for text in candidate.inputs)
-    again = run(candidate, baseline, "--task", "all", "--data", few)
+    table = run(candidate, baseline, "--task", "all", "--data", few_texts)
     for words in ("retrieval: built-in (64 queries, 214 passages)", "FP16", "INT4", "95% interval", "macro-F1", "Spearman"):
-        assert words in again.stdout
-    tables = again.stdout[again.stdout.index("Cosine by dimension") :]
+        assert words in table.stdout
+    tables = table.stdout[table.stdout.index("Cosine by dimension") :]
     assert max(len(line.rstrip()) for line in tables.splitlines()) <= 80
 
 
-def test_the_same_vectors_make_no_difference(start_server: Start, few: Path) -> None:
-    by_task = tasks(run(start_server(), start_server(), "--task", "all", "--data", few, "--json", "--max-task-drop", "0%"))
-    assert {one["difference"] for task in by_task.values() for one in task["metrics"]} == {0}
+def test_equal_vectors_have_no_difference(start_server: Start, few_texts: Path) -> None:
+    by_task = tasks(
+        run(start_server(), start_server(), "--task", "all", "--data", few_texts, "--json", "--max-task-drop", "0%")
+    )
+    assert {item["difference"] for task in by_task.values() for item in task["metrics"]} == {0}
 
 
 def test_a_drop_beyond_the_threshold_is_exit_code_1_and_too_few_texts_are_5(
-    start_server: Start, few: Path, tmp_path: Path
+    start_server: Start, few_texts: Path, tmp_path: Path
 ) -> None:
     names = [f"w{row}" for row in range(40)]
     lines = [f"{name},x{name},{row}" for row, name in enumerate(names)]
@@ -85,10 +88,10 @@ def test_a_drop_beyond_the_threshold_is_exit_code_1_and_too_few_texts_are_5(
             for text, vector in ((name, [1.0, 0.0]), (f"x{name}", [cosine, (1 - cosine**2) ** 0.5]))
         } | {text: [1.0, 0.0] for text in ("one", "two", "three")}
 
-    baseline.changed = vectors(list(range(40)))
-    candidate.changed = vectors([*range(30), *range(39, 29, -1)])
+    baseline.vectors_by_text = vectors(list(range(40)))
+    candidate.vectors_by_text = vectors([*range(30), *range(39, 29, -1)])
     candidate.dimension = baseline.dimension = 2
-    options = ("--sts", tmp_path / "p.csv", "--data", few)
+    options = ("--sts", tmp_path / "p.csv", "--data", few_texts)
 
     def gate(drop: str, code: int) -> tuple[dict[str, Any], list[str]]:
         result = run(candidate, baseline, *options, "--json", "--max-task-drop", drop)
@@ -109,20 +112,20 @@ def test_a_drop_beyond_the_threshold_is_exit_code_1_and_too_few_texts_are_5(
     assert "40 texts cannot tell" in line
 
 
-def test_a_threshold_for_tasks_runs_them(start_server: Start, few: Path) -> None:
+def test_a_threshold_for_tasks_runs_them(start_server: Start, few_texts: Path) -> None:
     servers = start_server(), start_server()
-    assert list(tasks(run(*servers, "--data", few, "--json", "--max-task-drop", "1%"))) == [
+    assert list(tasks(run(*servers, "--data", few_texts, "--json", "--max-task-drop", "1%"))) == [
         "retrieval",
         "classification",
         "sts",
     ]
-    assert list(tasks(run(*servers, "--data", few, "--json", "--max-task-drop", "1%", "--task", "sts"))) == ["sts"]
+    assert list(tasks(run(*servers, "--data", few_texts, "--json", "--max-task-drop", "1%", "--task", "sts"))) == ["sts"]
 
 
-def test_thresholds_are_told_apart(start_server: Start, few: Path) -> None:
+def test_each_missed_threshold_is_a_line(start_server: Start, few_texts: Path) -> None:
     candidate, baseline = start_server(), start_server()
     candidate.noise = 1.0
-    result = run(candidate, baseline, "--data", few, "--min-cosine", 0.99, "--min-p1", 0.97)
+    result = run(candidate, baseline, "--data", few_texts, "--min-cosine", 0.99, "--min-p1", 0.97)
     assert result.exit_code == 1
     lines = [line for line in result.stderr.splitlines() if line.startswith("qembed:")]
     assert len(lines) == 2
@@ -132,26 +135,28 @@ def test_thresholds_are_told_apart(start_server: Start, few: Path) -> None:
     assert "below --min-p1 0.97" in lines[1]
 
 
-def test_data_of_ones_own_chooses_the_task(start_server: Start, few: Path, tmp_path: Path) -> None:
+def test_a_users_data_set_selects_the_task(start_server: Start, few_texts: Path, tmp_path: Path) -> None:
     xquad(tmp_path, "en", [("One.", ["1a?"]), ("Two.", ["2a?"])])
     xquad(tmp_path, "de", [("Eins.", ["1a??"]), ("Zwei.", ["2a??"])])
     (tmp_path / "l.csv").write_text("text,label\na,1\nb,2\nc,1\nd,2\n")
     servers = start_server(), start_server()
-    by_task = tasks(run(*servers, "--data", few, "--json", "--retrieval", tmp_path, "--classification", tmp_path / "l.csv"))
+    by_task = tasks(
+        run(*servers, "--data", few_texts, "--json", "--retrieval", tmp_path, "--classification", tmp_path / "l.csv")
+    )
     assert list(by_task) == ["retrieval", "classification"]
     assert by_task["retrieval"]["data"]["passages"] == 4
-    assert {one["group"] for one in by_task["retrieval"]["metrics"]} == {None, "en → en", "de → de", "en → de", "de → en"}
+    assert {item["group"] for item in by_task["retrieval"]["metrics"]} == {None, "en → en", "de → de", "en → de", "de → en"}
     folder = beir_folder(tmp_path / "beir")
-    by_task = tasks(run(*servers, "--data", few, "--json", "--retrieval", folder, "--instruction", "Find birds"))
+    by_task = tasks(run(*servers, "--data", few_texts, "--json", "--retrieval", folder, "--instruction", "Find birds"))
     assert by_task["retrieval"]["data"]["name"] == "beir"
     assert "Instruct: Find birds\nQuery:Where do swifts sleep?" in servers[0].inputs
 
 
-def test_unusable_vectors_of_a_task_fail(start_server: Start, few: Path, tmp_path: Path) -> None:
+def test_unusable_vectors_of_a_task_fail(start_server: Start, few_texts: Path, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\ng,h,4\n")
     candidate, baseline = start_server(), start_server()
-    candidate.changed = {"a": [float("nan")] * 64, "b": [0.0] * 64}
-    result = run(candidate, baseline, "--data", few, "--sts", tmp_path / "p.csv", "--json")
+    candidate.vectors_by_text = {"a": [float("nan")] * 64, "b": [0.0] * 64}
+    result = run(candidate, baseline, "--data", few_texts, "--sts", tmp_path / "p.csv", "--json")
     assert result.exit_code == 1, result.output
     assert "2 candidate vectors of sts (p.csv) are zero, or hold NaN or infinity" in result.stderr
     assert json.loads(result.stdout)["tasks"][0]["metrics"][0]["count"] == 3
@@ -179,7 +184,7 @@ def test_bad_input_is_exit_code_2_and_one_line_before_anything_runs(arguments: l
     assert message in line
 
 
-def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
+def test_an_unknown_kind_of_folder_is_refused_by_name(tmp_path: Path) -> None:
     result = CliRunner().invoke(group, ["eval", "--retrieval", str(tmp_path)])
     assert result.exit_code == 2
     assert f"{tmp_path}: neither BEIR's folder" in result.stderr
@@ -189,19 +194,19 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
     ("package", "task"),
     [("faiss", "retrieval"), ("sklearn", "classification"), ("mteb", "mteb:STSBenchmark")],
 )
-def test_without_the_extra_the_rest_still_runs(
-    start_server: Start, few: Path, monkeypatch: pytest.MonkeyPatch, package: str, task: str
+def test_without_an_extra_only_its_task_is_refused(
+    start_server: Start, few_texts: Path, monkeypatch: pytest.MonkeyPatch, package: str, task: str
 ) -> None:
     real = builtins.__import__
 
-    def without(name: str, *rest: Any, **more: Any) -> Any:
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
         if name.partition(".")[0] == package:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, *rest, **more)
+        return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
     servers = start_server(), start_server()
-    requests = run(*servers, "--task", task, "--data", few)
-    assert requests.exit_code == 3
-    assert f"pip install '{'mteb' if package == 'mteb' else 'faiss-cpu'}>=" in requests.stderr.splitlines()[-1]
-    assert run(*servers, "--data", few).exit_code == 0
+    with_task = run(*servers, "--task", task, "--data", few_texts)
+    assert with_task.exit_code == 3
+    assert f"pip install '{'mteb' if package == 'mteb' else 'faiss-cpu'}>=" in with_task.stderr.splitlines()[-1]
+    assert run(*servers, "--data", few_texts).exit_code == 0

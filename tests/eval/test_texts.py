@@ -19,7 +19,7 @@ def write(folder: Path, name: str, content: bytes) -> Path:
     return path
 
 
-def test_plain_text_is_one_a_line(tmp_path: Path) -> None:
+def test_plain_text_has_one_text_per_line(tmp_path: Path) -> None:
     content = "\ufeffone\r\n\n  \ntwo\u2028still two\nthree".encode()
     data = texts.read(write(tmp_path, "mine.txt", content))
     assert [(text.id, text.text, text.kind) for text in data.texts] == [
@@ -30,7 +30,7 @@ def test_plain_text_is_one_a_line(tmp_path: Path) -> None:
     assert data.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_objects_bring_their_fields(tmp_path: Path) -> None:
+def test_fields_of_json_objects_are_read(tmp_path: Path) -> None:
     content = b'{"id": 7, "text": "a", "kind": "query", "language": "de", "instruction": "Find", "more": [1]}\n{"text": "b"}\n'
     data = texts.read(write(tmp_path, "mine.jsonl", content))
     assert data.texts == [Text("7", "a", "query", "de", "Find"), Text("2", "b", "document", None, None)]
@@ -73,7 +73,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         texts.read(write(tmp_path, "latin.txt", "a\nna\xefve".encode("latin-1")))
 
 
-def test_queries_get_a_prompt_and_others_none() -> None:
+def test_only_queries_get_a_prompt() -> None:
     prompts = {"query": "Q: ", "document": "D: "}
     assert Text("1", "cats", "query").model_input(prompts) == "Q: cats"
     own = Text("1", "cats", "query", instruction="Find pets")
@@ -91,12 +91,12 @@ def test_long_texts_are_cut_at_their_end_to_the_limit(fp16: Path) -> None:
     assert measured.cut == 3
 
 
-def test_without_a_limit_texts_are_only_measured(fp16: Path) -> None:
+def test_without_a_limit_tokens_are_only_counted(fp16: Path) -> None:
     tokenizer = Checkpoint("tiny", fp16).tokenizer()
     assert texts.cut(["12345", "ü" * 40], tokenizer, None) == texts.Measured(["12345", "ü" * 40], [6, 81], 0)
 
 
-def test_half_a_character_is_never_kept(fp16: Path) -> None:
+def test_a_cut_never_splits_a_character(fp16: Path) -> None:
     tokenizer = Checkpoint("tiny", fp16).tokenizer()
     assert texts.cut(["12345678ü"], tokenizer, 10).texts == ["12345678"]
 

@@ -1,1 +1,1 @@
-"""Random inputs for everything that reads what strangers wrote. `make fuzz` runs it for an hour, the tests for a minute."""
+"""Random inputs for all readers of untrusted data. `make fuzz` runs them for an hour, the tests for a minute."""

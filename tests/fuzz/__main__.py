@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz [--seconds N] [TARGET…]`: fuzz in turns until the time is over, each turn with other random numbers."""
+"""`python -m tests.fuzz [--seconds N] [TARGET…]`: fuzz the targets in turns, each turn with another seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fuzzed. A target takes bytes, and fails with anything but the errors that its reader documents."""
+"""Fuzz targets. A target takes bytes and fails with any error that its reader does not document."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.checkpoints import write_checkpoint
 CORPUS = Path(__file__).with_name("corpus")
 Run = Callable[[bytes], None]
 EXAMPLES = 20
-"""Inputs of a batch; the clock is looked at between two batches."""
+"""Inputs per batch; the time is checked between batches."""
 WORDS = [
     *(b"", b"\0", b"\xff", b"\n", b"\r", b'"', b"'", b"<", b">", b"&", b"-1", b"0", b"1e999", b"NaN", b"9" * 30, b"9" * 5000),
     *(
@@ -69,9 +69,9 @@ VALUES = [None, True, -1, 0, 1, 0.5, 10**9, 10**30, float("nan"), 1e300, "", "x"
 
 @dataclass(frozen=True)
 class Target:
-    """What to run on inputs that are made from `seeds`; `is_json`: a value of a seed is replaced, removed or added.
+    """A function to run on inputs made from `seeds`. `is_json`: the values of a seed's JSON are changed, too.
 
-    `prepare` takes a folder that does not exist yet, in which the target may write.
+    `prepare` takes a folder that does not exist yet and that the target may write to.
     """
 
     prepare: Callable[[Path], Run]
@@ -85,11 +85,11 @@ def fuzz(target: Target, run: Run, seconds: float, seed: int) -> int:
     Raises:
         Exception: of the target, with the input as a note.
     """
-    tried = 0
+    count = 0
 
-    def one(data: bytes) -> None:
-        nonlocal tried
-        tried += 1
+    def run_noted(data: bytes) -> None:
+        nonlocal count
+        count += 1
         try:
             run(data)
         except Exception as error:
@@ -97,7 +97,7 @@ def fuzz(target: Target, run: Run, seconds: float, seed: int) -> int:
             raise
 
     for data in target.seeds:
-        one(data)
+        run_noted(data)
     inputs = st.one_of(_edited_json(target.seeds), _edited(target.seeds)) if target.is_json else _edited(target.seeds)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -105,13 +105,13 @@ def fuzz(target: Target, run: Run, seconds: float, seed: int) -> int:
             max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
-        seeded(hash((seed, tried)))(limits(given(inputs)(one)))()
-    return tried
+        seeded(hash((seed, count)))(limits(given(inputs)(run_noted)))()
+    return count
 
 
 @st.composite
 def _edited(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
-    """A seed in which a few places are replaced by others, or random bytes."""
+    """A seed with a few parts replaced by other parts or random bytes."""
     data = draw(st.sampled_from(seeds))
     for _ in range(draw(st.integers(0, 5))):
         begin = draw(st.integers(0, len(data)))
@@ -123,7 +123,7 @@ def _edited(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
 
 @st.composite
 def _edited_json(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
-    """A seed, which is JSON, in which up to three values are other ones, or gone."""
+    """A JSON seed with up to three values replaced or removed."""
     value = json.loads(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 3))):
         inner = value
@@ -166,14 +166,14 @@ def _cleaning(_: Path) -> Run:
 
 
 def _verified(name: str) -> Callable[[Path], Run]:
-    """`--verify` of a checkpoint in which the file `name` is the input, with the manifest sealed again."""
+    """`--verify` of a checkpoint whose file `name` is the input, with the manifest sealed again."""
 
     def prepare(folder: Path) -> Run:
         folder.mkdir()
         source, output = write_checkpoint(folder / "tiny", "qwen3").folder, folder / "out"
         command = ["quantize", "--model", str(source), "--output", str(output), "--calibration-texts", "64", "--device", "cpu"]
-        made = CliRunner().invoke(group, command)
-        assert made.exit_code == 0, made.output
+        result = CliRunner().invoke(group, command)
+        assert result.exit_code == 0, result.output
         manifest = json.loads((output / "qembed.json").read_bytes())
 
         def run(data: bytes) -> None:
@@ -184,10 +184,10 @@ def _verified(name: str) -> Callable[[Path], Run]:
                 files = {**manifest["files"], name: hashlib.sha256(data).hexdigest()}
                 (output / "qembed.json").write_text(json.dumps(sealed({**manifest, "files": files})))
             (output / name).write_bytes(data)
-            done = CliRunner().invoke(group, ["quantize", "--verify", str(output), "--device", "cpu"])
-            assert done.exit_code in (0, 1), done.output
-            assert "unexpected" not in done.output, done.output
-            assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+            result = CliRunner().invoke(group, ["quantize", "--verify", str(output), "--device", "cpu"])
+            assert result.exit_code in (0, 1), result.output
+            assert "unexpected" not in result.output, result.output
+            assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
 
         return run
 
@@ -264,7 +264,7 @@ def _corpus(name: str) -> list[bytes]:
 
 
 def _docx_edited(prepare: Callable[[Path], Run]) -> Callable[[Path], Run]:
-    """The input is the XML of the document; around it is a whole archive, so that edits reach the parser."""
+    """The input is the document's XML; it is put into a valid archive, so that edits reach the parser."""
     frame = _corpus("docx")[0]
 
     def outer(folder: Path) -> Run:

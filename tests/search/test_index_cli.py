@@ -1,4 +1,4 @@
-"""`qembed index`: what it builds, what it keeps, what it measures, and what it refuses."""
+"""`qembed index`: its indexes, kept columns, measured recall, and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.search.conftest import ABOUT, clustered, error_line, json_output, qem
 
 
 def truth(vectors: np.ndarray[Any, Any], queries: np.ndarray[Any, Any], depth: int) -> tuple[Any, Any]:
-    """Rows and cosines of the nearest, by numpy in float64."""
+    """Rows and cosines of the nearest vectors, by numpy in float64."""
     products = queries.astype(np.float64) @ vectors.astype(np.float64).T
     order = np.argsort(-products, axis=1, kind="stable")[:, :depth]
     return order, np.take_along_axis(products, order, axis=1)
@@ -34,36 +34,36 @@ def test_a_flat_index_is_exact_and_keeps_order_ids_and_columns(tmp_path: Path, d
     source = write(tmp_path / "v.parquet", vectors, {"text": [f"t {row}" for row in range(700)], "price": range(700)})
     summary = json_output("index", source, "-o", tmp_path / "i.faiss")
     assert (summary["rows"], summary["dimensions"], summary["kind"], summary["recall"]) == (700, 64, "flat", None)
-    opened = store.read(tmp_path / "i.faiss")
+    stored = store.read(tmp_path / "i.faiss")
     queries = clustered(20, seed=5)
     unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     order, cosines = truth(unit, queries, 10)
-    scores, rows = nearest(opened.index, "flat", queries, 10, None)
+    scores, rows = nearest(stored.index, "flat", queries, 10, None)
     assert (rows == order).all()
     assert scores == pytest.approx(cosines, abs=1e-6)
-    entries = opened.entries([699, 3, 3, 0], ["id", "price", "text"])
+    entries = stored.entries([699, 3, 3, 0], ["id", "price", "text"])
     assert entries == [{"id": f"doc{row}", "price": row, "text": f"t {row}"} for row in (699, 3, 3, 0)]
     assert faiss.read_index(str(tmp_path / "i.faiss")).ntotal == 700
 
 
-def test_vectors_of_any_length_are_compared_by_their_direction(tmp_path: Path) -> None:
+def test_vectors_of_any_length_are_compared_by_cosine(tmp_path: Path) -> None:
     vectors = clustered(50)
-    scaled = vectors * np.linspace(0.01, 90, 50, dtype=np.float32)[:, None]
-    write(tmp_path / "v.parquet", scaled)
+    rescaled = vectors * np.linspace(0.01, 90, 50, dtype=np.float32)[:, None]
+    write(tmp_path / "v.parquet", rescaled)
     json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
     scores, rows = nearest(store.read(tmp_path / "i.faiss").index, "flat", vectors[:5], 3, None)
     assert (rows == truth(vectors, vectors[:5], 3)[0]).all()
     assert scores[:, 0] == pytest.approx(1, abs=1e-6)
 
 
-def test_int8_vectors_are_compared_by_direction_and_binary_ones_by_their_signs(tmp_path: Path) -> None:
+def test_int8_vectors_are_compared_by_cosine_and_binary_ones_by_their_signs(tmp_path: Path) -> None:
     vectors = clustered(400)
-    whole = np.rint(vectors * 127 / np.abs(vectors).max(axis=1, keepdims=True)).astype(np.int8)
-    write(tmp_path / "i.parquet", whole, about={**ABOUT, "dtype": "int8"})
+    integers = np.rint(vectors * 127 / np.abs(vectors).max(axis=1, keepdims=True)).astype(np.int8)
+    write(tmp_path / "i.parquet", integers, about={**ABOUT, "dtype": "int8"})
     bits = np.packbits(vectors > 0, axis=1)
     write(tmp_path / "b.parquet", bits, about={**ABOUT, "dtype": "binary"}, dimensions=64)
     queries = clustered(9, seed=4)
-    for name, exact in (("i", whole.astype(np.float64)), ("b", np.where(vectors > 0, 1.0, -1.0))):
+    for name, exact in (("i", integers.astype(np.float64)), ("b", np.where(vectors > 0, 1.0, -1.0))):
         assert json_output("index", tmp_path / f"{name}.parquet", "-o", tmp_path / "x.faiss")["dimensions"] == 64
         scores, rows = nearest(store.read(tmp_path / "x.faiss").index, "flat", queries, 5, None)
         unit = exact / np.linalg.norm(exact, axis=1, keepdims=True)
@@ -81,7 +81,7 @@ def test_int8_vectors_are_compared_by_direction_and_binary_ones_by_their_signs(t
         ("hnsw", ["--m", 8, "--ef-construction", 40], {"m": 8, "ef_construction": 40}),
     ],
 )
-def test_approximate_indexes_are_measured_against_exact_search(
+def test_recall_of_approximate_indexes_is_measured_against_exact_search(
     tmp_path: Path, kind: build.Kind, options: list[Any], settings: dict[str, int]
 ) -> None:
     vectors = clustered(3000)
@@ -93,26 +93,30 @@ def test_approximate_indexes_are_measured_against_exact_search(
     recalls = [point["recall"] for point in points]
     assert recalls[0] < recalls[-1]
     assert recalls[-1] >= recall.COMPLETE or kind == "hnsw"
-    enough = [point["width"] for point in points if point["recall"] >= 0.95]
-    assert summary["width"] == measured["chosen"] == enough[0]
-    opened = store.read(tmp_path / "i.faiss")
-    assert opened.index.ntotal == 3000
-    inner: Any = faiss.downcast_index(opened.index)
-    assert inner.nlist == settings["nlist"] if kind == "ivf-flat" else inner.hnsw.efConstruction == settings["ef_construction"]
+    complete = [point["width"] for point in points if point["recall"] >= 0.95]
+    assert summary["width"] == measured["chosen"] == complete[0]
+    stored = store.read(tmp_path / "i.faiss")
+    assert stored.index.ntotal == 3000
+    faiss_index: Any = faiss.downcast_index(stored.index)
+    assert (
+        faiss_index.nlist == settings["nlist"]
+        if kind == "ivf-flat"
+        else faiss_index.hnsw.efConstruction == settings["ef_construction"]
+    )
 
     drawn = ivf.draw(3000, recall.QUERIES)
     order, _ = truth(vectors, vectors[drawn], 11)
-    true_nearest = [set(rows[rows != own][:10]) for rows, own in zip(order, drawn, strict=True)]
+    true_nearest = [set(rows[rows != own_row][:10]) for rows, own_row in zip(order, drawn, strict=True)]
     for point in points:
-        _, rows = nearest(opened.index, kind, vectors[drawn], 11, point["width"])
-        returned = [set(rows_[rows_ != own][:10]) for rows_, own in zip(rows, drawn, strict=True)]
+        _, rows = nearest(stored.index, kind, vectors[drawn], 11, point["width"])
+        returned = [set(rows_[rows_ != own_row][:10]) for rows_, own_row in zip(rows, drawn, strict=True)]
         by_hand = np.mean([len(a & b) / 10 for a, b in zip(true_nearest, returned, strict=True)])
         assert point["recall"] == pytest.approx(by_hand, abs=0.002)
-    exact = nearest(opened.index, kind, vectors[:9], 10, None)[1]
+    exact = nearest(stored.index, kind, vectors[:9], 10, None)[1]
     assert (exact == truth(vectors, vectors[:9], 10)[0]).all()
 
 
-def test_equal_texts_do_not_count_against_an_index(tmp_path: Path) -> None:
+def test_equal_vectors_do_not_lower_the_recall(tmp_path: Path) -> None:
     vectors = np.repeat(clustered(60), 40, axis=0)
     write(tmp_path / "v.parquet", vectors)
     summary = json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", "ivf-flat")
@@ -126,9 +130,9 @@ def test_recall_is_measured_with_given_queries(tmp_path: Path) -> None:
     arguments = ["index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--force", "--kind", "ivf-flat", "--queries"]
     measured = json_output(*arguments, tmp_path / "q.parquet")["recall"]
     assert (measured["queries"], measured["source"]) == (1000, str(tmp_path / "q.parquet"))
-    opened = store.read(tmp_path / "i.faiss")
+    stored = store.read(tmp_path / "i.faiss")
     order, _ = truth(vectors, queries[:1000], 10)
-    _, rows = nearest(opened.index, "ivf-flat", queries[:1000], 10, 4)
+    _, rows = nearest(stored.index, "ivf-flat", queries[:1000], 10, 4)
     by_hand = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(order, rows, strict=True)])
     assert next(point for point in measured["points"] if point["width"] == 4)["recall"] == pytest.approx(by_hand, abs=1e-3)
     write(tmp_path / "other.parquet", queries, about={**ABOUT, "model": "Qwen/Other"})
@@ -139,15 +143,15 @@ def test_recall_is_measured_with_given_queries(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
 @pytest.mark.parametrize("kind", build.KINDS)
-def test_a_few_vectors_are_enough_for_any_index(tmp_path: Path, rows: int, kind: build.Kind) -> None:
+def test_every_kind_of_index_works_with_few_vectors(tmp_path: Path, rows: int, kind: build.Kind) -> None:
     vectors = clustered(rows)
     write(tmp_path / "v.parquet", vectors)
     code, _, err = qembed(
         "index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss", "--kind", kind, "--report", tmp_path / "r.html"
     )
     assert code == 0, err
-    opened = store.read(tmp_path / "i.faiss")
-    _, nearest_rows = nearest(opened.index, kind, vectors, 1, None)
+    stored = store.read(tmp_path / "i.faiss")
+    _, nearest_rows = nearest(stored.index, kind, vectors, 1, None)
     assert (nearest_rows[:, 0] == np.arange(rows)).all()
 
 
@@ -160,23 +164,23 @@ def test_parts_of_a_folder_are_one_corpus_and_ids_without_a_column_are_numbers(t
         write(folder / f"part-{part}.parquet", vectors[rows], {"id": [f"d{row}" for row in range(90)[rows]]})
     summary = json_output("index", folder, "-o", folder / "i.faiss")
     assert summary["rows"] == 90
-    opened = store.read(folder / "i.faiss")
-    assert [entry["id"] for entry in opened.entries([0, 31, 89], ["id"])] == ["d0", "d31", "d89"]
+    stored = store.read(folder / "i.faiss")
+    assert [entry["id"] for entry in stored.entries([0, 31, 89], ["id"])] == ["d0", "d31", "d89"]
     assert json_output("index", folder, "-o", folder / "i.faiss")["rows"] == 90, "its own ids are no part"
 
     lists = arrow.table({"embedding": arrow.array(vectors.tolist(), arrow.list_(arrow.float64()))})
     parquet.write_table(lists, tmp_path / "plain.parquet", row_group_size=7)
     assert json_output("index", tmp_path / "plain.parquet", "-o", tmp_path / "p.faiss")["model"] is None
-    opened = store.read(tmp_path / "p.faiss")
-    assert [entry["id"] for entry in opened.entries([0, 88], ["id"])] == ["1", "89"]
-    assert nearest(opened.index, "flat", vectors[40:41], 1, None)[1].item() == 40
+    stored = store.read(tmp_path / "p.faiss")
+    assert [entry["id"] for entry in stored.entries([0, 88], ["id"])] == ["1", "89"]
+    assert nearest(stored.index, "flat", vectors[40:41], 1, None)[1].item() == 40
 
     write(folder / "part-3.parquet", vectors[:, :32], {"id": range(90)})
     assert "not a part of the same run" in error_line("index", folder, "-o", tmp_path / "n.faiss")
 
 
-def bad(path: Path, **changes: Any) -> Path:
-    """A file whose row 7 is changed."""
+def write_with_bad_row(path: Path, **changes: Any) -> Path:
+    """Write a file whose row 7 is changed."""
     vectors = clustered(20)
     for value in changes.values():
         vectors[6] = value
@@ -185,12 +189,12 @@ def bad(path: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("value", [0, np.nan, np.inf])
 def test_zero_and_non_finite_vectors_are_refused_by_row(tmp_path: Path, value: float) -> None:
-    source = bad(tmp_path / "v.parquet", row=value)
+    source = write_with_bad_row(tmp_path / "v.parquet", row=value)
     assert "row 7: the vector is zero or not finite" in error_line("index", source, "-o", tmp_path / "i.faiss")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.parquet"]
 
 
-def test_files_that_hold_no_vectors_are_refused_in_a_line(tmp_path: Path) -> None:
+def test_files_without_vectors_are_one_line(tmp_path: Path) -> None:
     def refusal(table: Any, name: str = "x.parquet") -> str:
         if table is not None:
             parquet.write_table(arrow.table(table), tmp_path / name)
@@ -222,7 +226,7 @@ def test_files_that_hold_no_vectors_are_refused_in_a_line(tmp_path: Path) -> Non
     assert "its metadata 'qembed' is not JSON" in refusal(None, "note.parquet")
 
 
-def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_contradicting_options_are_refused_before_reading(tmp_path: Path) -> None:
     source = write(tmp_path / "v.parquet", clustered(20))
     output = tmp_path / "i.faiss"
     assert "a setting of --kind ivf-flat" in error_line("index", source, "-o", output, "--nlist", 4)
@@ -255,7 +259,7 @@ def test_a_failed_write_leaves_the_old_index(tmp_path: Path) -> None:
     output = tmp_path / "i.faiss"
     json_output("index", first, "-o", output)
     before = {path.name: path.read_bytes() for path in (output, store.ids_path(output))}
-    # A limit on a file's size fails the write as a full disk does.
+    # A limit on the file size makes the write fail like a full disk.
     code = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -287,9 +291,9 @@ def test_a_run_interrupted_between_the_renames_is_completed_by_the_next_read(
     monkeypatch.setattr(os, "replace", killed)
     assert qembed("index", second, "-o", output, "--force")[0] == 130
     monkeypatch.setattr(os, "replace", real)
-    opened = store.read(output)
-    assert opened.rows == 50
-    assert opened.entries([49], ["text"]) == [{"text": "text 49"}]
+    stored = store.read(output)
+    assert stored.rows == 50
+    assert stored.entries([49], ["text"]) == [{"text": "text 49"}]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -320,9 +324,9 @@ def test_damaged_and_mismatched_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_the_index_and_a_batch_whatever_the_size_of_the_file(tmp_path: Path) -> None:
+def test_memory_grows_only_with_the_index(tmp_path: Path) -> None:
     peaks = []
-    for rows in (20_000, 60_000):  # one row group each: it is read in pieces all the same
+    for rows in (20_000, 60_000):  # one row group each, which is still read in pieces
         source = write(tmp_path / f"{rows}.parquet", np.tile(clustered(500, 512), (rows // 500, 1)), row_group_size=rows)
         code = (
             "import sys\n"
@@ -337,7 +341,7 @@ def test_memory_is_the_index_and_a_batch_whatever_the_size_of_the_file(tmp_path:
     assert grown < 1.4 * index, f"{grown / index:.2f} of the index's own size"
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_during_reading_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "v.parquet", clustered(20))
     monkeypatch.setattr(corpus, "vectors", lambda _: iter([clustered(10)]))
     assert "it was changed while it was read" in error_line("index", source, "-o", tmp_path / "i.faiss")

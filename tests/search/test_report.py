@@ -25,7 +25,7 @@ class Tags(HTMLParser):
         self.links += [value for name, value in attrs if name in ("href", "src", "style") or name.startswith("on")]
 
 
-def test_the_report_plots_recall_against_time_and_needs_nothing_else(tmp_path: Path) -> None:
+def test_the_report_plots_recall_against_time_and_is_self_contained(tmp_path: Path) -> None:
     write(tmp_path / "v.parquet", clustered(2000))
     output = tmp_path / "<b>i.faiss"
     summary = json_output(
@@ -44,7 +44,7 @@ def test_the_report_plots_recall_against_time_and_needs_nothing_else(tmp_path: P
     assert "its answers are exact" in (tmp_path / "r.html").read_text()
 
 
-def test_a_report_that_fails_loses_nothing_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_report_fails_the_result_is_still_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path, _: object) -> None:
         raise QembedError(f"{path}: the disk is full")
 
@@ -59,8 +59,8 @@ def test_a_report_that_fails_loses_nothing_that_was_measured(tmp_path: Path, mon
     )
     code, out, err = qembed(*command, "--json")
     assert (code, out.count("\n")) == (1, 1)
-    printed = json.loads(out)
-    assert (printed["rows"], printed["error"]["exit_code"]) == (200, 1)
+    output = json.loads(out)
+    assert (output["rows"], output["error"]["exit_code"]) == (200, 1)
     assert "r.json: the disk is full" in err
     code, out, _ = qembed(*command, "--force")
     assert (code, "200 vectors" in out) == (1, True)

@@ -1,4 +1,4 @@
-"""The page about recall in a real browser, on a telephone and on a screen."""
+"""The report of `qembed index` in a real browser, on a phone and on a desktop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qembed.search import report
-from tests.eval.test_browser import BROWSER, CUT_OFF, OVERLAPS, Tab, tab
+from tests.eval.report.test_browser import BROWSER, CUT_OFF, OVERLAPS, Tab, tab
 
 __all__ = ["tab"]
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)")
@@ -31,7 +31,7 @@ def result(times: list[float], exact: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("exact", [0.5, 480.0])
-def test_nothing_is_cut_off_or_on_top_of_another(tab: Tab, tmp_path: Path, width: int, exact: float) -> None:
+def test_nothing_is_cut_off_or_overlaps(tab: Tab, tmp_path: Path, width: int, exact: float) -> None:
     path = tmp_path / "recall.html"
     path.write_text(report.page(result([0.09, 0.11, 0.2, 0.35, 0.7, 1.4, 2.9, 6.0], exact)), encoding="utf-8")
     tab.show(path, width, "light")

@@ -1,4 +1,4 @@
-"""The checkpoints and the stand-in for vLLM that the tests of qembed/vllm have."""
+"""The tiny checkpoints and the fake vLLM of tests/vllm."""
 
 from __future__ import annotations
 

@@ -19,28 +19,28 @@ def serve(*arguments: object) -> Result:
 
 
 def test_plan_lines_add_up_to_the_total(int4: Checkpoint) -> None:
-    done = serve("--model", int4.folder, "--plan", "--json", "--device-memory", "T4", "--max-model-len", 128)
-    assert done.exit_code == 0, done.output
-    plan = json.loads(done.output)
+    result = serve("--model", int4.folder, "--plan", "--json", "--device-memory", "T4", "--max-model-len", 128)
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.output)
     assert sum(plan["bytes"].values()) == plan["total_bytes"]
     assert (plan["max_model_len"], plan["max_num_seqs"], plan["fits"]) == (128, 32, True)
     assert plan["device"] == {"kind": "cuda", "name": "T4", "memory_bytes": 15360 * 2**20, "free_bytes": 15360 * 2**20}
 
 
 def test_a_plan_that_does_not_fit_exits_with_1(int4: Checkpoint) -> None:
-    done = serve("--model", int4.folder, "--plan", "--device-memory", "512MiB")
-    assert done.exit_code == 1
-    assert "does not fit: 512MiB has 512 MiB; " in done.output
+    result = serve("--model", int4.folder, "--plan", "--device-memory", "512MiB")
+    assert result.exit_code == 1
+    assert "does not fit: 512MiB has 512 MiB; " in result.output
     for line in ("token table", "linear layers", "keys and values", "activations", "CUDA graphs", "CUDA context", "total"):
-        assert line in done.output
+        assert line in result.output
 
 
 def test_the_plan_is_within_memory_or_refused(int4: Checkpoint) -> None:
-    done = serve("--model", int4.folder, "--plan", "--device-memory", "L4", "--memory", "2GiB", "--json")
-    assert json.loads(done.output)["total_bytes"] <= 2 * 2**30
-    done = serve("--model", int4.folder, "--plan", "--device-memory", "L4", "--memory", "100MiB")
-    assert done.exit_code == 2
-    assert done.output.startswith("qembed: --memory 100 MiB is too little: 1 sequence of 64 tokens need 60")
+    result = serve("--model", int4.folder, "--plan", "--device-memory", "L4", "--memory", "2GiB", "--json")
+    assert json.loads(result.output)["total_bytes"] <= 2 * 2**30
+    result = serve("--model", int4.folder, "--plan", "--device-memory", "L4", "--memory", "100MiB")
+    assert result.exit_code == 2
+    assert result.output.startswith("qembed: --memory 100 MiB is too little: 1 sequence of 64 tokens need 60")
     assert serve("--model", int4.folder, "--plan", "--memory", "lots").exit_code == 2
 
 
@@ -59,10 +59,10 @@ def test_the_plan_is_within_memory_or_refused(int4: Checkpoint) -> None:
     ],
 )
 def test_bad_input_is_reported_in_one_line(int4: Checkpoint, arguments: list[str], message: str) -> None:
-    done = serve("--model", int4.folder, *arguments)
-    assert done.exit_code == 2
-    assert done.output.count("\n") == 1
-    assert message in done.output
+    result = serve("--model", int4.folder, *arguments)
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert message in result.output
 
 
 def test_serving_other_machines_without_key_or_tls_is_warned_about(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -91,13 +91,13 @@ def test_serving_other_machines_without_key_or_tls_is_warned_about(checkpoint: C
     ],
 )
 def test_errors_are_json_lines_with_json_as_the_log_format(arguments: list[str]) -> None:
-    done = serve(*arguments)
-    assert done.exit_code == 2
-    lines = [json.loads(line) for line in done.output.splitlines()]
+    result = serve(*arguments)
+    assert result.exit_code == 2
+    lines = [json.loads(line) for line in result.output.splitlines()]
     assert [line["level"] for line in lines] == ["error"]
     assert {"time", "message"} <= set(lines[0])
 
 
 def test_the_plan_is_json_with_json_as_the_log_format(int4: Checkpoint) -> None:
-    done = serve("--model", int4.folder, "--plan", "--log-format", "json", "--device-memory", "T4", "--max-model-len", 128)
-    assert json.loads(done.output)["fits"]
+    result = serve("--model", int4.folder, "--plan", "--log-format", "json", "--device-memory", "T4", "--max-model-len", 128)
+    assert json.loads(result.output)["fits"]

@@ -15,16 +15,16 @@ from qembed.serve import doctor
 from qembed.vllm import kernels, machine, ports
 
 
-def checked(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    """The exit code, and the checks by name."""
+def run_doctor(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Run `qembed doctor`; returns the exit code and the checks by name."""
     result = CliRunner().invoke(group, ["doctor", "--json", "--offline", "--port", "0", *arguments])
-    found = json.loads(result.stdout)
-    assert found["ok"] == (result.exit_code == 0)
-    return result.exit_code, {check["name"]: check for check in found["checks"]}
+    report = json.loads(result.stdout)
+    assert report["ok"] == (result.exit_code == 0)
+    return result.exit_code, {check["name"]: check for check in report["checks"]}
 
 
-def test_the_page_names_everything_that_decides() -> None:
-    code, checks = checked()
+def test_every_deciding_fact_is_listed() -> None:
+    code, checks = run_doctor()
     assert code == 0
     assert {"system", "CPU", "GPU", "vLLM", "INT4", "memory", "cores", "port", "cache"} <= checks.keys()
     assert {f"extra {name}" for name in doctor.EXTRAS} <= checks.keys()
@@ -35,7 +35,9 @@ def test_the_page_names_everything_that_decides() -> None:
 
 
 @pytest.mark.parametrize("problem", ["no vLLM", "no AVX2"])
-def test_what_the_main_job_needs_is_exit_code_1(problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_prerequisite_of_serving_is_exit_code_1(
+    problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     if problem == "no vLLM":
         monkeypatch.setattr(machine, "find_spec", lambda _: None)
     else:
@@ -43,7 +45,7 @@ def test_what_the_main_job_needs_is_exit_code_1(problem: str, monkeypatch: pytes
         cpuinfo.write_text("flags : sse2\n")
         monkeypatch.setattr(machine.check_device, "__defaults__", (cpuinfo,))
         monkeypatch.setattr(machine, "_is_cpu_build", lambda: True)
-    code, checks = checked()
+    code, checks = run_doctor()
     assert code == 1
     assert checks["vLLM"]["state"] == "fail"
     assert checks["vLLM"]["advice"]
@@ -53,8 +55,8 @@ def test_limits_and_missing_parts_are_notes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cgroup, "cpus", lambda: 1.0)
     monkeypatch.setattr(cgroup, "memory", lambda *_: cgroup.Memory(2**30, 2**29))
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "faiss" else object())
-    with ports.listen("127.0.0.1", 0) as taken:
-        code, checks = checked("--port", str(taken.getsockname()[1]))
+    with ports.listen("127.0.0.1", 0) as listener:
+        code, checks = run_doctor("--port", str(listener.getsockname()[1]))
     assert code == 0
     assert checks["cores"]["value"].startswith("1 used")
     assert "quota 1" in checks["cores"]["value"]

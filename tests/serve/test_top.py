@@ -19,8 +19,8 @@ def other_server() -> Iterator[str]:
 
 
 def top(*arguments: str, **environment: str) -> tuple[int, str]:
-    done = CliRunner().invoke(group, ["top", *arguments, "--once"], env=environment)
-    return done.exit_code, done.output
+    result = CliRunner().invoke(group, ["top", *arguments, "--once"], env=environment)
+    return result.exit_code, result.output
 
 
 def test_no_server_is_reported_in_one_line() -> None:

@@ -56,11 +56,11 @@ def test_a_million_combining_marks_are_fast_and_keep_their_order() -> None:
     assert clean("a" + "\u0316\u0301" * 15) == clean("a" + "\u0301\u0316" * 15)
 
 
-def test_no_text_has_python_sort_more_than_a_few_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python sorts a run of marks in quadratic time: here a run is counted as Python sees it, decomposed."""
+def test_python_never_sorts_a_long_run_of_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python sorts a run of marks in quadratic time. Runs are counted as Python sees them, decomposed."""
     normalize, longest = unicodedata.normalize, 0
 
-    def measured(form: str, text: str) -> str:
+    def normalize_counted(form: str, text: str) -> str:
         nonlocal longest
         marks = 0
         for character in normalize("NFD", text):
@@ -68,7 +68,7 @@ def test_no_text_has_python_sort_more_than_a_few_marks(monkeypatch: pytest.Monke
             longest = max(longest, marks)
         return normalize(form, text)
 
-    monkeypatch.setattr(unicodedata, "normalize", measured)
+    monkeypatch.setattr(unicodedata, "normalize", normalize_counted)
     first_a_mark = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.combining(normalize("NFD", c)[0])]
     assert "\u0f73" in first_a_mark
     for character in first_a_mark:
@@ -77,7 +77,7 @@ def test_no_text_has_python_sort_more_than_a_few_marks(monkeypatch: pytest.Monke
     assert longest <= 2 * MAX_MARKS + 2
 
 
-def test_of_two_joiners_none_stays_between_letters_and_one_after_a_virama() -> None:
+def test_repeated_joiners_are_removed_between_letters_and_reduced_to_one_after_a_virama() -> None:
     assert clean("ی\u200c\u200cی") == "یی"
     assert clean("क्\u200d\u200dष") == "क्\u200dष"
     assert clean("क्\u200d") == "क्"

@@ -1,4 +1,4 @@
-"""JSON that every parser reads."""
+"""JSON without NaN and infinity, which every parser reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def refuse(name: str) -> float:
     raise AssertionError(f"{name} is not JSON")
 
 
-def test_what_is_not_finite_becomes_null_at_any_depth() -> None:
+def test_non_finite_numbers_become_null_at_any_depth() -> None:
     value = {"a": NUMBERS, "b": {"c": (float("nan"), "x")}, "d": datetime.date(2026, 1, 2), "e": "ü"}
     text = strict_json.dumps(value)
     assert json.loads(text, parse_constant=refuse) == {

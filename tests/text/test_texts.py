@@ -1,4 +1,4 @@
-"""What a model reads of a text is the same in all five commands."""
+"""All five commands give the model the same input for a text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CASES = [
 
 
 class Recorder:
-    """A tokenizer that records what it is given."""
+    """A tokenizer that records its inputs."""
 
     def __init__(self) -> None:
         self.inputs: list[str] = []
@@ -111,7 +111,7 @@ COMMANDS = (read_by_quantize, read_by_serve, read_by_embed, read_by_eval, read_b
         pytest.param(read, *case, id=f"{read.__name__.removeprefix('read_by_')} {case[0].id}")
         for read in COMMANDS
         for case in CASES
-        if read is not read_by_search or case[0].kind == "query"  # search embeds nothing else
+        if read is not read_by_search or case[0].kind == "query"  # search embeds only queries
     ],
 )
 def test_every_command_gives_the_model_the_same_text(

@@ -1,4 +1,4 @@
-"""The fake server and the cache folder of the tests of eval."""
+"""The fake server and the cache folder of tests/eval."""
 
 from __future__ import annotations
 

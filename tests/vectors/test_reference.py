@@ -1,4 +1,4 @@
-"""The reference embedder against transformers' own loading, against single texts, and against INT4 worked out by hand."""
+"""The reference embedder against transformers' own loading, single texts, and INT4 dequantized by hand."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TEXTS = [
     "ab",
     "猫",
 ]
-# Where AutoAWQ puts the eight outputs of one int32, from the low end: the format's definition, not our constant.
+# AutoAWQ's order of the eight outputs in an int32, from the low end; written out, not taken from the tested code.
 NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def own_vectors(folder: Path, texts: list[str]) -> np.ndarray:
-    """What AutoModel.from_pretrained makes of `texts`, one by one, without any code of ours but the tokenizer."""
+    """The vectors of `texts` by AutoModel.from_pretrained, one by one; only the tokenizer is loaded by qembed."""
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder).float().eval()
@@ -45,7 +45,7 @@ def own_vectors(folder: Path, texts: list[str]) -> np.ndarray:
 
 
 def by_hand(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The weight [N, K] by plain arithmetic on each nibble."""
+    """The dequantized weight [N, K], nibble by nibble."""
     inputs, outputs = qweight.shape[0], scales.shape[1]
     group = inputs // scales.shape[0]
     columns = []
@@ -57,7 +57,7 @@ def by_hand(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -
     return torch.stack(columns)
 
 
-def copied(folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Checkpoint:
+def copy_with(folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Checkpoint:
     """A copy of a checkpoint with its tensors changed."""
     shutil.copytree(folder, target)
     tensors = change(load_file(target / "model.safetensors"))
@@ -65,7 +65,7 @@ def copied(folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]
     return Checkpoint("copy", target)
 
 
-def test_fp16_gives_what_transformers_gives(fp16: Path) -> None:
+def test_vectors_of_fp16_equal_those_of_transformers(fp16: Path) -> None:
     vectors = reference.embed(reference.load(find(str(fp16))), TEXTS)
     assert vectors.shape == (len(TEXTS), 128)
     assert vectors.dtype == np.float32
@@ -76,11 +76,11 @@ def test_fp16_gives_what_transformers_gives(fp16: Path) -> None:
 @pytest.mark.parametrize("token_budget", [1, 30, 60, 10_000])
 def test_batches_do_not_change_a_vector(fp16: Path, token_budget: int) -> None:
     loaded = reference.load(find(str(fp16)))
-    done: list[int] = []
-    together = reference.embed(loaded, TEXTS, token_budget=token_budget, on_done=done.append)
+    progress: list[int] = []
+    batched = reference.embed(loaded, TEXTS, token_budget=token_budget, on_done=progress.append)
     singly = np.concatenate([reference.embed(loaded, [text]) for text in TEXTS])
-    assert np.abs(together - singly).max() < 2e-6
-    assert sum(done) == len(TEXTS)
+    assert np.abs(batched - singly).max() < 2e-6
+    assert sum(progress) == len(TEXTS)
 
 
 def test_the_appended_last_token_is_pooled(fp16: Path) -> None:
@@ -95,16 +95,16 @@ def test_the_appended_last_token_is_pooled(fp16: Path) -> None:
 
 
 def test_packed_weights_are_read_as_the_format_defines(int4: Path) -> None:
-    options = load_file(int4 / "model.safetensors")
+    packed = load_file(int4 / "model.safetensors")
     tensors = dict(reference.weights(find(str(int4))))
     name = "layers.1.mlp.down_proj"
-    expected = by_hand(*(options[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")))
+    expected = by_hand(*(packed[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")))
     assert torch.equal(tensors[f"{name}.weight"], expected)
     assert tensors[f"{name}.weight"].shape == (128, 256)
     assert not [key for key in tensors if key.endswith(("qweight", "qzeros", "scales"))]
 
 
-def test_int4_gives_what_transformers_gives_for_weights_dequantized_by_hand(int4: Path, tmp_path: Path) -> None:
+def test_vectors_of_int4_equal_those_of_transformers_with_dequantized_weights(int4: Path, tmp_path: Path) -> None:
     def unpacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         plain = {name: tensor.float() for name, tensor in tensors.items() if "_proj." not in name}
         for name in tensors:
@@ -113,7 +113,7 @@ def test_int4_gives_what_transformers_gives_for_weights_dequantized_by_hand(int4
                 plain[f"{stem}weight"] = by_hand(*(tensors[stem + part] for part in ("qweight", "qzeros", "scales")))
         return plain
 
-    plain = copied(int4, tmp_path / "plain", unpacked)
+    plain = copy_with(int4, tmp_path / "plain", unpacked)
     config = {name: value for name, value in plain.config.items() if name != "quantization_config"}
     (plain.folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "float32"}))
     vectors = reference.embed(reference.load(find(str(int4))), TEXTS)
@@ -128,22 +128,22 @@ def test_an_int8_table_is_read_as_the_format_defines(int4: Path, tmp_path: Path)
         parts = {"qweight": qweight, "scales": scales, "column_scales": columns, "weight": torch.empty(0)}
         return {**tensors, **{f"embed_tokens.{part}": tensor for part, tensor in parts.items()}}
 
-    checkpoint = copied(int4, tmp_path / "copy", with_int8_table)
+    checkpoint = copy_with(int4, tmp_path / "copy", with_int8_table)
     config = checkpoint.config
     config["quantization_config"] |= {"quant_method": "qembed_awq", "token_table": "int8"}
     (checkpoint.folder / "config.json").write_text(json.dumps(config))
     checkpoint = find(str(checkpoint.folder))
-    found = dict(reference.weights(checkpoint))
+    tensors = dict(reference.weights(checkpoint))
     expected = qweight * (0.4 + 0.6 * (qweight / 127) ** 2) * scales * columns
-    torch.testing.assert_close(found["embed_tokens.weight"], expected, rtol=1e-6, atol=0)
-    assert set(found) == set(dict(reference.weights(find(str(int4)))))
+    torch.testing.assert_close(tensors["embed_tokens.weight"], expected, rtol=1e-6, atol=0)
+    assert set(tensors) == set(dict(reference.weights(find(str(int4)))))
     assert sources.weight_format(checkpoint) == "awq-int4, int8 token table"
     assert np.isfinite(reference.embed(reference.load(checkpoint), TEXTS)).all()
 
 
 def test_an_int8_table_whose_parts_do_not_fit_is_named(int4: Path, tmp_path: Path) -> None:
     parts = {"qweight": torch.zeros(257, 128, dtype=torch.int8), "scales": torch.ones(256, 1), "column_scales": torch.ones(128)}
-    checkpoint = copied(
+    checkpoint = copy_with(
         int4, tmp_path / "copy", lambda tensors: {**tensors, **{f"embed_tokens.{k}": v for k, v in parts.items()}}
     )
     checkpoint.config["quantization_config"] |= {"quant_method": "qembed_awq", "token_table": "int8"}
@@ -151,7 +151,7 @@ def test_an_int8_table_whose_parts_do_not_fit_is_named(int4: Path, tmp_path: Pat
         reference.load(checkpoint)
 
 
-def test_int4_is_near_the_original_and_not_the_same(fp16: Path, int4: Path) -> None:
+def test_int4_is_close_to_the_original_but_not_equal(fp16: Path, int4: Path) -> None:
     original = reference.embed(reference.load(find(str(fp16))), TEXTS)
     rounded = reference.embed(reference.load(find(str(int4))), TEXTS)
     cosine = (original * rounded).sum(axis=1)
@@ -161,13 +161,13 @@ def test_int4_is_near_the_original_and_not_the_same(fp16: Path, int4: Path) -> N
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_sources_in_other_dtypes_are_read(fp16: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    copy = copied(fp16, tmp_path / "copy", lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()})
+    copy = copy_with(fp16, tmp_path / "copy", lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()})
     cosine = (reference.embed(reference.load(copy), TEXTS) * own_vectors(fp16, TEXTS)).sum(axis=1)
     assert cosine.min() > 0.999
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_it_computes_in_the_dtype_that_is_asked_for(fp16: Path, dtype: str) -> None:
+def test_computation_is_in_the_requested_dtype(fp16: Path, dtype: str) -> None:
     loaded = reference.load(find(str(fp16)), dtype)
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {getattr(torch, dtype)}
     vectors = reference.embed(loaded, TEXTS)
@@ -177,22 +177,22 @@ def test_it_computes_in_the_dtype_that_is_asked_for(fp16: Path, dtype: str) -> N
 
 def test_a_causal_language_models_prefix_and_head_are_accepted(fp16: Path, tmp_path: Path) -> None:
     def prefixed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        named = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        return {**named, "lm_head.weight": tensors["embed_tokens.weight"].clone()}
+        prefixed_tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        return {**prefixed_tensors, "lm_head.weight": tensors["embed_tokens.weight"].clone()}
 
-    vectors = reference.embed(reference.load(copied(fp16, tmp_path / "copy", prefixed)), TEXTS)
+    vectors = reference.embed(reference.load(copy_with(fp16, tmp_path / "copy", prefixed)), TEXTS)
     assert np.abs(vectors - own_vectors(fp16, TEXTS)).max() < 2e-6
 
 
 def test_a_missing_tensor_is_named(fp16: Path, tmp_path: Path) -> None:
     name = "layers.1.mlp.up_proj.weight"
-    without = copied(fp16, tmp_path / "copy", lambda tensors: {key: tensors[key] for key in tensors if key != name})
+    incomplete = copy_with(fp16, tmp_path / "copy", lambda tensors: {key: tensors[key] for key in tensors if key != name})
     with pytest.raises(BadInput, match=name.replace(".", r"\.")):
-        reference.load(without)
+        reference.load(incomplete)
 
 
 def test_a_tensor_of_another_shape_is_named(fp16: Path, tmp_path: Path) -> None:
-    cut = copied(fp16, tmp_path / "copy", lambda tensors: {**tensors, "norm.weight": tensors["norm.weight"][:64].clone()})
+    cut = copy_with(fp16, tmp_path / "copy", lambda tensors: {**tensors, "norm.weight": tensors["norm.weight"][:64].clone()})
     with pytest.raises(BadInput, match=r"do not fit config\.json.*norm\.weight"):
         reference.load(cut)
 
@@ -200,16 +200,16 @@ def test_a_tensor_of_another_shape_is_named(fp16: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["qzeros", "scales"])
 def test_int4_parts_that_do_not_fit_are_named(int4: Path, tmp_path: Path, part: str) -> None:
     name = f"layers.0.mlp.down_proj.{part}"
-    cut = copied(int4, tmp_path / "copy", lambda tensors: {**tensors, name: tensors[name][:1].clone()})
+    cut = copy_with(int4, tmp_path / "copy", lambda tensors: {**tensors, name: tensors[name][:1].clone()})
     with pytest.raises(BadInput, match=r"layers\.0\.mlp\.down_proj: .*do not fit together"):
         reference.load(cut)
 
 
 def test_an_int4_part_that_is_missing_is_named(int4: Path, tmp_path: Path) -> None:
     name = "layers.0.mlp.down_proj.scales"
-    without = copied(int4, tmp_path / "copy", lambda tensors: {key: tensors[key] for key in tensors if key != name})
+    incomplete = copy_with(int4, tmp_path / "copy", lambda tensors: {key: tensors[key] for key in tensors if key != name})
     with pytest.raises(BadInput, match=r"down_proj\.scales is missing"):
-        reference.load(without)
+        reference.load(incomplete)
 
 
 @pytest.mark.parametrize("model_type", ["no-such-model", None])

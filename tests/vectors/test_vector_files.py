@@ -1,4 +1,4 @@
-"""Vectors from files, on either side."""
+"""Stored vectors as a side of `qembed eval`."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def table(path: Path, **columns: Any) -> Path:
 
 
 def in_order(file: matching.VectorFile, texts: list[Text]) -> np.ndarray:
-    """The vectors of `texts`, all of which the file has."""
-    matched = matching.match(texts, {"it": file})
-    assert matched.texts == texts
-    return np.asarray(matched.vectors["it"])
+    """The vectors of `texts`, all of which must be in the file."""
+    matches = matching.match(texts, {"it": file})
+    assert matches.texts == texts
+    return np.asarray(matches.vectors["it"])
 
 
 def test_two_arrays_need_no_texts_and_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,19 +132,19 @@ def test_files_that_hold_no_vectors_are_named(tmp_path: Path) -> None:
     refused(tmp_path / "v.xlsx", r"vectors are read from \.parquet")
 
 
-def embedded(path: Path, vectors: np.ndarray, dtype: str, metadata: dict[str, Any] | None = None) -> Path:
-    """A file as `qembed embed --output-dtype` writes it, with other `metadata` if given."""
-    options = dtypes.encode(vectors, dtype)
-    lists = arrow.FixedSizeListArray.from_arrays(arrow.array(options.reshape(-1)), options.shape[1])
-    recorded = {"dtype": dtype, "dimensions": vectors.shape[1], **(metadata or {})}
+def write_stored(path: Path, vectors: np.ndarray, dtype: str, metadata: dict[str, Any] | None = None) -> Path:
+    """Write a file as `qembed embed --output-dtype` does, with `metadata` changed."""
+    stored = dtypes.encode(vectors, dtype)
+    lists = arrow.FixedSizeListArray.from_arrays(arrow.array(stored.reshape(-1)), stored.shape[1])
+    note = {"dtype": dtype, "dimensions": vectors.shape[1], **(metadata or {})}
     rows = arrow.table({"id": [text.id for text in TEXTS[: len(vectors)]], "vector": lists})
-    parquet.write_table(rows.replace_schema_metadata({"qembed": json.dumps(recorded)}), path)
+    parquet.write_table(rows.replace_schema_metadata({"qembed": json.dumps(note)}), path)
     return path
 
 
 @pytest.mark.parametrize("dtype", dtypes.DTYPES)
-def test_each_stored_dtype_is_read_as_its_metadata_says(dtype: str, tmp_path: Path) -> None:
-    file = vector_files.read(embedded(tmp_path / "v.parquet", VECTORS, dtype))
+def test_each_stored_dtype_is_read_according_to_its_metadata(dtype: str, tmp_path: Path) -> None:
+    file = vector_files.read(write_stored(tmp_path / "v.parquet", VECTORS, dtype))
     assert file.dtype == dtype
     assert file.vectors.shape == VECTORS.shape
     if dtype == "binary":
@@ -156,7 +156,7 @@ def test_each_stored_dtype_is_read_as_its_metadata_says(dtype: str, tmp_path: Pa
 
 def test_bits_of_unrelated_vectors_are_not_similar(tmp_path: Path) -> None:
     left, right = RANDOM.normal(size=(2, 5, 1024)).astype(np.float32)
-    paths = embedded(tmp_path / "a.parquet", left, "binary"), embedded(tmp_path / "b.parquet", right, "float32")
+    paths = write_stored(tmp_path / "a.parquet", left, "binary"), write_stored(tmp_path / "b.parquet", right, "float32")
     result = qembed("--vectors", paths[0], "--baseline-vectors", paths[1], "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
@@ -165,7 +165,7 @@ def test_bits_of_unrelated_vectors_are_not_similar(tmp_path: Path) -> None:
     assert report["candidate"]["dtype"] == "binary"
 
 
-def test_ids_beside_an_array_must_be_as_many(tmp_path: Path) -> None:
+def test_the_ids_of_an_array_must_match_its_rows(tmp_path: Path) -> None:
     path = npy(tmp_path / "v.npy", VECTORS)
     (tmp_path / "v.ids.jsonl").write_text("".join(f'{{"id": "t{row}"}}\n' for row in (4, 3, 2, 1, 0)))
     assert np.array_equal(in_order(vector_files.read(path), TEXTS), VECTORS[::-1])
@@ -195,12 +195,12 @@ def test_int8_arrays_are_vectors(tmp_path: Path) -> None:
 def test_metadata_that_contradicts_the_column_is_refused(
     dtype: str, metadata: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    path = embedded(tmp_path / "v.parquet", VECTORS, dtype, metadata)
+    path = write_stored(tmp_path / "v.parquet", VECTORS, dtype, metadata)
     with pytest.raises(BadInput, match=words):
         vector_files.read(path)
 
 
-def test_ids_that_name_two_vectors_are_refused(tmp_path: Path) -> None:
+def test_ids_with_two_vectors_are_refused(tmp_path: Path) -> None:
     rows = VECTORS.tolist()
     path = table(tmp_path / "twice.parquet", id=["a", "b", "c", "b", "a"], vector=rows)
     for option in ("--vectors", "--baseline-vectors"):
@@ -220,7 +220,7 @@ def test_a_text_may_be_repeated_with_the_same_vector(tmp_path: Path) -> None:
         vector_files.read(table(tmp_path / "other.parquet", text=["x", "y", "x"], vector=VECTORS[:3].tolist()))
 
 
-def test_texts_of_one_id_are_refused_where_vectors_are_matched_by_it(tmp_path: Path) -> None:
+def test_two_texts_with_the_same_id_are_refused_if_matched_by_id(tmp_path: Path) -> None:
     file = vector_files.read(table(tmp_path / "v.parquet", id=["t0", "t1"], vector=VECTORS[:2].tolist()))
     with pytest.raises(BadInput, match="1 ids name more than one text: 't0'"):
         in_order(file, [Text("t0", "one"), Text("t0", "another")])
@@ -254,7 +254,7 @@ def test_two_files_with_ids_are_matched_without_texts(tmp_path: Path) -> None:
     assert "no text has a vector in both" in result.stderr
 
 
-def test_vectors_and_texts_must_be_as_many(tmp_path: Path) -> None:
+def test_numbers_of_vectors_and_texts_must_match(tmp_path: Path) -> None:
     data = tmp_path / "texts.txt"
     data.write_text("one\ntwo\n")
     path = npy(tmp_path / "v.npy", VECTORS)
@@ -263,7 +263,7 @@ def test_vectors_and_texts_must_be_as_many(tmp_path: Path) -> None:
     assert f"{path}: 5 vectors for 2 texts" in result.stderr
 
 
-def test_vectors_of_other_dimensions_are_refused(tmp_path: Path) -> None:
+def test_sides_of_different_dimensions_are_refused(tmp_path: Path) -> None:
     left, right = npy(tmp_path / "a.npy", VECTORS), npy(tmp_path / "b.npy", VECTORS[:, :4])
     result = qembed("--vectors", left, "--baseline-vectors", right)
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""Which Host headers are let in."""
+"""Accepted and refused Host headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qembed.vllm import hosts
         *("127.0.0.1", "127.0.0.1:8000", "127.1.2.3", "[::1]", "[::1]:8000", "[0:0:0:0:0:0:0:1]:8000", " localhost "),
     ],
 )
-def test_loopback_names_are_let_in(header: str) -> None:
+def test_loopback_names_are_accepted(header: str) -> None:
     names = hosts.allowed("127.0.0.1", (), has_keys=False)
     assert names is not None
     assert hosts.is_allowed(header, names)
@@ -32,13 +32,13 @@ def test_loopback_names_are_let_in(header: str) -> None:
         *("any address", "ｌocalhost", "localhost\x00"),
     ],
 )
-def test_other_names_are_not(header: str | None) -> None:
+def test_other_names_are_refused(header: str | None) -> None:
     names = hosts.allowed("127.0.0.1", (), has_keys=False)
     assert names is not None
     assert not hosts.is_allowed(header, names)
 
 
-def test_the_name_that_the_server_listens_on_is_let_in() -> None:
+def test_the_name_that_the_server_listens_on_is_accepted() -> None:
     names = hosts.allowed("Embed.Example.Org.", (), has_keys=False) or []
     assert hosts.is_allowed("embed.example.org:8000", names)
     assert not hosts.is_allowed("other.example.org", names)
@@ -46,7 +46,7 @@ def test_the_name_that_the_server_listens_on_is_let_in() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
-def test_a_server_on_all_addresses_takes_every_address_and_no_other_name(host: str) -> None:
+def test_a_server_on_all_addresses_accepts_every_address_and_no_name(host: str) -> None:
     names = hosts.allowed(host, (), has_keys=False) or []
     for header in ("192.0.2.1:8000", "[2001:db8::1]", "localhost", f"{socket.gethostname()}:8000"):
         assert hosts.is_allowed(header, names)
@@ -61,7 +61,7 @@ def test_other_names_can_be_added() -> None:
     assert hosts.allowed("127.0.0.1", ("a", "*"), has_keys=False) is None
 
 
-def test_with_keys_any_name_is_let_in_unless_some_are_named() -> None:
+def test_with_keys_any_name_is_accepted_unless_some_are_listed() -> None:
     assert hosts.allowed("0.0.0.0", (), has_keys=True) is None
     names = hosts.allowed("127.0.0.1", ("a.example",), has_keys=True) or []
     assert hosts.is_allowed("a.example", names)
@@ -69,6 +69,6 @@ def test_with_keys_any_name_is_let_in_unless_some_are_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "http://a.example", "a b", "a.example/x", "[::1", "user@a"])
-def test_what_is_no_name_is_refused(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(BadInput, match="--allowed-host"):
         hosts.allowed("127.0.0.1", (name,), has_keys=False)

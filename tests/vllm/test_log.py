@@ -20,7 +20,7 @@ FAILED = """\
 """
 
 
-def test_the_cause_is_the_failed_processs_exception_not_its_parents() -> None:
+def test_the_cause_is_the_exception_of_the_failed_process_not_of_its_parent() -> None:
     assert log.cause(FAILED.splitlines()) == "ValueError: no such weight: layers.0"
 
 

@@ -1,4 +1,4 @@
-"""What a server leaves behind in the folder for temporary files, and who removes it."""
+"""A server's temporary files, and their removal."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "SHORT", tmp_path)
 
 
-def test_a_folder_is_removed_with_all_that_is_in_it_and_the_log_stays(tmp_path: Path) -> None:
-    made = Scratch()
-    (made.folder / "deep").mkdir()
-    (made.folder / "deep" / "socket").touch()
-    shared = tmp_path / "psm_1"
-    shared.touch()
-    made.note([shared, tmp_path / "gone"])
-    made.remove()
-    assert list(tmp_path.iterdir()) == [made.log]
+def test_the_folder_and_shared_memory_are_removed_and_the_log_stays(tmp_path: Path) -> None:
+    scratch_folder = Scratch()
+    (scratch_folder.folder / "deep").mkdir()
+    (scratch_folder.folder / "deep" / "socket").touch()
+    shared_memory_file = tmp_path / "psm_1"
+    shared_memory_file.touch()
+    scratch_folder.note([shared_memory_file, tmp_path / "gone"])
+    scratch_folder.remove()
+    assert list(tmp_path.iterdir()) == [scratch_folder.log]
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm here")
-def test_what_a_killed_launcher_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    shared = Path(f"/dev/shm/psm_qembed_test_{os.getpid()}")
-    shared.touch()
-    code = KILLED.format(parent=str(tmp_path), shared=str(shared))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert Path(done.stdout.strip()).is_dir()
+def test_leftovers_of_a_killed_launcher_are_removed_by_the_next(tmp_path: Path) -> None:
+    shared_memory_file = Path(f"/dev/shm/psm_qembed_test_{os.getpid()}")
+    shared_memory_file.touch()
+    code = KILLED.format(parent=str(tmp_path), shared=str(shared_memory_file))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert Path(result.stdout.strip()).is_dir()
     living = Scratch()
     scratch.remove_abandoned()
-    assert not shared.exists()
+    assert not shared_memory_file.exists()
     assert sorted(tmp_path.iterdir()) == sorted([living.folder, living.log])
     living.remove()
 
@@ -88,8 +88,8 @@ def test_a_long_name_leaves_room_for_sockets(tmp_path: Path, monkeypatch: pytest
     short = Path(tempfile.mkdtemp(dir="/tmp", prefix="q"))
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.setattr(scratch, "SHORT", short)
-    made = Scratch()
-    assert made.folder.parent == short
-    assert made.log.parent == long
-    made.remove()
+    scratch_folder = Scratch()
+    assert scratch_folder.folder.parent == short
+    assert scratch_folder.log.parent == long
+    scratch_folder.remove()
     short.rmdir()

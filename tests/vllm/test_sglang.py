@@ -53,9 +53,9 @@ def test_print_command_is_ready_to_paste(int4: Checkpoint, engine: str, tmp_path
     arguments = ["serve", "--int4", "--model", str(int4.folder), "--engine", engine, "--print-command", "--dtype", "float32"]
     if engine == "vllm":
         arguments += ["--api-key-file", str(keys), "--engine-arg", "max-log-len=5"]
-    done = CliRunner().invoke(group, arguments, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    words = shlex.split(done.output)
+    result = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    words = shlex.split(result.output)
     assert ("sglang.launch_server" if engine == "sglang" else "qembed.serve.server_process") in words
     assert str(int4.folder.resolve()) in words
-    assert "a-secret-key" not in done.output
+    assert "a-secret-key" not in result.output

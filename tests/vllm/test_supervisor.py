@@ -269,7 +269,7 @@ def test_too_little_memory_is_reported_before_anything_starts(
     assert not (tmp_path / "ran").exists()
 
 
-def test_full_shared_memory_is_told(checkpoint: Checkpoint, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_shared_memory_is_reported(checkpoint: Checkpoint, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_vllm.write_text("raise OSError(28, 'No space left on device')")
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=1000, f_bavail=0, f_frsize=4096))
     message = fail(ServerSettings(checkpoint, port=0))

@@ -31,7 +31,7 @@ def test_every_request_gets_503_with_retry_after() -> None:
             assert json.loads(answer)["error"]["message"] == "the engine is being started"
 
 
-def test_retry_after_is_what_is_left_of_the_start() -> None:
+def test_retry_after_is_the_remaining_time_of_the_start() -> None:
     for passed, left in ((20.5, "5"), (100, "1")):
         with ports.listen("127.0.0.1", 0) as listener, Unavailable(listener, None, 25) as answering:
             answering._deadline -= passed

@@ -18,12 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qembed.text.prompts import DEFAULT_INSTRUCTION, instruct
+
 LANGUAGES = (
     *("da", "de", "es", "fr", "it", "ja", "ko", "pl", "pt", "pt_BR", "ru"),
     *("sk", "uk", "cs", "zh_CN", "zh_TW", "nl", "fi", "sv", "hu", "tr", "vi"),
 )
 INSTRUCTIONS = (
-    "Given a web search query, retrieve relevant passages that answer the query",
+    DEFAULT_INSTRUCTION,
     "Retrieve semantically similar text",
     "Given a product search, find matching product descriptions",
     "Given a question, retrieve passages that answer the question",
@@ -89,7 +91,7 @@ def load(folder: Path, seed: int, cycle: int) -> list[Pair]:
         seen.add(pair.text)
         if len(pair.text) < 200 and chance.random() < 1 / 6:
             instruction = INSTRUCTIONS[0] if chance.random() < 0.5 else chance.choice(INSTRUCTIONS)
-            pair = replace(pair, text=f"Instruct: {instruction}\nQuery:{pair.text}")
+            pair = replace(pair, text=instruct(instruction) + pair.text)
         selected.append(pair)
     return selected
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MRL_DIMENSIONS = (32, 64, 128, 256)
 MRL_WEIGHTS = (1, 1, 1, 3)
-"""The whole vector is the hardest to learn, and most users use it."""
+"""The full vector is the hardest to learn, and most users use it."""
 
 CYCLES = ((2, 1.0), (1, 0.5))
 """Epochs, and the share of the full learning rate, which would undo much of the first cycle's training in the second."""
@@ -83,7 +83,7 @@ def batches_by_length(lengths: Sequence[int], tokens: int, chance: random.Random
 def embed(model: Qwen3Model, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """The student's vectors [len(ids), hidden], not normalised: the hidden state of each last token.
 
-    Padding stands on the right, where causal attention cannot see it.
+    Padding is on the right, where causal attention cannot see it.
     """
     import torch
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qembed.text.prompts import DEFAULT_PROMPTS
+
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 VOCABULARY = 13_824
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
-QUERY_PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "attention_bias": False,
@@ -152,7 +153,7 @@ def save(model: Qwen3Model, tokenizer: Tokenizer, folder: Path) -> None:
     _write(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": {"query": QUERY_PROMPT, "document": ""},
+            "prompts": DEFAULT_PROMPTS,
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },

@@ -37,7 +37,7 @@ class Dialect:
 
 
 def own_delimiter(file_format: str) -> str:
-    """The delimiter that the name of the format stands for."""
+    """The usual delimiter of the format."""
     return "\t" if file_format == "tsv" else ","
 
 

@@ -26,14 +26,14 @@ ids = SimpleNamespace(encode=lambda text, **_: list(text.encode()), encode_ordin
 tiktoken.encoding_for_model = tiktoken.get_encoding = lambda _: ids
 try:
     OpenAIEmbeddings(model=model, base_url=url, api_key="none").embed_documents(TEXTS)
-    refused = None
+    message = None
 except BadRequestError as error:
-    refused = str(error)
+    message = str(error)
 
-said = {
+output = {
     "documents": client.embed_documents(TEXTS),
     "async": asyncio.run(client.aembed_documents(TEXTS)),
     "query": queries.embed_query("music player"),
-    "refused": refused,
+    "refused": message,
 }
-print(json.dumps(said))
+print(json.dumps(output))

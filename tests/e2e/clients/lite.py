@@ -18,9 +18,9 @@ def vectors(answer: litellm.EmbeddingResponse) -> list[list[float]]:
     return [item["embedding"] for item in answer.data]
 
 
-said = {
+output = {
     "documents": vectors(litellm.embedding(input=TEXTS, **SERVER)),
     "async": vectors(asyncio.run(litellm.aembedding(input=TEXTS, encoding_format="float", **SERVER))),
     "query": vectors(litellm.embedding(input=["music player"], extra_body={"prompt_name": "query"}, **SERVER))[0],
 }
-print(json.dumps(said))
+print(json.dumps(output))

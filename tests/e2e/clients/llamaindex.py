@@ -13,9 +13,9 @@ client = OpenAILikeEmbedding(model_name=model, api_base=url, api_key="none", emb
 queries = OpenAILikeEmbedding(
     model_name=model, api_base=url, api_key="none", additional_kwargs={"extra_body": {"prompt_name": "query"}}
 )
-said = {
+output = {
     "documents": client.get_text_embedding_batch(TEXTS),
     "async": asyncio.run(client.aget_text_embedding_batch(TEXTS)),
     "query": queries.get_query_embedding("music player"),
 }
-print(json.dumps(said))
+print(json.dumps(output))

@@ -1,4 +1,4 @@
-"""The gate as an ASGI app, around a fake vLLM with given answers."""
+"""The gate as an ASGI app, around a fake vLLM with chosen answers."""
 
 from __future__ import annotations
 
@@ -108,16 +108,16 @@ def test_vectors_have_the_requested_encoding() -> None:
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 def test_a_non_finite_vector_is_recomputed(wrong: float, encoding: str) -> None:
-    other = [0.25] * 4
-    engine = Engine([GOOD, [wrong, 0, 0, 0], GOOD, [0, wrong, 0, 0]], [[0, 0, wrong, 0], other], [other])
+    second = [0.25] * 4
+    engine = Engine([GOOD, [wrong, 0, 0, 0], GOOD, [0, wrong, 0, 0]], [[0, 0, wrong, 0], second], [second])
     status, answer, _ = ask(Gate(engine, RULES), input=list("abcd"), encoding_format=encoding)
     rows = [item["embedding"] for item in answer["data"]]
     if encoding == "base64":
         rows = [np.frombuffer(base64.b64decode(row), "f4").tolist() for row in rows]
-    assert (status, rows) == (200, [GOOD, other, GOOD, other])
+    assert (status, rows) == (200, [GOOD, second, GOOD, second])
     fillers, requests = engine.requests[1::2], engine.requests[::2]
     assert [request["input"] for request in requests] == [list("abcd"), ["b", "d"], ["b"]]
-    for filler in fillers:  # whole blocks, at least as many as four texts of seven tokens have freed
+    for filler in fillers:  # whole blocks, at least as many as four texts of seven tokens free
         assert filler["truncate_prompt_tokens"] % engine_module.BLOCK == 0
         assert filler["truncate_prompt_tokens"] * len(filler["input"]) >= 7 + 4 * engine_module.BLOCK
 
@@ -352,7 +352,7 @@ def test_metrics_count_by_name_of_key() -> None:
 
 
 class Mortal(Engine):
-    """An engine that dies of each text with the word "poison"; `app` is what vLLM tells about it."""
+    """An engine that dies at each text with the word "poison"; `app` has vLLM's state of the engine."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -363,35 +363,35 @@ class Mortal(Engine):
         texts = json.loads(message["body"])["input"]
         dead = self.app.state.engine_client
 
-        async def again() -> Any:
+        async def replay() -> Any:
             return message
 
         if dead.errored or any("poison" in text for text in texts):
             dead.errored = True
             self.status = 500
-        await super().__call__(scope, again, send)
+        await super().__call__(scope, replay, send)
 
 
 def test_a_text_that_ends_the_engine_twice_is_refused_and_its_neighbours_are_not() -> None:
     with tempfile.TemporaryFile() as table:
         rules = replace(RULES, suspects=table.fileno())
 
-        def start(*requests: list[str]) -> list[tuple[int, Any]]:
-            """The answers of a new process of the server."""
+        def start(*batches: list[str]) -> list[tuple[int, Any]]:
+            """The answers of a new server process to concurrent batches."""
             engine = Mortal()
 
             async def all_at_once() -> Any:
                 gate = Gate(engine, rules)
-                bodies = [json.dumps({"input": texts}).encode() for texts in requests]
+                bodies = [json.dumps({"input": texts}).encode() for texts in batches]
                 return await asyncio.gather(*(call(gate, body, app=engine.app) for body in bodies))
 
             return [(status, answer) for status, answer, _ in asyncio.run(all_at_once())]
 
         batch = ["good", "poison", "fine"]
-        assert [status for status, _ in start(["before"], batch)] == [503, 503]  # all in flight fail
+        assert [status for status, _ in start(["before"], batch)] == [503, 503]  # all requests in flight fail
         assert [status for status, _ in start(batch)] == [503]
-        (status, answer), (other, _), (apart, _) = start(batch, ["good", "fine"], ["before", "new"])
-        assert (status, other, apart) == (400, 200, 200)
+        (status, answer), (second, _), (third, _) = start(batch, ["good", "fine"], ["before", "new"])
+        assert (status, second, third) == (400, 200, 200)
         assert answer["error"]["message"].startswith("input[1] ended the engine")
         table.seek(0)
         assert b"poison" not in table.read()
@@ -409,7 +409,7 @@ def test_suspects_are_computed_alone_and_answered_as_one_batch() -> None:
         assert [(item["index"], item["embedding"][0]) for item in answer["data"]] == [(0, 1), (1, 2), (2, 3), (3, 4)]
         assert answer["usage"]["prompt_tokens"] == 21
         engine.requests.clear()
-        ask(Gate(engine, rules), input=["x", "a", "c"])  # acquitted, also in the next process
+        ask(Gate(engine, rules), input=["x", "a", "c"])  # no longer suspects, also in the next process
         assert [request["input"] for request in engine.requests] == [["x", "a", "c"]]
 
 
@@ -425,7 +425,7 @@ def test_suspects_are_computed_alone_and_answered_as_one_batch() -> None:
         ([b"\xff"], 421),
     ],
 )
-def test_a_request_that_calls_the_server_by_another_name_is_refused(sent: list[bytes], status: int) -> None:
+def test_a_request_with_another_host_is_refused(sent: list[bytes], status: int) -> None:
     gate = Gate(Engine(), replace(RULES, hosts=["localhost"]))
     names = tuple((b"Host", name) for name in sent)
     answer = asyncio.run(call(gate, b'{"input": "x"}', headers=(*JSON, *names)))
@@ -436,19 +436,19 @@ def test_a_request_that_calls_the_server_by_another_name_is_refused(sent: list[b
         assert asyncio.run(call(gate, path=path, method="GET", headers=names))[0] == (reached if status == 200 else 421)
 
 
-def test_a_long_host_is_not_repeated_whole() -> None:
+def test_a_long_host_is_shortened_in_the_message() -> None:
     gate = Gate(Engine(), replace(RULES, hosts=["localhost"]))
     status, answer, _ = asyncio.run(call(gate, b'{"input": "x"}', headers=(*JSON, (b"host", b"x" * 60_000))))
     assert status == 421
     assert len(answer["error"]["message"]) < 300
 
 
-def test_health_may_be_called_by_any_name() -> None:
+def test_health_accepts_any_host() -> None:
     gate = Gate(Routes(), replace(RULES, hosts=["localhost"]))
     assert asyncio.run(call(gate, path="/health", method="GET", headers=((b"host", b"10.1.2.3:8000"),)))[0] == 200
 
 
-def test_a_large_batch_goes_to_vllm_in_parts_and_is_answered_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_batch_goes_to_vllm_in_parts_and_has_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "PART_TEXTS", 3)
     monkeypatch.setattr(engine_module, "PART_CHARACTERS", 10)
     bad = [float("nan")] * 4
@@ -467,19 +467,19 @@ def test_a_large_batch_goes_to_vllm_in_parts_and_is_answered_as_one(monkeypatch:
         assert answer["usage"] == {"prompt_tokens": 21, "total_tokens": 21}
 
 
-def test_an_error_of_vllms_in_a_part_is_that_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_vllm_in_a_part_is_the_error_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "PART_TEXTS", 1)
     assert ask(Gate(Engine(status=404), RULES), input=["a", "b"])[0] == 404
 
 
-def test_answers_are_counted_as_memory_until_clients_have_taken_them() -> None:
-    async def held() -> tuple[int, int]:
+def test_answers_count_as_memory_until_clients_have_received_them() -> None:
+    async def answer_bytes_and_status() -> tuple[int, int]:
         gate = Gate(Engine(), replace(RULES, max_body=100, max_batch=4))
-        taken = asyncio.Event()
+        received = asyncio.Event()
 
         async def slow(message: Any) -> None:
             if message["type"] == "http.response.body":
-                await taken.wait()
+                await received.wait()
 
         async def receive() -> Any:
             return {"type": "http.request", "body": b'{"input": ["a", "b", "c", "d"]}', "more_body": False}
@@ -488,23 +488,23 @@ def test_answers_are_counted_as_memory_until_clients_have_taken_them() -> None:
         tasks = [asyncio.create_task(gate(scope, receive, slow)) for _ in range(2)]
         while gate.load.answer_bytes == 0 or gate.load.texts:
             await asyncio.sleep(0.01)
-        assert gate.load.requests == 2  # a server that stops waits for them
+        assert gate.load.requests == 2  # a stopping server waits for them
         during = gate.load.answer_bytes
-        refused = (await call(gate, b'{"input": "x"}'))[0]
-        taken.set()
+        status = (await call(gate, b'{"input": "x"}'))[0]
+        received.set()
         await asyncio.gather(*tasks)
         assert gate.load.answer_bytes == gate.load.requests == 0
         assert (await call(gate, b'{"input": "x"}'))[0] == 200
-        return during, refused
+        return during, status
 
-    assert asyncio.run(held()) == (2 * 4 * 4 * 24, 503)  # answers, texts, numbers, bytes of a number
+    assert asyncio.run(answer_bytes_and_status()) == (2 * 4 * 4 * 24, 503)  # answers, texts, numbers, bytes of a number
 
 
 def test_a_logged_request_has_a_bounded_line(capsys: pytest.CaptureFixture[str]) -> None:
     rules = replace(RULES, log_texts=True, max_model_len=10**6, max_body=10**6, max_batch=100, max_queue=100)
     ask(Gate(Engine(), rules), input=["word " * 10_000, *(str(number) for number in range(99))])
     line = capsys.readouterr().out
-    logged = json.loads(line.removeprefix(gate_rules.TEXTS))
+    record = json.loads(line.removeprefix(gate_rules.TEXTS))
     assert len(line) < 40_000
-    assert logged["texts"][0].endswith("… (50000 in all)")
-    assert len(logged["texts"]) + logged["left_out"] == 100
+    assert record["texts"][0].endswith("… (50000 in all)")
+    assert len(record["texts"]) + record["left_out"] == 100

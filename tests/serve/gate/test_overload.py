@@ -44,7 +44,7 @@ def test_retry_after_is_the_admitted_texts_at_the_recent_rate() -> None:
         clock.now += 5  # 20 texts a second
     with load.admitted(300):
         assert load.seconds_until_room() == 15
-        assert load.seconds_until_room(760) == 3  # 60 texts have to leave
+        assert load.seconds_until_room(760) == 3  # 60 texts must finish first
         assert load.seconds_until_room(701) == 1
         clock.now += 100  # an old rate is better than none
         assert load.seconds_until_room() == 15
@@ -67,7 +67,7 @@ def test_large_bodies_in_memory_are_limited_and_small_ones_are_not() -> None:
     assert load.body_bytes == 0
 
 
-def test_retry_after_of_large_bodies_is_when_the_first_is_given_up() -> None:
+def test_retry_after_of_large_bodies_is_the_timeout_of_the_oldest() -> None:
     clock = Clock()
     load = Load(10, 100, seconds=30, clock=clock)
     with load.body() as first:
@@ -76,7 +76,7 @@ def test_retry_after_of_large_bodies_is_when_the_first_is_given_up() -> None:
         with pytest.raises(Refused) as caught, load.body() as second:
             second(SMALL + 1)
         assert caught.value.headers["retry-after"] == "18"
-        clock.now += 30  # it has arrived, and is computed
+        clock.now += 30  # it has arrived and is in computation
         with pytest.raises(Refused) as caught, load.body() as second:
             second(SMALL + 1)
         assert caught.value.headers["retry-after"] == "1"

@@ -1,4 +1,4 @@
-"""Where bodies are read: large ones in a process of their own."""
+"""Reading bodies: large ones in a separate process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read(reader: Reader, body: Any) -> Batch:
     return asyncio.run(reader.read(body if isinstance(body, bytes) else json.dumps(body).encode()))
 
 
-def test_a_large_body_is_read_elsewhere_and_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_body_is_read_in_another_process_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = request.read(json.dumps(LARGE).encode(), RULES, len)
     monkeypatch.setattr(request, "read", lambda *_: pytest.fail("read here"))
     reader = Reader(RULES)
@@ -70,7 +70,7 @@ def test_a_small_body_needs_no_process() -> None:
         (b"\xff" * 2 * PROCESS_BYTES, 400),
     ],
 )
-def test_a_large_body_is_refused_as_a_small_one(body: Any, status: int) -> None:
+def test_errors_of_a_large_body_are_those_of_a_small_one(body: Any, status: int) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     with pytest.raises(Refused) as expected:
         request.read(raw, RULES, len)
@@ -82,7 +82,7 @@ def test_a_large_body_is_refused_as_a_small_one(body: Any, status: int) -> None:
     assert read(reader, LARGE).inputs
 
 
-def test_a_process_that_was_killed_is_started_anew() -> None:
+def test_a_killed_process_is_restarted() -> None:
     reader = Reader(RULES)
     read(reader, LARGE)
     assert reader._process is not None
@@ -90,7 +90,7 @@ def test_a_process_that_was_killed_is_started_anew() -> None:
     assert len(read(reader, LARGE).inputs) == len(TEXTS)
 
 
-def test_a_process_that_ends_while_it_reads_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_while_reading_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     original = reader_module._read
     ended: list[bool] = []
 
@@ -105,7 +105,7 @@ def test_a_process_that_ends_while_it_reads_is_started_anew(monkeypatch: pytest.
     assert ended
 
 
-def test_large_bodies_at_once_get_their_own_texts() -> None:
+def test_concurrent_large_bodies_get_their_own_texts() -> None:
     async def at_once() -> list[Batch]:
         reader = Reader(RULES)
         await reader.read(json.dumps(LARGE).encode())
@@ -146,7 +146,7 @@ def test_a_body_that_takes_too_long_is_refused_and_the_next_one_read(monkeypatch
     with pytest.raises(Refused, match="takes longer than") as caught:
         read(reader, LARGE)
     assert caught.value.status == 400
-    assert reader._process is None  # the body was not tried again
+    assert reader._process is None  # the body was not read again
     monkeypatch.setattr(reader_module, "SECONDS", 60)
     assert read(reader, LARGE).inputs
 

@@ -50,7 +50,7 @@ def test_a_text_and_a_list_of_texts() -> None:
     assert ask(input=["one", "two"]).inputs == ["one", "two"]
 
 
-def test_vllm_is_always_asked_for_base64() -> None:
+def test_requests_to_vllm_always_ask_for_base64() -> None:
     for encoding, expected in ((None, "float"), ("float", "float"), ("base64", "base64")):
         batch = ask(input="x", encoding_format=encoding, model="m", dimensions=32, unknown=1)
         assert batch.encoding == expected
@@ -279,7 +279,7 @@ def test_token_ids_may_be_as_many_as_the_model_takes() -> None:
     assert len(ask(rules, input=[[1] * 2000] * 3).inputs) == 3
 
 
-def test_a_name_that_is_far_too_long_is_not_repeated_whole() -> None:
+def test_a_very_long_name_is_shortened_in_the_message() -> None:
     for name, status in (("model", 404), ("user", 400), ("prompt_name", 400)):
         with pytest.raises(Refused) as caught:
             read(json.dumps({"input": "a", name: "ü" * 10**6}).encode(), RULES, words)

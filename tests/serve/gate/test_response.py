@@ -16,7 +16,7 @@ RULES = Rules(folder="", max_model_len=10, dimensions=[256, 1024])
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 @pytest.mark.parametrize("dimensions", [None, 256])
-def test_the_size_that_is_reserved_is_about_that_of_the_answer(encoding: str, dimensions: int | None) -> None:
+def test_the_reserved_size_is_close_to_the_answers_size(encoding: str, dimensions: int | None) -> None:
     body = {"input": ["a", "b", "c"], "encoding_format": encoding, "dimensions": dimensions}
     batch = request.read(json.dumps(body).encode(), RULES, len)
     vectors = np.random.default_rng(0).normal(size=(3, dimensions or 1024)).astype("f4")

@@ -1,4 +1,4 @@
-"""The table of texts in flight, which outlives the process of the gate."""
+"""The table of texts in flight, which survives the gate's process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def test_texts_in_flight_at_a_death_are_suspects_in_the_next_process() -> None:
         with first.in_flight(["answered"]) as flight:
             flight.answered = True
         with first.in_flight(["killed", [1, 2]]):
-            second = Suspects(4, file.fileno())  # the first process was killed within the block
+            second = Suspects(4, file.fileno())  # the first process was killed inside the block
         assert [second.deaths(text) for text in ("answered", "killed", [1, 2], [1, 3])] == [0, 1, 1, 0]
         with second.in_flight(["killed"]) as flight:
             flight.died = True
         assert Suspects(4, file.fileno()).deaths("killed") == 2
 
 
-def test_a_failure_without_a_death_neither_accuses_nor_acquits() -> None:
+def test_a_failure_without_a_death_does_not_change_the_suspects() -> None:
     suspects = Suspects(4)
     with suspects.in_flight(["a"]):
         pass

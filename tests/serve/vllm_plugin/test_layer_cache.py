@@ -1,4 +1,4 @@
-"""Where vLLM puts the keys and values of layers that share their memory."""
+"""The memory of keys and values of layers that share it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCKS = 5
 
 
 def config(layouts_name: str) -> tuple[Any, Any]:
-    """vLLM's own config of three layers, in the layout of that name."""
+    """vLLM's KV cache config for three layers in a memory layout."""
     from vllm.v1.kv_cache_interface import (
         FullAttentionSpec,
         KVCacheConfig,
@@ -35,7 +35,7 @@ def config(layouts_name: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("layout_name", ["LBHNC", "LBNHC", "LHBNC", "BLHNC"])
-def test_all_layers_have_the_same_place_of_one_layers_size(layout_name: str) -> None:
+def test_all_layers_share_the_memory_of_one_layer(layout_name: str) -> None:
     from vllm.v1.worker.utils import allocate_kv_cache
 
     whole, layout = config(layout_name)

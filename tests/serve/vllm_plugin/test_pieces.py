@@ -1,4 +1,4 @@
-"""A step of several texts in pieces."""
+"""Splitting an engine step of several texts into pieces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_a_step_that_fits_is_one_piece() -> None:
     assert piece.seq_lens.tolist() == [3, 2]
 
 
-def test_a_text_goes_on_in_the_next_piece_with_the_tokens_before_it() -> None:
+def test_a_text_continues_in_the_next_piece_with_its_earlier_tokens_as_context() -> None:
     """Texts of 2, 7 and 3 tokens in pieces of 4: ab|cdef ghi|jkl → ab cd · efgh · i jkl."""
     first, second, third = pieces(torch.tensor([0, 2, 9, 12]), torch.tensor([2, 7, 3]), 4)
     assert [(piece.begin, piece.end, piece.requests) for piece in (first, second, third)] == [

@@ -60,8 +60,8 @@ print(json.dumps({"extra": status("VmHWM") - before, "after": status("VmRSS") - 
 
 
 def run(code: str) -> object:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    return json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def test_registering_imports_only_a_few_small_modules() -> None:

@@ -1,4 +1,4 @@
-"""Parquet: columns of every type that can be an id, and values that Python has no type for."""
+"""Parquet: ids of every column type, and values without a Python type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qembed.text.rows.values import id_text
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 UUIDS = [uuid.UUID(int=n + 1) for n in range(2)]
-RAW = [one.bytes for one in UUIDS]
+RAW = [value.bytes for value in UUIDS]
 DAY = datetime.date(2026, 11, 27)
 
 
@@ -57,7 +57,7 @@ def test_uuids(store_schema: bool, tmp_path: Path) -> None:
     assert column(tmp_path / "a.parquet", values, store_schema=store_schema) == UUIDS
 
 
-def test_two_columns_of_one_name(tmp_path: Path) -> None:
+def test_duplicate_columns_are_refused_if_used(tmp_path: Path) -> None:
     table = arrow.table([arrow.array(["a"]), arrow.array(["b"]), arrow.array(["c"])], names=["text", "text", "id"])
     parquet.write_table(table, tmp_path / "a.parquet")
     with opened(tmp_path / "a.parquet") as records, pytest.raises(BadInput, match=r"'text' \(1, 2\); rename one"):
@@ -66,7 +66,7 @@ def test_two_columns_of_one_name(tmp_path: Path) -> None:
         assert [record.values for record in records.read({"id": "--id-column"})] == [{"id": "c"}]
 
 
-def test_a_text_that_stands_in_many_rows_is_in_memory_once(tmp_path: Path) -> None:
+def test_a_text_repeated_in_many_rows_is_in_memory_once(tmp_path: Path) -> None:
     texts = arrow.DictionaryArray.from_arrays(arrow.array([0] * 3000, arrow.int32()), arrow.array(["y" * 2**22]))
     parquet.write_table(arrow.table({"text": texts}), tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 10_000
@@ -76,7 +76,7 @@ def test_a_text_that_stands_in_many_rows_is_in_memory_once(tmp_path: Path) -> No
     assert len({id(value) for value in values[:1000]}) == 1
 
 
-def test_a_row_group_that_unpacks_to_more_than_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qembed.text.rows import parquet as reader
 
     parquet.write_table(arrow.table({"text": ["z" * 10**6], "other": ["z" * 10**7]}), tmp_path / "a.parquet")

@@ -1,4 +1,4 @@
-"""Whatever a file holds, every command's reader gives rows or one line of error, and text that can be written as UTF-8."""
+"""For any file, every command's reader gives rows or a one-line error, and texts that can be written as UTF-8."""
 
 from __future__ import annotations
 

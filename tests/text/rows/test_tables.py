@@ -1,4 +1,4 @@
-"""CSV and TSV as every command reads them, however they are delimited and encoded."""
+"""CSV and TSV in every command, with any delimiter and encoding."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def test_the_header_decides_the_delimiter(content: str, read: Read, tmp_path: Pa
 
 @pytest.mark.parametrize("read", ALL)
 @pytest.mark.parametrize(
-    ("encoding", "given"), [("cp1252", "cp1252"), ("utf-16", None), ("utf-16-le", "utf-16-le"), ("utf-32", None)]
+    ("encoding", "option"), [("cp1252", "cp1252"), ("utf-16", None), ("utf-16-le", "utf-16-le"), ("utf-32", None)]
 )
-def test_encodings(encoding: str, given: str | None, read: Read, tmp_path: Path) -> None:
+def test_encodings(encoding: str, option: str | None, read: Read, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(CONTENTS["semicolon"].encode(encoding))
-    assert read(path, RowOptions(encoding=given), "text") == MINE
+    assert read(path, RowOptions(encoding=option), "text") == MINE
 
 
 @pytest.mark.parametrize("read", ALL)
@@ -100,7 +100,7 @@ def test_a_single_column_of_sentences_is_not_split(read: Read, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("read", ALL)
-def test_two_columns_of_one_name_are_refused_only_where_they_are_used(read: Read, tmp_path: Path) -> None:
+def test_duplicate_columns_are_refused_only_if_used(read: Read, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,body,text,x,x\na,b,c,d,e\n")
     with pytest.raises(BadInput, match=r"2 columns are named 'text' \(1, 3\); choose one by its number"):
@@ -110,7 +110,7 @@ def test_two_columns_of_one_name_are_refused_only_where_they_are_used(read: Read
 
 
 @pytest.mark.parametrize("read", ALL)
-def test_a_cell_may_be_longer_than_the_csv_module_takes_by_itself(read: Read, tmp_path: Path) -> None:
+def test_a_cell_may_be_longer_than_the_limit_of_the_csv_module(read: Read, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"id,text\n1,{'x' * 200_000}\n")
     assert read(path, RowOptions(), "text") == ["x" * 200_000]
@@ -118,13 +118,13 @@ def test_a_cell_may_be_longer_than_the_csv_module_takes_by_itself(read: Read, tm
     assert read(path, RowOptions(header=False), "2") == ["x" * 200_000, "short"]
 
 
-def records(path: Path, content: bytes, options: RowOptions | None = None, wanted: tuple[str, ...] = ("text",)) -> Any:
+def records(path: Path, content: bytes, options: RowOptions | None = None, columns: tuple[str, ...] = ("text",)) -> Any:
     path.write_bytes(content)
-    with opened(path, None, options or RowOptions(), wanted, "F") as source:
-        return source.notes, list(source.read(dict.fromkeys(wanted, "--text-column")))
+    with opened(path, None, options or RowOptions(), columns, "F") as source:
+        return source.notes, list(source.read(dict.fromkeys(columns, "--text-column")))
 
 
-def test_what_was_decided_is_noted(tmp_path: Path) -> None:
+def test_detected_settings_are_noted(tmp_path: Path) -> None:
     assert records(tmp_path / "a.csv", b"id,text\n")[0] == []
     assert records(tmp_path / "a.tsv", b"id\ttext\n")[0] == []
     assert records(tmp_path / "a.csv", b"id;text\n", RowOptions(";"))[0] == []
@@ -136,14 +136,14 @@ def test_what_was_decided_is_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_numbers_and_places_count_rows_and_lines(end: bytes, tmp_path: Path) -> None:
+def test_rows_have_their_number_and_line(end: bytes, tmp_path: Path) -> None:
     content = end.join([b"sep=;", b"text;x", b'"a', b'b";1', b"", b"c", b"d;2", b'"e"f;3', b"\xff;4", b"g;5"])
-    _, found = records(tmp_path / "a.csv", content)
-    assert [(one.number, one.place) for one in found] == [
+    _, rows = records(tmp_path / "a.csv", content)
+    assert [(row.number, row.place) for row in rows] == [
         (number, f"F, line {line}") for number, line in enumerate((3, 6, 7, 8, 9, 10), 1)
     ]
-    assert [one.values.get("text", "").split() for one in found if one.reason is None] == [["a", "b"], ["d"], ["g"]]
-    assert [one.reason.split(":")[0].split(";")[0] for one in found if one.reason] == [
+    assert [row.values.get("text", "").split() for row in rows if row.reason is None] == [["a", "b"], ["d"], ["g"]]
+    assert [row.reason.split(":")[0].split(";")[0] for row in rows if row.reason] == [
         "1 cells, the header has 2",
         "not CSV",
         "not UTF-8",
@@ -151,19 +151,19 @@ def test_numbers_and_places_count_rows_and_lines(end: bytes, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("rest", [b"", b'4,"d"\n', b'4,""\n', b'4,"d, ""e"""\n5,f\n'])
-def test_a_quotation_mark_that_is_never_closed_costs_one_line(rest: bytes, tmp_path: Path) -> None:
-    _, found = records(tmp_path / "a.csv", b'id,text\n1,a\n2,"b\n3,c\n' + rest, wanted=("id",))
-    assert [one.values.get("id") for one in found] == ["1", None, "3", "4", "5"][: 3 + rest.count(b"\n")]
-    assert [(one.place, one.raw) for one in found if one.reason] == [("F, line 3", '2,"b')]
-    assert [one.place for one in found][2] == "F, line 4"
+def test_an_unclosed_quotation_mark_costs_one_line(rest: bytes, tmp_path: Path) -> None:
+    _, rows = records(tmp_path / "a.csv", b'id,text\n1,a\n2,"b\n3,c\n' + rest, columns=("id",))
+    assert [row.values.get("id") for row in rows] == ["1", None, "3", "4", "5"][: 3 + rest.count(b"\n")]
+    assert [(row.place, row.raw) for row in rows if row.reason] == [("F, line 3", '2,"b')]
+    assert [row.place for row in rows][2] == "F, line 4"
 
 
 def test_a_tsv_cell_may_hold_a_carriage_return(tmp_path: Path) -> None:
-    _, found = records(tmp_path / "a.tsv", b"id\ttext\r\n1\ta\rb\r\n2\t\r\n")
-    assert [(one.values["text"], one.reason) for one in found] == [("a\rb", None), ("", None)]
+    _, rows = records(tmp_path / "a.tsv", b"id\ttext\r\n1\ta\rb\r\n2\t\r\n")
+    assert [(row.values["text"], row.reason) for row in rows] == [("a\rb", None), ("", None)]
 
 
-def test_names_of_columns_do_not_control_the_terminal(tmp_path: Path) -> None:
+def test_column_names_in_messages_are_printable(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"a\x1b[2Jb," + b"x" * 500 + b"\n1,2\n")
     with opened(tmp_path / "a.csv") as source:
         message = str(source.missing("text", "--text-column"))
@@ -172,16 +172,16 @@ def test_names_of_columns_do_not_control_the_terminal(tmp_path: Path) -> None:
     assert len(message) < 400
 
 
-def test_bytes_outside_the_wanted_columns_do_no_harm(tmp_path: Path) -> None:
-    _, found = records(tmp_path / "a.csv", b"text,x\na,\xff\n")
-    assert [(one.values, one.reason) for one in found] == [({"text": "a"}, None)]
+def test_invalid_bytes_in_unused_columns_are_ignored(tmp_path: Path) -> None:
+    _, rows = records(tmp_path / "a.csv", b"text,x\na,\xff\n")
+    assert [(row.values, row.reason) for row in rows] == [({"text": "a"}, None)]
 
 
 def test_a_line_without_end_is_one_invalid_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "LONGEST_LINE", 100)
-    _, found = records(tmp_path / "a.csv", b"text,x\na,1\n" + b"x" * 1000 + b",2\nb,3\n")
-    assert [one.values.get("text") for one in found] == ["a", None, "b"]
-    assert found[1].reason.startswith("longer than")
+    _, rows = records(tmp_path / "a.csv", b"text,x\na,1\n" + b"x" * 1000 + b",2\nb,3\n")
+    assert [row.values.get("text") for row in rows] == ["a", None, "b"]
+    assert rows[1].reason.startswith("longer than")
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,9 @@ def test_a_row_of_many_lines_that_is_too_long_is_one_invalid_row(
     row: bytes, last: int, after: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lines, "LONGEST_LINE", 100)
-    _, found = records(tmp_path / "a.csv", b"text,x\n" + row + b"z,3\n")
-    assert [one.values["text"] for one in found if one.reason is None] == after
-    assert [one.reason for one in found if one.reason] == [f"longer than 0 MiB (lines 2 to {last})"]
+    _, rows = records(tmp_path / "a.csv", b"text,x\n" + row + b"z,3\n")
+    assert [item.values["text"] for item in rows if item.reason is None] == after
+    assert [item.reason for item in rows if item.reason] == [f"longer than 0 MiB (lines 2 to {last})"]
 
 
 @pytest.mark.parametrize(
@@ -220,6 +220,6 @@ def test_the_advice_for_a_wrong_encoding(content: bytes, options: RowOptions, wo
 
 def test_damaged_utf16_is_an_invalid_row(tmp_path: Path) -> None:
     content = "text\nfine\n".encode("utf-16") + b"\x00\xd8" + "half\nlast\n".encode("utf-16-le")
-    _, found = records(tmp_path / "a.csv", content)
-    assert [one.values["text"] for one in found if one.reason is None] == ["fine", "last"]
-    assert [one.reason.split(";")[0] for one in found if one.reason] == ["not UTF-16"]
+    _, rows = records(tmp_path / "a.csv", content)
+    assert [row.values["text"] for row in rows if row.reason is None] == ["fine", "last"]
+    assert [row.reason.split(";")[0] for row in rows if row.reason] == ["not UTF-16"]

@@ -1,4 +1,4 @@
-"""Ids as text, and what a kept value becomes."""
+"""Ids as text, and the conversion of kept values."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_ids(value: Any, text: str | None) -> None:
 
 
 @pytest.mark.parametrize("value", [True, [1], {"a": 1}, math.inf, 2.0**53, 1e300, object()])
-def test_what_is_no_id(value: Any) -> None:
+def test_values_that_are_no_ids(value: Any) -> None:
     with pytest.raises(NoId):
         id_text(value)
 

@@ -1,4 +1,4 @@
-"""The page, the Markdown and the model card: the same numbers, nothing from elsewhere, nothing that a text could break."""
+"""The page, the Markdown and the model card: the same numbers, no external resources, and escaped texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,59 +16,13 @@ from rich.console import Console
 
 from qembed.checkpoint import model_card as cards
 from qembed.cli import group
-from qembed.errors import BadInput, QembedError
+from qembed.errors import QembedError
 from qembed.eval import result
 from qembed.eval.report import card, files, html, markdown, terminal
-from qembed.eval.tasks import Metric, Outcome, Task, speed
-from qembed.eval.tasks.speed import RequestShape
-from qembed.eval.thresholds import Thresholds, judged, verdict
-from qembed.report import plots
+from qembed.eval.thresholds import Thresholds, verdict
 from qembed.report.files import KINDS
 from qembed.text.texts import Text
-
-HOSTILE = '<script>alert(1)</script> | `x` **b** [a](http://elsewhere.example) "q" & \u202e'
-
-
-def full(thresholds: Thresholds | None = None, count: int = 60) -> dict[str, Any]:
-    """A result with every part, as large as a real one."""
-    random = np.random.default_rng(4)
-    baseline = random.normal(size=(count, 128)).astype(np.float32)
-    candidate = baseline + 0.08 * random.normal(size=baseline.shape).astype(np.float32)
-    languages = ("en", "de", "es", "zh", None)
-    texts = [
-        Text(f"t{row:03}", f"{HOSTILE} {row}", ("query", "document", "code")[row % 3], languages[row % 5])
-        for row in range(count)
-    ]
-    results = result.results(texts, candidate, baseline, [row * 20 + 3 for row in range(count)])
-    task = Task("retrieval", {"name": HOSTILE, "sha256": "0", "queries": 64, "passages": 214}, [], lambda *_: Outcome([]))
-    metrics = [
-        Metric("nDCG@10", 0.71, 0.70, (-0.03, 0.01), 64, mixed=0.705, main=True),
-        Metric("IVF vs exact@10", 0.9, 0.91, (-0.01, 0.03), 64),
-        *(Metric("nDCG@10", 0.5, 0.5 + 0.01 * place, (-0.02, 0.04), 16, f"{a} → {b}", 0.5) for place, (a, b) in enumerate(
-            (a, b) for a in ("de", "en", "es", "zh") for b in ("de", "en", "es", "zh"))),
-    ]  # fmt: skip
-    tasks = [{**task.record(Outcome(metrics, ["a note"])), "unusable": {"candidate": 0, "baseline": 0}}]
-    side = {"engine": "vllm", "version": "0.32.0", "model": "sample-AWQ-INT4", "weights": "awq-int4", "device": "cpu",
-            "dtype": "bfloat16", "url": None, "bytes": 5_000_000, "seconds": 1.5, "computed": 60, "from_cache": 0}  # fmt: skip
-    other = {**side, "engine": "transformers", "model": "sample", "weights": "float16", "dtype": "float32", "bytes": 20_000_000}
-    sides = ("candidate", "baseline")
-    timed = [speed.record(RequestShape(batch, 128), {name: list(random.uniform(0.1, 0.2, 20)) for name in sides})
-             for batch in (1, 8, 32)]  # fmt: skip
-    thresholds = thresholds or Thresholds()
-    return {
-        **result.surroundings(),
-        "candidate": side,
-        "baseline": other,
-        "data": {"file": "texts.jsonl", "sha256": "ab" * 32, "texts": count, "limit": 512, "cut": 3, "duplicates": 2},
-        "settings": {"baseline": "fp16", "min_cosine": thresholds.min_cosine, "min_p1": thresholds.min_p1,
-                     "max_task_drop": thresholds.max_task_drop, "percentiles": "linear", "interval": 0.95, "resamples": 1000},
-        "results": results,
-        "tasks": tasks,
-        "speed": {"candidate": {**side, "memory": 900_000_000}, "baseline": {**other, "memory": 2_000_000_000},
-                  "shapes": timed, "notes": []},
-        "gate": [task.record() for task in judged(tasks, thresholds)],
-        "verdict": verdict(results, tasks, thresholds),
-    }  # fmt: skip
+from tests.eval.report.conftest import full
 
 
 class Tags(HTMLParser):
@@ -100,7 +53,7 @@ class Tags(HTMLParser):
         self.words += data
 
 
-def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
+def test_the_page_is_self_contained_and_has_no_scripts() -> None:
     page = html.page(full())
     tags = Tags(page)
     assert tags.open == []
@@ -114,7 +67,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
     assert "@media print" in page
 
 
-def test_texts_and_names_are_shown_and_never_run() -> None:
+def test_texts_and_names_are_escaped() -> None:
     evaluation = full()
     page = html.page(evaluation)
     assert "<script>" not in page
@@ -146,7 +99,7 @@ def test_the_verdict_comes_first(thresholds: Thresholds, kind: str, words: str) 
         assert escape(" ".join(line.split()[:3])) in html.page(evaluation)
 
 
-def test_all_reports_tell_what_the_gate_says_of_a_task() -> None:
+def test_all_reports_show_the_verdict_on_a_task() -> None:
     evaluation = full(Thresholds(max_task_drop=0.005))
     (task,) = evaluation["gate"]
     assert task["verdict"] == "too few texts to tell"
@@ -157,7 +110,7 @@ def test_all_reports_tell_what_the_gate_says_of_a_task() -> None:
             assert words in text
 
 
-def test_all_reports_carry_the_same_numbers() -> None:
+def test_all_reports_have_the_same_numbers() -> None:
     evaluation = full()
     page, text = html.page(evaluation), markdown.document(evaluation)
     overall = evaluation["results"]["overall"]
@@ -178,7 +131,7 @@ def test_all_reports_carry_the_same_numbers() -> None:
         assert version in text
 
 
-def test_nothing_defined_still_makes_a_page() -> None:
+def test_a_result_without_defined_cosines_is_still_a_page() -> None:
     evaluation = full()
     texts = [Text("a", "a"), Text("b", "b")]
     evaluation["results"] = result.results(texts, np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32))
@@ -189,21 +142,7 @@ def test_nothing_defined_still_makes_a_page() -> None:
     assert "–" in markdown.document(evaluation)
 
 
-def test_one_cosine_for_all_still_makes_plots() -> None:
-    results = result.results([Text("a", "a"), Text("b", "b")], np.ones((2, 4), np.float32), np.ones((2, 4), np.float32))
-    assert results["histogram"]["counts"][-1] == 2
-    svg = plots.histogram(results["histogram"]["edges"], results["histogram"]["counts"], {"mean": 1.0})
-    assert "nan" not in svg
-    assert "nan" not in plots.dimensions(results["by_dimension"])
-
-
-def test_ticks_are_round_numbers_within() -> None:
-    assert plots.ticks(0.93, 1.0) == pytest.approx([0.94, 0.96, 0.98, 1.0])
-    assert plots.ticks(-0.05, 0.05, 3) == pytest.approx([-0.05, 0, 0.05])
-    assert plots.ticks(0, 10) == pytest.approx([0, 2, 4, 6, 8, 10])
-
-
-def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation = full()
     for kind in KINDS:
         files.write(tmp_path / f"r{kind}", evaluation)
@@ -220,7 +159,7 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json", "r.md"]
 
 
-def test_the_card_changes_in_one_place(tmp_path: Path) -> None:
+def test_only_the_section_of_eval_in_a_model_card_changes(tmp_path: Path) -> None:
     text = f"# A card\n\nBefore.\n\n{cards.section('old numbers')}\n\n## After\n\nStays.\n"
     (tmp_path / "README.md").write_text(text)
     evaluation = full()
@@ -241,7 +180,7 @@ def test_the_card_changes_in_one_place(tmp_path: Path) -> None:
     )
 
 
-def evaluated(int4: Path, tmp_path: Path, *more: object) -> Result:
+def evaluate(int4: Path, tmp_path: Path, *more: object) -> Result:
     (tmp_path / "few.txt").write_text("one\ntwo\nthree\nfour\n")
     options = ("--model", int4, "--engine", "transformers", "--data", tmp_path / "few.txt", *more)
     return CliRunner().invoke(group, ["eval", *map(str, options)])
@@ -254,20 +193,20 @@ def test_reports_and_card_from_the_command(int4: Path, tmp_path: Path) -> None:
     shutil.copytree(int4, copy)
     (tmp_path / "out").mkdir()
     reports = [tmp_path / "out" / f"r{kind}" for kind in KINDS]
-    completed = evaluated(copy, tmp_path, *(part for path in reports for part in ("--report", path)), "--json")
-    assert completed.exit_code == 0, completed.stderr
-    assert json.loads(reports[1].read_text()) == json.loads(completed.stdout)
+    run = evaluate(copy, tmp_path, *(part for path in reports for part in ("--report", path)), "--json")
+    assert run.exit_code == 0, run.stderr
+    assert json.loads(reports[1].read_text()) == json.loads(run.stdout)
     assert not (copy / "README.md").exists()
     for path in reports:
-        assert f"report written to {path}" in completed.stderr
-    assert "README.md" not in evaluated(copy, tmp_path).output
-    completed = evaluated(copy, tmp_path, "--card")
-    assert f"numbers written into {copy / 'README.md'}" in completed.stderr
+        assert f"report written to {path}" in run.stderr
+    assert "README.md" not in evaluate(copy, tmp_path).output
+    run = evaluate(copy, tmp_path, "--card")
+    assert f"numbers written into {copy / 'README.md'}" in run.stderr
     mean = json.loads(reports[1].read_text())["results"]["overall"]["mean"]
     assert f"mean {mean:.4f}" in (copy / "README.md").read_text()
 
 
-def test_reports_that_fail_lose_nothing_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_a_report_fails_the_result_is_still_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path, _: str) -> None:
         if path.suffix != ".md":
             raise QembedError(f"{path}: the disk is full")
@@ -277,28 +216,28 @@ def test_reports_that_fail_lose_nothing_that_was_measured(tmp_path: Path, monkey
     np.save(tmp_path / "v.npy", np.eye(4))
     command = ["eval", *("--vectors", f"{tmp_path}/v.npy", "--baseline-vectors", f"{tmp_path}/v.npy")]
     reports = [part for kind in ("html", "md", "json") for part in ("--report", f"{tmp_path}/r.{kind}")]
-    completed = CliRunner().invoke(group, [*command, *reports, "--json"])
-    assert (completed.exit_code, completed.stdout.count("\n")) == (2, 1)
-    printed = json.loads(completed.stdout)
-    assert printed["results"]["overall"]["mean"] == 1
-    assert printed["error"]["exit_code"] == 2
-    assert [name in printed["error"]["message"] for name in ("r.html", "r.md", "r.json")] == [True, False, True]
-    assert "report written to" in completed.stderr
+    run = CliRunner().invoke(group, [*command, *reports, "--json"])
+    assert (run.exit_code, run.stdout.count("\n")) == (2, 1)
+    output = json.loads(run.stdout)
+    assert output["results"]["overall"]["mean"] == 1
+    assert output["error"]["exit_code"] == 2
+    assert [name in output["error"]["message"] for name in ("r.html", "r.md", "r.json")] == [True, False, True]
+    assert "report written to" in run.stderr
     (tmp_path / "r.md").unlink()
-    completed = CliRunner().invoke(group, [*command, *reports])
-    assert completed.exit_code == 2
-    assert "Cosine by dimension" in completed.stdout
+    run = CliRunner().invoke(group, [*command, *reports])
+    assert run.exit_code == 2
+    assert "Cosine by dimension" in run.stdout
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [("r.pdf", "name it .html, .json or .md"), ("none/r.html", "there is no folder"), ("folder.md", "a folder")],
 )
-def test_a_report_that_cannot_be_written_is_told_at_once(int4: Path, tmp_path: Path, name: str, words: str) -> None:
+def test_a_report_that_cannot_be_written_is_refused_before_the_run(int4: Path, tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "folder.md").mkdir()
-    completed = evaluated(int4, tmp_path, "--report", tmp_path / name)
-    assert completed.exit_code == 2
-    (line,) = completed.stderr.splitlines()
+    run = evaluate(int4, tmp_path, "--report", tmp_path / name)
+    assert run.exit_code == 2
+    (line,) = run.stderr.splitlines()
     assert words in line
 
 
@@ -310,28 +249,16 @@ def test_a_report_never_replaces_an_input(int4: Path, tmp_path: Path) -> None:
     (tmp_path / "squad.json").write_text("{}")
     (tmp_path / "link.json").symlink_to(tmp_path / "squad.json")
     for report in (copy / "config.json", tmp_path / "squad.json", tmp_path / "link.json"):
-        completed = evaluated(copy, tmp_path, "--retrieval", tmp_path / "squad.json", "--report", report)
-        assert completed.exit_code == 2
-        assert f"--report {report}" in completed.stderr
-        assert "would be lost" in completed.stderr
+        run = evaluate(copy, tmp_path, "--retrieval", tmp_path / "squad.json", "--report", report)
+        assert run.exit_code == 2
+        assert f"--report {report}" in run.stderr
+        assert "would be lost" in run.stderr
     assert json.loads((copy / "config.json").read_text())["model_type"] == "qwen3"
 
 
-def test_a_card_without_a_checkpoint_is_told_at_once(tmp_path: Path) -> None:
+def test_card_without_a_checkpoint_is_refused_before_the_run(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.eye(4))
     options = ("--vectors", tmp_path / "v.npy", "--baseline-vectors", tmp_path / "v.npy", "--card")
-    completed = CliRunner().invoke(group, ["eval", *map(str, options)])
-    assert completed.exit_code == 2
-    assert "--card: name the checkpoint whose card it is with --model" in completed.stderr
-
-
-def test_a_file_that_is_no_result(tmp_path: Path) -> None:
-    for content, words in (
-        ("{}", "not a result"),
-        ("[]", "not a JSON object"),
-        ("{", "not JSON"),
-        ('{"schema": 9}', "no schema 1"),
-    ):
-        (tmp_path / "r.json").write_text(content)
-        with pytest.raises(BadInput, match=words):
-            result.read(tmp_path / "r.json")
+    run = CliRunner().invoke(group, ["eval", *map(str, options)])
+    assert run.exit_code == 2
+    assert "--card: name the checkpoint whose card it is with --model" in run.stderr

@@ -1,4 +1,4 @@
-"""Speed: who is asked what in which order, and what the seconds come to. How long anything takes is not tested."""
+"""Speed: the order of requests, and the numbers computed from their durations. No test depends on real time."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from tests.eval.conftest import FakeServer
 POOL = [f"word{number}" for number in range(50)]
 
 
-def test_both_are_warm_before_they_take_turns_with_the_same_texts() -> None:
-    asked: list[tuple[str, tuple[str, ...]]] = []
-    sends = {name: lambda batch, name=name: asked.append((name, tuple(batch))) for name in ("candidate", "baseline")}
+def test_both_sides_warm_up_and_then_alternate_with_the_same_texts() -> None:
+    calls: list[tuple[str, tuple[str, ...]]] = []
+    sends = {name: lambda batch, name=name: calls.append((name, tuple(batch))) for name in ("candidate", "baseline")}
     seconds = speed.rounds(RequestShape(2, 5), sends, POOL, None)  # type: ignore[arg-type]
     assert len(seconds["candidate"]) == len(seconds["baseline"]) == speed.MOST
-    assert [name for name, _ in asked[:6]] == ["candidate", "baseline", "candidate", "baseline", "baseline", "candidate"]
-    pairs = [asked[place : place + 2] for place in range(0, len(asked), 2)]
+    assert [name for name, _ in calls[:6]] == ["candidate", "baseline", "candidate", "baseline", "baseline", "candidate"]
+    pairs = [calls[index : index + 2] for index in range(0, len(calls), 2)]
     assert all(first[1] == second[1] for first, second in pairs)
-    every = [text for pair in pairs for text in pair[0][1]]
-    assert len(set(every)) == len(every)
-    assert {len(text.split()) for text in every} == {5}
+    batch_texts = [text for pair in pairs for text in pair[0][1]]
+    assert len(set(batch_texts)) == len(batch_texts)
+    assert {len(text.split()) for text in batch_texts} == {5}
 
 
-def test_what_the_seconds_come_to_by_hand() -> None:
+def test_rates_and_ratios_by_hand() -> None:
     seconds = {"candidate": [0.1, 0.2, 0.3], "baseline": [0.2, 0.2, 0.9]}
     entry = speed.record(RequestShape(4, 10), seconds)
     assert entry["candidate"] == pytest.approx(
         {"texts_per_second": 20, "tokens_per_second": 200, "p50": 0.2, "p99": np.percentile([0.1, 0.2, 0.3], 99)}
     )
     assert entry["baseline"]["texts_per_second"] == pytest.approx(20)
-    # Round by round the candidate is 2, 1 and 3 times as fast.
+    # In the three rounds the candidate is 2, 1 and 3 times as fast.
     assert entry["ratio"] == pytest.approx(2)
     assert (entry["low"], entry["high"]) == pytest.approx((1.1, 2.9))
     assert entry["requests"] == 3
 
 
-def test_texts_have_the_length_that_is_asked_for(fp16: Path) -> None:
+def test_texts_have_the_requested_length(fp16: Path) -> None:
     tokenizer = Checkpoint("tiny", fp16).tokenizer()
     batch = speed.texts(RequestShape(3, 40), POOL, tokenizer, 7)
     assert [len(tokenizer.encode(text).ids) for text in batch] == [40] * 3
     assert len(set(batch)) == 3
 
 
-def test_shapes_that_are_too_long_are_left_out_and_told() -> None:
+def test_shapes_that_are_too_long_are_left_out_with_a_note() -> None:
     shapes, notes = speed.shapes([1, 32], [16, 512, 2048], 1024)
     assert shapes == [RequestShape(1, 16), RequestShape(32, 16), RequestShape(1, 512)]
     assert notes == ["lengths over the context of 1024 tokens are left out", "requests of more than 4096 tokens are left out"]
@@ -78,30 +78,30 @@ def test_two_servers_are_measured(
     assert [(shape["batch"], shape["tokens"], shape["requests"]) for shape in speeds["shapes"]] == [(1, 3, 6), (4, 3, 6)]
     assert all(shape["low"] <= shape["ratio"] <= shape["high"] for shape in speeds["shapes"])
     assert speeds["candidate"]["memory"] is None
-    shown = run(start_server, tmp_path, "--speed-batches", "1", "--speed-lengths", "3").stdout
-    assert "Speed: both sides answer the same requests in turn" in shown
-    assert "memory –" in shown
+    output = run(start_server, tmp_path, "--speed-batches", "1", "--speed-lengths", "3").stdout
+    assert "Speed: both sides answer the same requests in turn" in output
+    assert "memory –" in output
 
 
-@pytest.mark.parametrize("given", ["0", "a", "1,,2", "-1", "1.5", ""])
-def test_batch_sizes_that_are_no_numbers(start_server: Callable[[], FakeServer], tmp_path: Path, given: str) -> None:
-    result = run(start_server, tmp_path, "--speed-batches", given)
+@pytest.mark.parametrize("sizes", ["0", "a", "1,,2", "-1", "1.5", ""])
+def test_invalid_batch_sizes_are_refused(start_server: Callable[[], FakeServer], tmp_path: Path, sizes: str) -> None:
+    result = run(start_server, tmp_path, "--speed-batches", sizes)
     assert result.exit_code == 2
     assert "--speed-batches" in result.stderr.splitlines()[-1]
 
 
-def test_memory_that_a_qembed_serve_tells(start_server: Callable[[], FakeServer]) -> None:
+def test_memory_is_read_from_the_metrics_of_a_qembed_server(start_server: Callable[[], FakeServer]) -> None:
     server = start_server()
     assert about.memory(server.url) is None
     server.about = {"dtype": "float16"}
     assert about.memory(server.url + "/v1") == 1_234_500_000
 
 
-SAID = {"engine": "vllm", "version": "1", "device": "cpu", "dtype": "float32"}
+SIDE = {"engine": "vllm", "version": "1", "device": "cpu", "dtype": "float32"}
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "notes_expected"),
     [
         ({}, []),
         ({"dtype": "bfloat16"}, ["the two sides computed in float32 and in bfloat16"]),
@@ -111,7 +111,7 @@ SAID = {"engine": "vllm", "version": "1", "device": "cpu", "dtype": "float32"}
         ({"version": "2"}, ["the two sides ran through different versions (1, 2)"]),
     ],
 )
-def test_what_the_two_sides_differ_in_besides_the_weights_is_told(other: dict[str, str], told: list[str]) -> None:
-    notes = list(speed.unlike(SAID, SAID | other))
-    assert len(notes) == len(told)
-    assert all(note.startswith(words) for note, words in zip(notes, told, strict=True))
+def test_differences_between_the_sides_other_than_weights_are_noted(other: dict[str, str], notes_expected: list[str]) -> None:
+    notes = list(speed.unlike(SIDE, SIDE | other))
+    assert len(notes) == len(notes_expected)
+    assert all(note.startswith(words) for note, words in zip(notes, notes_expected, strict=True))

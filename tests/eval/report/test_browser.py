@@ -1,6 +1,6 @@
-"""The page in a real browser: no error on the console, nothing from the network, nothing cut off on a telephone or a screen.
+"""The page in a real browser: no errors, no network requests, and nothing cut off on a phone or a desktop.
 
-QEMBED_SCREENSHOTS names a folder to keep the pictures in, to be looked at.
+QEMBED_SCREENSHOTS names a folder for screenshots, to be looked at.
 """
 
 from __future__ import annotations
@@ -21,46 +21,49 @@ from websockets.sync.client import ClientConnection, connect
 
 from qembed.eval.report import html
 from qembed.eval.thresholds import Thresholds
-from tests.eval.test_page import full
+from tests.eval.report.conftest import full
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)")
 SECONDS = 60
 CUT_OFF = """(() => {
-  const wide = document.documentElement.clientWidth, found = [];
-  if (document.documentElement.scrollWidth > wide) found.push(`page ${document.documentElement.scrollWidth}`);
-  for (const one of document.querySelectorAll('body *')) {
-    const box = one.getBoundingClientRect();
-    if (!box.width || one.tagName === 'title') continue;
-    const svg = one.ownerSVGElement && one.ownerSVGElement.getBoundingClientRect();
-    const left = svg ? svg.left : 0, right = svg ? svg.right : wide;
-    if (box.right > right + 1 || box.left < left - 1) found.push(`${one.tagName} ${(one.textContent || '').slice(0, 40)}`);
-    if (!svg && one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).overflow !== 'visible') found.push(one.tagName);
+  const width = document.documentElement.clientWidth, faults = [];
+  if (document.documentElement.scrollWidth > width) faults.push(`page ${document.documentElement.scrollWidth}`);
+  for (const element of document.querySelectorAll('body *')) {
+    const box = element.getBoundingClientRect();
+    if (!box.width || element.tagName === 'title') continue;
+    const svg = element.ownerSVGElement && element.ownerSVGElement.getBoundingClientRect();
+    const left = svg ? svg.left : 0, right = svg ? svg.right : width;
+    const text = (element.textContent || '').slice(0, 40);
+    if (box.right > right + 1 || box.left < left - 1) faults.push(`${element.tagName} ${text}`);
+    const hides = getComputedStyle(element).overflow !== 'visible';
+    if (!svg && element.scrollWidth > element.clientWidth + 1 && hides) faults.push(element.tagName);
   }
-  return found;
+  return faults;
 })()"""
 OVERLAPS = """(() => {
-  const found = [];
+  const faults = [];
   for (const svg of document.querySelectorAll('svg')) {
-    const boxes = [...svg.querySelectorAll('text')].map(one => [one.getBoundingClientRect(), one.textContent]);
-    boxes.forEach(([a, first], place) => boxes.slice(place + 1).forEach(([b, second]) => {
+    const boxes = [...svg.querySelectorAll('text')].map(element => [element.getBoundingClientRect(), element.textContent]);
+    boxes.forEach(([a, first], index) => boxes.slice(index + 1).forEach(([b, second]) => {
       const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
       const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-      if (across > 1 && down > a.height / 3) found.push(`${first} over ${second}`);
+      if (across > 1 && down > a.height / 3) faults.push(`${first} over ${second}`);
     }));
   }
-  return found;
+  return faults;
 })()"""
 
-BROKEN_WORDS = """(() => [...document.querySelectorAll('td')].filter(one => /^\\S{1,12}$/.test(one.textContent)).filter(one => {
+BROKEN_WORDS = """(() => [...document.querySelectorAll('td')].filter(cell => {
+  if (!/^\\S{1,12}$/.test(cell.textContent)) return false;
   const range = document.createRange();
-  range.selectNodeContents(one);
+  range.selectNodeContents(cell);
   return range.getClientRects().length > 1;
-}).map(one => one.textContent))()"""
+}).map(cell => cell.textContent))()"""
 
 
 class Tab:
-    """A tab of a headless browser, spoken to over the DevTools protocol."""
+    """A tab of a headless browser, controlled through the DevTools protocol."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket, self.number = socket, 0
@@ -91,7 +94,7 @@ class Tab:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
-    def named(self, method: str) -> list[dict[str, Any]]:
+    def events_named(self, method: str) -> list[dict[str, Any]]:
         return [event["params"] for event in self.events if event.get("method") == method]
 
 
@@ -135,7 +138,7 @@ def _page(port: int) -> str:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     result = full(Thresholds(0.9999, 0.5, 0.005), 120)
-    for row in result["results"]["worst"]:  # as long as they get, which leaves little room for what stands beside them
+    for row in result["results"]["worst"]:  # the longest text, which leaves the other columns little room
         row["text"] = "語" * 80
     path.write_text(html.page(result), encoding="utf-8")
     return path
@@ -143,21 +146,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_is_cut_off_and_nothing_goes_wrong(tab: Tab, page: Path, width: int, scheme: str) -> None:
+def test_the_page_fits_and_has_no_errors_or_requests(tab: Tab, page: Path, width: int, scheme: str) -> None:
     tab.show(page, width, scheme)
     assert tab.evaluate("innerWidth") == width
     assert tab.evaluate(CUT_OFF) == []
     assert tab.evaluate(OVERLAPS) == []
     assert tab.evaluate(BROKEN_WORDS) == []
-    assert tab.named("Log.entryAdded") == []
-    assert tab.named("Runtime.exceptionThrown") == []
-    assert tab.named("Runtime.consoleAPICalled") == []
-    requests = [event["request"]["url"] for event in tab.named("Network.requestWillBeSent")]
+    assert tab.events_named("Log.entryAdded") == []
+    assert tab.events_named("Runtime.exceptionThrown") == []
+    assert tab.events_named("Runtime.consoleAPICalled") == []
+    requests = [event["request"]["url"] for event in tab.events_named("Network.requestWillBeSent")]
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}[scheme]
     smallest = tab.evaluate(
-        "Math.min(...[...document.querySelectorAll('svg text')].map(one => one.getBoundingClientRect().height))"
+        "Math.min(...[...document.querySelectorAll('svg text')].map(element => element.getBoundingClientRect().height))"
     )
     assert smallest >= 8
     if folder := os.environ.get("QEMBED_SCREENSHOTS"):
@@ -167,13 +170,13 @@ def test_nothing_is_cut_off_and_nothing_goes_wrong(tab: Tab, page: Path, width: 
         (Path(folder) / f"report-{width}-{scheme}.png").write_bytes(base64.b64decode(picture))
 
 
-def test_it_prints_in_dark_ink_on_white(tab: Tab, page: Path) -> None:
+def test_the_page_prints_black_on_white(tab: Tab, page: Path) -> None:
     tab.show(page, 1280, "dark")
     tab.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
-    printed = base64.b64decode(tab.call("Page.printToPDF", printBackground=False)["data"])
-    assert printed.startswith(b"%PDF")
+    pdf = base64.b64decode(tab.call("Page.printToPDF", printBackground=False)["data"])
+    assert pdf.startswith(b"%PDF")
     if folder := os.environ.get("QEMBED_SCREENSHOTS"):
-        (Path(folder) / "report.pdf").write_bytes(printed)
+        (Path(folder) / "report.pdf").write_bytes(pdf)
     tab.call("Emulation.setEmulatedMedia", media="")

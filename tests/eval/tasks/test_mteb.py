@@ -1,4 +1,4 @@
-"""mteb's tasks through our client: its own scores, of either side's vectors, with the prompts that the task asks for."""
+"""mteb's tasks through qembed's client: mteb's own scores for both sides, with each task's prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAIRS = [("a cat", "the cat", 5.0), ("a dog", "the stone", 1.0), ("rain", "snow"
 
 @pytest.fixture
 def local_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task of mteb's own classes whose data is here: the hub is out of reach of a test."""
+    """Tasks of mteb's classes with local data, because tests do not reach the hub."""
     from datasets import Dataset
     from mteb.abstasks.sts import AbsTaskSTS
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -50,7 +50,7 @@ def local_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mteb, "get_task", lambda name: local[name]() if name in local else real(name))
 
 
-def described(name: str, kind: str, score: str, **more: Any) -> Any:
+def make_metadata(name: str, kind: str, score: str, **more: Any) -> Any:
     from mteb.abstasks.task_metadata import TaskMetadata
 
     return TaskMetadata(
@@ -64,7 +64,7 @@ def retrieval() -> Any:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     class Local(AbsTaskRetrieval):  # type: ignore[misc]
-        metadata = described("LocalRetrieval", "Retrieval", "ndcg_at_10")
+        metadata = make_metadata("LocalRetrieval", "Retrieval", "ndcg_at_10")
 
         def load_data(self, **_: Any) -> None:
             corpus = [{"id": f"d{row}", "title": "", "text": f"passage {row}"} for row in range(40)]
@@ -88,7 +88,7 @@ def classification() -> Any:
     from mteb.abstasks.classification import AbsTaskClassification
 
     class Local(AbsTaskClassification):  # type: ignore[misc]
-        metadata = described("LocalClassification", "Classification", "accuracy")
+        metadata = make_metadata("LocalClassification", "Classification", "accuracy")
         samples_per_label = 4
 
         def load_data(self, **_: Any) -> None:
@@ -109,13 +109,13 @@ def two_languages() -> Any:
     from mteb.abstasks.sts import AbsTaskSTS
 
     class Local(AbsTaskSTS):  # type: ignore[misc]
-        metadata = described("TwoSTS", "STS", "cosine_spearman", eval_langs={"en": ["eng-Latn"], "de": ["deu-Latn"]})
+        metadata = make_metadata("TwoSTS", "STS", "cosine_spearman", eval_langs={"en": ["eng-Latn"], "de": ["deu-Latn"]})
 
         def load_data(self, **_: Any) -> None:
             self.dataset = {}
             for language in ("en", "de"):
                 first, second, score = zip(*PAIRS * 2, strict=True)
-                columns = {"sentence1": [f"{language} {one}" for one in first], "sentence2": second, "score": score}
+                columns = {"sentence1": [f"{language} {sentence}" for sentence in first], "sentence2": second, "score": score}
                 self.dataset[language] = DatasetDict({"test": Dataset.from_dict(columns)})
             self.data_loaded = True
 
@@ -131,7 +131,7 @@ def run(start_server: Callable[[], FakeServer], tmp_path: Path, *more: str) -> t
 
 
 @pytest.mark.usefixtures("local_task")
-def test_scores_are_mtebs_own(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:
+def test_scores_equal_a_computation_by_hand(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:
     result, servers = run(start_server, tmp_path, "--task", "mteb:LocalSTS", "--json")
     assert result.exit_code == 0, result.stderr
     (task,) = json.loads(result.stdout)["tasks"]
@@ -156,7 +156,7 @@ def test_scores_are_mtebs_own(start_server: Callable[[], FakeServer], tmp_path: 
     ("name", "score", "count"),
     [("LocalSTS", "cosine_spearman", 5), ("LocalRetrieval", "ndcg_at_10", 12), ("LocalClassification", "accuracy", 36)],
 )
-def test_a_score_has_an_interval_where_its_rows_are_known(
+def test_a_score_has_an_interval_if_its_rows_are_known(
     start_server: Callable[[], FakeServer], tmp_path: Path, name: str, score: str, count: int
 ) -> None:
     result, _ = run(start_server, tmp_path, "--task", f"mteb:{name}", "--json")
@@ -171,7 +171,7 @@ def test_a_score_has_an_interval_where_its_rows_are_known(
 
 
 @pytest.mark.usefixtures("local_task")
-def test_subsets_stand_beside_the_whole(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:
+def test_subsets_are_reported_beside_the_whole(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:
     result, _ = run(start_server, tmp_path, "--task", "mteb:TwoSTS", "--json")
     assert result.exit_code == 0, result.stderr
     whole, *parts = json.loads(result.stdout)["tasks"][0]["metrics"]
@@ -179,20 +179,20 @@ def test_subsets_stand_beside_the_whole(start_server: Callable[[], FakeServer], 
     assert [whole["main"], *(part["main"] for part in parts)] == [True, False, False]
     assert whole["candidate"] == pytest.approx(np.mean([part["candidate"] for part in parts]))
     assert (whole["count"], parts[0]["count"]) == (20, 10)
-    # The mean of two parts that are drawn apart is surer than either of them.
-    widths = [one["interval"][1] - one["interval"][0] for one in (whole, *parts)]
+    # The mean of two independently resampled parts has a narrower interval than the wider of them.
+    widths = [metric["interval"][1] - metric["interval"][0] for metric in (whole, *parts)]
     assert widths[0] < max(widths[1:])
 
 
 def test_an_interval_by_hand() -> None:
-    """Drawn anew, a row at a time, as `bootstrap` says."""
+    """The bootstrap interval of the mean difference per row."""
     random = np.random.default_rng(3)
     left, right = (mteb_rows.Rows(random.random(6)) for _ in range(2))
     interval = mteb_rows.interval([left], [right])
     assert interval == pytest.approx(bootstrap.of_mean(left.values - right.values))
 
 
-def test_a_score_that_the_rows_do_not_come_to_has_no_interval() -> None:
+def test_a_score_that_differs_from_its_rows_mean_has_no_interval() -> None:
     task = SimpleNamespace(metadata=SimpleNamespace(main_score="accuracy"), label_column_name="label")
     data = {"label": [0, 1, 1, 0]}
     predicted = [[0, 1, 0, 0], [0, 1, 1, 1]]
@@ -205,14 +205,14 @@ def test_a_score_that_the_rows_do_not_come_to_has_no_interval() -> None:
     assert mteb_rows.read(predicted, data, task, 0.75) is None
 
 
-def test_a_task_that_mteb_does_not_know(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:
+def test_an_unknown_mteb_task_is_refused(start_server: Callable[[], FakeServer], tmp_path: Path) -> None:
     result, _ = run(start_server, tmp_path, "--task", "mteb:NoSuchTask")
     assert result.exit_code == 2
     assert "mteb:NoSuchTask: mteb" in result.stderr.splitlines()[-1]
     assert "has no such task" in result.stderr.splitlines()[-1]
 
 
-def test_data_that_cannot_be_had(
+def test_data_that_cannot_be_downloaded_is_one_line(
     start_server: Callable[[], FakeServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mteb.abstasks.sts import AbsTaskSTS

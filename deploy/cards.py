@@ -27,6 +27,8 @@ MODELS = {
     "8B": (4096, 12288, 32, 36, 151_665, 40_960),
 }
 """hidden_size, intermediate_size, num_attention_heads, num_hidden_layers, vocab_size, max_position_embeddings."""
+OVERFLOWS_FLOAT16 = {"8B"}
+"""Models whose original checkpoint gives NaN in float16 for some texts (https://github.com/QwenLM/Qwen3-Embedding/issues/164)."""
 KV_HEADS, HEAD, GROUP = 8, 128, 128
 CARDS = ("T4", "L4", "A10G")
 LENGTHS = (8_192, 32_768)
@@ -110,8 +112,13 @@ def plan_for(checkpoint: Checkpoint, card: str, length: int) -> Launch:
 
 
 def longest(checkpoint: Checkpoint, card: str) -> str:
-    """The longest text, in tokens, that fits on the card beside 31 others; "–" if not even the shortest limit does."""
+    """The longest text, in tokens, that fits on the card beside 31 others; "–" if not even the shortest limit does.
+
+    A card without bfloat16 does not fit a model that overflows float16, unless `quantize` has scaled it.
+    """
     target = devices.named(card)
+    if not target.has_bfloat16 and not checkpoint.is_int4 and checkpoint.name in OVERFLOWS_FLOAT16:
+        return "needs bfloat16"
     try:
         launch = resolve(ServerSettings(checkpoint, memory=target.free, max_num_seqs=32), target, Cpu(), 8000)
     except BadInput:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qembed.embed.spool import Result
 from qembed.embed.windows import Item
 from qembed.errors import BadInput, QembedError
-from qembed.vllm import kernels, log, machine, unused_modules
+from qembed.vllm import internals, kernels, log, machine, unused_modules
 from qembed.vllm.arguments import engine_arguments, environment, user_arguments
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
 
@@ -105,8 +105,7 @@ class InProcess:
             )
         except Exception as error:
             with suppress(Exception):  # otherwise the next call would compute these texts too
-                unfinished = list(self._llm.llm_engine.output_processor.request_states)
-                self._llm.llm_engine.abort_request(unfinished, internal=True)
+                internals.abort_unfinished(self._llm)
             raise EngineFailed(f"vLLM failed: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
         vectors: NDArray[np.float32] = torch.stack([output.outputs.data for output in outputs]).float().cpu().numpy()
         return vectors
@@ -166,7 +165,7 @@ def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], Non
             yield InProcess(launch, dimensions or launch.hidden_size, llm, dimensions)
         finally:
             with suppress(Exception):
-                llm.llm_engine.engine_core.shutdown()
+                internals.shut_down(llm)
             del llm
             gc.collect()
 
@@ -182,15 +181,12 @@ def _load(launch: Launch, on_stage: Callable[[str], None]) -> Any:
     arguments = [*engine_arguments(launch), *user_arguments(launch)]
     with unused_modules.hidden(unused_modules.names(arguments, on_cpu=launch.device == "cpu")), _without_gc():
         import torch
-        from vllm import LLM
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from vllm import LLM  # noqa: F401 - the long import belongs to the stage before
 
         if launch.settings.threads is not None and launch.settings.tensor_parallel_size == 1:
             torch.set_num_threads(launch.settings.threads)  # OMP_NUM_THREADS alone is capped at the number of cores by MKL
         on_stage("loading the weights")
-        parser = EngineArgs.add_cli_args(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
-        return LLM.from_engine_args(EngineArgs.from_cli_args(parser.parse_args(arguments)))
+        return internals.load(arguments)
 
 
 @contextmanager

@@ -151,14 +151,15 @@ def _transformers(checkpoint: Checkpoint, answers: Sequence[int]) -> Iterator[Sc
 
 
 def _load(checkpoint: Checkpoint, device: str) -> Any:
-    """The language model, in float16 on "cuda" and in float32 on "cpu"."""
+    """The language model, in 16 bits on "cuda" (bfloat16 where the GPU has it) and in float32 on "cpu"."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    half = torch.bfloat16 if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else torch.float16
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
-            dtype=torch.float16 if device == "cuda" else torch.float32,
+            dtype=half if device == "cuda" else torch.float32,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,

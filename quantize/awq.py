@@ -24,6 +24,8 @@ RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Exponents that the search for scales tries first."""
 RATIO_STEPS = (0.125, 0.0625, 0.03125, 0.0)
 """Distances of the next exponents from the best so far, by round of the search; 0 ends it."""
+SMALLEST_HALF = 2.0**-24
+"""The smallest positive number of float16."""
 MAX_CHANNEL_SCALE = 32.0
 """Scales of channels lie between 1/32 and 32."""
 SHRINK_FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -69,7 +71,8 @@ class Grid:
         """The grid with the same levels for the weight whose rows are divided by `divisors` [N]."""
         import torch
 
-        return Grid((self.scale / divisors[:, None]).to(torch.float16).float(), self.zero_point, self.group_size)
+        scale = (self.scale / divisors[:, None]).clamp(min=SMALLEST_HALF).to(torch.float16).float()
+        return Grid(scale, self.zero_point, self.group_size)
 
     @staticmethod
     def stack(grids: Sequence[Grid]) -> Grid:

@@ -8,6 +8,9 @@ The correction targets the original model. q/k/v and gate/up, which read a norm,
 o_proj and down_proj, which write to the residual stream, to the original hidden states. So each corrects the losses before it,
 as far as these are a linear function of its inputs (`correction.correct`). Errors of o_proj and down_proj count relative to the
 size of the residual stream that they are added to, because the norms that read it divide by that size.
+
+At the end, what comes near the end of float16's range between v_proj and o_proj, or up_proj and down_proj, is divided by powers
+of two, which changes no level (`ranges.safe_divisors`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from qembed.checkpoint.awq_layout import pack
 from qembed.quantize import awq, correction, rounding
 from qembed.quantize.blocks import INPUTS, Architecture, DecoderLayer
 from qembed.quantize.hidden import Moments, OriginalStates, Sample, Stream
+from qembed.quantize.ranges import MAX_WEIGHT, Ranges, largest_magnitudes, safe_divisors
 from qembed.quantize.settings import QuantizationSettings, Report
 from qembed.quantize.table import half
 
@@ -48,9 +52,12 @@ class LayerQuantizer:
         self.block, self.number, self.shape, self.settings, self.report = block, number, shape, settings, report
         self.tensors = dict(tensors)
         self.levels: dict[str, tuple[torch.Tensor, awq.Grid]] = {}
+        self.ranges = Ranges()
 
     def run(self, stream: Stream, original: OriginalStates | None) -> dict[str, torch.Tensor]:
-        """Quantize the layer, and advance `stream` through the result; `self.tensors` then has the INT4 model's values.
+        """Quantize the layer, and advance `stream` through the result.
+
+        `self.tensors` then has the INT4 model's values, and `self.ranges` the largest numbers that it computed.
 
         `original` has the original model's hidden states for the batches of `stream`; None fits each linear layer to its own
         outputs. The states before the layer and after its attention are released after their last use, because memory peaks at
@@ -61,7 +68,7 @@ class LayerQuantizer:
         """
         import torch
 
-        with torch.no_grad():
+        with torch.no_grad(), self.ranges.watching(self.block):
             self.block.load(self.tensors, self.number)
             middle = self._quantize_attention(stream, original)
             stream.hidden = []
@@ -101,6 +108,8 @@ class LayerQuantizer:
 
         `original` are the original model's hidden states after the linear layer's output is added.
         """
+        import torch
+
         device = self.block.device
 
         def load_and_read() -> list[torch.Tensor]:
@@ -116,9 +125,13 @@ class LayerQuantizer:
                 relative = batch.relative_to(hidden if original is None else original[number])
                 yield relative, inputs[number].to(device), output if output is None or bias is None else output - bias
 
-        divisors = self._quantize(name, Moments.by_fold(samples()))
+        largest = torch.stack([largest_magnitudes(x) for x in inputs]).amax(0).to(device)
+        divisors = self._quantize(name, Moments.by_fold(samples()), largest)
+        outputs, feeding = self.ranges.outputs, FEEDING_LINEARS[name]
         if divisors is None:
+            del outputs[feeding]
             return load_and_read()
+        outputs[feeding] = outputs[feeding] / output_divisors(name, divisors, self.shape)
         self.block.load(self.tensors, self.number)
         for x in inputs:
             x.div_(divisors.to(x.device))
@@ -127,12 +140,14 @@ class LayerQuantizer:
     def _add_output(self, name: str, stream: Stream, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """The hidden states of `stream` plus the output of the loaded linear layer `name` for `inputs`."""
         linear, device = self.block.linear(name), self.block.device
-        return [h + linear(x.to(device)).to(h.device) for h, x in zip(stream.hidden, inputs, strict=True)]
+        hidden = [h + linear(x.to(device)).to(h.device) for h, x in zip(stream.hidden, inputs, strict=True)]
+        self.ranges.see_residual(hidden)
+        return hidden
 
-    def _quantize(self, name: str, folds: list[Moments]) -> torch.Tensor | None:
+    def _quantize(self, name: str, folds: list[Moments], largest: torch.Tensor | None = None) -> torch.Tensor | None:
         """Quantize the linear layers that read the input `name` (one of INPUTS), given the moments of each fold.
 
-        Empties `folds` to free memory.
+        Empties `folds` to free memory. `largest` are the largest magnitudes [K] of the input; None: a norm feeds it.
 
         Returns:
             The scales [K] by which the input is now divided, if the division is exact; None if it must be computed again.
@@ -148,6 +163,9 @@ class LayerQuantizer:
             gram = gram / (divisors[:, None] * divisors[None])
             inverse = inverse.scaled(divisors) if inverse is not None else None
         self._round(name, gram, inverse)
+        if largest is not None:
+            powers, exact_powers = self._make_safe(name, largest / divisors, divisors)
+            divisors, exact = divisors * powers, exact and exact_powers
         return divisors if exact else None
 
     def _correct(self, name: str, folds: list[Moments]) -> None:
@@ -188,6 +206,25 @@ class LayerQuantizer:
             self.report.error[linear].append(_relative_error(rounded, weight, gram))
             self.levels[linear] = levels, grid
             self.tensors[f"{linear}.weight"] = rounded
+
+    def _make_safe(self, name: str, largest: torch.Tensor, divisors: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Divide the input `name`, whose weights are rounded, by powers of two so that float16 can hold it; levels stay.
+
+        `largest` are the input's largest magnitudes [K]. What feeds it can be larger, and is divided by `divisors` [K] since it
+        was recorded. Returns what `_fold` does.
+        """
+        import torch
+
+        feeding, group_size = FEEDING_LINEARS[name], self.settings.group_size
+        sources = feeding_outputs(name, self.shape, largest.device)
+        powers = safe_divisors(largest.maximum(self.ranges.outputs[feeding][sources] / divisors), group_size, sources)
+        levels, grid = self.levels[name]
+        grid = awq.Grid(grid.scale * powers[::group_size], grid.zero_point, group_size)
+        if (powers == 1).all() or grid.scale.max() * awq.MAX_LEVEL > MAX_WEIGHT:
+            return torch.ones_like(powers), True
+        self.levels[name] = levels, grid
+        self.ranges.scaled[feeding] = powers.max().item()
+        return self._fold(name, powers)
 
     def _weights(self, name: str) -> list[torch.Tensor]:
         """The weights [N_i, K] that read the input `name`."""
@@ -243,10 +280,13 @@ def _relative_error(rounded: torch.Tensor, weight: torch.Tensor, gram: torch.Ten
 
 def channel_sources(name: str, shape: Architecture, device: torch.device) -> torch.Tensor | None:
     """For each channel of the input `name` [K] int64, the output of the linear layer that feeds it; None if a norm does."""
+    return None if name in FEEDING_NORMS else feeding_outputs(name, shape, device)
+
+
+def feeding_outputs(name: str, shape: Architecture, device: torch.device) -> torch.Tensor:
+    """For each channel of the input `name` [K] int64, the output of the linear layer that feeds it."""
     import torch
 
-    if name in FEEDING_NORMS:
-        return None
     if name == "mlp.down_proj":
         return torch.arange(shape.mlp, device=device)
     outputs = torch.arange(shape.kv_heads * shape.head_dim, device=device).view(shape.kv_heads, 1, shape.head_dim)
@@ -261,7 +301,7 @@ def output_divisors(name: str, scales: torch.Tensor, shape: Architecture) -> tor
     import torch
 
     divisors = torch.ones(shape.linear(FEEDING_LINEARS[name])[0], device=scales.device)
-    divisors[channel_sources(name, shape, scales.device)] = scales
+    divisors[feeding_outputs(name, shape, scales.device)] = scales
     return divisors
 
 

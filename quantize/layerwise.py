@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.awq_layout import dequantize
 from qembed.checkpoint.description import Checkpoint
-from qembed.quantize import batches, refine, table
+from qembed.quantize import batches, float16, refine, table
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import NOT_STORED, Architecture, DecoderLayer, rms_norm
 from qembed.quantize.calibration import Calibration
@@ -141,26 +141,56 @@ def _original_tensors(checkpoint: Checkpoint, layer: int, device: torch.device) 
 def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts | None, prefix: str) -> None:
     """Quantize a layer, which is loaded in the block of `quantizer`, write it to `parts`, and advance `streams` through it.
 
-    The part of the layer contains its tensors, with `prefix` before their names, and its errors as notes. A part that already
-    exists is loaded instead.
+    The part of the layer contains its tensors, with `prefix` before their names, and as notes its errors and the largest
+    numbers that it computes. A part that already exists is loaded instead; without those numbers it is another quantizer's.
     """
     block, settings, report = quantizer.block, quantizer.settings, quantizer.report
     original_inputs, original = _advance_original(streams.original, block, settings)
     name = f"layer-{quantizer.number:03d}"
     part = None if parts is None else parts.read(name)
-    if part is None:
+    if parts is None or part is None:
         inputs = streams.quantized if settings.inputs == "quantized" else Stream(streams.original.batches, original_inputs)
         stored = quantizer.run(inputs, original)
         errors = {linear: values[-1] for linear, values in report.error.items()}
+        ranges = quantizer.ranges.record()
+        report.add_ranges(ranges)
         if parts is not None:
-            parts.write(name, {prefix + key: tensor.cpu() for key, tensor in stored.items()}, errors)
+            notes = {"error": errors, "ranges": ranges}
+            parts.write(name, {prefix + key: tensor.cpu() for key, tensor in stored.items()}, notes)
         return
-    tensors, errors = part
+    tensors, notes = part
     stored = {key.removeprefix(prefix): tensor.to(block.device) for key, tensor in tensors.items()}
     block.load(dequantize_layer(stored), quantizer.number)
-    streams.quantized.advance(block)
-    for linear, error in errors.items():
+    if "ranges" in notes:
+        streams.quantized.advance(block)
+    else:
+        stored, ranges = _make_safe(quantizer, stored, streams.quantized)
+        notes = {"error": notes, "ranges": ranges}
+        parts.write(name, {prefix + key: tensor.cpu() for key, tensor in stored.items()}, notes)
+    report.add_ranges(notes["ranges"])
+    for linear, error in notes["error"].items():
         report.error[linear].append(error)
+
+
+def _make_safe(
+    quantizer: LayerQuantizer, stored: dict[str, torch.Tensor], stream: Stream
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Scale the `stored` layer, which is loaded, so that float16 can hold what it computes; advance `stream` through it.
+
+    Returns:
+        The layer as it is now stored and loaded, and the largest numbers that it computes (`Ranges.record`).
+    """
+    block, before = quantizer.block, list(stream.hidden)
+    ranges = float16.measure(stream, block)
+    scaled = float16.scale_down(stored, ranges, quantizer.shape, quantizer.settings.group_size)
+    if scaled is None:
+        return stored, ranges.record()
+    block.load(dequantize_layer(scaled), quantizer.number)
+    stream.hidden = before
+    divisors = ranges.scaled
+    ranges = float16.measure(stream, block)
+    ranges.scaled = divisors
+    return scaled, ranges.record()
 
 
 def _advance_original(

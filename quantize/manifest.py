@@ -14,9 +14,11 @@ from typing import Any
 from qembed.checkpoint import model_card
 from qembed.checkpoint.description import MANIFEST, Checkpoint
 from qembed.checkpoint.find import SAMPLE
+from qembed.checkpoint.float16 import FIELD as FLOAT16
 from qembed.checkpoint.int8_table import INT8
 from qembed.files import sha256
 from qembed.installation import version
+from qembed.quantize import float16
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.settings import QuantizationSettings, Report
 
@@ -63,6 +65,7 @@ def contents(
             },
             **({"token_table": token_table_record(settings, report)} if settings.token_table == INT8 else {}),
             "fidelity": fidelity_record(report),
+            FLOAT16: float16.record(report),
             "files": {
                 str(path.relative_to(folder)): sha256(path)
                 for path in sorted(folder.rglob("*"))

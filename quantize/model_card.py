@@ -10,6 +10,7 @@ from qembed.checkpoint.find import SAMPLE
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.checkpoint.model_card import section
 from qembed.installation import version
+from qembed.quantize import float16
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.manifest import fidelity_record
 from qembed.quantize.settings import QuantizationSettings, Report
@@ -47,12 +48,12 @@ qembed serve --model FOLDER
 
 {loading} Queries take the form
 `Instruct: {{task}}\\nQuery:{{query}}`; documents take no prompt. A vector is the normalized hidden state of the last token.
-
+{_float16(report)}
 ## How it was made
 
 Method: {_method(settings)}.
 Calibration: {calibration.tokens:,} tokens of {calibration.source} texts. Settings, seed and hashes are in `qembed.json`.
-{_comparison_with_awq(settings)}"""
+{_scaled(report)}{_comparison_with_awq(settings)}"""
 
 
 def _fidelity_section(report: Report) -> str:
@@ -66,6 +67,13 @@ def _fidelity_section(report: Report) -> str:
     )
 
 
+def _scaled(report: Report) -> str:
+    """A sentence on what was scaled to keep within float16; empty if nothing was."""
+    if not report.scaled:
+        return ""
+    return f"Divided by powers of two to keep within float16, which changes no vector: {', '.join(report.scaled)}.\n"
+
+
 def _comparison_with_awq(settings: QuantizationSettings) -> str:
     """The method's error on a public model compared with plain AWQ; empty unless every step has its default setting."""
     default = QuantizationSettings()
@@ -76,6 +84,17 @@ def _comparison_with_awq(settings: QuantizationSettings) -> str:
     return (
         "\nError of this method on SmolLM2-135M in groups of 64, as a share of plain AWQ's (qembed's bench/RESULTS.md):\n"
         f"{shares}. Measured on 2026-11-27 with the built-in calibration texts.\n"
+    )
+
+
+def _float16(report: Report) -> str:
+    """What cannot be computed in float16, as a paragraph; empty if everything can."""
+    lines = float16.overflows(report)
+    if not lines:
+        return ""
+    return (
+        f"\n**Not in float16**, whose largest number is 65,504: on the calibration texts {'; '.join(lines)}.\n"
+        "Compute it in bfloat16 or float32 (`--dtype bfloat16`); `qembed serve` refuses float16.\n"
     )
 
 

@@ -19,7 +19,7 @@ from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
 from qembed.files import sha256, write_atomically
 from qembed.installation import version
-from qembed.quantize import autoawq, checks, layerwise, manifest, writer
+from qembed.quantize import autoawq, checks, float16, layerwise, manifest, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
 from qembed.quantize.calibration_texts import Texts
@@ -121,6 +121,7 @@ def run(
         "error": {name: report.relative_error(name) for name in LINEARS if report.error[name]},
         "token_table": manifest.token_table_record(settings, report),
         "fidelity": manifest.fidelity_record(report),
+        "float16": {"overflows": float16.overflows(report), "scaled": report.scaled},
         "calibration": manifest.calibration_record(calibration),
         "warnings": [source.vocabulary_warning] if source.vocabulary_warning else [],
     }

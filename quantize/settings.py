@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from qembed.quantize.blocks import LINEARS
 
@@ -54,11 +56,26 @@ class Report:
         error: relative output errors of each kind of linear layer, one value per layer.
         cosines: cosine similarity between INT4 and original vector, one value per held-out text.
         table_error: relative error of the INT8 token table; None for float16.
+        largest: the largest magnitude of the inputs and of the outputs ([input, output]) of each kind of linear layer, one pair
+            per layer, in the INT4 model on the calibration texts.
+        residual: the largest magnitude of the residual stream after each layer or its attention.
+        scaled: names of linear layers whose outputs were divided to keep within float16, and the largest divisor of each.
     """
 
     error: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in LINEARS})
     cosines: list[float] = field(default_factory=list)
     table_error: float | None = None
+    largest: dict[str, list[list[float]]] = field(default_factory=lambda: {name: [] for name in LINEARS})
+    residual: list[float] = field(default_factory=list)
+    scaled: dict[str, float] = field(default_factory=dict)
+
+    def add_ranges(self, ranges: Mapping[str, Any]) -> None:
+        """Add the largest magnitudes of the next layer, from `Ranges.record`."""
+        layer = len(self.residual)
+        self.residual.append(ranges["residual"])
+        for name, pair in ranges["linears"].items():
+            self.largest[name].append(pair)
+        self.scaled |= {f"layers.{layer}.{name}": divisor for name, divisor in ranges["scaled"].items()}
 
     def relative_error(self, name: str) -> float:
         """Root mean square over all layers of the relative output error of the kind of linear layer `name`."""

@@ -38,6 +38,10 @@ def show(result: dict[str, Any]) -> None:
         f"cosine to the source, {fidelity['texts']} held-out texts",
         f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}",
     )
+    if (float16 := result["float16"])["overflows"]:
+        table.add_row("not in float16", "\n".join(float16["overflows"]))
+    elif float16["scaled"]:
+        table.add_row("scaled to keep within float16", "\n".join(f"{name} ÷ {by:g}" for name, by in float16["scaled"].items()))
     table.add_row("time", f"{result['seconds']:.0f} s")
     if result["error"]:
         console.print(losses)

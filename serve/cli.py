@@ -71,8 +71,8 @@ engine_options = section("Engine")
     type=click.Choice(["auto", "float16", "bfloat16", "float32"]),
     default="auto",
     show_default=True,
-    help="Dtype of the computation. auto: float16 on a GPU, the fastest for the instruction sets of a CPU; --plan shows the "
-    "choice and the reason.",
+    help="Dtype of the computation. auto: on a GPU bfloat16 if it has that (Ampere and later), otherwise float16; on a CPU the "
+    "fastest for its instruction sets; --plan shows the choice and the reason.",
 )
 @memory(
     "--plan",

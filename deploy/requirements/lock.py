@@ -46,9 +46,9 @@ def without_breakers(requirement: str) -> list[str]:
 def main(arguments: list[str]) -> None:
     """Print the pinned list for the base requirements and extras of pyproject.toml, and for building it.
 
-    An argument with "==" is a version to use instead of an extra, such as torch's build for CPUs. After "--alone" the base
-    requirements are left out: the environment is for clients of qembed, not for qembed. With "--within LIST" all versions are
-    those of that list, so that the images have the tested versions.
+    An argument with "==" is a version to use instead of an extra, such as torch's build for CPUs, and replaces what an extra says
+    of that package. After "--alone" the base requirements are left out: the environment is for clients of qembed, not for
+    qembed. With "--within LIST" all versions are those of that list, so that the images have the tested versions.
     """
     project = tomllib.loads(PROJECT.read_text())
     extras = list(arguments)
@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> None:
     requirements = [] if alone else list(project["project"]["dependencies"]) + project["build-system"]["requires"]
     for extra in extras[alone:]:
         requirements += [extra] if "==" in extra else project["project"]["optional-dependencies"][extra]
+    chosen = {Requirement(line).name for line in extras if "==" in line}
+    requirements = [line for line in requirements if line in extras or Requirement(line).name not in chosen]
     resolved = resolve([line for requirement in requirements for line in without_breakers(requirement)], *options)
     pins = {item["name"].lower().replace("_", "-"): item["version"] for item in resolved}
     pins.update(

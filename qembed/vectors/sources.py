@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.float16 import overflow
 from qembed.client import about
 from qembed.errors import MissingExtra
 from qembed.installation import how_to_install
@@ -96,7 +97,7 @@ def server(url: str, api_key: str | None = None) -> Side:
 def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
     """The checkpoint served by vLLM, which is started when the side is opened and stopped when it is closed.
 
-    `dtype` "auto" is what `qembed serve` would choose; "original" is float16 on a GPU and float32 on a CPU.
+    `dtype` "auto" is what `qembed serve` would choose; "original" is 16 bits on a GPU (`_half`) and float32 on a CPU.
 
     Raises:
         MissingExtra: vLLM is not installed.
@@ -109,19 +110,22 @@ def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
     from qembed.vllm import kernels, machine, plan
     from qembed.vllm.settings import ServerSettings, chosen
 
-    kind = machine.device()
+    target = machine.target()
     if dtype == "original":
-        dtype = "float32" if kind == "cpu" else "float16"
-    choice = chosen(ServerSettings(checkpoint, dtype=dtype), kind, kernels.this_cpu())
-    identity = _identity(checkpoint, "vllm", kind, choice.title)
+        dtype = "float32" if target.kind == "cpu" else _half()
+    choice = chosen(ServerSettings(checkpoint, dtype=dtype), target, kernels.this_cpu())
+    identity = _identity(checkpoint, "vllm", target.kind, choice.title)
     limit = plan.max_length(checkpoint.config, None)
     return Side(limit, partial(_vllm, checkpoint, dtype), identity, size=size(checkpoint))
 
 
 def transformers(checkpoint: Checkpoint, *, exact: bool = False) -> Side:
-    """The checkpoint run by transformers: on a GPU in float16 unless `exact`, on a CPU in float32."""
-    identity = _identity(checkpoint, "transformers", "cuda" if has_gpu() else "cpu", "float32" if exact else "auto")
-    return Side(context(checkpoint), partial(_transformers, checkpoint, exact), identity, size=size(checkpoint))
+    """The checkpoint run by transformers: on a GPU in 16 bits unless `exact` or if they overflow, on a CPU in float32."""
+    dtype = "float32" if exact or not has_gpu() else _half()
+    if dtype == "float16" and overflow(checkpoint.manifest) is not None:
+        dtype = "float32"
+    identity = _identity(checkpoint, "transformers", "cuda" if has_gpu() else "cpu", dtype)
+    return Side(context(checkpoint), partial(_transformers, checkpoint, dtype), identity, size=size(checkpoint))
 
 
 def vectors(file: VectorFile) -> Side:
@@ -131,6 +135,14 @@ def vectors(file: VectorFile) -> Side:
         raise AssertionError("a side whose vectors come from a file is not opened")
 
     return Side(None, never, file=file)
+
+
+def _half() -> str:
+    """The 16-bit dtype of the GPU: bfloat16, whose range no model exceeds, or float16 where it has none."""
+    from qembed.vllm import machine
+
+    card = machine.first_gpu()
+    return "bfloat16" if card is None or card.has_bfloat16 else "float16"
 
 
 def has_vllm() -> bool:
@@ -167,14 +179,13 @@ def size(checkpoint: Checkpoint) -> int:
 
 
 @contextmanager
-def _transformers(checkpoint: Checkpoint, exact: bool, on_stage: OnStage) -> Iterator[Source]:
+def _transformers(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Source]:
     on_stage("loading the weights")
     import torch
 
     from qembed.vectors import reference
 
     device = "cuda" if has_gpu() else "cpu"
-    dtype = "float32" if exact or device == "cpu" else "float16"
     loaded = reference.load(checkpoint, dtype, device)
 
     def embed(texts: Sequence[str], on_done: OnDone) -> NDArray[np.float32]:

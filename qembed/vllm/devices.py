@@ -11,6 +11,7 @@ from qembed.errors import BadInput
 Device = Literal["cpu", "cuda"]
 
 FP8_CAPABILITY = 8.9
+BFLOAT16_CAPABILITY = 8.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Target:
     def has_fp8(self) -> bool:
         """Whether it computes with 8-bit floats (Ada, Hopper and later), so that an FP8 cache costs no time."""
         return self.kind == "cuda" and (self.capability is None or self.capability >= FP8_CAPABILITY)
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether it is a GPU that computes with bfloat16 (Ampere and later). One of unknown capability is taken for such."""
+        return self.kind == "cuda" and (self.capability is None or self.capability >= BFLOAT16_CAPABILITY)
 
 
 # From `nvidia-smi --query-gpu=memory.total`. Less than in the data sheet, because the driver reserves a part.

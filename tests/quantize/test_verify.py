@@ -52,6 +52,10 @@ def test_intact_checkpoint_passes_with_the_recorded_cosine(checkpoint: Path, tmp
     assert report["source"] == "tiny-qwen2"
     assert report["fidelity"]["texts"] == 10
     assert recorded["min_cosine"] - 1e-4 <= report["fidelity"]["min_cosine"] <= report["fidelity"]["mean_cosine"] < 0.99999
+    manifest = json.loads((checkpoint / "qembed.json").read_text())
+    assert manifest.pop("float16")["overflows"] == []
+    (checkpoint / "qembed.json").write_text(json.dumps(sealed(manifest)))  # as before that field existed
+    assert json.loads(verify(checkpoint, "--json").stdout)["findings"] == []
     shutil.rmtree(tmp_path / "tiny-qwen2")
     result = verify(checkpoint)
     assert result.exit_code == 0

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from qembed.checkpoint.description import Checkpoint
 from qembed.cli import group
 from qembed.serve.startup_warnings import startup_warnings
+from qembed.vllm import machine
 from qembed.vllm.settings import ServerSettings
 
 
@@ -63,6 +64,13 @@ def test_bad_input_is_reported_in_one_line(int4: Checkpoint, arguments: list[str
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
     assert message in result.output
+
+
+def test_a_vllm_that_was_never_tried_is_warned_about(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "vllm_version", lambda: "0.1.0")
+    (warning,) = startup_warnings(ServerSettings(checkpoint), None)
+    assert "vLLM 0.1.0 was never tried" in warning
+    assert "0.1.0" not in "".join(startup_warnings(ServerSettings(checkpoint, engine="sglang"), None))
 
 
 def test_serving_other_machines_without_key_or_tls_is_warned_about(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_defaults_come_from_checkpoint_and_machine(checkpoint: Checkpoint) -> No
     assert value_of(launch, "--max-model-len") == "256"
     assert value_of(launch, "--max-num-seqs") == "32"
     assert value_of(launch, "--max-num-batched-tokens") == "2048"
-    assert value_of(launch, "--dtype") == "float16"
+    assert value_of(launch, "--dtype") == "bfloat16"
     assert value_of(launch, "--served-model-name") == "tiny"
     assert launch.url == "http://127.0.0.1:8000/v1"
     assert json.loads(value_of(launch, "--hf-overrides")) == {
@@ -197,7 +197,7 @@ def test_an_int8_table_is_planned_in_int8(int4: Checkpoint) -> None:
 def test_with_int4_on_a_cpu_a_float16_table_stays_float16(int4: Checkpoint) -> None:
     on_cpu = resolve(ServerSettings(int4), CPU, Cpu(), 1)
     assert (on_cpu.token_table, on_cpu.plan.token_table) == ("float16", 10 * 64 * 2)
-    on_gpu = resolve(ServerSettings(int4), L4, Cpu(), 1)
+    on_gpu = resolve(ServerSettings(int4), T4, Cpu(), 1)
     assert (on_gpu.token_table, on_gpu.plan.token_table) == ("float16", 10 * 64 * 2)
     wide = resolve(ServerSettings(int4, dtype="float32"), L4, Cpu(), 1)
     assert (wide.token_table, wide.plan.token_table) == ("float32", 10 * 64 * 4)
@@ -243,6 +243,32 @@ def test_features_that_the_device_lacks_are_refused(checkpoint: Checkpoint) -> N
         resolve(ServerSettings(checkpoint, dtype="bfloat16"), T4, Cpu(), 1)
     with pytest.raises(BadInput, match=r"GTX 1080 has compute capability 6\.1"):
         resolve(ServerSettings(checkpoint), Target("cuda", "GTX 1080", 2**33, 2**33, 6.1), Cpu(), 1)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(7.5, "float16"), (8.0, "bfloat16"), (9.0, "bfloat16"), (None, "bfloat16")])
+def test_a_gpu_computes_in_bfloat16_if_it_has_it(checkpoint: Checkpoint, capability: float | None, dtype: str) -> None:
+    card = Target("cuda", "card", 2**33, 2**33, capability)
+    assert resolve(ServerSettings(checkpoint), card, Cpu(), 1).dtype == dtype
+    assert resolve(ServerSettings(checkpoint, dtype="float16"), card, Cpu(), 1).dtype == "float16"
+
+
+def test_a_checkpoint_that_overflows_float16_is_refused_in_it_with_the_reason(int4: Checkpoint) -> None:
+    reason = "the residual stream reaches 71,230 in layer 1"
+    (int4.folder / "qembed.json").write_text(json.dumps({"float16": {"overflows": [reason]}}))
+    in_float16 = ServerSettings(int4, dtype="float16")
+    for target in (CPU, L4):
+        with pytest.raises(BadInput, match=f"{reason}; use --dtype bfloat16"):
+            resolve(in_float16, target, Cpu(), 1)
+    with pytest.raises(BadInput, match=f"{reason}; T4 has no bfloat16: use a GPU of compute capability 8 or later, or a CPU"):
+        resolve(ServerSettings(int4), T4, Cpu(), 1)
+    assert resolve(ServerSettings(int4), L4, Cpu(), 1).dtype == "bfloat16"
+    assert resolve(ServerSettings(int4), CPU, Cpu(), 1).dtype == "float32"
+
+
+@pytest.mark.parametrize("field", [None, [], "x", {}, {"overflows": "x"}, {"overflows": []}, {"overflows": [5, None]}])
+def test_a_manifest_that_knows_of_no_overflow_allows_float16(int4: Checkpoint, field: object) -> None:
+    (int4.folder / "qembed.json").write_text(json.dumps({"float16": field}))
+    assert resolve(ServerSettings(int4), T4, Cpu(), 1).dtype == "float16"
 
 
 def test_an_fp8_cache_takes_half_the_memory(checkpoint: Checkpoint) -> None:

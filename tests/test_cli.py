@@ -128,8 +128,9 @@ def test_the_same_thing_has_the_same_name_in_all_commands() -> None:
 
 def test_an_option_of_several_commands_is_described_alike() -> None:
     by_name: dict[str, list[tuple[str, click.Option]]] = {}
-    for command, option in OPTIONS:
-        by_name.setdefault(option.opts[-1], []).append((command, option))
+    for command, option in PARAMETERS:
+        if isinstance(option, click.Option):
+            by_name.setdefault(option.opts[0], []).append((command, option))
     assert len(by_name["--json"]) >= 7
     for command, option in by_name["--json"]:
         assert str(option.help).startswith("Print one JSON object"), command

@@ -13,7 +13,7 @@ BATCH, END, DESCRIBED, LARGE_ROW, DAMAGED, SYSTEM = b"B", b"Z", b"D", b"L", b"X"
 LARGEST_BATCH = 2**26
 """Bytes of a batch; one with more is sent in pieces, and one row with more is not sent."""
 MOST_VALUES = 2**20
-"""Values of a row, those in lists included: each becomes a Python object of up to 100 bytes."""
+"""Values of a column of a batch, those in lists included: each becomes a Python object of up to 100 bytes."""
 BUFFER_BYTES = 2**20
 
 
@@ -81,7 +81,7 @@ def pieces(batch: Any) -> Iterator[Any]:
 
 
 def _is_too_large(batch: Any) -> bool:
-    return batch.nbytes > LARGEST_BATCH or sum(map(_values, batch.columns)) > MOST_VALUES * max(1, batch.num_columns)
+    return batch.nbytes > LARGEST_BATCH or any(_values(column) > MOST_VALUES for column in batch.columns)
 
 
 def _values(column: Any) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qembed.command.options import MODEL_HELP, Size, api_key_file_option, threads_option
+from qembed.command.options import JSON_HELP, MODEL_HELP, Size, api_key_file_option, threads_option
 from qembed.command.row_options import row_options
 from qembed.command.sections import SectionedCommand, section
 from qembed.command.signals import Interrupts
@@ -72,7 +72,7 @@ computing, cluster = map(section, ("Engine", "Ray cluster"))
          "[default: OUT.rejects.jsonl]")  # fmt: skip
 @storing("--strict", is_flag=True, help="Stop at the first row that cannot be embedded, with exit code 2.")
 @storing("--force", is_flag=True, help="Replace existing files, and discard an interrupted run with other options.")
-@storing("--json", "as_json", is_flag=True, help="Print one JSON object about the run on standard output.")
+@storing("--json", "as_json", is_flag=True, help=JSON_HELP)
 @computing("--int4/--fp16", default=True, show_default=True, help="Use the INT4 checkpoint, or the original that it was made "
            "from.")  # fmt: skip
 @computing("--model", envvar="QEMBED_MODEL", show_envvar=True, metavar="MODEL", help=MODEL_HELP)

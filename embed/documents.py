@@ -49,13 +49,14 @@ def read(content: bytes, kind: str) -> Document:
         MissingExtra: the library for this kind is not installed.
         QembedError: no process to read it in can be started.
     """
+    from qembed.child.process import TooMuch
     from qembed.embed import document_process
 
     if kind not in PARSED:
         return _limited(_plain(content))
     try:
         text, pages = document_process.read(content, kind)
-    except (document_process.TooMuch, document_process.Refused) as error:
+    except (TooMuch, document_process.Refused) as error:
         raise NotReadable(str(error)) from error
     except document_process.Missing as error:
         raise MissingExtra(f"{kind} needs {error}; install the readers of documents: {how_to_install('docs')}") from error

@@ -171,6 +171,8 @@ def _request(servers: Servers, server: Server, texts: list[str], last: bool = Fa
     """
     import openai
 
+    from qembed.client import bounded
+
     fields = {**server.fields, **({"truncate_prompt_tokens": -1} if servers.truncate else {})}
     try:
         answer = server.api.embeddings.create(
@@ -189,6 +191,8 @@ def _request(servers: Servers, server: Server, texts: list[str], last: bool = Fa
             raise BadInput(f"{server.url}: HTTP status {error.status_code}: {message}") from error
         raise _Busy(f"HTTP status {error.status_code}", embeddings.retry_after(error), error.status_code == 500) from error
     except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+        if reason := bounded.unreadable(error):
+            raise QembedError(f"{server.url}: {reason}") from error
         raise _Busy(f"no OpenAI-compatible answer ({type(error).__name__})") from error
     return embeddings.vectors(answer, len(texts), server.url)
 
@@ -210,13 +214,12 @@ def opened(
         BadInput: a server rejects --dimensions or a first text.
         QembedError: a server does not answer.
     """
-    import openai
+    from qembed.client import bounded
 
     with contextlib.ExitStack() as stack:
         servers = []
         for url, model in models.items():
-            key = api_key or embeddings.key()
-            api = openai.OpenAI(base_url=embeddings.base(url) + "/v1", api_key=key, timeout=timeout, max_retries=0)
+            api = bounded.client(url, api_key, timeout, max_retries=0)
             servers.append(Server(url, stack.enter_context(api), model, as_it_is(url, api_key)))
         try:
             yield Servers(servers, cut, truncate, on_wait)

@@ -22,7 +22,6 @@ from qembed.vectors.parquet import VectorColumn
 ABOUT_INDEX = b"qembed-index"
 ID = "id"
 IDS = ".ids.parquet"
-READ_BYTES = 2 * 2**20  # Arrow takes about ten times as much to assemble a batch of lists
 BLOCK_BYTES = 16 * 2**20
 TEXT_ROWS = 4096
 
@@ -124,10 +123,10 @@ def others(corpus: Corpus) -> Iterator[Any]:
     for path in corpus.paths:
         start = done
         with parquet.opened(path) as file:
-            has_id = ID in file.schema_arrow.names
+            has_id = ID in file.schema.names
             columns = [*([ID] if has_id else []), *corpus.other_columns]
             # Even without columns Arrow reports the number of rows of a batch.
-            for batch in file.iter_batches(TEXT_ROWS, columns=columns):
+            for batch in parquet.batches(file, TEXT_ROWS, columns):
                 numbers = map(str, range(done + 1, done + batch.num_rows + 1))
                 ids = parquet.ids(batch.column(ID), path, done - start) if has_id else list(numbers)
                 done += batch.num_rows
@@ -136,12 +135,11 @@ def others(corpus: Corpus) -> Iterator[Any]:
 
 
 def _batches(corpus: Corpus) -> Iterator[NDArray[np.float32]]:
-    """Unit vectors [batch, dimensions] in batches of about READ_BYTES."""
-    size = max(1, READ_BYTES // (4 * corpus.dimensions))
+    """Unit vectors [batch, dimensions] in batches."""
     for path in corpus.paths:
         with parquet.opened(path) as file:
             done = 0
-            for batch in file.iter_batches(size, columns=[corpus.vector.name]):
+            for batch in parquet.batches(file, corpus.vector.batch_rows, [corpus.vector.name]):
                 rows = parquet.vectors(batch.column(0), corpus.vector, path, done)
                 lengths = np.linalg.norm(rows, axis=1)
                 if not (good := np.isfinite(lengths) & (lengths > 0)).all():
@@ -165,9 +163,9 @@ def _parts(path: Path) -> list[Path]:
 
 def _part(path: Path) -> Corpus:
     with parquet.opened(path) as file:
-        schema = file.schema_arrow
+        schema = file.schema
         if ABOUT_INDEX in (schema.metadata or {}):
             raise BadInput(f"{path}: the ids of an index, without vectors; name the file that `qembed embed` wrote")
         column = parquet.vector_column(file, path)
         other_columns = [name for name in schema.names if name not in (ID, column.name)]
-        return Corpus(path, [path], file.metadata.num_rows, column, other_columns)
+        return Corpus(path, [path], file.rows, column, other_columns)

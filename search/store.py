@@ -19,6 +19,7 @@ import numpy as np
 
 from qembed.errors import BadInput, QembedError
 from qembed.files import sha256, sync_path
+from qembed.parquet import file as parquet
 from qembed.search import corpus as corpora
 from qembed.search.build import KINDS, Kind
 from qembed.search.corpus import ABOUT_INDEX, Corpus
@@ -67,17 +68,15 @@ class Store:
 
     def entries(self, rows: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         """The values of `columns` for each of `rows`, in that order; reads only the row groups that hold them."""
-        from pyarrow import parquet
-
-        with parquet.ParquetFile(ids_path(self.path)) as file:
-            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        with parquet.opened(ids_path(self.path)) as file:
+            sizes = [group.rows for group in file.groups]
             ends = np.cumsum(sizes)
             entries: dict[int, dict[str, Any]] = {}
             for group in np.unique(np.searchsorted(ends, list(rows), side="right")):
                 start = int(ends[group]) - sizes[group]
                 inside = sorted({row for row in rows if start <= row < ends[group]})
-                table = file.read_row_group(int(group), columns=list(columns)).take([row - start for row in inside])
-                entries.update(zip(inside, table.to_pylist(), strict=True))
+                batch = file.take(int(group), columns, [row - start for row in inside])
+                entries.update(zip(inside, batch.to_pylist(), strict=True))
         return [entries[row] for row in rows]
 
 
@@ -137,8 +136,6 @@ def read(path: Path) -> Store:
         BadInput: it is missing, damaged or not written by qembed, or its ids are missing or belong to another index.
         QembedError: it does not fit into free memory.
     """
-    from pyarrow import ArrowException, parquet
-
     from qembed.vllm import machine
 
     if not path.is_file():
@@ -153,7 +150,7 @@ def read(path: Path) -> Store:
         for name in names:
             if not name.is_file():
                 continue
-            schema = parquet.read_schema(name)
+            schema, rows = _described(name)
             about = metadata(schema, ABOUT_INDEX, name)
             if about.get("sha256") == digest:
                 break
@@ -165,9 +162,6 @@ def read(path: Path) -> Store:
             raise BadInput(f"{path}: written by another version of qembed; make it again with qembed index")
         if name != names[0]:
             os.replace(name, names[0])
-        rows = parquet.read_metadata(names[0]).num_rows
-    except ArrowException as error:
-        raise BadInput(f"{names[0]}: damaged: {_words(error)}; make the index again with qembed index") from error
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or _words(error)}") from error
     free = machine.host().free
@@ -179,6 +173,15 @@ def read(path: Path) -> Store:
     columns = [name for name in schema.names if name != corpora.ID]
     texts = [name for name in columns if str(schema.field(name).type) in ("string", "large_string", "string_view")]
     return Store(path, index, about, metadata(schema, METADATA, names[0]), columns, texts)
+
+
+def _described(ids: Path) -> tuple[Any, int]:
+    """The schema and the number of rows of a file of ids."""
+    try:
+        with parquet.opened(ids) as file:
+            return file.schema, file.rows
+    except BadInput as error:
+        raise BadInput(f"{error}; make the index again with qembed index") from error
 
 
 def _partial(path: Path) -> Path:
@@ -195,13 +198,13 @@ def _write_index(index: Any, partial: Path) -> None:
 
 
 def _write_ids(partial: Path, corpus: Corpus, about: Mapping[str, Any], on_stage: Callable[[str, int], None]) -> None:
-    from pyarrow import parquet
+    from pyarrow.parquet import ParquetWriter
 
     notes = {METADATA: json.dumps(corpus.about, ensure_ascii=False), ABOUT_INDEX: json.dumps(about, ensure_ascii=False)}
     writer, done = None, 0
     try:
         for table in corpora.others(corpus):
-            writer = writer or parquet.ParquetWriter(
+            writer = writer or ParquetWriter(
                 partial, table.schema.with_metadata({key: note.encode() for key, note in notes.items()}), compression="zstd"
             )
             writer.write_table(table.cast(writer.schema))

@@ -18,7 +18,7 @@ import click
 
 from qembed.checkpoint.find import find_served
 from qembed.checkpoint.int8_table import INT8
-from qembed.command.options import MODEL_HELP, Size, threads_option
+from qembed.command.options import MODEL_HELP, Size, json_help, threads_option
 from qembed.command.sections import section
 from qembed.command.signals import Interrupts
 from qembed.errors import BadInput
@@ -166,7 +166,8 @@ engine_options = section("Engine")
 )
 @network(
     "--api-key-file",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     help="API keys, one per line, KEY or NAME:KEY (names are for metrics and the access log); requests without one get status "
     "401. Read again when it changes, and on SIGHUP.  [default: QEMBED_API_KEY, separated by commas]",
 )
@@ -253,7 +254,10 @@ engine_options = section("Engine")
 )
 @operation("--verbose", is_flag=True, help="Show the engine's log on stderr.  [default: only the cause of a failure]")
 @operation(
-    "--json", "as_json", is_flag=True, help="Print the plan, or the line when the server is ready, as JSON (memory in bytes)."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help=json_help("one JSON object (the plan, or the state when the server is ready; memory in bytes)"),
 )
 @engine_options(
     "--engine",

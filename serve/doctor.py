@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from qembed.command.options import json_help
 from qembed.errors import QembedError
 from qembed.installation import how_to_install
 from qembed.text import strict_json
@@ -51,9 +52,7 @@ class Check:
 @click.command("doctor")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The TCP port to look at.")
 @click.option("--offline", is_flag=True, help="Do not ask whether the model hub answers (at most 2 s).")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on one line: `ok`, and a list of checks; for an error too."
-)
+@click.option("--json", "as_json", is_flag=True, help=json_help("one JSON object (`ok`, and a list of checks)"))
 @click.pass_context
 def command(ctx: click.Context, port: int, offline: bool, as_json: bool) -> None:
     """Show what this machine can do, and what is missing for each feature.

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import click
 
 from qembed.client import http, metrics
+from qembed.command.options import api_key_file_option, json_help
 from qembed.errors import BadInput, QembedError
 from qembed.sizes import gib
 from qembed.text import strict_json
@@ -30,15 +31,9 @@ MAX_BYTES = 16 * 2**20
 @click.command("top")
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option("--once", is_flag=True, help="Measure for one second, print, and end.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object per measurement, on one line each; for an error too."
-)
+@click.option("--json", "as_json", is_flag=True, help=json_help("one JSON object for each measurement"))
 @click.option("--interval", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between measurements.")
-@click.option(
-    "--api-key-file",
-    type=click.Path(path_type=Path),
-    help="File with a key, if the server requires one.  [default: QEMBED_API_KEY]",
-)
+@api_key_file_option()
 def command(url: str, once: bool, as_json: bool, interval: float, api_key_file: Path | None) -> None:
     """Show memory, cache, requests, tokens per second and latencies of the server at URL, from its /metrics.
 

@@ -124,3 +124,17 @@ def test_the_same_thing_has_the_same_name_in_all_commands() -> None:
         assert {"-o", "--output", "--force"} <= names[command], command
     for command in ("quantize", "embed", "search"):
         assert "--text-column" in names[command], command
+
+
+def test_an_option_of_several_commands_is_described_alike() -> None:
+    by_name: dict[str, list[tuple[str, click.Option]]] = {}
+    for command, option in PARAMETERS:
+        if isinstance(option, click.Option):
+            by_name.setdefault(option.opts[0], []).append((command, option))
+    assert len(by_name["--json"]) >= 7
+    for command, option in by_name["--json"]:
+        assert str(option.help).startswith("Print one JSON object"), command
+        assert str(option.help).endswith(", on one line and alone on standard output; for an error too."), command
+    texts = {option.help for command, option in by_name["--api-key-file"] if command != "serve"}
+    assert len(texts) == 1
+    assert {option.metavar for _, option in by_name["--api-key-file"]} == {"FILE"}

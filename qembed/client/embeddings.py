@@ -117,6 +117,8 @@ def served(url: str, api_key: str | None = None) -> tuple[str, int | None]:
     """
     import openai
 
+    from qembed.client import bounded
+
     try:
         address = urlsplit(url)
         known = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
@@ -124,17 +126,18 @@ def served(url: str, api_key: str | None = None) -> tuple[str, int | None]:
         known = False
     if not known:
         raise BadInput(f"{url}: not the URL of a server, such as http://127.0.0.1:8000")
-    api = openai.OpenAI(base_url=base(url) + "/v1", api_key=api_key or key(), timeout=ASKING_SECONDS, max_retries=0)
     try:
-        models = list(api.models.list())
+        with bounded.client(url, api_key, ASKING_SECONDS, max_retries=0) as api:
+            models = list(api.models.list())
     except openai.APIConnectionError as error:
-        raise BadInput(f"{url}: nothing answers there; is the server up?") from error
+        raise BadInput(f"{url}: {bounded.unreadable(error) or 'nothing answers there; is the server up?'}") from error
     except openai.AuthenticationError as error:
         raise BadInput(f"{url}: the server asks for a key; give --api-key-file or QEMBED_API_KEY") from error
     except openai.APIStatusError as error:
         raise BadInput(f"{url}: not an OpenAI-compatible server: /v1/models answers {error.status_code}") from error
     except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-        raise BadInput(f"{url}: not an OpenAI-compatible server: /v1/models answers with something else") from error
+        reason = bounded.unreadable(error) or "/v1/models answers with something else"
+        raise BadInput(f"{url}: not an OpenAI-compatible server: {reason}") from error
     if not models:
         raise BadInput(f"{url}: serves no model")
     name, limit = getattr(models[0], "id", None), getattr(models[0], "max_model_len", None)
@@ -159,18 +162,21 @@ def connected(url: str, timeout: float, api_key: str | None = None) -> Iterator[
     """An openai client of the server at `url`; its exceptions are converted to QembedError."""
     import openai
 
+    from qembed.client import bounded
+
     try:
-        with openai.OpenAI(base_url=base(url) + "/v1", api_key=api_key or key(), timeout=timeout) as server:
+        with bounded.client(url, api_key, timeout) as server:
             yield server
     except openai.APITimeoutError as error:
         raise QembedError(f"{url}: no answer within {timeout:g} s") from error
     except openai.APIConnectionError as error:
-        raise QembedError(f"{url}: no server answers there") from error
+        raise QembedError(f"{url}: {bounded.unreadable(error) or 'no server answers there'}") from error
     except openai.APIStatusError as error:
         kind = BadInput if error.status_code in (400, 422) else QembedError
         raise kind(f"{url}: HTTP status {error.status_code}: {message_of(error)}") from error
     except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise QembedError(f"{url}: no OpenAI-compatible embedding server ({type(error).__name__})") from error
+        reason = bounded.unreadable(error) or f"no OpenAI-compatible embedding server ({type(error).__name__})"
+        raise QembedError(f"{url}: {reason}") from error
 
 
 def _only_model(server: openai.OpenAI, url: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
+
+STEP = 2**16
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -33,7 +36,7 @@ def request(
         method: of the request.
         body: JSON.
         headers: further ones.
-        timeout: seconds for each step of the connection.
+        timeout: seconds for each step of the connection, and for the body of the answer.
         largest: bytes of the answer that are read, at most.
         own: the server is one that we started on this machine: no proxy, and its certificate is for another name.
 
@@ -54,7 +57,24 @@ def request(
     request = urllib.request.Request(url, data, {**content, **(headers or {})}, method=method)
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as answer:
-            return int(answer.status), bytes(answer.read(largest))
+            return int(answer.status), _body(answer, largest, timeout)
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, error.read() if largest is None else error.read(largest)
+            return error.code, _body(error, largest, timeout)
+
+
+def _body(answer: Any, largest: int | None, seconds: float) -> bytes:
+    """The body of an answer, at most `largest` bytes. A server that sends a byte now and then does not hold us for ever.
+
+    Raises:
+        TimeoutError: it takes longer than `seconds`.
+    """
+    deadline, body = time.monotonic() + seconds, bytearray()
+    while largest is None or len(body) < largest:
+        part = answer.read1(STEP if largest is None else min(STEP, largest - len(body)))
+        if not part:
+            break
+        body += part
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no whole answer within {seconds:g} s")
+    return bytes(body)

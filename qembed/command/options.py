@@ -18,7 +18,13 @@ MODEL_HELP = (
     f"this directory.  [default: what `qembed quantize` made here; with --fp16 its source, or else {DEFAULT_MODEL}]"
 )
 
-JSON_HELP = "Print one JSON object, on one line and alone on standard output; for an error too."
+
+def json_help(content: str) -> str:
+    """The help of --json, which is the same in all commands but for what the object has."""
+    return f"Print {content}, on one line and alone on standard output; for an error too."
+
+
+JSON_HELP = json_help("one JSON object")
 
 
 class Size(click.ParamType[int]):

@@ -7,8 +7,7 @@ none and are read by the type of their column. A file whose column is not what t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qembed.errors import BadInput, MissingExtra
-from qembed.installation import how_to_install
+from qembed.errors import BadInput
+from qembed.parquet.file import TOO_LARGE, ParquetFile, opened
 from qembed.text.rows.values import NoId, id_text
 from qembed.vectors import dtypes
 
@@ -29,8 +28,10 @@ UNRECORDED = {**FLOATS, "int8": "int8"}
 """Formats that an element type alone tells. Not uint8: packed bits and integers from 0 to 255 look the same."""
 RECORDED = {**{dtype: tuple(FLOATS) for dtype in FLOATS.values()}, "int8": ("int8",), "binary": ("uint8",)}
 """Element types by the format that the metadata records."""
-BUFFER_BYTES = 2**20
-NEEDS = f"Parquet needs pyarrow; install it: {how_to_install('parquet')}"
+READ_BYTES = 2 * 2**20
+"""Bytes of vectors in a batch; Arrow takes about ten times as much to assemble it."""
+
+__all__ = ["batches", "ids", "metadata", "opened", "vector_column", "vectors"]
 
 
 @dataclass(frozen=True)
@@ -43,33 +44,14 @@ class VectorColumn:
     metadata: Mapping[str, Any]
 
     @property
+    def batch_rows(self) -> int:
+        """Rows of a batch of about READ_BYTES."""
+        return max(1, READ_BYTES // (4 * self.dimensions))
+
+    @property
     def width(self) -> int:
         """The number of elements of a stored vector."""
         return self.dimensions // (dtypes.BITS if self.dtype == "binary" else 1)
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """An open Parquet file, read through a small buffer.
-
-    Raises:
-        BadInput: inside the block too: it cannot be read, is not Parquet, or is damaged.
-        MissingExtra: pyarrow is not installed.
-    """
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ModuleNotFoundError as error:
-        raise MissingExtra(NEEDS) from error
-    try:
-        with parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
-            yield file
-    except OSError as error:
-        if error.strerror is None:  # Arrow's error for bytes that are not Parquet
-            raise BadInput(f"{path}: damaged: {_one_line(error)}") from error
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
-    except arrow.ArrowException as error:
-        raise BadInput(f"{path}: not a Parquet file, or damaged: {_one_line(error)}") from error
 
 
 def metadata(schema: Any, key: bytes, path: Path) -> dict[str, Any]:
@@ -90,13 +72,13 @@ def metadata(schema: Any, key: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
-def vector_column(file: Any, path: Path) -> VectorColumn:
+def vector_column(file: ParquetFile, path: Path) -> VectorColumn:
     """The column of vectors of an open Parquet file.
 
     Raises:
         BadInput: there is none, it holds no vectors, its format is not known, or is not the one that the metadata records.
     """
-    schema = file.schema_arrow
+    schema = file.schema
     name = next((name for name in COLUMNS if name in schema.names), None)
     if name is None:
         raise BadInput(f"{path}: no column {' or '.join(COLUMNS[:2])}; it has {', '.join(schema.names) or 'none'}")
@@ -170,17 +152,27 @@ def _dtype(kind: Any, recorded: Mapping[str, Any], where: str) -> str:
     return FLOATS.get(element, dtype)
 
 
-def _width(file: Any, name: str) -> int:
+def _width(file: ParquetFile, name: str) -> int:
     """The number of elements of the first vector; 0 if there is none."""
-    from pyarrow import types
+    from pyarrow import compute, types
 
-    kind = file.schema_arrow.field(name).type
+    kind = file.schema.field(name).type
     if types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    first = next(file.iter_batches(1, columns=[name]), None)
-    row = first.column(0).to_pylist()[0] if first is not None and first.num_rows else None
-    return len(row or [])
+    first = next(batches(file, 1, [name]), None)
+    lengths = [] if first is None else compute.list_value_length(first.column(0)).to_pylist()
+    return next(iter(lengths), None) or 0
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+def batches(file: ParquetFile, rows: int, columns: Sequence[str]) -> Iterator[Any]:
+    """Arrow record batches of at most `rows` rows.
+
+    Raises:
+        BadInput: the file is damaged, or a row is larger than is read.
+    """
+    done = 0
+    for batch in file.batches(rows, columns):
+        if batch is None:
+            raise BadInput(f"{file.name}, row {done + 1}: {TOO_LARGE}")
+        yield batch
+        done += batch.num_rows

@@ -15,6 +15,7 @@ from qembed.text.rows.reader import FIXED, opened
 from qembed.text.rows.values import NoId, id_text
 from qembed.vectors import dtypes, parquet
 from qembed.vectors.matching import VectorFile, repeated_keys
+from qembed.vllm import machine
 
 MATCHED_BY = ("id", "text")
 BLOCK = 1024
@@ -95,14 +96,18 @@ def _with_ids(path: Path, vectors: NDArray[np.floating[Any]], dtype: str) -> Vec
 def _parquet(path: Path) -> VectorFile:
     with parquet.opened(path) as file:
         column = parquet.vector_column(file, path)
-        matched_by = next((name for name in MATCHED_BY if name in file.schema_arrow.names), None)
-        rows = file.metadata.num_rows
+        matched_by = next((name for name in MATCHED_BY if name in file.schema.names), None)
+        rows = file.rows
         if not rows:
             raise BadInput(f"{path}: holds no vectors")
+        size, free = rows * column.dimensions * 4, machine.host().free
+        if free is not None and size > free:
+            raise BadInput(f"{path}: {rows:,} vectors take {size / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
         vectors = np.empty((rows, column.dimensions), np.float32)
         keys: list[str] = []
         done = 0
-        for batch in file.iter_batches(columns=[column.name, *([matched_by] if matched_by else [])]):
+        columns = [column.name, *([matched_by] if matched_by else [])]
+        for batch in parquet.batches(file, column.batch_rows, columns):
             block = parquet.vectors(batch.column(column.name), column, path, done)
             keys += parquet.ids(batch.column(matched_by), path, done) if matched_by else []
             vectors[done : done + len(block)] = block

@@ -172,7 +172,7 @@ def test_errors_name_file_and_line(tmp_path: Path, name: str, content: bytes, re
 def test_parquet_errors(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nonsense PAR1")
-    with pytest.raises(BadInput, match="not Parquet"):
+    with pytest.raises(BadInput, match="not a Parquet file"):
         calibration_texts.read(str(tmp_path / "a.parquet"), 288, 0)
     write_parquet(tmp_path / "b.parquet", ROWS)
     with pytest.raises(BadInput, match=r"no column 'title'; choose with .*: text, body, kind"):

@@ -314,7 +314,7 @@ def test_damaged_and_mismatched_files_are_refused(tmp_path: Path) -> None:
         assert "damaged, or not the index that i.faiss.ids.parquet belongs to" in refusal()
     output.write_bytes(content)
     store.ids_path(output).write_bytes(ids[: len(ids) // 2])
-    assert "i.faiss.ids.parquet: damaged" in refusal()
+    assert "i.faiss.ids.parquet: not a Parquet file, or damaged" in refusal()
     store.ids_path(output).write_bytes(source.read_bytes())
     assert "damaged, or not the index that" in refusal()
     store.ids_path(output).unlink()

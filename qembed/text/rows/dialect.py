@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from qembed.text.rows.feed import MOST_CELLS, Feed, TooMuch
+
 CANDIDATES = (",", ";", "\t", "|")
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 LONGEST_CELL = 2**27
@@ -56,6 +58,9 @@ def decide(
     equally many, at least two, in all of the first rows.
 
     TSV knows no quotes (IANA text/tab-separated-values); every other table may have quoted cells (RFC 4180).
+
+    Raises:
+        TooMuch: the first row is too long or has too many cells.
     """
     own = own_delimiter(file_format)
     first = next(lines, "")
@@ -75,7 +80,10 @@ def decide(
 
 def _by_header(head: _Head, file_format: str, wanted: Collection[str]) -> str:
     def rank(delimiter: str) -> tuple[int, int]:
-        cells = next(_rows(head, delimiter, _quoted(file_format, delimiter)), None) or []
+        try:
+            cells = next(_rows(head, delimiter, _quoted(file_format, delimiter)), None) or []
+        except TooMuch:
+            return 0, MOST_CELLS + 1
         return len({cell.strip() for cell in cells} & set(wanted)), len(cells)
 
     return max(_candidates(file_format), key=rank)  # the first of equals
@@ -83,7 +91,10 @@ def _by_header(head: _Head, file_format: str, wanted: Collection[str]) -> str:
 
 def _by_rows(head: _Head, file_format: str) -> str:
     def is_regular(delimiter: str) -> bool:
-        rows = list(itertools.islice(_rows(head, delimiter, _quoted(file_format, delimiter)), REGULAR_ROWS))
+        try:
+            rows = list(itertools.islice(_rows(head, delimiter, _quoted(file_format, delimiter)), REGULAR_ROWS))
+        except TooMuch:
+            return False
         return len(rows) > 1 and None not in rows and len({len(cells or ()) for cells in rows}) == 1 < len(rows[0] or ())
 
     own, *others = _candidates(file_format)
@@ -122,10 +133,19 @@ class _Head:
 
 
 def _rows(head: Iterable[str], delimiter: str, quoted: bool) -> Iterator[list[str] | None]:
-    """The rows that are not blank; None for one that is no row, or has a quotation mark in a cell."""
+    """The rows that are not blank; None for one that is no row, or has a quotation mark in a cell.
+
+    Raises:
+        TooMuch: a row is too long or has too many cells.
+    """
+    feed = Feed(iter(head), delimiter, quoted)
     try:
-        for cells in filter(None, reader(head, delimiter, quoted)):
-            yield None if quoted and any('"' in cell for cell in cells) else cells
+        for cells in reader(feed, delimiter, quoted):
+            feed.begin()
+            if cells:
+                yield None if quoted and any('"' in cell for cell in cells) else cells
+    except TooMuch:
+        raise
     except csv.Error:
         yield None
 
@@ -137,11 +157,20 @@ def reader(source: Iterable[str], delimiter: str, quoted: bool) -> Iterator[list
         csv.Error: while reading, a row is not CSV.
     """
     if not quoted:
-        return (line.split(delimiter) if line else [] for line in _without_ends(source))
+        return _Unquoted(source, delimiter)
     csv.field_size_limit(LONGEST_CELL)
     return csv.reader(source, delimiter=delimiter, strict=True)
 
 
-def _without_ends(source: Iterable[str]) -> Iterator[str]:
-    for line in source:
-        yield line.removesuffix("\n").removesuffix("\r")
+class _Unquoted:
+    """The cells of each line. Unlike a generator it goes on after an error of its source, as the csv module's reader does."""
+
+    def __init__(self, source: Iterable[str], delimiter: str) -> None:
+        self._source, self._delimiter = iter(source), delimiter
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self
+
+    def __next__(self) -> list[str]:
+        line = next(self._source).removesuffix("\n").removesuffix("\r")
+        return line.split(self._delimiter) if line else []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +12,10 @@ from qembed.text.rows.plain import LineRecords, numbered
 from qembed.text.rows.record import Record
 
 SHOWN_ERROR = 300
+MOST_TOKENS = 2**20
+"""Strings, commas and opening brackets of a line. Each stands for some 100 bytes of memory, thirty times its own length."""
+TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{,]')
+"""Commas and brackets inside a string are none."""
 
 
 class JsonRecords(LineRecords):
@@ -35,6 +41,8 @@ class _Repeated(ValueError):
 
 
 def _object(line: str) -> tuple[dict[str, Any], str | None]:
+    if _has_too_many_tokens(line):
+        return {}, f"more than {MOST_TOKENS:,} values, names and brackets"
     try:
         value = json.loads(line, object_pairs_hook=_unique)
     except _Repeated as error:
@@ -43,6 +51,13 @@ def _object(line: str) -> tuple[dict[str, Any], str | None]:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         return {}, f"not JSON: {why}"[:SHOWN_ERROR]
     return (value, None) if isinstance(value, dict) else ({}, "not a JSON object")
+
+
+def _has_too_many_tokens(line: str) -> bool:
+    """Whether a line has more than MOST_TOKENS; the first count is quick and also counts what stands in strings."""
+    if sum(map(line.count, '",[{')) <= MOST_TOKENS:
+        return False
+    return next(itertools.islice(TOKEN.finditer(line), MOST_TOKENS, None), None) is not None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from qembed.errors import BadInput, MissingExtra
-from qembed.installation import how_to_install
+from qembed.errors import BadInput
+from qembed.parquet.file import TOO_LARGE, ParquetFile
 from qembed.text.rows.lines import NOT_UTF8, problem
 from qembed.text.rows.record import Record, Records
 from qembed.text.rows.values import UUID_BYTES
@@ -16,86 +15,44 @@ from qembed.text.rows.values import UUID_BYTES
 BATCH = 1024
 LARGEST_GROUP = 2**31
 """Bytes of a row group's wanted columns, unpacked."""
-SHOWN_ERROR = 200
 
 
 class ParquetRecords(Records):
-    """The rows of a Parquet file.
+    """The rows of an open Parquet file."""
 
-    Raises:
-        BadInput: not Parquet, or damaged.
-        MissingExtra: pyarrow is not installed.
-    """
-
-    def __init__(self, name: str, path: Path) -> None:
-        super().__init__(name)
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ModuleNotFoundError as error:
-            raise MissingExtra(f"{name}: reading Parquet needs pyarrow; install it: {how_to_install('parquet')}") from error
-        self._errors = pyarrow.ArrowException
-        try:
-            self._file = pyarrow.parquet.ParquetFile(path)
-            # A page of a few bytes may stand for a thousand times the same long text: as a dictionary it stays one text.
-            texts = [field.name for field in self._file.schema_arrow if _is_text(field.type)]
-            if texts:
-                self._file.close()
-                self._file = pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
-        except OSError as error:
-            if error.strerror is not None:
-                raise
-            raise self._damaged(error) from error  # Arrow's error for bytes that are not Parquet
-        except pyarrow.ArrowException as error:
-            raise self._damaged(error) from error
-        self._size = path.stat().st_size
-        self.columns = list(self._file.schema_arrow.names)
+    def __init__(self, file: ParquetFile, size: int) -> None:
+        super().__init__(file.name)
+        self._file, self._size = file, size
+        self.columns = list(file.schema.names)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[Record]:
         """The rows with the `wanted` columns."""
         self.check_unique(wanted)
         names = [name for name in wanted if name in (self.columns or ())]
         self._check_sizes(names)
-        uuids = self._uuids()
-        total = max(self._file.metadata.num_rows, 1)
+        total = max(self._file.rows, 1)
         number = 0
-        try:
-            for batch in self._file.iter_batches(batch_size=BATCH, columns=names):
-                self.bytes_read = self._size * number // total
-                columns = [_values(batch.column(batch.schema.names.index(name)), name in uuids) for name in names]
-                for row in range(batch.num_rows):
-                    number += 1
-                    values = {name: column[row] for name, column in zip(names, columns, strict=True)}
-                    yield _record(number, f"{self.name}, row {number}", values)
-        except OSError as error:
-            if error.strerror is not None:
-                raise
-            raise self._damaged(error) from error
-        except self._errors as error:
-            raise self._damaged(error) from error
-        finally:
-            self._file.close()
+        for batch in self._file.batches(BATCH, names):
+            self.bytes_read = self._size * number // total
+            if batch is None:
+                number += 1
+                yield Record(number, f"{self.name}, row {number}", {}, TOO_LARGE)
+                continue
+            columns = [_values(batch.column(batch.schema.names.index(name)), name in self._file.uuids) for name in names]
+            for row in range(batch.num_rows):
+                number += 1
+                values = {name: column[row] for name, column in zip(names, columns, strict=True)}
+                yield _record(number, f"{self.name}, row {number}", values)
 
     def _check_sizes(self, names: Collection[str]) -> None:
         """Raise BadInput if a row group's columns `names` are too large for the memory once they are unpacked."""
-        metadata = self._file.metadata
-        for group in range(metadata.num_row_groups):
-            columns = [metadata.row_group(group).column(number) for number in range(metadata.num_columns)]
-            size = sum(one.total_uncompressed_size for one in columns if one.path_in_schema.partition(".")[0] in names)
+        for number, group in enumerate(self._file.groups, 1):
+            size = sum(group.sizes.get(name, 0) for name in names)
             if not 0 <= size <= LARGEST_GROUP:
                 raise BadInput(
-                    f"{self.name}: row group {group + 1} unpacks to {size >> 20:,} MiB; at most {LARGEST_GROUP >> 20:,} MiB "
+                    f"{self.name}: row group {number} unpacks to {size >> 20:,} MiB; at most {LARGEST_GROUP >> 20:,} MiB "
                     "are read; write the file with smaller row groups"
                 )
-
-    def _uuids(self) -> set[str]:
-        """Columns of UUIDs, also those that this version of Arrow reads as plain bytes."""
-        schema = self._file.schema
-        columns = [schema.column(number) for number in range(len(schema.names))]
-        return {column.path for column in columns if str(column.logical_type) == "UUID"}
-
-    def _damaged(self, error: Exception) -> BadInput:
-        return BadInput(f"{self.name}: not Parquet, or damaged: {' '.join(str(error).split())[:SHOWN_ERROR]}")
 
 
 class _Undecodable:
@@ -132,12 +89,6 @@ def _values(column: Any, is_uuid: bool = False) -> list[Any]:
     if is_uuid:
         return [uuid.UUID(bytes=v) if isinstance(v, bytes) and len(v) == UUID_BYTES else v for v in values]
     return values
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow as arrow
-
-    return any(check(kind) for check in (arrow.types.is_string, arrow.types.is_binary))
 
 
 def _without_nanoseconds(column: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from qembed.errors import BadInput
+from qembed.parquet import file as parquet
 from qembed.text.rows.jsonl import JsonRecords
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.parquet import ParquetRecords
@@ -65,7 +66,8 @@ def opened(
     own = None
     try:
         if format == "parquet":
-            yield ParquetRecords(name, path)
+            with parquet.opened(path, name, texts_as_dictionary=True) as file:
+                yield ParquetRecords(file, path.stat().st_size)
             return
         source = stream
         if source is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import IO, Any
 
 from qembed.errors import BadInput
 from qembed.text.rows import dialect, lines
+from qembed.text.rows.feed import Feed, TooMuch
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.record import Record, Records
 
@@ -35,11 +35,14 @@ class TableRecords(Records):
         super().__init__(name)
         self._header, self._adjustable = options.header, options.adjustable
         self._lines = lines.Lines(name, stream, options, universal=file_format == "csv")
-        self.dialect, rest, self._skipped = dialect.decide(
-            iter(self._lines), file_format, options.delimiter, options.header, wanted
-        )
+        try:
+            self.dialect, rest, self._skipped = dialect.decide(
+                iter(self._lines), file_format, options.delimiter, options.header, wanted
+            )
+        except csv.Error as error:
+            raise BadInput(f"{name}, line 1: {error}") from error
         self.decimal_comma = self.dialect.delimiter != ","
-        self._feed = _Feed(rest, self._skipped)
+        self._feed = Feed(rest, self.dialect.delimiter, self.dialect.quoted, self._skipped)
         self._reader = dialect.reader(self._feed, self.dialect.delimiter, self.dialect.quoted)
         try:
             first = next(filter(None, self._reader), [])
@@ -89,7 +92,7 @@ class TableRecords(Records):
         """Number of the first line, cells, and the reason if a row is invalid.
 
         Of an invalid row of several lines only the first is left out: a quotation mark that is never closed would swallow the
-        rest of the file. A row that is too long is left out whole: its lines would make thousands of rows.
+        rest of the file. A row that is too much is left out whole: its lines would make thousands of rows.
         """
         if self._first:
             yield self._skipped + 1, self._first, None
@@ -99,9 +102,9 @@ class TableRecords(Records):
                 cells = next(self._reader)
             except StopIteration:
                 return
-            except _TooLong:
+            except TooMuch as error:
                 cells, end = [self._feed.first.rstrip("\r\n")[:SHOWN]], self._feed.skip()
-                yield begin, cells, f"longer than {lines.LONGEST_LINE >> 20} MiB (lines {begin} to {end})"
+                yield begin, cells, f"{error} (lines {begin} to {end})" if end > begin else str(error)
                 continue
             except csv.Error as error:
                 line = self._feed.rewind()
@@ -111,73 +114,3 @@ class TableRecords(Records):
                 yield begin, [], f"longer than {lines.LONGEST_LINE >> 20} MiB"
             elif cells:
                 yield begin, cells, None
-
-
-class _TooLong(csv.Error):
-    """A row of several lines has more than LONGEST_LINE characters."""
-
-
-class _Feed:
-    """Lines for the csv module that can be given again from the second line of the current row.
-
-    Raises:
-        _TooLong: instead of a line with which the row would be too long.
-    """
-
-    def __init__(self, source: Iterator[str], before: int) -> None:
-        self._source = source
-        self._again: deque[str] = deque()
-        self._row: list[str] = []
-        self._number = before
-        self._characters = 0
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self._next()
-        self._row.append(line)
-        self._characters += len(line)
-        if len(self._row) > 1 and self._characters > lines.LONGEST_LINE:
-            raise _TooLong
-        return line
-
-    def _next(self) -> str:
-        line = self._again.popleft() if self._again else next(self._source)
-        self._number += 1
-        return line
-
-    @property
-    def first(self) -> str:
-        """The first line of the current row."""
-        return self._row[0]
-
-    def skip(self) -> int:
-        """Read the current row to its end, outside quotation marks, without keeping it; returns the number of its last line."""
-        is_open = sum(line.count('"') for line in self._row) % 2 == 1
-        self._row.clear()
-        while is_open:
-            try:
-                is_open ^= self._next().count('"') % 2 == 1
-            except StopIteration:
-                break
-        return self._number
-
-    @property
-    def too_long(self) -> bool:
-        """Whether the current row has a line that was shortened."""
-        return any(len(line) >= lines.LONGEST_LINE for line in self._row)
-
-    def begin(self) -> int:
-        """Begin a row; returns the number of its first line."""
-        self._row.clear()
-        self._characters = 0
-        return self._number + 1
-
-    def rewind(self) -> str:
-        """Give all lines of the current row again except its first, which is returned."""
-        first, *rest = self._row
-        self._again.extendleft(reversed(rest))
-        self._number -= len(rest)
-        self._row.clear()
-        return first

@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> None:
     """Print the pinned list for the base requirements and extras of pyproject.toml, and for building it.
 
     An argument with "==" is a version to use instead of an extra, such as torch's build for CPUs, and replaces an extra's
-    version of that package. After "--alone" the base requirements are left out: the environment is for clients of qembed, not for
-    qembed. With "--within LIST" all versions are those of that list, so that the images have the tested versions.
+    version of that package. After "--alone" the base requirements are left out: the environment is for clients of qembed, not
+    for qembed. With "--within LIST" all versions are those of that list, so that the images have the tested versions.
     """
     project = tomllib.loads(PROJECT.read_text())
     extras = list(arguments)

@@ -22,6 +22,7 @@ EXPECTED = (
     "no GPU with 8-bit floats",
     "no AVX-VNNI here",
     "no AMX here",
+    "no AVX-512 VNNI here",
     "vLLM's build for this CPU has no INT4 kernel",
     "AutoAWQ is not installed",  # make test-autoawq runs these
     "needs unprivileged user namespaces",

@@ -1,8 +1,9 @@
 """vLLM's plugin: INT4 layers on any CPU and in any float dtype, and an INT8 token table.
 
-int4_layer.py is the layer as vLLM calls it. int4_native.py (with int4_kernel.cpp) and int4_torch.py unpack and multiply its
-weights. int8_table.py and half_table.py hold the token table. layer_cache.py replaces the KV cache, with scheduler.py and
-pieces.py; cpu_worker.py and gpu_worker.py bring it into vLLM. amx.py asks Linux for the tiles that vLLM's attention uses.
+int4_layer.py is the layer as vLLM calls it. int4_bytes.py (AVX-512 VNNI, AMX), int4_native.py (AVX2) and int4_torch.py unpack
+and multiply its weights; the first two call the compiled kernels. int8_table.py and half_table.py hold the token table.
+layer_cache.py replaces the KV cache, with scheduler.py and pieces.py; cpu_worker.py and gpu_worker.py bring it into vLLM.
+amx.py asks Linux for the tiles that vLLM's attention uses.
 
 vLLM calls `register` in each of its processes. That is cheap: the rest is imported only for a checkpoint whose quantization
 config needs it (lazy.py).

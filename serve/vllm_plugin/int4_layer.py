@@ -1,12 +1,14 @@
 """The INT4 linear layer as vLLM calls it: converts the loaded tensors, then multiplies.
 
-The arithmetic is in int4_native.py (compiled) and int4_torch.py (without a compiler).
+The arithmetic is in int4_bytes.py (compiled for AVX-512 VNNI and AMX), int4_native.py (for AVX2) and int4_torch.py (without a
+compiler).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+from types import ModuleType
 
 import torch
 from vllm.logger import init_logger
@@ -15,7 +17,7 @@ from vllm.platforms import current_platform
 from vllm.scalar_type import scalar_types
 
 from qembed.checkpoint.awq_layout import PACK
-from qembed.serve.vllm_plugin import int4_native, int4_torch
+from qembed.serve.vllm_plugin import int4_bytes, int4_native, int4_torch
 
 SYMMETRIC_ZERO = 8
 ZEROS = "int4_zeros"
@@ -48,7 +50,7 @@ class Int4LinearKernel(MPLinearKernel):
         return True, None
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Replace the loaded tensors by those of `int4_native.Weight`, or of `int4_torch.Weight`."""
+        """Replace the loaded tensors by those of the implementation's `Weight`."""
         words, scales = getattr(layer, self.w_q_name), getattr(layer, self.w_s_name)
         # AWQ packs along the outputs, all other formats along the inputs.
         is_awq = words.packed_dim == words.output_dim
@@ -60,12 +62,12 @@ class Int4LinearKernel(MPLinearKernel):
             zero_points = torch.full(group_scales.shape, SYMMETRIC_ZERO, dtype=torch.uint8)
         read_rows = _row_reader(words.data, is_awq, words.input_dim)
         inputs, self.outputs = self.config.partition_weight_shape
-        self.compiled = _has_native(inputs // group_scales.shape[1])
+        self.implementation = _implementation(inputs // group_scales.shape[1])
         weight: int4_native.Weight | int4_torch.Weight
-        if self.compiled:
-            weight = int4_native.prepare(read_rows, group_scales, zero_points, inputs)
-        else:
+        if self.implementation is int4_torch:
             weight = int4_torch.prepare(read_rows, group_scales, zero_points)
+        else:
+            weight = self.implementation.prepare(read_rows, group_scales, zero_points, inputs)
         if self.w_zp_name is not None:
             setattr(layer, self.w_zp_name, None)
         for name, tensor in ((self.w_q_name, weight.values), (self.w_s_name, weight.scales), (ZEROS, weight.zeros)):
@@ -77,7 +79,9 @@ class Int4LinearKernel(MPLinearKernel):
         """`x` [..., K] times the layer's weights: [..., N] in the dtype of `x`."""
         values, scales, _ = self._get_weight_params(layer)
         inputs, zeros = x.reshape(-1, x.shape[-1]), getattr(layer, ZEROS)
-        if self.compiled:
+        if self.implementation is int4_bytes:
+            rows = torch.ops.qembed.int4_bytes(inputs, values, scales, zeros, bias, self.outputs)
+        elif self.implementation is int4_native:
             rows = torch.ops.qembed.int4_panels(inputs, values, scales, zeros, bias, self.outputs)
         else:
             rows = torch.ops.qembed.int4_linear(inputs, values, scales, zeros, bias)
@@ -98,9 +102,11 @@ def _row_reader(words: torch.Tensor, is_awq: bool, input_dim: int) -> int4_torch
     return lambda start, end: int4_torch.unpack(by_output[start:end])
 
 
-def _has_native(group: int) -> bool:
-    """Whether the compiled kernel supports this CPU and groups of `group` inputs."""
+def _implementation(group: int) -> ModuleType:
+    """The module that computes layers with groups of `group` inputs fastest on this CPU."""
     if int4_native.library() is None:
         logger.warning_once("qembed's compiled INT4 kernel is missing (no AVX2, or not built): INT4 runs in torch, slower")
-        return False
-    return int4_native.chunk_of(group) is not None
+        return int4_torch
+    if int4_bytes.instructions() is not None and int4_bytes.chunk_of(group) is not None:
+        return int4_bytes
+    return int4_torch if int4_native.chunk_of(group) is None else int4_native

@@ -45,7 +45,7 @@ def library() -> ctypes.CDLL | None:
         supported = bool(kernel.qembed_int4_supported())
     except (OSError, AttributeError):
         return None
-    return kernel if supported and _gomp_parallel() else None
+    return kernel if supported and gomp_parallel() else None
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def has_vnni() -> bool:
 
 
 @functools.cache
-def _gomp_parallel() -> int | None:
+def gomp_parallel() -> int | None:
     """The address of `GOMP_parallel` in torch's OpenMP, whose threads vLLM has bound to cores."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
@@ -89,22 +89,22 @@ def prepare(read_rows: ReadRows, scales: torch.Tensor, zeros: torch.Tensor, inpu
     outputs = scales.shape[0]
     values = torch.empty(-(-outputs // PANEL), inputs // 4, 2 * PANEL, dtype=torch.uint8)
     for start in range(0, outputs, BLOCK_OUTPUTS):
-        block = _panels(read_rows(start, min(start + BLOCK_OUTPUTS, outputs)))
+        block = panels(read_rows(start, min(start + BLOCK_OUTPUTS, outputs)))
         # [panel, half of the panel, output, four inputs, half of the four, input]. The halves of a panel share a byte.
         split = block.unflatten(2, (-1, 2, 2)).unflatten(1, (2, -1))
         pairs = split[:, 0] | split[:, 1] << 4
         values[start // PANEL :][: len(block)] = pairs.permute(0, 2, 1, 4, 3).flatten(2)
-    return Weight(values, _by_group(narrow(scales)), _by_group(zeros.to(torch.uint8)))
+    return Weight(values, by_group(narrow(scales)), by_group(zeros.to(torch.uint8)))
 
 
-def _panels(rows: torch.Tensor) -> torch.Tensor:
+def panels(rows: torch.Tensor) -> torch.Tensor:
     """`rows` [N, columns] as [⌈N / 16⌉, 16, columns], padded with zeros."""
     return torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % PANEL)).unflatten(0, (-1, PANEL))
 
 
-def _by_group(rows: torch.Tensor) -> torch.Tensor:
+def by_group(rows: torch.Tensor) -> torch.Tensor:
     """`rows` [N, K/g] as [⌈N / 16⌉, K/g, 16]."""
-    return _panels(rows).transpose(1, 2).contiguous()
+    return panels(rows).transpose(1, 2).contiguous()
 
 
 def linear(x: torch.Tensor, weight: Weight, outputs: int, bias: torch.Tensor | None) -> torch.Tensor:
@@ -120,7 +120,7 @@ def linear(x: torch.Tensor, weight: Weight, outputs: int, bias: torch.Tensor | N
     failed = _multiply()(
         *(inputs.data_ptr(), result.data_ptr(), DTYPES[x.dtype], *x.shape, outputs, group, chunk_of(group)),
         *(weight.values.data_ptr(), weight.scales.data_ptr(), DTYPES[weight.scales.dtype], weight.zeros.data_ptr()),
-        *(None if float_bias is None else float_bias.data_ptr(), _gomp_parallel(), torch.get_num_threads(), has_vnni()),
+        *(None if float_bias is None else float_bias.data_ptr(), gomp_parallel(), torch.get_num_threads(), has_vnni()),
     )
     if failed:
         raise MemoryError("no memory for the activations of an INT4 layer")

@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import linear
 
 from qembed.checkpoint import awq_layout
-from qembed.serve.vllm_plugin import int4_native, int4_torch
+from qembed.serve.vllm_plugin import int4_bytes, int4_native, int4_torch
+from qembed.serve.vllm_plugin.int4_bytes import Instructions
 
 ROWS = (1, 2, 31, 32, 33, 127, 128, 129, 513, 2048)
 Multiply = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -59,12 +60,42 @@ def compiled(layer: Layer) -> Multiply:
     return lambda x, bias: int4_native.linear(x, weight, outputs, bias)
 
 
-@pytest.fixture(params=[in_torch, pytest.param(compiled, marks=needs_compiled)])
+def supported() -> Instructions:
+    library = int4_native.library()
+    return Instructions(library.qembed_int4_bytes_supported() if library is not None else 0)
+
+
+needs_vnni = pytest.mark.skipif(Instructions.VNNI not in supported(), reason="no AVX-512 VNNI here")
+needs_amx = pytest.mark.skipif(Instructions.AMX not in supported(), reason="no AMX here")
+
+
+def by_bytes(layer: Layer, instruction: Instructions, digits: int = 2) -> Multiply:
+    inputs, outputs = layer.values.shape
+    weight = int4_bytes.prepare(rows_of(layer), layer.scales.T, layer.zeros.T, inputs)
+    return lambda x, bias: int4_bytes.linear(x, weight, outputs, bias, digits=digits, instruction=instruction)
+
+
+def by_vnni(layer: Layer) -> Multiply:
+    return by_bytes(layer, Instructions.VNNI)
+
+
+def by_amx(layer: Layer) -> Multiply:
+    return by_bytes(layer, Instructions.AMX)
+
+
+@pytest.fixture(
+    params=[
+        in_torch,
+        pytest.param(compiled, marks=needs_compiled),
+        pytest.param(by_vnni, marks=needs_vnni),
+        pytest.param(by_amx, marks=needs_amx),
+    ]
+)
 def prepare(request: pytest.FixtureRequest) -> Callable[[Layer], Multiply]:
     return request.param
 
 
-SHAPES = [(256, 512, 128), (40, 256, 32), (1032, 1024, 64), (24, 384, 384), (13, 200, 200), (16, 96, 12)]
+SHAPES = [(256, 512, 128), (40, 256, 32), (1032, 1024, 64), (24, 384, 384), (13, 200, 200), (16, 96, 24), (52, 160, 8)]
 
 
 @pytest.mark.parametrize(("outputs", "inputs", "group"), SHAPES)
@@ -82,13 +113,13 @@ def test_products_match_those_of_the_dequantized_weights(
 
 
 def test_a_row_does_not_depend_on_the_rest_of_the_batch(prepare: Callable[[Layer], Multiply]) -> None:
-    """With the compiled kernel to the last bit. The order of torch's sums depends on the number of rows."""
+    """With the compiled kernels to the last bit. The order of torch's sums depends on the number of rows."""
     layer, x = Layer(104, 512, 64), torch.randn(2048, 512)
     multiply = prepare(layer)
     full = multiply(x, None)
     for rows in ROWS:
         part = multiply(x[-rows:].contiguous(), None)
-        if prepare is compiled:
+        if prepare is not in_torch:
             assert torch.equal(part, full[-rows:])
         assert relative_error(part, full[-rows:]) < 1e-6
 
@@ -158,6 +189,42 @@ def test_torchs_capability_limit_disables_avx_vnni(capability: str, monkeypatch:
 
 
 @needs_compiled
+def test_a_group_of_12_is_for_the_kernel_of_avx2() -> None:
+    layer, x = Layer(16, 96, 12), torch.randn(5, 96)
+    assert int4_bytes.chunk_of(12) is None
+    assert relative_error(compiled(layer)(x, None), linear(x.double(), layer.weight.double())) < 5e-5
+
+
+@needs_amx
+@pytest.mark.parametrize("digits", [1, 2])
+@pytest.mark.parametrize(("outputs", "inputs", "group"), SHAPES)
+def test_amx_and_avx512_vnni_give_identical_results(outputs: int, inputs: int, group: int, digits: int) -> None:
+    layer = Layer(outputs, inputs, group)
+    tiles, vectors = by_bytes(layer, Instructions.AMX, digits), by_bytes(layer, Instructions.VNNI, digits)
+    for rows in (*ROWS[:-1], 1023, 1025):
+        x = torch.randn(rows, inputs)
+        assert torch.equal(tiles(x, layer.bias), vectors(x, layer.bias))
+
+
+@needs_vnni
+def test_products_are_those_of_the_rounded_activations() -> None:
+    """One digit: the exact product with activations that are multiples of 1/127 of their group's largest magnitude."""
+    layer, x = Layer(64, 512, 128), torch.randn(9, 512)
+    groups = x.double().unflatten(1, (-1, 128))
+    step = groups.abs().amax(-1, keepdim=True) / 127
+    rounded = ((groups / step).round() * step).flatten(1)
+    result = by_bytes(layer, Instructions.VNNI, digits=1)(x, None)
+    assert relative_error(result, rounded @ layer.weight.double().T) < 1e-6
+    assert relative_error(result, x.double() @ layer.weight.double().T) > 1e-3
+
+
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_torchs_capability_limit_disables_bytes(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+    assert int4_bytes.instructions.__wrapped__() is None
+
+
+@needs_compiled
 def test_no_rows_give_no_rows() -> None:
     assert compiled(Layer(40, 64, 32))(torch.empty(0, 64), None).shape == (0, 40)
 
@@ -169,7 +236,14 @@ def test_products_in_several_blocks_of_outputs_match(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(in_torch(layer)(x, None), linear(x, layer.weight), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("prepare_weight", [int4_torch.prepare, lambda *tensors: int4_native.prepare(*tensors, inputs=512)])
+@pytest.mark.parametrize(
+    "prepare_weight",
+    [
+        int4_torch.prepare,
+        lambda *tensors: int4_native.prepare(*tensors, inputs=512),
+        lambda *tensors: int4_bytes.prepare(*tensors, inputs=512),
+    ],
+)
 def test_weights_take_half_a_byte_and_scales_stay_float16(prepare_weight: Callable[..., int4_torch.Weight]) -> None:
     layer = Layer(256, 512, 128)
     weight = prepare_weight(rows_of(layer), layer.scales.T.float(), layer.zeros.T)
@@ -213,6 +287,9 @@ def test_the_fake_operators_match_the_real_ones() -> None:
     if int4_native.library() is not None:
         weight = int4_native.prepare(rows_of(layer), layer.scales.T, layer.zeros.T, 64)
         checks.append((torch.ops.qembed.int4_panels.default, (x, *weight, None, 40)))
+    if int4_bytes.instructions() is not None:
+        weight = int4_bytes.prepare(rows_of(layer), layer.scales.T, layer.zeros.T, 64)
+        checks.append((torch.ops.qembed.int4_bytes.default, (x, *weight, None, 40)))
     for operator, arguments in checks:
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
@@ -226,12 +303,14 @@ def test_a_kernel_that_was_not_built_is_no_library(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("group", [32, 64, 128, -1])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("layout", ["awq", "gptq", "compressed-tensors"])
-@pytest.mark.parametrize("with_library", [True, False])
+@pytest.mark.parametrize("implementation", ["fastest", "avx2", "torch"])
 def test_the_layer_loads_every_weight_layout_of_vllm(
-    group: int, symmetric: bool, layout: str, with_library: bool, monkeypatch: pytest.MonkeyPatch
+    group: int, symmetric: bool, layout: str, implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not with_library:
+    if implementation == "torch":
         monkeypatch.setattr(int4_native, "library", lambda: None)
+    elif implementation == "avx2":
+        monkeypatch.setattr(int4_bytes, "instructions", lambda: None)
     from vllm.model_executor.kernels.linear import MPLinearLayerConfig
     from vllm.scalar_type import scalar_types
 

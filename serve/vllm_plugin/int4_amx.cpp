@@ -21,10 +21,18 @@ struct __attribute__((packed)) Config {
 // GCC's intrinsics of tiles do not tell the compiler that they read and write memory.
 INLINE void memory_barrier() { __asm__ volatile("" ::: "memory"); }
 
+// Lines of up to LINES rows times digits by one or two panels.
+struct Unit {
+    const uint8_t *lines;
+    const int8_t *weights;
+    int row, rows, panel, panels;
+};
+
 // Tiles 0 to 3 hold sums, 4 and 5 lines, 6 and 7 weights of two panels.
 template <bool SECOND_LINES, bool SECOND_PANEL>
-AMX INLINE void products(const Chunk &c, const uint8_t *lines, const int8_t *weights, int32_t *out) {
-    size_t panel_bytes = (size_t)c.inputs * PANEL;
+AMX INLINE void multiply_tiles(const Chunk &c, const Unit &u) {
+    const uint8_t *lines = u.lines;
+    const int8_t *weights = u.weights;
     memory_barrier();
     _tile_zero(0);
     if (SECOND_PANEL) _tile_zero(1);
@@ -39,13 +47,17 @@ AMX INLINE void products(const Chunk &c, const uint8_t *lines, const int8_t *wei
             _tile_dpbssd(2, 5, 6);
         }
         if (SECOND_PANEL) {
-            _tile_loadd(7, weights + panel_bytes, 4 * PANEL);
+            _tile_loadd(7, weights + (size_t)c.inputs * PANEL, 4 * PANEL);
             _tile_dpbssd(1, 4, 7);
         }
         if (SECOND_LINES && SECOND_PANEL) _tile_dpbssd(3, 5, 7);
         lines += (size_t)LINES * c.tile_inputs;
         weights += (size_t)c.tile_inputs * PANEL;
     }
+}
+
+template <bool SECOND_LINES, bool SECOND_PANEL>
+AMX INLINE void store_tiles(int32_t *out) {
     constexpr int STRIDE = 2 * PANEL * sizeof(int32_t);
     _tile_stored(0, out, STRIDE);
     if (SECOND_PANEL) _tile_stored(1, out + PANEL, STRIDE);
@@ -54,65 +66,63 @@ AMX INLINE void products(const Chunk &c, const uint8_t *lines, const int8_t *wei
     memory_barrier();
 }
 
-// Lines of up to LINES rows times digits by one or two panels.
-struct Unit {
-    const uint8_t *lines;
-    const int8_t *weights;
-    int row, rows, panel, panels;
-};
-
-template <int DIGITS>
-AMX INLINE void multiply_unit(const Chunk &c, const Unit &u, int32_t *out) {
-    if (DIGITS == 2 || u.rows > LINES / 2) {
-        if (u.panels == 2) products<true, true>(c, u.lines, u.weights, out);
-        else products<true, false>(c, u.lines, u.weights, out);
-    } else {
-        if (u.panels == 2) products<false, true>(c, u.lines, u.weights, out);
-        else products<false, false>(c, u.lines, u.weights, out);
-    }
-}
-
+// Adds the sums in `out`, of one unit's tiles.
 template <int DIGITS, int PANELS>
 AMX INLINE void add(const Chunk &c, const Unit &u, const int32_t *out) {
     __m512 scales[PANELS];
     for (int p = 0; p < PANELS; p++) scales[p] = _mm512_load_ps(c.scales + (u.panel + p) * PANEL);
-    for (int r = 0; r < u.rows; r++) {
-        __m512 step = _mm512_set1_ps(c.steps[u.row + r]);
-        float *at = c.sums + (size_t)(u.row + r) * GANG * PANEL + u.panel * PANEL;
-        for (int p = 0; p < PANELS; p++, at += PANEL) {
+    const float *steps = c.steps + u.row;
+    float *at = c.sums + (size_t)u.row * GANG * PANEL + u.panel * PANEL;
+    for (int r = 0, rows = u.rows; r < rows; r++, at += GANG * PANEL) {
+        __m512 step = _mm512_set1_ps(steps[r]);
+        for (int p = 0; p < PANELS; p++) {
             __m512i sum = _mm512_load_si512(out + (r * 2 + p) * PANEL);
             if (DIGITS == 2) {
                 __m512i low = _mm512_load_si512(out + ((r + LINES / 2) * 2 + p) * PANEL);
                 sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), low);
             }
             __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), step);
-            _mm512_store_ps(at, _mm512_fmadd_ps(product, scales[p], _mm512_load_ps(at)));
+            _mm512_store_ps(at + p * PANEL, _mm512_fmadd_ps(product, scales[p], _mm512_load_ps(at + p * PANEL)));
         }
     }
 }
 
-// Tiles take some 200 cycles from the first load to the last store. The next unit's products therefore start before those of the
-// last one are added to the sums.
+template <int DIGITS>
+AMX INLINE void add(const Chunk &c, const Unit &u, const int32_t *out) {
+    if (u.panels == 2) add<DIGITS, 2>(c, u, out);
+    else if (u.panels == 1) add<DIGITS, 1>(c, u, out);
+}
+
+template <int DIGITS, bool SECOND_LINES, bool SECOND_PANEL>
+AMX INLINE void step(const Chunk &c, const Unit &last, const Unit &next, int32_t *out) {
+    multiply_tiles<SECOND_LINES, SECOND_PANEL>(c, next);
+    add<DIGITS>(c, last, out);
+    store_tiles<SECOND_LINES, SECOND_PANEL>(out);
+}
+
+// A unit's tiles are multiplied while the last unit's sums are added, and stored after that: a load behind a store of tiles that
+// has the same 12 low bits of its address would wait for all products before it.
 template <int DIGITS>
 AMX void multiply(const Chunk &c) {
     constexpr int BLOCK = LINES / DIGITS;  // rows
-    alignas(64) int32_t out[2][LINES * 2 * PANEL];
+    alignas(64) int32_t out[LINES * 2 * PANEL];
     Unit last = {};
-    int turn = 0;
     for (int panel = 0; panel < c.panels; panel += 2) {
         const int8_t *weights = c.weights + (size_t)panel * c.inputs * PANEL;
         for (int row = 0; row < c.rows; row += BLOCK) {
-            Unit next = {c.lines + (size_t)(row / BLOCK) * LINES * c.inputs, weights, row,
-                         c.rows - row < BLOCK ? c.rows - row : BLOCK, panel, panel + 1 < c.panels ? 2 : 1};
-            multiply_unit<DIGITS>(c, next, out[turn]);
-            turn ^= 1;
-            if (last.panels == 2) add<DIGITS, 2>(c, last, out[turn]);
-            else if (last.panels == 1) add<DIGITS, 1>(c, last, out[turn]);
+            int rows = c.rows - row < BLOCK ? c.rows - row : BLOCK, panels = panel + 1 < c.panels ? 2 : 1;
+            Unit next = {c.lines + (size_t)(row / BLOCK) * LINES * c.inputs, weights, row, rows, panel, panels};
+            if (DIGITS == 2 || rows > LINES / 2) {
+                if (panels == 2) step<DIGITS, true, true>(c, last, next, out);
+                else step<DIGITS, true, false>(c, last, next, out);
+            } else {
+                if (panels == 2) step<DIGITS, false, true>(c, last, next, out);
+                else step<DIGITS, false, false>(c, last, next, out);
+            }
             last = next;
         }
     }
-    if (last.panels == 2) add<DIGITS, 2>(c, last, out[turn ^ 1]);
-    else add<DIGITS, 1>(c, last, out[turn ^ 1]);
+    add<DIGITS>(c, last, out);
 }
 
 }  // namespace

@@ -47,6 +47,7 @@ def instructions() -> Instructions | None:
 def _multiply() -> ctypes._NamedFuncPointer:
     library = int4_native.library()
     assert library is not None
+    library.qembed_int4_bytes_supported()  # asks Linux for AMX
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     multiply = library.qembed_int4_bytes_linear
     multiply.restype = integer

@@ -1,11 +1,10 @@
 """The fastest dtype and INT4 kernel for a CPU, by its instruction sets and by which kernels are installed.
 
-The rules follow `make bench-serve` (bench/RESULTS.md). No CPU with AMX was measured.
+The rules follow `make bench-serve` (bench/RESULTS.md), which no CPU with AMX has run.
 
-- AMX: vLLM's INT4 kernel, in bfloat16. It multiplies 8-bit activations by 4-bit weights in tiles. Never measured.
-- AVX2 or AVX-512 without AMX: qembed's compiled kernel, in bfloat16 if the CPU has bfloat16 instructions (as fast as float32,
-  half the KV cache), otherwise in float32. vLLM's kernel unpacks weights to bfloat16 first, which costs more than it saves,
-  most of all on CPUs without bfloat16 instructions.
+- qembed's compiled kernel, in bfloat16 if the CPU has bfloat16 instructions (as fast as float32, half the KV cache), otherwise
+  in float32. vLLM's kernel unpacks weights to bfloat16 first, which costs more than it saves, most of all on CPUs without
+  bfloat16 instructions. With AMX both are about as fast; the results of qembed's do not depend on the other texts of a batch.
 - Without the compiled kernel: vLLM's if the CPU has AVX-512 with bfloat16 instructions, otherwise torch, in float32.
 - Not quantized: bfloat16 if the CPU has bfloat16 instructions, otherwise float32.
 """
@@ -120,8 +119,8 @@ def _int4(cpu: Cpu, dtype: str) -> tuple[Kernel, str, str]:
         return plugin, "bfloat16" if compiled and cpu.has_bfloat16 else "float32", DISABLED_KERNELS
     if PLUGIN_KERNEL in cpu.disabled:
         return "vllm", "bfloat16", DISABLED_KERNELS
-    if cpu.flags >= AMX:
-        return "vllm", "bfloat16", "it multiplies in AMX tiles"
+    if compiled and cpu.flags >= AMX:
+        return plugin, "bfloat16", "it multiplies exact integers in AMX tiles"
     if compiled and cpu.has_bfloat16:
         return plugin, "bfloat16", "faster than vLLM's kernel without AMX, and with bfloat16 instructions as fast as in float32"
     if compiled:

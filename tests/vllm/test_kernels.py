@@ -37,7 +37,7 @@ def dtype_and_kernel(choice: Choice) -> tuple[str, str | None]:
         (AVX2, True, ("float32", "qembed")),
         (AVX512, True, ("float32", "qembed")),
         (ZEN5, True, ("bfloat16", "qembed")),
-        (AMX, True, ("bfloat16", "vllm")),
+        (AMX, True, ("bfloat16", "qembed")),
         (AVX2, False, ("float32", "qembed-torch")),
         (AVX512, False, ("float32", "qembed-torch")),
         (ZEN5, False, ("bfloat16", "vllm")),
@@ -70,8 +70,8 @@ def test_without_int4_bfloat16_needs_cpu_instructions(flags: str, dtype: str) ->
     ("flags", "dtype", "kernel"),
     [
         (AMX, "float32", "qembed"),
-        (AMX, "bfloat16", "vllm"),
-        (AMX, "float16", "vllm"),
+        (AMX, "bfloat16", "qembed"),
+        (AMX, "float16", "qembed"),
         (ZEN5, "bfloat16", "qembed"),
         (AVX512, "bfloat16", "qembed"),
         (AVX2, "bfloat16", "qembed"),
@@ -130,7 +130,7 @@ def test_disabled_kernels_are_read_from_the_environment(tmp_path: Path) -> None:
     assert {"A", "B"} <= this_cpu(tmp_path / "nothing", {kernels.DISABLED_KERNELS: "A,B"}).disabled
 
 
-@pytest.mark.parametrize(("flags", "expected"), [(AMX, ("bfloat16", "vllm")), (AVX512, ("float32", "qembed"))])
+@pytest.mark.parametrize(("flags", "expected"), [(AMX, ("bfloat16", "qembed")), (AVX512, ("float32", "qembed"))])
 def test_serve_embed_and_eval_make_and_report_the_same_choice(
     int4: Checkpoint, monkeypatch: pytest.MonkeyPatch, flags: str, expected: tuple[str, str]
 ) -> None:

@@ -17,13 +17,14 @@ from qembed.serve.gate.suspects import MAX_DEATHS, Suspects
 from qembed.vllm import internals
 from qembed.vllm.gate_rules import Rules
 
-RETRIES = 2
 BLOCK = 32  # tokens; a multiple of every block size in settings.BLOCK_SIZE
 PART_TEXTS = 512
 PART_CHARACTERS = 2**18
 """Enough for many steps of the engine, so that little is lost between parts, and few enough for a few milliseconds of JSON."""
 FILLER = "word "
 MAX_FILLERS = 8
+MAX_AT_FAULT = 8
+"""Non-finite vectors after which a request is refused without a look at the others, so that a broken model costs little."""
 REPLACED_HEADERS = (
     *(b"content-length", b"content-type", b"content-encoding", b"transfer-encoding", b"accept-encoding"),
     b"x-request-id",  # vLLM takes it for its own id of the request, and two clients may send the same
@@ -102,25 +103,40 @@ class Engine:
     async def recompute(
         self, scope: Scope, receive: Receive, batch: Batch, answer: dict[str, Any], nonfinite: list[int]
     ) -> list[int]:
-        """Compute the vectors at the indices `nonfinite` again, into `answer`. Returns the indices that stay non-finite.
+        """Compute the vectors at the indices `nonfinite` again, into `answer`. Returns the first indices that stay non-finite.
 
         vLLM does not clear a cache block before it gives it to the next text, and attention multiplies what lies beyond the
         end of a text by zero, so NaN left there by an earlier text comes through. Hence the blocks are overwritten first.
+        All texts are computed together, and then those that are still non-finite one at a time, because a text that is at
+        fault spoils others that the engine computes after it.
         """
-        tokens = answer["usage"]["prompt_tokens"] + BLOCK * len(batch.inputs)
-        for _ in range(RETRIES):
-            if not nonfinite:
-                return nonfinite
-            self._metrics.recomputed.inc(len(nonfinite))
-            await self._overwrite_cache(scope, receive, tokens)
-            inputs = [batch.inputs[index] for index in nonfinite]
-            status, raw = await self.ask(scope, receive, {**batch.body, "input": inputs})
-            if status != 200:
-                break
-            nonfinite = response.replace(answer, nonfinite, *await maybe_threaded(len(raw), response.read, raw))
-        if nonfinite:
-            await self._overwrite_cache(scope, receive, tokens)
-        return nonfinite
+        if not nonfinite:
+            return nonfinite
+        freed = cached_tokens(answer)
+        nonfinite, freed = await self._again(scope, receive, batch, answer, nonfinite, freed)
+        at_fault: list[int] = []
+        for index in nonfinite:
+            if len(at_fault) < MAX_AT_FAULT:
+                wrong, freed = await self._again(scope, receive, batch, answer, [index], freed)
+                at_fault += wrong
+        if at_fault:
+            await self._overwrite_cache(scope, receive, freed)
+        return at_fault
+
+    async def _again(
+        self, scope: Scope, receive: Receive, batch: Batch, answer: dict[str, Any], indices: list[int], freed: int
+    ) -> tuple[list[int], int]:
+        """Overwrite `freed` tokens of the cache and compute the texts at `indices` again, into `answer`.
+
+        Returns the indices that are still non-finite, and the tokens that are to be overwritten next.
+        """
+        self._metrics.recomputed.inc(len(indices))
+        await self._overwrite_cache(scope, receive, freed)
+        status, raw = await self.ask(scope, receive, {**batch.body, "input": [batch.inputs[index] for index in indices]})
+        if status != 200:
+            return indices, freed
+        again, wrong = await maybe_threaded(len(raw), response.read, raw)
+        return response.replace(answer, indices, again, wrong), cached_tokens(again)
 
     async def _overwrite_cache(self, scope: Scope, receive: Receive, tokens: int) -> None:
         """Overwrite the cache blocks that texts of `tokens` tokens just freed: vLLM reuses the last freed blocks first."""
@@ -172,6 +188,11 @@ def split(inputs: Sequence[str | list[int]], indices: Sequence[int]) -> Iterator
         characters += size
     if start < len(indices):
         yield indices[start:]
+
+
+def cached_tokens(answer: dict[str, Any]) -> int:
+    """At least the tokens of the cache blocks that the texts of vLLM's `answer` took."""
+    return answer["usage"]["prompt_tokens"] + BLOCK * len(answer["data"])
 
 
 def is_dead(scope: Scope) -> bool:

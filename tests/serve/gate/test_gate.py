@@ -117,9 +117,23 @@ def test_a_non_finite_vector_is_recomputed(wrong: float, encoding: str) -> None:
     assert (status, rows) == (200, [GOOD, second, GOOD, second])
     fillers, requests = engine.requests[1::2], engine.requests[::2]
     assert [request["input"] for request in requests] == [list("abcd"), ["b", "d"], ["b"]]
-    for filler in fillers:  # whole blocks, at least as many as four texts of seven tokens free
+    for filler, before in zip(fillers, requests, strict=False):  # whole blocks, at least those that the texts before freed
         assert filler["truncate_prompt_tokens"] % engine_module.BLOCK == 0
-        assert filler["truncate_prompt_tokens"] * len(filler["input"]) >= 7 + 4 * engine_module.BLOCK
+        assert filler["truncate_prompt_tokens"] * len(filler["input"]) >= 7 + len(before["input"]) * engine_module.BLOCK
+
+
+def test_texts_spoiled_by_one_that_is_at_fault_are_not_counted_as_its_like() -> None:
+    bad = [float("nan")] * 4
+    gate = Gate(Engine([GOOD, bad, bad, bad], [bad, bad, bad], [bad], [GOOD], [GOOD]), RULES)
+    status, answer, _ = ask(gate, input=list("abcd"))
+    assert (status, answer["error"]["message"][:28]) == (500, "the vector of input[1] holds")
+    assert gate.metrics.nonfinite._value.get() == 1
+
+
+def test_a_model_with_only_nan_is_computed_again_for_a_few_texts_only() -> None:
+    engine = Engine(*[[[float("nan")] * 4] * count for count in (100, 100, *[1] * 100)])
+    assert ask(Gate(engine, replace(RULES, max_batch=100, max_queue=100)), input=["x"] * 100)[0] == 500
+    assert len([request for request in engine.requests if len(request["input"]) == 1]) < 30
 
 
 def test_a_vector_that_stays_non_finite_is_a_500_with_its_index() -> None:

@@ -85,8 +85,8 @@ def model_config(checkpoint: Checkpoint) -> Any:
 class DecoderLayer:
     """A decoder block in transformers' own code, in float32 on `device`, into which any layer of the model can be loaded.
 
-    `load` loads the tensors of a layer, `attend` and `feed_forward` run its two halves, `run` runs both. Nothing else of the
-    model is in memory.
+    `load` loads the tensors of a layer, `run` runs it; `inputs_of` and `add_output` together run one of its two halves. Nothing
+    else of the model is in memory.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -132,14 +132,6 @@ class DecoderLayer:
             raise BadInput(f"the tensors of a layer do not match its architecture: {reason}") from error
         self.window = self.windows[layer]
 
-    def attend(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The hidden states [B, L, hidden] after attention, from those before the block."""
-        return hidden + self._attention(hidden, batch)
-
-    def feed_forward(self, middle: torch.Tensor) -> torch.Tensor:
-        """The hidden states [B, L, hidden] after the block, from those after its attention."""
-        return middle + self.module.mlp(self.module.post_attention_layernorm(middle))
-
     def inputs_of(self, name: str, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The inputs of "self_attn.o_proj" [B, L, heads · head_dim] or "mlp.down_proj" [B, L, mlp].
 
@@ -160,9 +152,16 @@ class DecoderLayer:
         finally:
             setattr(parent, attribute, linear)
 
+    def add_output(self, name: str, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """`hidden` [B, L, hidden] plus the output of the linear layer `name` for its `inputs` [B, L, K]."""
+        output: torch.Tensor = self.linear(name)(inputs)
+        return hidden + output
+
     def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The hidden states [B, L, hidden] after the block, from those before it."""
-        return self.feed_forward(self.attend(hidden, batch))
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            hidden = self.add_output(name, hidden, self.inputs_of(name, hidden, batch))
+        return hidden
 
     def run_with(self, tensors: Mapping[str, torch.Tensor], layer: int, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """`run` with `tensors` (as for `load`) instead of the loaded ones; differentiable in them and in `hidden`."""

@@ -52,17 +52,16 @@ class Shrinkage:
     strength: float
 
 
-def correct(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -> torch.Tensor:
+def correct(weight: torch.Tensor, moments: Moments, shrinkage: Shrinkage, behind_norm: bool) -> torch.Tensor:
     """Move `weight` [N, K], whose inputs come from quantized layers, towards the outputs of the original model.
 
     Args:
         weight: the weights of all linear layers that read the input, stacked.
-        folds: moments of the two halves of the calibration, with `cross`: [K, K] if `behind_norm`, otherwise [N, K].
+        moments: of the whole calibration, with `cross`: [K, K] if `behind_norm`, otherwise [N, K].
+        shrinkage: how far, from `cross_validate` on the two halves of the calibration.
         behind_norm: whether the input comes from a norm; `Moments.cross` then holds differences of inputs, otherwise target
             outputs.
     """
-    moments = Moments.total(folds)
-    shrinkage = cross_validate(weight, folds, behind_norm)
     if not shrinkage.strength:
         return weight
     inverse = Inverse.of(moments.gram, shrinkage.damping)
@@ -74,9 +73,10 @@ def correct(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -
 
 
 def cross_validate(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: bool) -> Shrinkage:
-    """The largest damping whose gain is within TOLERANCE of the best, and the best strength for it; arguments as in `correct`.
+    """The largest damping whose gain is within TOLERANCE of the best, and the best strength for it.
 
-    The gain of a damping is that of either half's solution on the other half, summed.
+    `folds` are the moments of the two halves of the calibration; the other arguments are as in `correct`. The gain of a damping
+    is that of either half's solution on the other half, summed.
     """
     unit = float(sum(fold.gram.diagonal().mean() for fold in folds))  # keeps squares within float32
     if len(folds) != 2 or unit < TINY:  # all texts are equal, or all channels are zero: nothing to validate on

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from qembed.quantize import products
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import DecoderLayer, rms_norm
-from qembed.quantize.products import linear
+from qembed.quantize.states import StoredStates
 
 if TYPE_CHECKING:
     import torch
@@ -17,37 +18,54 @@ if TYPE_CHECKING:
     from qembed.quantize.table import Rows
 
 
+States: TypeAlias = "list[torch.Tensor] | StoredStates"
+"""States [B, L, d] of each batch, read and written by the batch's index as float32 on the CPU."""
 PANEL_COLUMNS = 512
 """Number of columns of a Gram matrix that are summed at a time. Entries above a panel's diagonal are mirrored, not computed."""
 
 
 @dataclass
 class Stream:
-    """Hidden states [B, L, hidden] float32 of the tokens of `batches`, on their way through the layers."""
+    """Hidden states [B, L, hidden] float32 of the tokens of `batches`, on their way through the layers.
+
+    Attributes:
+        batches: the tokens.
+        hidden: the states of each batch, on the CPU.
+        in_half: whether the states, and inputs of linear layers, are stored in 16 bits.
+    """
 
     batches: list[Batch]
-    hidden: list[torch.Tensor]
+    hidden: States
+    in_half: bool = False
 
     @classmethod
-    def start(cls, rows: torch.Tensor | Rows, batches: list[Batch]) -> Stream:
+    def start(cls, rows: torch.Tensor | Rows, batches: list[Batch], in_half: bool = False) -> Stream:
         """Look up the ids of `batches` in the token table [vocabulary, hidden], or in a subset of its `rows`."""
-        return cls(batches, [rows[batch.ids].float() for batch in batches])
+        stream = cls(batches, [], in_half)
+        stream.hidden = stream._stored(rows[batch.ids].float() for batch in batches)
+        return stream
 
     def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor]]:
         """Pairs (batch, hidden states)."""
         return zip(self.batches, self.hidden, strict=True)
 
-    def advance(self, block: DecoderLayer) -> list[torch.Tensor]:
+    def advance(self, block: DecoderLayer) -> States:
         """Run every batch through the layer that `block` holds; returns the hidden states after its attention."""
         import torch
 
-        middles = []
         with torch.no_grad():
-            for number, (batch, hidden) in enumerate(self):
-                middle = block.attend(hidden.to(block.device), batch)
-                middles.append(middle.to(hidden.device))
-                self.hidden[number] = block.feed_forward(middle).to(hidden.device)
-        return middles
+            self.hidden = self._after("self_attn.o_proj", block)
+            middle, self.hidden = self.hidden, self._after("mlp.down_proj", block)
+        return middle
+
+    def inputs_of(self, name: str, block: DecoderLayer) -> States:
+        """The inputs [B, L, K] of "self_attn.o_proj" or "mlp.down_proj" for each batch."""
+        return self._stored((block.inputs_of(name, hidden.to(block.device), batch) for batch, hidden in self), inputs=True)
+
+    def plus_output(self, name: str, block: DecoderLayer, inputs: States) -> States:
+        """The hidden states plus the output of the loaded linear layer `name` for its `inputs`."""
+        pairs = zip(self.hidden, inputs, strict=True)
+        return self._stored(block.add_output(name, hidden.to(block.device), x.to(block.device)) for hidden, x in pairs)
 
     def vectors(self, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Unit vectors [texts, hidden]: the last token of each text after the final norm with `weight` [hidden]."""
@@ -56,14 +74,38 @@ class Stream:
         rows = torch.cat([hidden[torch.arange(len(batch.ends)), batch.ends] for batch, hidden in self])
         return torch.nn.functional.normalize(rms_norm(rows, weight, epsilon), dim=-1)
 
+    def _after(self, name: str, block: DecoderLayer) -> States:
+        """The hidden states after the linear layer `name`, whose inputs are rounded as those that `inputs_of` stores."""
+
+        def states() -> Iterator[torch.Tensor]:
+            for batch, hidden in self:
+                inputs = block.inputs_of(name, hidden.to(block.device), batch)
+                inputs = inputs.bfloat16().float() if self.in_half else inputs
+                yield block.add_output(name, hidden.to(block.device), inputs)
+
+        return self._stored(states())
+
+    def _stored(self, states: Iterable[torch.Tensor], *, inputs: bool = False) -> States:
+        """Store `states`: those of the residual stream, or `inputs` of a linear layer."""
+        if not self.in_half:
+            return [tensor.to("cpu") for tensor in states]
+        stored: StoredStates | None = None
+        for number, tensor in enumerate(states):
+            stored = StoredStates(self.batches, tensor.shape[-1], inputs=inputs) if stored is None else stored
+            stored[number] = tensor
+        return stored if stored is not None else []
+
 
 @dataclass
 class OriginalStates:
-    """Hidden states [B, L, hidden] of each batch in the original model: before a layer, after its attention, and after it."""
+    """Hidden states [B, L, hidden] of each batch in the original model: before a layer, after its attention, and after it.
 
-    before: list[torch.Tensor]
-    middle: list[torch.Tensor]
-    after: list[torch.Tensor]
+    The first two are dropped as soon as they are no longer needed.
+    """
+
+    before: States | None
+    middle: States | None
+    after: States
 
 
 Sample = tuple[Batch, "torch.Tensor", "torch.Tensor | None"]
@@ -88,29 +130,33 @@ class Moments:
         return [cls.of(fold) for _, fold in groupby(samples, key=lambda sample: sample[0].fold)]
 
     @classmethod
-    def total(cls, folds: Sequence[Moments]) -> Moments:
-        """The sums over all `folds`."""
-        first, *others = folds
-        gram, cross = first.gram, first.cross
-        for other in others:
-            gram = gram + other.gram
-            cross = None if cross is None or other.cross is None else cross + other.cross
-        return cls(gram, cross)
+    def merge(cls, folds: list[Moments]) -> Moments:
+        """The sums over all `folds`, in the memory of the first. Empties the list."""
+        first = folds.pop(0)
+        while folds:
+            other = folds.pop()
+            first.gram += other.gram
+            if first.cross is not None and other.cross is not None:
+                first.cross += other.cross
+        return first
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Moments:
         """Sum over `samples`."""
         gram: torch.Tensor | None = None
         cross: torch.Tensor | None = None
-        for batch, x, difference in samples:
-            columns = x.flatten(0, 1).T.contiguous()
-            weighted = columns * batch.weight.to(x.device).flatten()  # 0 for padding
-            gram = x.new_zeros(x.shape[-1], x.shape[-1]) if gram is None else gram
-            for start in range(0, x.shape[-1], PANEL_COLUMNS):
-                gram[start:, start : start + PANEL_COLUMNS] += linear(columns[start:], weighted[start : start + PANEL_COLUMNS])
-            if difference is not None:
-                product = linear(difference.flatten(0, 1).T, weighted)
-                cross = product if cross is None else cross.add_(product)
+        for batch, inputs, difference in samples:
+            x = inputs.flatten(0, 1)
+            weighted = x * batch.weight.to(x.device).view(-1, 1)  # 0 for padding
+            width = x.shape[-1]
+            gram = x.new_zeros(width, width) if gram is None else gram
+            with products.in_bfloat16(x.device):
+                for start in range(0, width, PANEL_COLUMNS):
+                    end = start + PANEL_COLUMNS
+                    products.add_sum(gram[start:, start:end], x[:, start:], weighted[:, start:end])
+                if difference is not None:
+                    cross = x.new_zeros(difference.shape[-1], width) if cross is None else cross
+                    products.add_sum(cross, difference.flatten(0, 1), weighted)
         if gram is None:
             raise ValueError("no batches")
         return cls(gram.tril() + gram.tril(-1).T, cross)

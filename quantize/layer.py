@@ -19,9 +19,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from qembed.checkpoint.awq_layout import pack
-from qembed.quantize import awq, correction, rounding
+from qembed.quantize import awq, correction, heap, products, rounding
 from qembed.quantize.blocks import INPUTS, Architecture, DecoderLayer
-from qembed.quantize.hidden import Moments, OriginalStates, Sample, Stream
+from qembed.quantize.hidden import Moments, OriginalStates, Sample, States, Stream
 from qembed.quantize.ranges import MAX_WEIGHT, Ranges, largest_magnitudes, safe_divisors
 from qembed.quantize.settings import QuantizationSettings, Report
 from qembed.quantize.table import half
@@ -82,28 +82,28 @@ class LayerQuantizer:
             "self_attn.q_proj", Moments.by_fold(self._norm_samples(norm, stream, original.before if original else None))
         )
         if original is not None:
-            original.before.clear()
+            original.before = None
         inputs = self._quantize_residual("self_attn.o_proj", stream, original.middle if original else None)
-        return Stream(stream.batches, self._add_output("self_attn.o_proj", stream, inputs))
+        return Stream(stream.batches, self._add_output("self_attn.o_proj", stream, inputs), stream.in_half)
 
-    def _quantize_mlp(self, middle: Stream, original: OriginalStates | None) -> list[torch.Tensor]:
+    def _quantize_mlp(self, middle: Stream, original: OriginalStates | None) -> States:
         """Quantize gate/up and down_proj; returns the hidden states after the layer."""
         norm = self.block.module.post_attention_layernorm
         self._quantize(
             "mlp.gate_proj", Moments.by_fold(self._norm_samples(norm, middle, original.middle if original else None))
         )
         if original is not None:
-            original.middle.clear()
+            original.middle = None
         inputs = self._quantize_residual("mlp.down_proj", middle, original.after if original else None)
         return self._add_output("mlp.down_proj", middle, inputs)
 
-    def _norm_samples(self, norm: torch.nn.Module, stream: Stream, original: list[torch.Tensor] | None) -> Iterator[Sample]:
+    def _norm_samples(self, norm: torch.nn.Module, stream: Stream, original: States | None) -> Iterator[Sample]:
         """For each batch the output x of `norm`, and d = x_original − x, or None without `original` states."""
         for number, (batch, hidden) in enumerate(stream):
             x = norm(hidden.to(self.block.device))
             yield batch, x, None if original is None else norm(original[number].to(x.device)) - x
 
-    def _quantize_residual(self, name: str, stream: Stream, original: list[torch.Tensor] | None) -> list[torch.Tensor]:
+    def _quantize_residual(self, name: str, stream: Stream, original: States | None) -> States:
         """Quantize o_proj or down_proj, and load the layer; returns that linear layer's inputs [B, L, K] for each batch.
 
         `original` are the original model's hidden states after the linear layer's output is added.
@@ -112,18 +112,23 @@ class LayerQuantizer:
 
         device = self.block.device
 
-        def load_and_read() -> list[torch.Tensor]:
+        def load_and_read() -> States:
             self.block.load(self.tensors, self.number)
-            return [self.block.inputs_of(name, h.to(device), batch).to(h.device) for batch, h in stream]
+            with products.in_bfloat16(device):
+                return stream.inputs_of(name, self.block)
 
         inputs = load_and_read()
         bias = self.tensors.get(f"{name}.bias")
 
         def samples() -> Iterator[Sample]:
             for number, (batch, hidden) in enumerate(stream):
-                output = None if original is None else (original[number] - hidden).to(device)
-                relative = batch.relative_to(hidden if original is None else original[number])
-                yield relative, inputs[number].to(device), output if output is None or bias is None else output - bias
+                x = inputs[number].to(device)
+                if original is None:
+                    yield batch.relative_to(hidden), x, None
+                    continue
+                goal = original[number]
+                output = (goal - hidden).to(device)
+                yield batch.relative_to(goal), x, output if bias is None else output - bias
 
         largest = torch.stack([largest_magnitudes(x) for x in inputs]).amax(0).to(device)
         divisors = self._quantize(name, Moments.by_fold(samples()), largest)
@@ -133,14 +138,14 @@ class LayerQuantizer:
             return load_and_read()
         outputs[feeding] = outputs[feeding] / output_divisors(name, divisors, self.shape)
         self.block.load(self.tensors, self.number)
-        for x in inputs:
-            x.div_(divisors.to(x.device))
+        for number, x in enumerate(inputs):
+            inputs[number] = x.div_(divisors.to(x.device))
         return inputs
 
-    def _add_output(self, name: str, stream: Stream, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _add_output(self, name: str, stream: Stream, inputs: States) -> States:
         """The hidden states of `stream` plus the output of the loaded linear layer `name` for `inputs`."""
-        linear, device = self.block.linear(name), self.block.device
-        hidden = [h + linear(x.to(device)).to(h.device) for h, x in zip(stream.hidden, inputs, strict=True)]
+        with products.in_bfloat16(self.block.device):
+            hidden = stream.plus_output(name, self.block, inputs)
         self.ranges.see_residual(hidden)
         return hidden
 
@@ -152,10 +157,13 @@ class LayerQuantizer:
         Returns:
             The scales [K] by which the input is now divided, if the division is exact; None if it must be computed again.
         """
-        if folds[0].cross is not None:
-            self._correct(name, folds)
-        gram = Moments.total(folds).gram
-        folds.clear()
+        heap.trim()
+        shrinkage = self._cross_validate(name, folds) if folds[0].cross is not None else None
+        moments = Moments.merge(folds)
+        if shrinkage is not None:
+            self._correct(name, moments, shrinkage)
+        gram = moments.gram
+        del moments
         inverse = rounding.Inverse.of(gram) if self.settings.rounding == "gptq" else None
         divisors, exact = gram.new_ones(len(gram)), True
         if self.settings.scales == "awq":
@@ -168,12 +176,18 @@ class LayerQuantizer:
             divisors, exact = divisors * powers, exact and exact_powers
         return divisors if exact else None
 
-    def _correct(self, name: str, folds: list[Moments]) -> None:
+    def _cross_validate(self, name: str, folds: list[Moments]) -> correction.Shrinkage:
+        """How far the weights that read the input `name` should move towards the original model."""
+        import torch
+
+        return correction.cross_validate(torch.cat(self._weights(name)), folds, name in FEEDING_NORMS)
+
+    def _correct(self, name: str, moments: Moments, shrinkage: correction.Shrinkage) -> None:
         """Move the weights that read the input `name` towards the original model."""
         import torch
 
         weights = self._weights(name)
-        corrected = correction.correct(torch.cat(weights), folds, name in FEEDING_NORMS)
+        corrected = correction.correct(torch.cat(weights), moments, shrinkage, name in FEEDING_NORMS)
         for linear, weight in zip(INPUTS[name], corrected.split([len(weight) for weight in weights]), strict=True):
             self.tensors[f"{linear}.weight"] = weight
 
@@ -204,7 +218,7 @@ class LayerQuantizer:
         for linear, weight, grid, levels in zip(INPUTS[name], weights, grids, all_levels, strict=True):
             rounded = grid.dequantize(levels)
             self.report.error[linear].append(_relative_error(rounded, weight, gram))
-            self.levels[linear] = levels, grid
+            self.levels[linear] = levels.to(torch.uint8), grid
             self.tensors[f"{linear}.weight"] = rounded
 
     def _make_safe(self, name: str, largest: torch.Tensor, divisors: torch.Tensor) -> tuple[torch.Tensor, bool]:

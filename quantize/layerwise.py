@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.awq_layout import dequantize
 from qembed.checkpoint.description import Checkpoint
-from qembed.quantize import batches, float16, refine, table
+from qembed.quantize import batches, float16, products, refine, table
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import NOT_STORED, Architecture, DecoderLayer, rms_norm
 from qembed.quantize.calibration import Calibration
-from qembed.quantize.hidden import OriginalStates, Stream
+from qembed.quantize.hidden import OriginalStates, States, Stream
 from qembed.quantize.layer import LayerQuantizer
 from qembed.quantize.mixing import mixed_copies
 from qembed.quantize.parts import Parts
@@ -41,8 +41,8 @@ class _Streams:
     original: Stream
 
     @classmethod
-    def start(cls, converted: table.Converted, texts: list[Batch]) -> _Streams:
-        return cls(Stream.start(converted.served, texts), Stream.start(converted.original, texts))
+    def start(cls, converted: table.Converted, texts: list[Batch], in_half: bool = False) -> _Streams:
+        return cls(*(Stream.start(rows, texts, in_half) for rows in (converted.served, converted.original)))
 
 
 def quantize(
@@ -79,23 +79,21 @@ def quantize(
     epsilon = checkpoint.config.get("rms_norm_eps", 1e-6)
     calibration_batches = _calibration_batches(calibration, settings)
     held_out_batches = batches.plain(calibration.rows, sorted(calibration.check), BATCH_TOKENS)
-    streams, held_out = _Streams.start(converted, calibration_batches), _Streams.start(converted, held_out_batches)
-    report, served = Report(table_error=converted.error), converted.served
+    streams = _Streams.start(converted, calibration_batches, in_half=True)
+    held_out = _Streams.start(converted, held_out_batches)
+    report, served = Report(table_error=converted.error), converted.served if settings.refine else None
     del converted
     block = DecoderLayer(checkpoint, device)
     for layer in range(shape.layers):
         tensors = _original_tensors(checkpoint, layer, device)
         block.load(tensors, layer)
         held_out.original.advance(block)
-        _quantize_layer(
-            LayerQuantizer(block, layer, tensors, shape, settings, report),
-            streams,
-            parts,
-            f"{checkpoint.prefix}layers.{layer}.",
-        )
+        quantizer = LayerQuantizer(block, layer, tensors, shape, settings, report)
+        del tensors  # the quantizer drops each weight as soon as it is rounded
+        _quantize_layer(quantizer, streams, parts, f"{checkpoint.prefix}layers.{layer}.")
         held_out.quantized.advance(block)
         on_layer(layer + 1)
-    if settings.refine and parts is not None:
+    if served is not None and parts is not None:
         targets = [rms_norm(hidden[batch.last], final_norm, epsilon) for batch, hidden in streams.original]
         del streams
         model = refine.Model(block, checkpoint.prefix, shape.layers, parts, final_norm, epsilon)
@@ -145,11 +143,16 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
     numbers that it computes. A part that already exists is loaded instead; without those numbers it is another quantizer's.
     """
     block, settings, report = quantizer.block, quantizer.settings, quantizer.report
-    original_inputs, original = _advance_original(streams.original, block, settings)
+    with products.in_bfloat16(block.device):
+        original_inputs, original = _advance_original(streams.original, block, settings)
     name = f"layer-{quantizer.number:03d}"
     part = None if parts is None else parts.read(name)
     if parts is None or part is None:
-        inputs = streams.quantized if settings.inputs == "quantized" else Stream(streams.original.batches, original_inputs)
+        inputs = (
+            streams.quantized
+            if settings.inputs == "quantized"
+            else Stream(streams.original.batches, original_inputs, in_half=True)
+        )
         stored = quantizer.run(inputs, original)
         errors = {linear: values[-1] for linear, values in report.error.items()}
         ranges = quantizer.ranges.record()
@@ -162,7 +165,8 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
     stored = {key.removeprefix(prefix): tensor.to(block.device) for key, tensor in tensors.items()}
     block.load(dequantize_layer(stored), quantizer.number)
     if "ranges" in notes:
-        streams.quantized.advance(block)
+        with products.in_bfloat16(block.device):
+            streams.quantized.advance(block)
     else:
         stored, ranges = _make_safe(quantizer, stored, streams.quantized)
         notes = {"error": notes, "ranges": ranges}
@@ -180,28 +184,30 @@ def _make_safe(
     Returns:
         The layer as it is now stored and loaded, and the largest numbers that it computes (`Ranges.record`).
     """
-    block, before = quantizer.block, list(stream.hidden)
-    ranges = float16.measure(stream, block)
+    block, before = quantizer.block, stream.hidden
+    with products.in_bfloat16(block.device):
+        ranges = float16.measure(stream, block)
     scaled = float16.scale_down(stored, ranges, quantizer.shape, quantizer.settings.group_size)
     if scaled is None:
         return stored, ranges.record()
     block.load(dequantize_layer(scaled), quantizer.number)
     stream.hidden = before
     divisors = ranges.scaled
-    ranges = float16.measure(stream, block)
+    with products.in_bfloat16(block.device):
+        ranges = float16.measure(stream, block)
     ranges.scaled = divisors
     return scaled, ranges.record()
 
 
 def _advance_original(
     stream: Stream, block: DecoderLayer, settings: QuantizationSettings
-) -> tuple[list[torch.Tensor], OriginalStates | None]:
+) -> tuple[States, OriginalStates | None]:
     """Run the original layer in `block`, if any setting needs its hidden states.
 
     Returns:
         The hidden states before the layer, and with the target "original" the states that the quantized layer is fitted to.
     """
-    before = list(stream.hidden)
+    before = stream.hidden
     if settings.target == "original":
         return before, OriginalStates(before, stream.advance(block), stream.hidden)
     if settings.inputs == "original" or settings.refine:

@@ -3,18 +3,24 @@
 PyTorch computes float32 products with MKL, which uses only AVX2 on CPUs that are not Intel's. On such CPUs with AVX-512, oneDNN
 takes half the time; on other CPUs with AVX-512 it is as fast as MKL. Compiled models use it too. The choice depends only on the
 CPU, so the same machine computes the same bits.
+
+Products that only sum over calibration tokens may be less exact than those of weights and matrices: see `in_bfloat16`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-BLOCK_ROWS = 256
-"""Number of rows that oneDNN multiplies at a time."""
+BFLOAT16 = "bf16"
+"""torch's name of the precision."""
+ROWS = 256
+"""Rows are padded to a multiple of this number: oneDNN caches a buffer for each shape, which fragments the heap."""
 
 
 def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -29,14 +35,41 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not _has_onednn():
         return torch.nn.functional.linear(x, weight, bias)
     rows = x.flatten(0, -2)
+    count = len(rows)
     weight = weight.contiguous()  # oneDNN falls back to its slow reference code for other layouts
-    products = rows.new_empty(len(rows), len(weight))
-    for block, output in zip(rows.split(BLOCK_ROWS), products.split(BLOCK_ROWS), strict=True):
-        # oneDNN caches a buffer per shape, fragmenting the heap: pad to few shapes.
-        pad = len(block) not in (BLOCK_ROWS, len(rows))
-        padded = torch.nn.functional.pad(block, (0, 0, 0, BLOCK_ROWS - len(block))) if pad else block
-        output.copy_(torch.ops.mkldnn._linear_pointwise(padded.contiguous(), weight, bias, "none", [], "")[: len(block)])
-    return products.unflatten(0, x.shape[:-1])
+    rows = torch.nn.functional.pad(rows, (0, 0, 0, -count % ROWS)) if count % ROWS else rows.contiguous()
+    products = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return products[:count].unflatten(0, x.shape[:-1])
+
+
+def add_sum(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add `left`ᵀ [M, T] · `right` [T, N], a sum over T tokens, to `total` [M, N]. Not differentiable."""
+    if _precision() == BFLOAT16:
+        total.addmm_(left.T, right)  # oneDNN, for any layout
+    else:
+        total += linear(left.T.contiguous(), right.T)
+
+
+@contextmanager
+def in_bfloat16(device: torch.device) -> Iterator[None]:
+    """Let products in the `with` block round their factors to bfloat16, where the CPU multiplies these several times as fast.
+
+    Sums stay in float32. The rounding of a factor, 0.2%, is far below the error of INT4 weights, and unlike that error it
+    averages out over tokens. It changes torch's setting for the whole process, because transformers computes inside the block.
+    """
+    import torch
+
+    if device.type != "cpu" or not _multiplies_bfloat16():
+        yield
+        return
+    mkldnn: Any = torch.backends.mkldnn
+    settings = mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = BFLOAT16
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def use_in(module: torch.nn.Module) -> None:
@@ -60,3 +93,20 @@ def _has_onednn() -> bool:
     operators: Any = torch.ops.mkldnn
     supported = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
     return supported and hasattr(operators, "_linear_pointwise")
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware, and torch can let oneDNN do so with float32 factors."""
+    import torch
+
+    from qembed.vllm.kernels import this_cpu
+
+    return _has_onednn() and this_cpu().has_bfloat16 and hasattr(torch.backends.mkldnn, "matmul")
+
+
+def _precision() -> str:
+    import torch
+
+    settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    return getattr(settings, "fp32_precision", "none")

@@ -8,7 +8,7 @@ share a key-value head; so the integers of INT4 stay the same too, and only scal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ class Ranges:
             for handle in handles:
                 handle.remove()
 
-    def see_residual(self, hidden: Sequence[torch.Tensor]) -> None:
+    def see_residual(self, hidden: Iterable[torch.Tensor]) -> None:
         """Record the residual stream `hidden` [B, L, hidden] of each batch."""
         self.residual = max(self.residual, *(_number(states.abs().max()) for states in hidden))
 

@@ -25,6 +25,11 @@ def halves(x: torch.Tensor, difference: torch.Tensor) -> list[Moments]:
     return [moments(x[:half], difference[:half]), moments(x[half:], difference[half:])]
 
 
+def cross_validated(weight: torch.Tensor, folds: list[Moments], behind_norm: bool) -> torch.Tensor:
+    shrinkage = cross_validate(weight, folds, behind_norm)
+    return correct(weight, Moments.merge(folds), shrinkage, behind_norm)
+
+
 def inputs(tokens: int, width: int = 96, seed: int = 0) -> torch.Tensor:
     """Correlated inputs, like those of a layer."""
     generator = torch.Generator().manual_seed(seed)
@@ -37,7 +42,7 @@ def test_noise_is_not_learned() -> None:
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)) * 0.1
     noise = torch.randn(200, 64, generator=torch.Generator().manual_seed(2))
     folds = halves(x, x @ weight.T + noise)
-    corrected = correct(weight, folds, behind_norm=False)
+    corrected = cross_validated(weight, folds, behind_norm=False)
     unregularized = weight + torch.linalg.lstsq(x, noise).solution.T
     fresh = inputs(2000, seed=5)
     change = (fresh @ (corrected - weight).T).square().mean()
@@ -52,7 +57,7 @@ def test_drift_that_holds_on_other_texts_is_corrected(behind_norm: bool) -> None
     target = weight + weight @ drift
     difference = x @ drift.T if behind_norm else x @ target.T
     assert cross_validate(weight, halves(x, difference), behind_norm).strength > 0.95
-    corrected = correct(weight, halves(x, difference), behind_norm)
+    corrected = cross_validated(weight, halves(x, difference), behind_norm)
     fresh = inputs(1000, seed=5)
     error = (fresh @ (corrected - target).T).square().mean()
     assert error < 0.05 * (fresh @ (weight - target).T).square().mean()
@@ -85,7 +90,7 @@ def test_largest_damping_within_the_tolerance_of_the_best_gain_is_chosen() -> No
 
 def test_a_single_fold_gives_no_correction() -> None:
     x, weight = inputs(100), torch.randn(8, 96)
-    assert torch.equal(correct(weight, [moments(x, torch.randn(100, 8))], behind_norm=False), weight)
+    assert torch.equal(cross_validated(weight, [moments(x, torch.randn(100, 8))], behind_norm=False), weight)
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12])
@@ -94,7 +99,7 @@ def test_tiny_huge_and_zero_inputs_give_finite_weights(size: float) -> None:
     x[:, 7] = 0
     weight = torch.randn(8, 96) * 0.1
     for folds in (halves(x, x @ weight.T * 1.1), [Moments(torch.zeros(96, 96), torch.zeros(8, 96))] * 2):
-        assert torch.isfinite(correct(weight, folds, behind_norm=False)).all()
+        assert torch.isfinite(cross_validated(weight, folds, behind_norm=False)).all()
 
 
 def test_equal_texts_are_in_the_same_fold() -> None:

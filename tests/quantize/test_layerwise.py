@@ -18,6 +18,7 @@ from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of
 from qembed.quantize.hidden import OriginalStates, Stream
 from qembed.quantize.parts import Parts
+from qembed.quantize.products import in_bfloat16
 from qembed.quantize.settings import QuantizationSettings, Report
 from tests.checkpoints import MakeCheckpoint
 
@@ -126,7 +127,7 @@ def test_stored_layer_gives_the_hidden_states_of_the_run(make_checkpoint: MakeCh
     for name in LINEARS:
         loaded[f"{name}.weight"] = dequantize(*(stored[f"{name}.{kind}"] for kind in ("qweight", "qzeros", "scales")))
     block.load(loaded)
-    with torch.no_grad():
+    with torch.no_grad(), in_bfloat16(block.device):
         assert torch.equal(block.run(hidden_states(checkpoint), batches[0]), stream.hidden[0])
     assert not torch.allclose(stream.hidden[0], original.hidden[0], rtol=1e-3)
 
@@ -159,11 +160,12 @@ def test_layer_fitted_to_original_inputs_does_not_depend_on_earlier_layers(
     rows = [row for number, row in enumerate(calibration.rows) if number not in calibration.check]
     batches = with_prefixes(rows, range(len(rows)), 2048, prefixes=8, last_share=0.5, seed=3)
     stream, block = (
-        Stream.start(checkpoint.tensor("embed_tokens.weight"), batches),
+        Stream.start(checkpoint.tensor("embed_tokens.weight"), batches, in_half=True),
         DecoderLayer(checkpoint, torch.device("cpu")),
     )
     block.load(layer_tensors(checkpoint))
-    stream.advance(block)
+    with in_bfloat16(block.device):
+        stream.advance(block)
     settings = QuantizationSettings(group_size=64, target="layer", rounding="rtn")
     alone = layer.LayerQuantizer(block, 1, layer_tensors(checkpoint, 1), shape, settings, Report()).run(stream, None)
     assert all(torch.equal(tensors["original"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())

@@ -42,3 +42,31 @@ def test_use_in_keeps_results_and_gradients() -> None:
         torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
     module(x).sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("tokens", [1, 70, 300])
+def test_sums_over_tokens_are_added(tokens: int) -> None:
+    left, right = random_tensor(tokens, 50), random_tensor(tokens, 1, 30)[:, 0]
+    total = torch.ones(50, 30)
+    with torch.no_grad():
+        products.add_sum(total[5:, 3:], left[:, 5:], right[:, 3:])
+    expected = torch.ones(50, 30)
+    expected[5:, 3:] += left[:, 5:].T @ right[:, 3:]
+    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_products_in_bfloat16_round_factors_only_inside_the_block() -> None:
+    cpu, mkldnn = torch.device("cpu"), torch.backends.mkldnn
+    x, weight = random_tensor(300, 512), random_tensor(64, 512)
+    exact = products.linear(x.double(), weight.double())
+    with torch.no_grad():
+        for inside in (False, True, False):
+            context = products.in_bfloat16(cpu if inside else torch.device("cuda"))  # on a GPU it changes nothing
+            with context:
+                error = (products.linear(x, weight) - exact).norm() / exact.norm()
+            rounds = inside and products._multiplies_bfloat16()
+            assert (1e-4 < error < 5e-3) if rounds else error < 1e-6
+    with pytest.raises(KeyError), products.in_bfloat16(cpu):
+        raise KeyError
+    assert mkldnn.matmul.fp32_precision == "none"  # type: ignore[attr-defined]

@@ -221,8 +221,8 @@ def vectors(folder: Path) -> NDArray[np.float32]:
     from qembed.vectors import reference
 
     sample = find(SAMPLE)
-    prompted = [text.model_input(sample.prompts) for text in texts.read(texts.HELDOUT).texts]
-    cut = texts.cut(prompted, sample.tokenizer(), sample.config["max_position_embeddings"]).texts
+    prompted = [text.model_input(sample.prompts, sample.embedder.document_prompt) for text in texts.read(texts.HELDOUT).texts]
+    cut = texts.cut(prompted, sample.tokenizer(), sample.embedder.context).texts
     return reference.embed(reference.load(Checkpoint(folder.name, folder)), cut)
 
 

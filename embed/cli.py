@@ -52,8 +52,8 @@ computing, cluster = map(section, ("Engine", "Ray cluster"))
 @reading("--txt", "text_is", type=click.Choice(["lines", "document"]),
          help="Content of a .txt file: one text per line, or one document.  [default: lines; with --chunk-tokens "
               "document]")  # fmt: skip
-@texts("--prompt", metavar="NAME", help="Name of the model's prompt to put before each text, such as query.  [default: none, "
-       "as for documents]")  # fmt: skip
+@texts("--prompt", metavar="NAME", help="Name of the model's prompt to put before each text, such as query.  [default: the "
+       "model's default_prompt_name, which few have; '' for none]")  # fmt: skip
 @texts("--instruction", metavar="TEXT", help="Task to put before each text, instead of one of the model's prompts.")
 @texts("--clean/--no-clean", default=True, show_default=True,
        help="Normalize texts to Unicode NFC, and remove control and zero-width characters, as the server does.")  # fmt: skip
@@ -67,7 +67,8 @@ computing, cluster = map(section, ("Engine", "Ray cluster"))
          help="Dtype of the stored vectors. int8 and binary (one bit per dimension) are for finding candidates, which are "
               "rescored.")  # fmt: skip
 @storing("--dimensions", type=click.IntRange(1), metavar="N", help="Truncate vectors to N numbers (Matryoshka), and normalize "
-         "them again.  [default: the model's own]")  # fmt: skip
+         "them again if the model does.  [default: the model's own]")  # fmt: skip
+@storing("--normalize", is_flag=True, help="Scale vectors to unit length, where the model has no Normalize module.")
 @storing("--rejects", type=click.Path(path_type=Path), metavar="FILE", help="File for rows without a vector, with the reason.  "
          "[default: OUT.rejects.jsonl]")  # fmt: skip
 @storing("--strict", is_flag=True, help="Stop at the first row that cannot be embedded, with exit code 2.")
@@ -86,7 +87,7 @@ computing, cluster = map(section, ("Engine", "Ray cluster"))
 @computing("--memory", type=Size(), help="Total memory to use, such as 3GiB: chooses the longest context that fits, then the "
            "most sequences.")  # fmt: skip
 @computing("--max-model-len", type=click.IntRange(1), metavar="N", help="Longest text, in tokens.  [default: the model's "
-           "own limit, or what fits of it]")  # fmt: skip
+           "context (max_seq_length), or what fits of it]")  # fmt: skip
 @computing("--max-num-seqs", type=click.IntRange(1), metavar="N", help="Maximum texts computed at once.  [default: 32; on "
            "a GPU 256]")  # fmt: skip
 @computing("--max-num-batched-tokens", type=click.IntRange(1), metavar="N", help="Maximum tokens computed at once.  "

@@ -162,7 +162,7 @@ def opened(launch: Launch, dimensions: int | None, on_stage: Callable[[str], Non
         except (Exception, SystemExit) as error:
             raise QembedError(f"vLLM did not start: {log.cause(log_lines()) or _cause(error)}") from error
         try:
-            yield InProcess(launch, dimensions or launch.hidden_size, llm, dimensions)
+            yield InProcess(launch, dimensions or launch.width, llm, dimensions)
         finally:
             with suppress(Exception):
                 internals.shut_down(llm)

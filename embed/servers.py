@@ -12,7 +12,7 @@ from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any
 
 from qembed.client import embeddings
-from qembed.client.about import as_it_is
+from qembed.client.about import as_it_is, with_model_prompt
 from qembed.embed.engine import NOT_FINITE, Engine, sorted_batches
 from qembed.embed.spool import Result
 from qembed.embed.windows import Item
@@ -205,10 +205,13 @@ def opened(
     timeout: float,
     on_wait: Callable[[str], None],
     api_key: str | None = None,
+    *,
+    prompted: bool = True,
 ) -> Iterator[Engine]:
     """The servers in `models` (model names by URL) for the duration of the block; requests time out after `timeout` seconds.
 
-    `api_key` None: a required key comes from the environment.
+    `api_key` None: a required key comes from the environment. `prompted`: whether the texts have the prompt that they need;
+    otherwise the servers put the model's default prompt before them, if it has one.
 
     Raises:
         BadInput: a server rejects --dimensions or a first text.
@@ -218,9 +221,10 @@ def opened(
 
     with contextlib.ExitStack() as stack:
         servers = []
+        fields = as_it_is if prompted else with_model_prompt
         for url, model in models.items():
             api = bounded.client(url, api_key, timeout, max_retries=0)
-            servers.append(Server(url, stack.enter_context(api), model, as_it_is(url, api_key)))
+            servers.append(Server(url, stack.enter_context(api), model, fields(url, api_key)))
         try:
             yield Servers(servers, cut, truncate, on_wait)
         except _Refused as error:

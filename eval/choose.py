@@ -149,7 +149,7 @@ def sides(options: Options, explicit: AbstractSet[str]) -> tuple[Side, Side, Rea
         known = int4()
     if known is None:
         return candidate, baseline, Reader(DEFAULT_PROMPTS, None)
-    return candidate, baseline, Reader(known.prompts, known.tokenizer())
+    return candidate, baseline, Reader(known.prompts, known.tokenizer(), known.embedder.document_prompt)
 
 
 def card_folder(options: Options, explicit: AbstractSet[str]) -> Path | None:

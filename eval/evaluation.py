@@ -48,25 +48,27 @@ class EvaluationSettings:
 class Reader:
     """Turns texts into model inputs as `qembed serve` and `qembed embed` do: cleaned, queries behind their prompt.
 
-    The tokenizer measures long texts. Without one nothing is cut, and a server refuses texts that are too long.
+    The tokenizer measures long texts. Without one nothing is cut, and a server refuses texts that are too long. `default` is
+    the prompt of texts that are no queries.
     """
 
     prompts: Mapping[str, str]
     tokenizer: Tokenizer | None
+    default: str = ""
 
     def inputs(self, texts: Sequence[Text], limit: int | None) -> tuple[list[str], Measured | None]:
         """The model inputs of texts, and their lengths if there is a tokenizer."""
-        inputs = [_model_input(text, self.prompts) for text in texts]
+        inputs = [_model_input(text, self.prompts, self.default) for text in texts]
         if self.tokenizer is None:
             return inputs, None
         measured = cut(inputs, self.tokenizer, limit)
         return measured.texts, measured
 
 
-def _model_input(text: Text, prompts: Mapping[str, str]) -> str:
+def _model_input(text: Text, prompts: Mapping[str, str], default: str) -> str:
     if text.text.strip() and not clean(text.text).strip():
         raise BadInput(f"{text.id}: the text is empty once invisible characters are removed")
-    return text.model_input(prompts)
+    return text.model_input(prompts, default)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.head import is_token
+from qembed.checkpoint.transformers_config import transformers_config
 from qembed.errors import BadInput
 from qembed.quantize import products
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
     from qembed.quantize.batches import Batch
 
-FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
 LINEARS = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -72,7 +73,7 @@ def model_config(checkpoint: Checkpoint) -> Any:
     """
     import transformers
 
-    config: Any = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    config = transformers_config(checkpoint)
     config._attn_implementation = "sdpa"
     parameters = checkpoint.config.get("rope_parameters") or {}
     if transformers.__version__.startswith("4.") and "rope_theta" in parameters:
@@ -112,6 +113,7 @@ class DecoderLayer:
                 f"{checkpoint.folder}: transformers rejects config.json: {type(error).__name__}: {reason}"
             ) from error
         self.device = device
+        self.is_causal = checkpoint.embedder.is_causal
         self.module: Any = model.layers[0].eval()
         products.use_in(self.module)
         self.window: int | None = None
@@ -192,7 +194,11 @@ class DecoderLayer:
         return result[0] if isinstance(result, tuple) else result
 
     def _mask(self, batch: Batch) -> torch.Tensor | None:
-        """The attention mask [B, 1, L, L] bool of the loaded layer; None is plain causal attention."""
+        """The attention mask [B, 1, L, L] bool (query, key) of the loaded layer; None is plain causal attention."""
+        if not self.is_causal:
+            lengths = batch.ends.to(self.device) + 1
+            length = batch.ids.shape[1]
+            return is_token(lengths, length)[:, None, None].expand(-1, -1, length, -1)
         if self.window is None or batch.ids.shape[1] <= self.window:
             return None if batch.visible is None else batch.visible.to(self.device)
         positions = batch.positions.to(self.device)

@@ -70,18 +70,18 @@ def prepare(
     tokenizer = checkpoint.tokenizer()
     if empty := next((text.id for text in texts.texts if not clean(text.text).strip()), None):
         raise BadInput(f"{empty}: the text is empty once invisible characters are removed")
-    inputs = [text.model_input(checkpoint.prompts) for text in texts.texts]
+    inputs = [text.model_input(checkpoint.prompts, checkpoint.embedder.document_prompt) for text in texts.texts]
     with panics(str(checkpoint.folder)):
         encoded = [tokenizer.encode(text).ids for text in inputs]
-    vocabulary, context = checkpoint.config["vocab_size"], checkpoint.config.get("max_position_embeddings")
+    vocabulary, context = checkpoint.config["vocab_size"], checkpoint.embedder.context
     for text, row in zip(texts.texts, encoded, strict=True):
         if not row:
             raise BadInput(f"{text.id}: the tokenizer of {checkpoint.folder} makes no tokens from it")
         if (largest := max(row)) >= vocabulary:
             raise BadInput(f"{checkpoint.folder}: the tokenizer gives id {largest}, the token table has {vocabulary} rows")
-        if context is not None and len(row) > context and texts.source != calibration_texts.SOURCE:
+        if len(row) > context and texts.source != calibration_texts.SOURCE:
             raise BadInput(f"{text.id}: {len(row)} tokens, the model's context is {context}; shorten the text or leave it out")
-    length = max_tokens if context is None else min(max_tokens, context)
+    length = min(max_tokens, context)
     tokenizer.enable_truncation(length)
     cut = [number for number, row in enumerate(encoded) if len(row) > length]
     for number in cut:

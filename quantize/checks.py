@@ -9,7 +9,7 @@ from typing import Any
 from qembed.checkpoint.awq_layout import PACK
 from qembed.checkpoint.description import Checkpoint
 from qembed.errors import BadInput
-from qembed.quantize.blocks import FAMILIES, LINEARS, NOT_STORED, Architecture, DecoderLayer
+from qembed.quantize.blocks import LINEARS, NOT_STORED, Architecture, DecoderLayer
 from qembed.quantize.table import half
 
 GROUP_SIZES = (32, 64, 128)
@@ -48,12 +48,9 @@ def sizes_of(checkpoint: Checkpoint) -> Architecture:
     """The sizes in config.json, checked for consistency.
 
     Raises:
-        BadInput: the architecture is none of FAMILIES, or a value is missing or invalid.
+        BadInput: the checkpoint cannot be described (`checkpoint.embedder`), or a value is missing or invalid.
     """
-    config, folder = checkpoint.config, checkpoint.folder
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise BadInput(f"{folder}: model_type {family!r} is not supported; supported families are {', '.join(FAMILIES)}")
+    config, folder, family = checkpoint.config, checkpoint.folder, checkpoint.embedder.family
     for key in REQUIRED_SIZES:
         if key not in config:
             raise BadInput(f"{folder}: config.json: {key} is missing")
@@ -67,8 +64,6 @@ def sizes_of(checkpoint: Checkpoint) -> Architecture:
         value = config.get(key, 1.0)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
             raise BadInput(f"{folder}: config.json: {key} is {value!r}, not a positive number")
-    if config.get("is_causal") is False:
-        raise BadInput(f"{folder}: attention is bidirectional (is_causal is false); only causal decoders are supported")
     heads = config["num_attention_heads"]
     shape = Architecture(
         layers=config["num_hidden_layers"],

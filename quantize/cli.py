@@ -124,10 +124,9 @@ computing = section("Device")
 @method(
     "--prefixes",
     type=click.IntRange(min=0),
-    default=8,
-    show_default=True,
     metavar="N",
-    help="Number of prefixes of each calibration text that count as additional texts; each costs one token.",
+    help="Number of prefixes of each calibration text that count as additional texts; each costs one token.  [default: 8 if "
+    "attention is causal and the last token's state is the vector, otherwise 0]",
 )
 @method(
     "--mixed",
@@ -143,7 +142,7 @@ computing = section("Device")
     type=click.FloatRange(0, 1, max_open=True),
     metavar="SHARE",
     help="Total weight (0 to 1) of the last tokens of texts and prefixes, whose hidden states become vectors; 0 weights all "
-    "tokens equally.  [default: 0.5 if the tokenizer appends a last token, otherwise 0]",
+    "tokens equally.  [default: 0.5 if the tokenizer appends a last token, whose state is the vector, otherwise 0]",
 )
 @method(
     "--refine",

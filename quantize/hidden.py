@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
+from qembed.checkpoint.head import Head
 from qembed.quantize import products
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import DecoderLayer, rms_norm
@@ -67,12 +68,12 @@ class Stream:
         pairs = zip(self.hidden, inputs, strict=True)
         return self._stored(block.add_output(name, hidden.to(block.device), x.to(block.device)) for hidden, x in pairs)
 
-    def vectors(self, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Unit vectors [texts, hidden]: the last token of each text after the final norm with `weight` [hidden]."""
+    def vectors(self, weight: torch.Tensor, epsilon: float, head: Head) -> torch.Tensor:
+        """Unit vectors [texts, width] of the texts, without their prefixes, behind the final norm with `weight` and `head`."""
         import torch
 
-        rows = torch.cat([hidden[torch.arange(len(batch.ends)), batch.ends] for batch, hidden in self])
-        return torch.nn.functional.normalize(rms_norm(rows, weight, epsilon), dim=-1)
+        pooled = [head.pool(rms_norm(hidden, weight, epsilon), batch.ends.to(hidden.device) + 1) for batch, hidden in self]
+        return torch.nn.functional.normalize(head.project(torch.cat(pooled)), dim=-1)
 
     def _after(self, name: str, block: DecoderLayer) -> States:
         """The hidden states after the linear layer `name`, whose inputs are rounded as those that `inputs_of` stores."""
@@ -94,6 +95,16 @@ class Stream:
             stored = StoredStates(self.batches, tensor.shape[-1], inputs=inputs) if stored is None else stored
             stored[number] = tensor
         return stored if stored is not None else []
+
+
+def text_vectors(hidden: torch.Tensor, batch: Batch, weight: torch.Tensor, epsilon: float, head: Head) -> torch.Tensor:
+    """Vectors [n, width] of any length of the texts of `batch`, and of their prefixes if the last token's state is the vector.
+
+    `hidden` [B, L, hidden] are the states after the last layer, `weight` [hidden] is that of the final norm.
+    """
+    if head.pooling == "last":
+        return head.project(rms_norm(hidden[batch.last.to(hidden.device)], weight, epsilon))
+    return head.project(head.pool(rms_norm(hidden, weight, epsilon), batch.ends.to(hidden.device) + 1))
 
 
 @dataclass

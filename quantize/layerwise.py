@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.awq_layout import dequantize
 from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.embedder import Embedder
+from qembed.checkpoint.head import Head
+from qembed.errors import BadInput
 from qembed.quantize import batches, float16, products, refine, table
 from qembed.quantize.batches import Batch
-from qembed.quantize.blocks import NOT_STORED, Architecture, DecoderLayer, rms_norm
+from qembed.quantize.blocks import NOT_STORED, Architecture, DecoderLayer
 from qembed.quantize.calibration import Calibration
-from qembed.quantize.hidden import OriginalStates, States, Stream
+from qembed.quantize.hidden import OriginalStates, States, Stream, text_vectors
 from qembed.quantize.layer import LayerQuantizer
 from qembed.quantize.mixing import mixed_copies
 from qembed.quantize.parts import Parts
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 1024
 LAST_SHARE = 0.5
-"""Total weight of the last tokens if the tokenizer appends one."""
+"""Total weight of the last tokens if the tokenizer appends one, and its state is the vector."""
+PREFIXES = 8
+"""Prefixes of each text, where they are texts of their own."""
 
 
 @dataclass
@@ -77,7 +82,8 @@ def quantize(
     converted = _convert_rest(checkpoint, calibration, settings, parts)
     final_norm = half("norm.weight", checkpoint.tensor(checkpoint.prefix + "norm.weight")).float()
     epsilon = checkpoint.config.get("rms_norm_eps", 1e-6)
-    calibration_batches = _calibration_batches(calibration, settings)
+    head = Head.of(checkpoint.embedder)
+    calibration_batches = _calibration_batches(calibration, for_embedder(settings, checkpoint.embedder, calibration))
     held_out_batches = batches.plain(calibration.rows, sorted(calibration.check), BATCH_TOKENS)
     streams = _Streams.start(converted, calibration_batches, in_half=True)
     held_out = _Streams.start(converted, held_out_batches)
@@ -94,16 +100,16 @@ def quantize(
         held_out.quantized.advance(block)
         on_layer(layer + 1)
     if served is not None and parts is not None:
-        targets = [rms_norm(hidden[batch.last], final_norm, epsilon) for batch, hidden in streams.original]
+        targets = [text_vectors(hidden, batch, final_norm, epsilon, head) for batch, hidden in streams.original]
         del streams
-        model = refine.Model(block, checkpoint.prefix, shape.layers, parts, final_norm, epsilon)
+        model = refine.Model(block, checkpoint.prefix, shape.layers, parts, final_norm, epsilon, head)
         start = Stream.start(served, calibration_batches)
         refine.refine(model, start, targets, epochs=settings.refine, seed=calibration.seed, on_step=on_refine)
         held_out.quantized = Stream.start(served, held_out_batches)
         for layer in range(shape.layers):
             block.load(dequantize_layer(model.read(layer)), layer)
             held_out.quantized.advance(block)
-    original_vectors, vectors = (side.vectors(final_norm, epsilon) for side in (held_out.original, held_out.quantized))
+    original_vectors, vectors = (side.vectors(final_norm, epsilon, head) for side in (held_out.original, held_out.quantized))
     report.cosines = (original_vectors * vectors).sum(-1).tolist()
     return report
 
@@ -226,23 +232,38 @@ def _calibration_batches(calibration: Calibration, settings: QuantizationSetting
         rows,
         list(folds),
         BATCH_TOKENS,
-        prefixes=settings.prefixes,
-        last_share=last_share(settings, calibration),
+        prefixes=settings.prefixes or 0,
+        last_share=settings.last_share or 0,
         seed=calibration.seed,
         folds=folds,
     )
 
 
-def last_share(settings: QuantizationSettings, calibration: Calibration) -> float:
-    """The total weight of the last tokens: `settings.last_share`, or if that is None, a default that depends on the tokenizer.
+def for_embedder(settings: QuantizationSettings, embedder: Embedder, calibration: Calibration) -> QuantizationSettings:
+    """`settings` with `prefixes` and `last_share` chosen where they are None: by what becomes the vector.
 
-    If the tokenizer appends a token, all vectors come from that token: LAST_SHARE. If it does not, last tokens are tokens like
-    any other, and a larger weight for some of them would only reduce the effective number of tokens: 0.
+    Prefixes are texts of their own only where no token attends to those after it, and one state more gives a vector only where
+    the last token's is the vector: PREFIXES, otherwise 0. If all vectors come from a token that the tokenizer appends, the last
+    tokens have LAST_SHARE of the weight. Otherwise all tokens count the same: with mean pooling each is part of the vector, and
+    without an appended token the last ones are tokens like any other.
+
+    Raises:
+        BadInput: prefixes or a weight of last tokens are wanted that have no meaning for this model.
     """
-    if settings.last_share is not None:
-        return settings.last_share
+    by_last = embedder.pooling == "last"
+    if settings.prefixes and not (by_last and embedder.is_causal):
+        reason = "attention is bidirectional" if not embedder.is_causal else "vectors are means of all tokens"
+        raise BadInput(f"--prefixes {settings.prefixes}: prefixes are no texts of their own, because {reason}; leave it out")
+    if settings.last_share and not by_last:
+        raise BadInput(f"--last-share {settings.last_share:g}: vectors are means of all tokens; leave it out")
     numbers = (number for number in range(len(calibration.rows)) if number not in calibration.check)
-    return LAST_SHARE if batches.have_same_end(calibration.rows, numbers) else 0.0
+    from_appended = by_last and batches.have_same_end(calibration.rows, numbers)
+    default_prefixes = PREFIXES if by_last and embedder.is_causal else 0
+    return replace(
+        settings,
+        prefixes=default_prefixes if settings.prefixes is None else settings.prefixes,
+        last_share=(LAST_SHARE if from_appended else 0.0) if settings.last_share is None else settings.last_share,
+    )
 
 
 def _assign_folds(rows: Sequence[Sequence[int]], numbers: Sequence[int], seed: int) -> dict[int, int]:

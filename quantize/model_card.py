@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.embedder import Embedder
 from qembed.checkpoint.files import read_bytes
 from qembed.checkpoint.find import SAMPLE
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
@@ -14,6 +15,8 @@ from qembed.quantize import float16
 from qembed.quantize.calibration import Calibration
 from qembed.quantize.manifest import fidelity_record
 from qembed.quantize.settings import QuantizationSettings, Report
+from qembed.text.display import counted, one_line
+from qembed.text.prompts import DEFAULT_PROMPTS
 
 SHARE_OF_AWQ_ERROR = {"for bare paragraphs": "0.40", "under PromptEOL": "0.65", "in KL divergence": "0.61"}
 """Error of the default method as a share of plain AWQ's; from bench/RESULTS.md, "Quality of INT4: a language model"."""
@@ -46,14 +49,39 @@ The linear layers of `{source.name}` in 4 bits (AWQ, GEMM layout, groups of {set
 qembed serve --model FOLDER
 ```
 
-{loading} Queries take the form
-`Instruct: {{task}}\\nQuery:{{query}}`; documents take no prompt. A vector is the normalized hidden state of the last token.
+{loading} {_prompts(source.embedder)}
+{_vector(source)}
 {_float16(report)}
 ## How it was made
 
 Method: {_method(settings)}.
 Calibration: {calibration.tokens:,} tokens of {calibration.source} texts. Settings, seed and hashes are in `qembed.json`.
 {_scaled(report)}{_comparison_with_awq(settings)}"""
+
+
+def _prompts(embedder: Embedder) -> str:
+    """Which prompts texts take."""
+    query = embedder.prompts.get("query", "")
+    queries = "`Instruct: {task}\\nQuery:{query}`" if query == DEFAULT_PROMPTS["query"] else f"`{one_line(query)}{{query}}`"
+    line = f"Queries take the form\n{queries}" if query else "Queries take no prompt"
+    if embedder.default_prompt is None:
+        return f"{line}; documents take no prompt."
+    return f"{line}; other texts take the prompt\n`{embedder.default_prompt}` (default_prompt_name)."
+
+
+def _vector(source: Checkpoint) -> str:
+    """How a vector is made, and to which sizes it may be cut."""
+    embedder, appended = source.embedder, source.appended_token
+    state = "the hidden state of the last token" if embedder.pooling == "last" else "the mean of all tokens' hidden states"
+    state += f" (the tokenizer appends `{appended}`)" if appended is not None else ""
+    dense = f", through {counted(len(embedder.dense), 'dense layer')} (in float, as in the source)" if embedder.dense else ""
+    length = "scaled to unit length" if embedder.normalized else "**not scaled to unit length**"
+    trained = "" if embedder.is_matryoshka else "; the source does not say that its vectors were trained to be cut"
+    attention = "" if embedder.is_causal else "\nAttention is bidirectional."
+    return (
+        f"A vector is {state}{dense}, {length}:\n{embedder.width} numbers, which may be cut to {embedder.dimensions}"
+        f"{trained}. A text has at most {embedder.context:,} tokens.{attention}"
+    )
 
 
 def _fidelity_section(report: Report) -> str:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.awq_layout import unpack
+from qembed.checkpoint.head import Head
 from qembed.quantize.batches import Batch
-from qembed.quantize.blocks import DecoderLayer, rms_norm
-from qembed.quantize.hidden import Stream
+from qembed.quantize.blocks import DecoderLayer
+from qembed.quantize.hidden import Stream, text_vectors
 from qembed.quantize.parts import REFINED, Parts
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Model:
         parts: the stored layers.
         final_norm: weight [hidden] float32 of the final norm, which is not tuned.
         epsilon: epsilon of the final norm.
+        head: what follows that norm; it is not tuned either.
     """
 
     block: DecoderLayer
@@ -52,6 +54,7 @@ class Model:
     parts: Parts
     final_norm: torch.Tensor
     epsilon: float
+    head: Head
 
     def read(self, layer: int) -> dict[str, torch.Tensor]:
         """The stored tensors of a layer, on the block's device, named without the layer's prefix."""
@@ -90,7 +93,7 @@ def refine(
     Args:
         model: the model to tune.
         start: the hidden states before the first layer.
-        targets: for each batch, the original model's vectors [V, hidden], of any length, at the positions of `Batch.last`.
+        targets: for each batch, the original model's vectors [V, width], of any length, as from `hidden.text_vectors`.
         epochs: number of times to go through all batches.
         seed: draws the order of the batches.
         learning_rate: of Adam (Kingma and Ba 2015); it applies to relative changes of the values.
@@ -167,7 +170,7 @@ def _add_gradients(
             weights = _weights(model.read(layer), initial[layer], changes[layer])
             states.append(block.run_with(weights, layer, states[-1], batch))
     last = states.pop().requires_grad_()
-    vectors = rms_norm(last[batch.last.to(last.device)], model.final_norm.to(last.device), model.epsilon)
+    vectors = text_vectors(last, batch, model.final_norm.to(last.device), model.epsilon, model.head)
     (1 - torch.nn.functional.cosine_similarity(vectors, target.to(last.device), dim=-1)).mean().backward()
     gradient = last.grad
     for layer in reversed(range(model.layers)):

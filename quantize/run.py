@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from qembed.checkpoint.dtypes import BYTES
 from qembed.checkpoint.files import read_json
 from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
+from qembed.errors import BadInput
 from qembed.files import sha256, write_atomically
 from qembed.installation import version
 from qembed.quantize import autoawq, checks, float16, layerwise, manifest, writer
@@ -79,6 +80,7 @@ def run(
     else:
         quantize = partial(layerwise.quantize, on_refine=partial(on_step, "refining"))
     source = find(model)
+    _check_engine(settings, source)
     target = target.expanduser()
     check_folder(target, [source.folder, *source.files.values()])
     shape = checks.shape_of(source, settings.group_size)
@@ -87,7 +89,7 @@ def run(
         warn(f"{source.folder}: {unknown_tokens}")
     calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed, token_budget=token_budget)
     if settings.engine == "native":
-        settings = replace(settings, last_share=layerwise.last_share(settings, calibration))
+        settings = layerwise.for_embedder(settings, source.embedder, calibration)
     with writer.claim(target, force=force) as partial_folder:
         checks.check_values(source, lambda done, total: on_step("checking tensors", done, total))
         origin = manifest.source_record(source, target)
@@ -127,6 +129,12 @@ def run(
     }
 
 
+def _check_engine(settings: QuantizationSettings, source: Checkpoint) -> None:
+    """Refuse a checkpoint that cannot be described, or that AutoAWQ would run with another attention than its own."""
+    if settings.engine == "autoawq" and not source.embedder.is_causal:
+        raise BadInput(f"{source.folder}: attention is bidirectional, with which --engine autoawq cannot run a model")
+
+
 def _write_companions(
     folder: Path,
     source: Checkpoint,
@@ -140,7 +148,9 @@ def _write_companions(
     """Write everything but the tensors into `folder`: tokenizer, model card, manifest, and last config.json."""
     writer.copy_companions(source, folder, without=writer.REDUNDANT if settings.token_table == INT8 else ())
     (folder / "README.md").write_text(model_card(source, settings, calibration, report, size), encoding="utf-8")
-    config = writer.as_json(writer.int4_config(source.config, settings.group_size, settings.token_table))
+    config = writer.as_json(
+        writer.int4_config(source.embedder.config(source.config), settings.group_size, settings.token_table)
+    )
     contents = manifest.contents(origin, calibration, settings, report, seed, folder, config)
     write_atomically(folder / MANIFEST, writer.as_json(contents))
     write_atomically(folder / "config.json", config)

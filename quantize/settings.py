@@ -24,10 +24,11 @@ class QuantizationSettings:
         target: "original" fits each linear layer to the original model's outputs; "layer" fits it to its own.
         inputs: the activations that each layer is fitted on: "quantized", its inputs in the INT4 model, or "original", its
             inputs in the original model. "original" requires the target "layer".
-        prefixes: number of prefixes of each calibration text that count as additional texts.
+        prefixes: number of prefixes of each calibration text that count as additional texts. None: decided by the model
+            (`layerwise.for_embedder`).
         mixed: length in tokens of the mixed copy of each calibration text (`qembed.quantize.mixing`); 0 for no copies.
         last_share: 0…1, total weight of the last tokens of texts and prefixes; 0 weights all tokens equally. None: decided by
-            the tokenizer (`layerwise.last_share`).
+            the model and its tokenizer (`layerwise.for_embedder`).
         refine: epochs of the last stage (`qembed.quantize.refine`); 0 skips it.
         token_table: "float16", or "int8" (`qembed.checkpoint.int8_table`), which only qembed's vLLM plugin reads.
         engine: "native", or "autoawq" for the AutoAWQ library (`qembed.quantize.autoawq`), which supports only `group_size`,
@@ -40,7 +41,7 @@ class QuantizationSettings:
     rounding: str = "gptq"
     target: str = "original"
     inputs: str = "quantized"
-    prefixes: int = 8
+    prefixes: int | None = None
     mixed: int = 16
     last_share: float | None = None
     refine: int = 0

@@ -12,6 +12,7 @@ from qembed.checkpoint.awq_layout import PACK
 from qembed.checkpoint.description import MANIFEST, Checkpoint
 from qembed.checkpoint.files import check_file, unsafe_files
 from qembed.checkpoint.find import find, source_of
+from qembed.checkpoint.head import Head
 from qembed.checkpoint.int8_table import BLOCK_ROWS, TENSORS, dequantize
 from qembed.errors import BadInput
 from qembed.files import sha256
@@ -62,6 +63,7 @@ def verify(folder: Path, model: str | None, device: torch.device, on_step: OnSte
     if not config_findings:
         try:
             shape = sizes_of(checkpoint)
+            Head.of(checkpoint.embedder)
             damage += _check_tensors(checkpoint, shape, on_step, trusted=not damage)
         except BadInput as error:
             damage.append(str(error))
@@ -120,7 +122,9 @@ def vectors(
             block.load({name: tensors[name] for name in block.module.state_dict()}, layer)
             stream.advance(block)
             on_layer()
-    return stream.vectors(_half(checkpoint, "norm.weight").float(), checkpoint.config.get("rms_norm_eps", 1e-6))
+    return stream.vectors(
+        _half(checkpoint, "norm.weight").float(), checkpoint.config.get("rms_norm_eps", 1e-6), Head.of(checkpoint.embedder)
+    )
 
 
 def _computed(

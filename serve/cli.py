@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
 import secrets
 import shlex
@@ -23,9 +21,9 @@ from qembed.command.sections import section
 from qembed.command.signals import Interrupts
 from qembed.errors import BadInput
 from qembed.serve.json_log import JsonLogCommand
-from qembed.serve.reporter import Reporter, computing, computing_line, notes, ready_line, verdict
+from qembed.serve.reporter import Reporter, ready_line, show_plan
 from qembed.serve.startup_warnings import startup_warnings
-from qembed.vllm import api_keys, devices, kernels, machine, plan, plan_table, ports, sglang, supervisor
+from qembed.vllm import api_keys, devices, kernels, machine, plan, ports, sglang, supervisor
 from qembed.vllm.arguments import rules, server_environment
 from qembed.vllm.engine_options import parse as parse_engine_arg
 from qembed.vllm.gate_rules import VARIABLE
@@ -94,7 +92,7 @@ engine_options = section("Engine")
 @memory(
     "--max-model-len",
     type=click.IntRange(1),
-    help="Longest text, in tokens; longer ones get status 400.  [default: the model's own limit, or what fits of it; with "
+    help="Longest text, in tokens; longer ones get status 400.  [default: the model's max_seq_length, or what fits; with "
     f"--kv-cache {plan.LENGTH_WITH_CACHE}]",
 )
 @memory(
@@ -158,7 +156,13 @@ engine_options = section("Engine")
     is_flag=True,
     help="Truncate texts that are too long.  [default: status 400, unless the request asks for truncation]",
 )
-@texts("--default-prompt", metavar="NAME", help="Name of the model's prompt for requests without one, such as query.")
+@texts(
+    "--default-prompt",
+    metavar="NAME",
+    help="Name of the model's prompt for requests without one, such as query; '' for none.  [default: the model's "
+    "default_prompt_name, which few have]",
+)
+@texts("--normalize", is_flag=True, help="Scale vectors to unit length, where the model has no Normalize module.")
 @texts("--allow-token-ids", is_flag=True, help="Accept token ids of this model instead of texts.  [default: status 400]")
 @network("--host", default=HOST, show_default=True, help="Address to listen on; 0.0.0.0 for all of this machine.")
 @network(
@@ -318,7 +322,7 @@ def command(
         target = devices.named(device_memory) if device_memory else machine.target()
         port = settings.port if only_plan or settings.port else ports.free(settings.host)
         launch = resolve(settings, target, kernels.this_cpu(), port)
-        sys.exit(_show_plan(launch, as_json) if only_plan else _show_command(launch))
+        sys.exit(show_plan(launch, as_json) if only_plan else _show_command(launch))
     reporter = Reporter(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
     for warning in startup_warnings(settings, api_key_file):
         reporter.warn(warning)
@@ -366,23 +370,6 @@ def _rereading_keys(server: supervisor.Server) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGHUP, previous)
-
-
-def _show_plan(launch: Launch, as_json: bool) -> int:
-    """Print the plan. Returns the exit code: 0 if it fits, else 1."""
-    target = launch.target
-    fits = target.free is None or launch.needed <= target.free
-    if as_json:
-        sizes = dataclasses.asdict(launch.sizes) | computing(launch)
-        click.echo(json.dumps(plan_table.as_json(launch.plan, target, sizes, launch.needed)))
-        return 0 if fits else 1
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(plan_table.render(launch.plan, target, notes(launch)))
-    console.print(computing_line(launch))
-    console.print(verdict(launch))
-    return 0 if fits else 1
 
 
 def _show_command(launch: Launch) -> int:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from qembed.checkpoint.int8_table import INT8
+from qembed.serve.vector_facts import vector_facts, vectors_line
 from qembed.sizes import gib
 from qembed.text.display import escaped
 from qembed.vllm import log, plan, plan_table
@@ -82,9 +83,11 @@ class Reporter:
                 "memory plan", event="plan", bytes=plan_table.lines(launch.plan, launch.device), total_bytes=launch.plan.total
             )
             log.event(computing_line(launch), "info", event="computing", computing=computing(launch))
+            log.event(vectors_line(launch), "info", event="vectors", vectors=vector_facts(launch))
         else:
             self._console.print(plan_table.render(launch.plan, launch.target, notes(launch)), soft_wrap=True)
             self._console.print(computing_line(launch), markup=False, soft_wrap=True)
+            self._console.print(escaped(vectors_line(launch)), markup=False, soft_wrap=True)
             self._console.print(verdict(launch), soft_wrap=True)
 
     def measured(self, launch: Launch, measured: Mapping[str, int]) -> None:
@@ -114,6 +117,7 @@ def ready_line(server: Server, measured: Mapping[str, int], as_json: bool) -> st
                 "device": launch.device,
                 **computing(launch),
                 "token_table": launch.token_table,
+                "vectors": vector_facts(launch),
                 "memory_bytes": memory_bytes,
                 "planned_bytes": launch.plan.total,
                 "plan": plan_table.lines(launch.plan, launch.device),
@@ -126,7 +130,7 @@ def ready_line(server: Server, measured: Mapping[str, int], as_json: bool) -> st
     kind = "INT4" if launch.settings.checkpoint.is_int4 else "not quantized"
     kind += ", INT8 token table" if launch.token_table == INT8 else ""
     return (
-        f"{server.url}  model {server.model} ({kind})  device {launch.device} ({launch.choice.title})  "
+        f"{server.url}  model {server.model} ({kind})  {vectors_line(launch)}  device {launch.device} ({launch.choice.title})  "
         f"memory {gib(memory_bytes)} (planned {gib(launch.plan.total)}: weights {gib(launch.plan.weights)}, "
         f"keys and values {gib(launch.plan.kv_cache)})"
     )
@@ -172,6 +176,23 @@ def verdict(launch: Launch) -> str:
     if launch.needed <= target.free:
         return f"fits: {memory}; {gib(target.free - launch.needed)} are left"
     return f"does not fit: {memory}; {gib(launch.needed - target.free)} are missing"
+
+
+def show_plan(launch: Launch, as_json: bool) -> int:
+    """Print the plan for --plan. Returns the exit code: 0 if it fits, else 1."""
+    from rich.console import Console
+
+    target = launch.target
+    fits = target.free is None or launch.needed <= target.free
+    if as_json:
+        sizes = dataclasses.asdict(launch.sizes) | computing(launch) | {"vectors": vector_facts(launch)}
+        print(json.dumps(plan_table.as_json(launch.plan, target, sizes, launch.needed)))
+        return 0 if fits else 1
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(plan_table.render(launch.plan, target, notes(launch)))
+    for line in (computing_line(launch), vectors_line(launch), verdict(launch)):
+        console.print(escaped(line), markup=False)
+    return 0 if fits else 1
 
 
 def _kib(size: int) -> str:

@@ -215,14 +215,27 @@ def write_checkpoint(
 
 
 def write_placeholder(folder: Path, config: dict[str, object]) -> Checkpoint:
-    """Write a checkpoint with `config` and hardly any weights, for command lines that are planned and not run."""
+    """Write a checkpoint with `config` and hardly any weights, for command lines that are planned and not run.
+
+    Its vectors are the last token's state, scaled to unit length.
+    """
     import numpy as np
     from safetensors.numpy import save_file
 
     folder.mkdir()
     save_file({"embed_tokens.weight": np.zeros((10, 64), np.float16)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
+    write_modules(folder)
     return find(str(folder))
+
+
+def write_modules(folder: Path) -> None:
+    """Write that vectors are the last token's state, scaled to unit length, as sentence-transformers does."""
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    entries = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in modules]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
 
 
 def quantize_sample(folder: Path) -> None:

@@ -1,7 +1,5 @@
 """Inputs that a command once got wrong, one folder each in tests/cases, with the right result.
 
-04, 05, 06, 13, 14 and 18 are left out: whole checkpoints with other modules, pooling, lengths, dimensions or default prompts.
-
 To add a case: a folder `tests/cases/NN-name` with the smallest input that shows it, and here a function with the decorator
 `@case("NN-name")`. It gets the folder and pytest's request (`request.getfixturevalue("embed")`); `marks` are those of a test.
 """
@@ -12,6 +10,7 @@ import codecs
 import csv
 import http.client
 import json
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -22,15 +21,29 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import SAMPLE, find
 from qembed.eval.readers import beir
 from qembed.serve.gate.errors import Refused
 from qembed.serve.gate.request import read
+from qembed.serve.startup_warnings import startup_warnings
+from qembed.serve.vector_facts import vectors_line
+from qembed.vectors import reference
+from qembed.vllm.arguments import pooler_config
+from qembed.vllm.arguments import rules as server_rules
+from qembed.vllm.devices import Target
 from qembed.vllm.gate_rules import Rules
+from qembed.vllm.kernels import Cpu
+from qembed.vllm.settings import Launch, ServerSettings, resolve
 from tests.checkpoint.test_vocabulary import ROWS, added, changed
+from tests.checkpoints import write_placeholder
 from tests.e2e.conftest import int4_server
 from tests.embed.conftest import Embed, embed, expected
+from tests.embedders import write_dense
 from tests.eval.tasks.conftest import metric_named
 from tests.eval.tasks.test_retrieval_data import measure
+from tests.test_oracle import assert_same, oracle
+from tests.vllm.conftest import CONFIG
 
 __all__ = ["changed", "embed", "int4_server"]  # fixtures
 
@@ -101,6 +114,47 @@ def a_token_beyond_the_table_is_named(folder: Path, request: pytest.FixtureReque
     assert any("[CUST]" in text for text in texts)
 
 
+def overlaid(folder: Path, target: Path) -> Checkpoint:
+    """The sample in `target`, with the files of `folder` in place of its own."""
+    shutil.copytree(find(SAMPLE).folder, target)
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    return Checkpoint("copy", target)
+
+
+def assert_vectors_are_those_of_sentence_transformers(checkpoint: Checkpoint) -> None:
+    texts = ["A river behind the house.", "Bread"]
+    inputs = [checkpoint.embedder.document_prompt + text for text in texts]
+    assert_same(reference.embed(reference.load(checkpoint), inputs), oracle(checkpoint.folder, texts))
+
+
+def launched(checkpoint: Checkpoint) -> Launch:
+    return resolve(ServerSettings(checkpoint), Target("cpu", "CPU"), Cpu(), 1)
+
+
+@case("04-dense-module", pytest.mark.slow)
+def a_dense_module_is_computed(folder: Path, request: pytest.FixtureRequest) -> None:
+    checkpoint = overlaid(folder, request.getfixturevalue("tmp_path") / "copy")
+    (checkpoint.folder / "2_Dense").rename(checkpoint.folder / "dense")
+    write_dense(checkpoint.folder / "2_Dense", json.loads((checkpoint.folder / "dense" / "config.json").read_text()))
+    assert launched(checkpoint).width == 64
+    assert_vectors_are_those_of_sentence_transformers(checkpoint)
+
+
+@case("05-mean-pooling", pytest.mark.slow)
+def both_forms_of_mean_pooling_are_read(folder: Path, request: pytest.FixtureRequest) -> None:
+    for form in ("old", "new"):
+        checkpoint = overlaid(folder / form, request.getfixturevalue("tmp_path") / form)
+        assert_vectors_are_those_of_sentence_transformers(checkpoint)
+        launch = launched(checkpoint)
+        assert launch.longest_step >= launch.max_model_len == checkpoint.embedder.positions
+        assert pooler_config(launch)["seq_pooling_type"] == "MEAN"
+
+
+@case("06-max-seq-length")
+def the_context_is_max_seq_length(folder: Path, request: pytest.FixtureRequest) -> None:
+    assert launched(overlaid(folder, request.getfixturevalue("tmp_path") / "copy")).max_model_len == 512
+
+
 @case("07-beir-dangling-qrels")
 def judgements_of_missing_passages_are_left_out(folder: Path, _: pytest.FixtureRequest) -> None:
     outcome = measure(beir.read(folder / "missingdoc"))
@@ -157,6 +211,36 @@ def kept_text_holds_no_nul(folder: Path, request: pytest.FixtureRequest) -> None
     with (out / "out.csv").open(encoding="utf-8", newline="") as file:
         assert [row["text"] for row in csv.DictReader(file)] == texts
     np.testing.assert_array_equal(np.load(out / "out.npy")[0], expected(texts[0]))
+
+
+@case("13-dimensions")
+def any_dimensions_from_32_to_the_width_are_given(folder: Path, request: pytest.FixtureRequest) -> None:
+    wide = write_placeholder(request.getfixturevalue("tmp_path") / "wide", {**CONFIG, "hidden_size": 2560})
+    rules = server_rules(launched(wide), "", 0)
+    assert read((folder / "request.json").read_bytes(), rules, len).body["dimensions"] == 1536
+    for size, allowed in ((31, False), (32, True), (384, True), (2560, True), (2561, False)):
+        assert rules.allows(size) is wide.embedder.allows(size) is allowed
+
+
+@case("14-no-normalize", pytest.mark.slow)
+def without_normalize_vectors_have_the_length_that_the_model_gives(folder: Path, request: pytest.FixtureRequest) -> None:
+    checkpoint = overlaid(folder, request.getfixturevalue("tmp_path") / "copy")
+    assert_vectors_are_those_of_sentence_transformers(checkpoint)
+    launch = launched(checkpoint)
+    assert pooler_config(launch)["use_activation"] is False
+    assert "no unit length" in vectors_line(launch)
+    assert any("--normalize" in warning for warning in startup_warnings(launch.settings, None))
+    assert ServerSettings(checkpoint, normalize=True).normalized
+
+
+@case("18-default-prompt-name", pytest.mark.slow)
+def the_default_prompt_goes_before_every_text(folder: Path, request: pytest.FixtureRequest) -> None:
+    checkpoint = overlaid(folder, request.getfixturevalue("tmp_path") / "copy")
+    assert_vectors_are_those_of_sentence_transformers(checkpoint)
+    rules = server_rules(launched(checkpoint), "", 0)
+    assert read(b'{"input": "a"}', rules, len).inputs == ["Q: a"]
+    assert read(b'{"input": "a", "prompt_name": ""}', rules, len).inputs == ["a"]
+    assert read(b'{"input": "a", "prompt_name": "passage"}', rules, len).inputs == ["P: a"]
 
 
 @case("15-duplicate-header")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint import int8_table
+from qembed.checkpoint.embedder import Embedder, describe
 from qembed.checkpoint.files import check_file, open_tensors, read_json
 from qembed.checkpoint.numbers import check_numbers
-from qembed.checkpoint.vocabulary import Vocabulary, added_by_config, check_normalizer, token_ids
+from qembed.checkpoint.prompts import read_prompts
+from qembed.checkpoint.vocabulary import Vocabulary, added_by_config, check_normalizer, check_settings, lower_casing, token_ids
 from qembed.errors import BadInput
-from qembed.text.cleaning import has_surrogate
-from qembed.text.prompts import DEFAULT_PROMPTS
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "qembed.json"
 INDEX = "model.safetensors.index.json"
-LONGEST_PROMPT = 2**16
-"""Characters of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +67,27 @@ class Checkpoint:
         return self._json(MANIFEST) if (self.folder / MANIFEST).exists() else {}
 
     @cached_property
-    def prompts(self) -> dict[str, str]:
-        """Prompt texts by name ("query", "document"), as config_sentence_transformers.json has them."""
-        path = self.folder / "config_sentence_transformers.json"
-        stored = self._json(path.name).get("prompts") or {} if path.exists() else {}
-        if not isinstance(stored, dict) or not all(isinstance(prompt, str) for prompt in stored.values()):
-            raise BadInput(f"{path}: prompts are not texts by name")
-        for name, prompt in stored.items():
-            if len(prompt) > LONGEST_PROMPT:
-                raise BadInput(
-                    f"{path}: the prompt {name[:60]!r} has {len(prompt):,} characters; at most {LONGEST_PROMPT:,} are read"
-                )
-            if has_surrogate(name) or has_surrogate(prompt):
-                raise BadInput(f"{path}: the prompt {name[:60]!r} holds half of a surrogate pair, which is no character")
-        return {**DEFAULT_PROMPTS, **stored}
+    def embedder(self) -> Embedder:
+        """What the checkpoint does with a text.
+
+        Raises:
+            BadInput: something in the folder changes the vectors and is not supported.
+        """
+        source = self.manifest.get("source")
+        model = source.get("model") if isinstance(source, dict) else None
+        tokenizer_config = self.folder / "tokenizer_config.json"
+        if tokenizer_config.exists() and (self.folder / "tokenizer.json").exists():
+            check_settings(self._json(tokenizer_config.name), self._stored_tokenizer, tokenizer_config)
+        return describe(self.name, self.folder, self.config, self.files, model if isinstance(model, str) else None)
+
+    @cached_property
+    def prompts(self) -> Mapping[str, str]:
+        """Prompt texts by name ("query", "document"), as config_sentence_transformers.json has them.
+
+        Raises:
+            BadInput: that file is damaged, or has a setting that is not supported.
+        """
+        return read_prompts(self.folder).texts
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -153,11 +158,18 @@ class Checkpoint:
         return shapes
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, which appends the model's own last token.
+        """The tokenizer, which appends the model's own last token, and lower-cases texts if the model reads them so.
 
         Raises:
             BadInput: tokenizer.json is missing or damaged.
         """
+        tokenizer = self._stored_tokenizer()
+        if self.embedder.lower_case:
+            tokenizer.normalizer = lower_casing(tokenizer.normalizer)
+        return tokenizer
+
+    def _stored_tokenizer(self) -> Tokenizer:
+        """The tokenizer as tokenizer.json has it, without truncation and padding."""
         from tokenizers import Tokenizer
 
         path = self.folder / "tokenizer.json"
@@ -201,6 +213,16 @@ class Checkpoint:
     def vocabulary_warning(self) -> str | None:
         """A line that names the tokens without a row in the token table; None if there are none, or no tokenizer.json."""
         return self.vocabulary().warning() if (self.folder / "tokenizer.json").exists() else None
+
+    @cached_property
+    def appended_token(self) -> str | None:
+        """The token that the tokenizer puts after every text; None if it puts none, or there is no tokenizer.json."""
+        if not (self.folder / "tokenizer.json").exists():
+            return None
+        tokenizer = self.tokenizer()
+        name = str(self.folder)
+        last, alone = token_ids(tokenizer, "a", name)[-1:], token_ids(tokenizer, "", name)[-1:]
+        return tokenizer.id_to_token(last[0]) if last and last == alone else None
 
     def table_rows(self) -> int:
         """The rows of the token table.

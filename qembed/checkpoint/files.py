@@ -37,13 +37,14 @@ COPIED = (
     "generation_config.json",
     "chat_template.jinja",
     "config_sentence_transformers.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "modules.json",
     "[0-9]_*/config.json",
+    "[0-9]_*/model.safetensors",
     "LICENSE*",
     "NOTICE",
 )
-"""Files that belong to a checkpoint besides its weights and its config.json."""
+"""Files that belong to a checkpoint besides its own weights and its config.json; those of dense modules are among them."""
 READ = (*(f"*{suffix}" for suffix in LOADED), *(f"[0-9]_*/*{suffix}" for suffix in LOADED), *COPIED, "README.md")
 """All files of a checkpoint that something reads."""
 
@@ -148,16 +149,25 @@ def read_json(path: Path, folder: Path | None = None, *, largest: int | None = N
     Raises:
         BadInput: it cannot be read, is not JSON, or is no object.
     """
+    value = read_json_value(path, folder, largest=largest)
+    if not isinstance(value, dict):
+        raise BadInput(f"{path}: not a JSON object")
+    return value
+
+
+def read_json_value(path: Path, folder: Path | None = None, *, largest: int | None = None) -> Any:
+    """What the JSON in `path` stands for; `folder` and `largest` as for `check_file`.
+
+    Raises:
+        BadInput: it cannot be read, or is not JSON.
+    """
     content = read_bytes(path, folder, largest=largest)
     try:
-        value = json.loads(content.decode())
+        return json.loads(content.decode())
     except ValueError as error:
         raise BadInput(f"{path}: not JSON: {error}") from error
     except RecursionError as error:
         raise BadInput(f"{path}: not JSON: nested too deeply") from error
-    if not isinstance(value, dict):
-        raise BadInput(f"{path}: not a JSON object")
-    return value
 
 
 def _is_own(path: Path, folder: Path) -> bool:

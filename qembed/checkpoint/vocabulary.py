@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +131,43 @@ def failed(error: BaseException, name: str) -> str:
     return (
         f"{name}: the tokenizer fails on a text: {' '.join(str(error).split())[:200]}; tokenizer.json is damaged, or not usable"
     )
+
+
+def check_settings(config: Mapping[str, Any], load: Callable[[], Tokenizer], path: Path) -> None:
+    """Check that the tokenizer that `load` reads from tokenizer.json does what tokenizer_config.json, in `path`, says of it.
+
+    transformers passes over these settings if there is a tokenizer.json, or runs the model's code, without a word.
+
+    Raises:
+        BadInput: it adds a token fewer than it is said to, or comes with code.
+    """
+    code = config.get("auto_map")
+    if isinstance(code, dict) and code.get("AutoTokenizer"):
+        raise BadInput(
+            f"{path}: the tokenizer comes with code of its own (auto_map), which is not run; if tokenizer.json gives the same "
+            "tokens, remove auto_map"
+        )
+    if config.get("truncation_side", "right") != "right":
+        raise BadInput(
+            f"{path}: truncation_side {str(config['truncation_side'])[:60]!r} is not supported: texts are cut at their end"
+        )
+    ends = {key: end for key, end in (("add_bos_token", 0), ("add_eos_token", -1)) if config.get(key) is True}
+    if not ends:
+        return
+    mask = load().encode("a").special_tokens_mask
+    for key, end in ends.items():
+        if not mask or not mask[end]:
+            raise BadInput(
+                f"{path}: {key} is true, but tokenizer.json adds no token {'before' if end == 0 else 'after'} a text; add it "
+                "to the post_processor in tokenizer.json, or remove the setting if the model was trained without it"
+            )
+
+
+def lower_casing(normalizer: Any) -> Any:
+    """A normalizer (None: none) of the tokenizers library with lower-casing before it, as sentence-transformers adds it."""
+    from tokenizers import normalizers
+
+    return normalizers.Sequence([normalizers.Lowercase(), *([] if normalizer is None else [normalizer])])
 
 
 def check_normalizer(tokenizer: Tokenizer, path: Path) -> None:

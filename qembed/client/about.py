@@ -65,6 +65,16 @@ def as_it_is(url: str, api_key: str | None = None) -> dict[str, str]:
     return {"prompt_name": ""} if version.get("qembed") and version.get("default_prompt") else {}
 
 
+def with_model_prompt(url: str, api_key: str | None = None) -> dict[str, str]:
+    """The fields of a request to the server at `url` with which it puts the model's default prompt before the texts, if any.
+
+    Empty for other servers than `qembed serve`, and where the server does the same without them.
+    """
+    version = _version_fields(url, api_key)
+    own, default = version.get("model_prompt"), version.get("default_prompt")
+    return {"prompt_name": str(own or "")} if version.get("qembed") and own != default else {}
+
+
 def _version(url: str, api_key: str | None) -> str | None:
     from qembed.client import embeddings
 

@@ -42,6 +42,11 @@ MANY_MARKS = regex.compile(rf"[\P{{Canonical_Combining_Class=0}}\u0f73\u0f75\u0f
 SURROGATE = regex.compile(r"[\ud800-\udfff]")
 
 
+def lower_cased(text: str) -> str:
+    """`text` in lower case, character by character as the tokenizers library does it: a Σ at the end of a word becomes σ."""
+    return "".join(map(str.lower, text))
+
+
 def clean(text: str) -> str:
     """`text` in NFC without invisible characters. Cleaning twice changes nothing more."""
     if text.isascii() and text.isprintable():

@@ -1,7 +1,8 @@
 """What a model reads of a text, the same in every command: cleaned, behind the prompt of its kind.
 
-Documents take no prompt, as the server gives none to a request that asks for none. A checkpoint's prompt "document" is used
-where the user names it (`qembed embed --prompt document`, `"prompt_name": "document"`).
+Documents take the model's default prompt (default_prompt_name), if it has one, as the server gives it to a request asking for
+none. A checkpoint's prompt "document" is used where the user names it (`qembed embed --prompt document`,
+`"prompt_name": "document"`).
 """
 
 from __future__ import annotations
@@ -38,10 +39,13 @@ class Text:
     language: str | None = None
     instruction: str | None = None
 
-    def model_input(self, prompts: Mapping[str, str]) -> str:
-        """The text as the model reads it, with `prompts` by name: a query's own instruction goes before the prompt "query"."""
+    def model_input(self, prompts: Mapping[str, str], default: str = "") -> str:
+        """The text as the model reads it, with `prompts` by name and the `default` prompt of what is no query.
+
+        A query's own instruction goes before the prompt "query".
+        """
         if self.kind != "query":
-            return model_input(self.text)
+            return model_input(self.text, default)
         if self.instruction is not None:
             return model_input(self.text, instruct(clean(self.instruction)))
         return model_input(self.text, prompts.get("query", ""))

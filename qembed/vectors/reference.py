@@ -1,7 +1,7 @@
 """Reference vectors through transformers, from an FP16 checkpoint or from dequantized INT4 weights.
 
 Both kinds of checkpoint become the same module tree, built from config.json and filled tensor by tensor, so that a difference
-between two results is a difference between the weights. A vector is the last token's hidden state, scaled to unit length.
+between two results is a difference between the weights. What becomes of the tokens' states is `checkpoint.embedder`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from qembed.checkpoint import awq_layout, int8_table
 from qembed.checkpoint.description import Checkpoint
-from qembed.checkpoint.files import read_json
+from qembed.checkpoint.embedder import HEAD
+from qembed.checkpoint.head import Head, is_token
+from qembed.checkpoint.transformers_config import transformers_config
 from qembed.errors import BadInput
 from qembed.vllm import machine
 
@@ -31,11 +33,13 @@ TOKEN_BUDGET = 8192
 class Reference:
     """A loaded model that turns texts into vectors.
 
-    `dtype` is what it computes in, `limit` the longest text in tokens, including the appended last token, `rows` the rows of
-    its token table.
+    `head` makes vectors of the states of `model`. `dtype` is what it computes in, `limit` the longest text in tokens, including
+    the appended last token, `rows` the rows of its token table.
     """
 
     model: Any
+    head: Head
+    is_causal: bool
     tokenizer: Tokenizer
     device: str
     dtype: str
@@ -51,20 +55,20 @@ def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") ->
     is executed.
 
     Raises:
-        BadInput: transformers does not support the architecture, tensors are missing or of the wrong shape, or the pooling is
-            not by the last token.
+        BadInput: transformers does not support the architecture, tensors are missing or of the wrong shape, or the checkpoint
+            cannot be described (`checkpoint.embedder`).
         ValueError: `dtype` is not one of DTYPES.
     """
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype}: not one of {', '.join(DTYPES)}")
-    _check_pooling(checkpoint)
+    embedder = checkpoint.embedder
     torch.set_num_threads(min(torch.get_num_threads(), len(machine.cores())))
     build: Any = AutoModel.from_config
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+        config = transformers_config(checkpoint)
         if getattr(config, "quantization_config", None) is not None:
             del config.quantization_config
         with torch.device("meta"):
@@ -81,11 +85,13 @@ def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") ->
     model.eval()
     return Reference(
         model=model,
+        head=Head.of(embedder, device),
+        is_causal=embedder.is_causal,
         tokenizer=checkpoint.tokenizer(),
         device=device,
         dtype=dtype,
-        limit=int(config.max_position_embeddings),
-        dimension=int(config.hidden_size),
+        limit=embedder.context,
+        dimension=embedder.width,
         rows=int(config.vocab_size),
     )
 
@@ -100,7 +106,7 @@ def weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     if checkpoint.has_int8_table:
         yield "embed_tokens.weight", _int8_table(checkpoint, table)
     for name in checkpoint.files:
-        if name.startswith("lm_head.") or name.endswith((".qzeros", ".scales")):
+        if name.startswith("lm_head.") or name == HEAD or name.endswith((".qzeros", ".scales")):
             continue
         if checkpoint.has_int8_table and name.startswith(table):
             continue
@@ -124,9 +130,10 @@ def embed(
     token_budget: int = TOKEN_BUDGET,
     on_done: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """The unit vectors [texts, dimension] float32 of `texts`, in their order.
+    """The vectors [texts, dimension] float32 of `texts`, in their order.
 
-    Texts of similar length are batched, padded on the right: with causal attention padding changes nothing. A batch holds at
+    Texts of similar length are batched, padded on the right: with causal attention padding changes nothing, otherwise it is
+    masked. A batch holds at
     most `token_budget` tokens including padding (a longer text gets its own), which bounds memory. `on_done` is called with
     the number of texts after each batch. Vectors that are not finite are returned as they are.
 
@@ -151,11 +158,13 @@ def embed(
         padded = torch.zeros((len(rows), longest), dtype=torch.long)
         for place, row in enumerate(rows):
             padded[place, : len(ids[row])] = torch.tensor(ids[row])
-        last = torch.tensor([len(ids[row]) - 1 for row in rows], device=reference.device)
+        lengths = torch.tensor([len(ids[row]) for row in rows], device=reference.device)
+        mask = None if reference.is_causal else is_token(lengths, longest).long()
         with torch.inference_mode():
-            hidden = reference.model(input_ids=padded.to(reference.device), use_cache=False).last_hidden_state
-            pooled = hidden[torch.arange(len(rows), device=reference.device), last].float()
-            vectors[rows] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+            hidden = reference.model(
+                input_ids=padded.to(reference.device), attention_mask=mask, use_cache=False
+            ).last_hidden_state
+            vectors[rows] = reference.head.vectors(hidden, lengths).cpu().numpy()
         if on_done is not None:
             on_done(len(rows))
     return vectors
@@ -182,12 +191,6 @@ def _int8_table(checkpoint: Checkpoint, prefix: str) -> torch.Tensor:
         names = "{}, {} and {}".format(*int8_table.TENSORS)
         raise BadInput(f"{checkpoint.folder}: {prefix.rstrip('.')}: {names} do not fit together: {shapes}")
     return int8_table.dequantize(*parts)
-
-
-def _check_pooling(checkpoint: Checkpoint) -> None:
-    path = checkpoint.folder / "1_Pooling" / "config.json"
-    if path.exists() and read_json(path).get("pooling_mode_lasttoken") is False:
-        raise BadInput(f"{path}: pools otherwise than by the last token; only last-token models are evaluated")
 
 
 def _fill_buffers(model: torch.nn.Module, config: Any, device: str) -> None:

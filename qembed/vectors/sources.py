@@ -115,7 +115,7 @@ def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
         dtype = "float32" if target.kind == "cpu" else _half()
     choice = chosen(ServerSettings(checkpoint, dtype=dtype), target, kernels.this_cpu())
     identity = _identity(checkpoint, "vllm", target.kind, choice.title)
-    limit = plan.max_length(checkpoint.config, None)
+    limit = plan.max_length(checkpoint.embedder, None)
     return Side(limit, partial(_vllm, checkpoint, dtype), identity, size=size(checkpoint))
 
 
@@ -157,10 +157,9 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def context(checkpoint: Checkpoint) -> int | None:
-    """The longest text in tokens according to config.json."""
-    limit = checkpoint.config.get("max_position_embeddings")
-    return limit if isinstance(limit, int) else None
+def context(checkpoint: Checkpoint) -> int:
+    """The longest text in tokens."""
+    return checkpoint.embedder.context
 
 
 def weight_format(checkpoint: Checkpoint) -> str:
@@ -219,7 +218,8 @@ def _identity(checkpoint: Checkpoint, engine: str, device: str, dtype: str) -> d
     """What a checkpoint's vectors depend on. Files are identified by size and time: hashing 16 GB would take longer than
     reading.
     """
-    files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json")})
+    modules = [path for suffix in ("json", "safetensors") for path in checkpoint.folder.glob(f"[0-9]_*/*.{suffix}")]
+    files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json"), *modules})
     return {
         "engine": engine,
         "version": vllm_version() if engine == "vllm" else metadata.version("transformers"),
@@ -227,7 +227,9 @@ def _identity(checkpoint: Checkpoint, engine: str, device: str, dtype: str) -> d
         "device": device,
         "dtype": dtype,
         "folder": str(checkpoint.folder.resolve()),
-        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "files": [
+            [path.relative_to(checkpoint.folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files
+        ],
     }
 
 

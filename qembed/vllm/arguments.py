@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qembed.checkpoint import matryoshka
+from qembed.checkpoint.embedder import SMALLEST
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.vllm import api_keys, engine_options, hosts, kernels, plan, plan_table
 from qembed.vllm.devices import Device
@@ -24,6 +24,8 @@ SCHEDULER = "qembed.serve.vllm_plugin.scheduler.TextScheduler"
 FORKED_THREADS = "QEMBED_THREADS"
 """The environment variable with the number of threads that a forked engine computes with."""
 GPU_MARGIN = 1.1
+POOLING = {"last": "LAST", "mean": "MEAN"}
+"""vLLM's names of `Embedder.pooling`."""
 MAX_HEADER = 2**16
 """Bytes of a request's header. vLLM's 4 MiB per connection could add up to gigabytes before any key is checked."""
 LOOPBACK = Path("/sys/class/net/lo")
@@ -57,11 +59,12 @@ def arguments(launch: Launch) -> list[str]:
 
 def engine_arguments(launch: Launch) -> list[str]:
     """The arguments of vLLM's engine, with or without a server."""
-    settings = launch.settings
-    overrides: dict[str, object] = {
-        "is_matryoshka": True,
-        "matryoshka_dimensions": matryoshka.sizes(launch.hidden_size),
-    }
+    settings, embedder = launch.settings, launch.settings.checkpoint.embedder
+    overrides: dict[str, object] = embedder.default_sizes
+    if embedder.architecture is not None:
+        overrides |= {"architectures": [embedder.architecture], "is_causal": False}
+    if launch.max_model_len > embedder.context:
+        overrides["model_max_length"] = launch.max_model_len  # vLLM takes max_seq_length for the limit
     if plan.has_plain_positions(settings.checkpoint.config):
         # vLLM keeps a table of all positions; the 32,768 of the 0.6B take 17 MB.
         overrides["max_position_embeddings"] = launch.max_model_len
@@ -80,6 +83,7 @@ def engine_arguments(launch: Launch) -> list[str]:
         *("--block-size", str(BLOCK_SIZE[launch.device])),
         *("--kv-cache-memory-bytes", str(launch.plan.kv_cache)),
         *("--hf-overrides", json.dumps(overrides)),
+        *("--pooler-config", json.dumps(pooler_config(launch))),
         # Texts seldom share a first block, and a vector should not depend on earlier texts.
         "--no-enable-prefix-caching",
     ]
@@ -102,14 +106,26 @@ def engine_arguments(launch: Launch) -> list[str]:
     return words
 
 
+def pooler_config(launch: Launch) -> dict[str, object]:
+    """How vLLM makes a vector of the tokens' states; it does not read every form in which 1_Pooling and modules.json say so."""
+    return {
+        "seq_pooling_type": POOLING[launch.settings.checkpoint.embedder.pooling],
+        "use_activation": launch.settings.normalized,
+    }
+
+
 def _layer_cache(launch: Launch) -> list[str]:
-    """The arguments for keys and values that all layers share (`vllm_plugin.layer_cache`)."""
+    """The arguments for texts that are computed whole (`vllm_plugin.layer_cache`): layers share keys and values."""
+    causal = launch.settings.checkpoint.embedder.is_causal
     return [
         *("--worker-cls", WORKERS[launch.device]),
         *("--scheduler-cls", SCHEDULER),
-        *("--additional-config", json.dumps({"qembed": {"step_tokens": launch.sizes.max_num_batched_tokens}})),
+        *(
+            "--additional-config",
+            json.dumps({"qembed": {"step_tokens": launch.sizes.max_num_batched_tokens, "causal": causal}}),
+        ),
         # vLLM would divide the bytes among the layers.
-        *("--num-gpu-blocks-override", str(launch.plan.kv_tokens // BLOCK_SIZE[launch.device])),
+        *(("--num-gpu-blocks-override", str(launch.plan.kv_tokens // BLOCK_SIZE[launch.device])) if causal else ()),
     ]
 
 
@@ -131,13 +147,16 @@ def rules(
     `listener` is the file descriptor of the listening socket, if vLLM is to use qembed's; `suspects` that of the table of texts
     in flight; `keys` are those in force (None: those of the settings).
     """
-    settings = launch.settings
+    settings, embedder = launch.settings, launch.settings.checkpoint.embedder
     return Rules(
         folder=str(settings.checkpoint.folder.resolve()),
         max_model_len=launch.max_model_len,
-        dimensions=matryoshka.sizes(launch.hidden_size),
-        prompts=settings.checkpoint.prompts,
-        default_prompt=settings.default_prompt,
+        dimensions=list(embedder.sizes) or [embedder.width],
+        smallest=None if embedder.sizes else min(SMALLEST, embedder.width),
+        prompts=dict(embedder.prompts),
+        default_prompt=settings.prompt_name,
+        model_prompt=embedder.default_prompt,
+        lower_case=embedder.lower_case,
         max_batch=settings.max_client_batch,
         max_body=settings.max_body,
         max_queue=settings.max_queue,

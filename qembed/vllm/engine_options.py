@@ -36,6 +36,8 @@ FORBIDDEN = {
     "headless": "this is a server",
     "config": "give its settings one by one",
     "hf-overrides": "qembed sets it itself",
+    "pooler-config": "the checkpoint says how vectors are made",
+    "override-pooler-config": "the checkpoint says how vectors are made",
 }
 """Settings of vLLM that may not be set, and why."""
 

@@ -23,9 +23,12 @@ class Rules:
     Attributes:
         folder: the checkpoint's folder, for its tokenizer.
         max_model_len: maximum tokens of a text.
-        dimensions: the vector lengths that a request may ask for.
+        dimensions: the vector lengths that a request may ask for; the largest is the whole vector's.
+        smallest: any length from this to the largest of `dimensions` may be asked for too; None: only those listed.
         prompts: prompts by name; a prompt is prepended to a text.
         default_prompt: the name of the prompt for requests without one; None: no prompt.
+        model_prompt: the name of the prompt that the model itself has for texts without one; None: no prompt.
+        lower_case: whether texts are lower-cased.
         max_batch: maximum texts of a request.
         max_body: maximum bytes of a request.
         max_queue: maximum texts waiting or being computed.
@@ -55,6 +58,9 @@ class Rules:
     dimensions: list[int]
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    model_prompt: str | None = None
+    lower_case: bool = False
+    smallest: int | None = None
     max_batch: int = 2048
     max_body: int = 32 * 2**20
     max_queue: int = 4096
@@ -77,6 +83,18 @@ class Rules:
     access_log: bool = False
     log_texts: bool = False
     engine_args: list[str] = field(default_factory=list)
+
+    def allows(self, dimensions: int) -> bool:
+        """Whether a request may ask for vectors of this length."""
+        return dimensions in self.dimensions or (
+            self.smallest is not None and self.smallest <= dimensions <= max(self.dimensions)
+        )
+
+    @property
+    def sizes(self) -> str:
+        """The vector lengths that a request may ask for, in words."""
+        listed = ", ".join(map(str, self.dimensions))
+        return listed if self.smallest is None else f"{self.smallest} to {max(self.dimensions)}"
 
     def dump(self) -> bytes:
         """The rules as one line of JSON."""

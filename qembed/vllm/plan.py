@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qembed.checkpoint.dtypes import BYTES, DTYPE_BYTES
+from qembed.checkpoint.embedder import Embedder
 from qembed.errors import BadInput
 from qembed.vllm.devices import Device
 
@@ -87,24 +88,30 @@ def make(
     device: Device = "cpu",
     cache_dtype: str = "auto",
     keeps_cache: bool = False,
+    whole_texts: bool = False,
+    in_pieces: bool = True,
     parallel: int = 1,
     processes: Processes = "separate",
 ) -> Plan:
     """The plan for a checkpoint with the tensors `shapes` (from `Checkpoint.shapes`), computed in `dtype`.
 
-    `keeps_cache`: every layer has a KV cache of its own. `max_model_len`, `max_num_batched_tokens` and `block_size` are in
+    `keeps_cache`: every layer has a KV cache of its own; `whole_texts`: a text is then computed in one step all the same.
+    `in_pieces`: without a KV cache, a step longer than `max_num_batched_tokens` is computed in pieces.
+    `max_model_len`, `max_num_batched_tokens` and `block_size` are in
     tokens, `max_num_seqs` in sequences. `parallel` devices share the matrices and the heads of the cache.
 
     Raises:
         BadInput: config.json has no valid value for a size.
     """
     table, linear, other = weight_bytes(shapes, dtype)
-    longest_step = max_num_batched_tokens if keeps_cache else max(max_num_batched_tokens, max_model_len)
+    in_one_step = whole_texts or not keeps_cache
+    longest_step = max(max_num_batched_tokens, max_model_len) if in_one_step else max_num_batched_tokens
+    at_once = max_num_batched_tokens if in_pieces else longest_step
     tokens = kv_tokens(max_model_len, max_num_seqs, longest_step, block_size)
     cache = tokens * kv_bytes_per_token(config, dtype if cache_dtype == "auto" else cache_dtype, parallel)
     if not keeps_cache:
         cache //= size_of(config, "num_hidden_layers")
-    streams = (longest_step - max_num_batched_tokens) * stream_bytes(config, dtype)
+    streams = (longest_step - at_once) * stream_bytes(config, dtype)
     vocabulary = config.get("vocab_size") if device == "cpu" else 0
     libraries = CPU_RUNTIME[processes] if device == "cpu" else CUDA_RUNTIME
     return Plan(
@@ -113,7 +120,7 @@ def make(
         other=other,
         kv_cache=cache,
         kv_tokens=tokens,
-        activations=max_num_batched_tokens * activation_bytes(config, dtype, parallel) + streams,
+        activations=at_once * activation_bytes(config, dtype, parallel) + streams,
         graphs=GRAPHS[device],
         runtime=libraries + TOKENIZER * (vocabulary if isinstance(vocabulary, int) else 0),
     )
@@ -238,17 +245,16 @@ def has_plain_positions(config: Mapping[str, Any]) -> bool:
     return types == {"default"} and not by_layer_type
 
 
-def max_length(config: Mapping[str, Any], length: int | None, *, keeps_cache: bool = False) -> int:
-    """The longest text to serve, in tokens: `length`, or else the model's own limit, with a KV cache at most LENGTH_WITH_CACHE.
+def max_length(embedder: Embedder, length: int | None, *, keeps_cache: bool = False) -> int:
+    """The longest text to serve, in tokens: `length`, or else the model's context, with a KV cache at most LENGTH_WITH_CACHE.
 
     Raises:
         BadInput: `length` exceeds the model's positions.
     """
-    limit = size_of(config, "max_position_embeddings")
     if length is None:
-        return min(LENGTH_WITH_CACHE, limit) if keeps_cache else limit
-    if length > limit:
-        raise BadInput(f"--max-model-len {length}: the model has {limit} positions")
+        return min(LENGTH_WITH_CACHE, embedder.context) if keeps_cache else embedder.context
+    if length > embedder.positions:
+        raise BadInput(f"--max-model-len {length}: the model has {embedder.positions} positions")
     return length
 
 

@@ -55,7 +55,7 @@ def check_first_answer(server: Server, timeout: float) -> None:
         status, answer = server.request("POST", "/v1/embeddings", body, timeout)
         if status == 200:
             vector = json.loads(answer)["data"][0]["embedding"]
-            if len(vector) == server.launch.hidden_size and all(map(math.isfinite, vector)):
+            if len(vector) == server.launch.width and all(map(math.isfinite, vector)):
                 return
             raise server.failure("vLLM's first answer is not a vector")
     except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:

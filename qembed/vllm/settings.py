@@ -59,7 +59,8 @@ class ServerSettings:
         max_body: maximum bytes of a request.
         clean: whether texts are cleaned (`qembed.text.cleaning`).
         truncate: whether texts that are too long are truncated, unless the request says otherwise.
-        default_prompt: the name of the prompt for requests without one.
+        default_prompt: the name of the prompt for requests without one; "": none; None: the model's own.
+        normalize: whether vectors get unit length where the model does not scale them.
         allow_token_ids: whether token ids are accepted instead of texts.
         allowed_hosts: further names by which requests may call the server (`hosts`).
         keys: the name of each API key, one of which a request must have; empty: no key is required.
@@ -96,6 +97,7 @@ class ServerSettings:
     clean: bool = True
     truncate: bool = False
     default_prompt: str | None = None
+    normalize: bool = False
     allow_token_ids: bool = False
     allowed_hosts: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -123,6 +125,16 @@ class ServerSettings:
     def name(self) -> str:
         """The model name that requests must give."""
         return self.served_model_name or short_name(self.checkpoint.name)
+
+    @property
+    def prompt_name(self) -> str | None:
+        """The name of the prompt for requests without one; None: no prompt."""
+        return (self.checkpoint.embedder.default_prompt if self.default_prompt is None else self.default_prompt) or None
+
+    @property
+    def normalized(self) -> bool:
+        """Whether vectors have unit length."""
+        return self.normalize or self.checkpoint.embedder.normalized
 
     @property
     def converts_table(self) -> bool:
@@ -164,11 +176,9 @@ class Launch:
     @property
     def longest_step(self) -> int:
         """The most tokens that are computed in one step."""
-        return (
-            self.sizes.max_num_batched_tokens
-            if self.keeps_cache
-            else max(self.sizes.max_num_batched_tokens, self.max_model_len)
-        )
+        if self.keeps_cache and not _needs_whole_texts(self.settings.checkpoint):
+            return self.sizes.max_num_batched_tokens
+        return max(self.sizes.max_num_batched_tokens, self.max_model_len)
 
     @property
     def forks_engine(self) -> bool:
@@ -203,9 +213,9 @@ class Launch:
         return self.target.free is None or self.needed <= self.target.free
 
     @property
-    def hidden_size(self) -> int:
+    def width(self) -> int:
         """The length of an untruncated vector."""
-        return plan.size_of(self.settings.checkpoint.config, "hidden_size")
+        return self.settings.checkpoint.embedder.width
 
     @property
     def url(self) -> str:
@@ -252,19 +262,20 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
             device=target.kind,
             cache_dtype=settings.kv_cache_dtype,
             keeps_cache=_keeps_cache(settings),
+            whole_texts=_needs_whole_texts(checkpoint),
+            in_pieces=checkpoint.embedder.is_causal and not _keeps_cache(settings),
             parallel=settings.tensor_parallel_size,
             processes="caller" if not served else "forked" if _forks_engine(settings, target.kind) else "separate",
         )
 
     sizes = fit.Sizes(
-        plan.max_length(checkpoint.config, settings.max_model_len, keeps_cache=_keeps_cache(settings)),
+        plan.max_length(checkpoint.embedder, settings.max_model_len, keeps_cache=_keeps_cache(settings)),
         settings.max_num_seqs or min(MAX_NUM_SEQS, settings.max_num_batched_tokens or MAX_NUM_SEQS),
         settings.max_num_batched_tokens or max(MAX_NUM_BATCHED_TOKENS, settings.max_num_seqs or 0),
     )
     if settings.memory is not None:
         fixed = {name for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens") if getattr(settings, name)}
-        limit = plan.size_of(checkpoint.config, "max_position_embeddings")
-        sizes = fit.fit(settings.memory, sizes, fixed, limit, make)
+        sizes = fit.fit(settings.memory, sizes, fixed, checkpoint.embedder.context, make)
     launch = Launch(settings, target, choice, port, sizes, make(sizes))
     while (
         settings.memory is None
@@ -294,6 +305,12 @@ def _keeps_cache(settings: ServerSettings) -> bool:
     return settings.kv_cache or settings.engine != "vllm" or needed or not plan.layers_are_alike(settings.checkpoint.config)
 
 
+def _needs_whole_texts(checkpoint: Checkpoint) -> bool:
+    """Whether vLLM must compute a text in one step: where its vector depends on all states, or a state on later tokens."""
+    embedder = checkpoint.embedder
+    return embedder.pooling != "last" or not embedder.is_causal
+
+
 def _forks_engine(settings: ServerSettings, device: Device) -> bool:
     """See `Launch.forks_engine`. The forked engine gets its number of threads from our worker, which has no KV cache."""
     single = settings.tensor_parallel_size == settings.data_parallel_size == 1
@@ -312,7 +329,14 @@ def _has_packed_table(checkpoint: Checkpoint, device: Device) -> bool:
 
 def _check(settings: ServerSettings, target: Target) -> None:
     """Refuse settings that contradict each other, or that checkpoint or device do not support."""
-    checkpoint = settings.checkpoint
+    checkpoint, embedder = settings.checkpoint, settings.checkpoint.embedder
+    if (model_type := checkpoint.config["model_type"]) != embedder.family:
+        raise BadInput(
+            f"{checkpoint.folder}: vLLM reads model_type {model_type!r} only with the model's own code, which is not run; "
+            "quantize the model, and serve that, or embed with --int4"
+        )
+    if not embedder.is_causal and settings.kv_cache:
+        raise BadInput("--kv-cache: attention is bidirectional, so that keys and values of a text never serve another step")
     tokens, seqs = settings.max_num_batched_tokens, settings.max_num_seqs
     if tokens is not None and seqs is not None and tokens < seqs:
         raise BadInput(f"--max-num-batched-tokens {tokens} is less than one token for each of --max-num-seqs {seqs}")
@@ -323,7 +347,7 @@ def _check(settings: ServerSettings, target: Target) -> None:
         )
     if settings.converts_table and not checkpoint.is_int4:
         raise BadInput(f"{checkpoint.folder}: --token-table {INT8} goes with an INT4 checkpoint; this one is not quantized")
-    if settings.default_prompt is not None and settings.default_prompt not in checkpoint.prompts:
+    if settings.default_prompt and settings.default_prompt not in checkpoint.prompts:
         raise BadInput(f"--default-prompt {settings.default_prompt!r}: the model has {', '.join(sorted(checkpoint.prompts))}")
     if target.capability is not None and target.capability < MIN_CAPABILITY:
         raise BadInput(

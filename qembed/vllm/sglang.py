@@ -7,10 +7,11 @@ limit or keys.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from qembed.checkpoint import matryoshka
+from qembed.checkpoint.embedder import SMALLEST, Embedder
 from qembed.errors import BadInput, MissingExtra
 from qembed.vllm import engine_options, plan
 
@@ -45,10 +46,26 @@ def check_settings(settings: ServerSettings) -> None:
         raise BadInput(
             "an INT8 token table needs qembed's vLLM plugin; quantize with --token-table float16, or serve with vLLM"
         )
+    embedder = settings.checkpoint.embedder
+    for wanted, reason in (
+        (embedder.is_causal, "attention is bidirectional"),
+        (embedder.pooling == "last", "vectors are means of all tokens"),
+        (not embedder.dense, "it has a dense layer behind the pooling"),
+        (settings.normalized, "its vectors have no unit length"),
+        (not embedder.lower_case, "it reads texts in lower case"),
+        (settings.prompt_name is None, "it has a default prompt"),
+    ):
+        if not wanted:
+            raise BadInput(f"{settings.checkpoint.folder}: {reason}, with which qembed does not run SGLang; serve with vLLM")
     if settings.allowed_hosts:
         raise BadInput("--allowed-host has no effect with SGLang; serve with vLLM, or put a proxy in front")
     if settings.keys:
         raise BadInput("SGLang takes keys only on its command line, where `ps` shows them; serve with vLLM")
+
+
+def _sizes(embedder: Embedder) -> Sequence[int]:
+    """The sizes that vectors may be cut to: SGLang knows no range."""
+    return embedder.sizes or range(min(SMALLEST, embedder.width), embedder.width + 1)
 
 
 def arguments(launch: Launch) -> list[str]:
@@ -58,7 +75,7 @@ def arguments(launch: Launch) -> list[str]:
     """
     settings, sizes = launch.settings, launch.sizes
     reads_whole = plan.reads_whole(sizes.max_model_len, sizes.max_num_batched_tokens)
-    overrides = {"is_matryoshka": True, "matryoshka_dimensions": matryoshka.sizes(launch.hidden_size)}
+    overrides = {"is_matryoshka": True, "matryoshka_dimensions": list(_sizes(settings.checkpoint.embedder))}
     words = [
         *("--model-path", str(settings.checkpoint.folder.resolve())),
         *("--served-model-name", settings.name),

@@ -157,7 +157,11 @@ class Gate:
     async def _version(self, scope: Scope, receive: Receive) -> bytes:
         """vLLM's answer with qembed's version, and the prompt for requests without one, which clients have to know."""
         _, raw = await collect(self.app, scope, receive)
-        own = {"qembed": installation.version(), "default_prompt": self.rules.default_prompt}
+        own = {
+            "qembed": installation.version(),
+            "default_prompt": self.rules.default_prompt,
+            "model_prompt": self.rules.model_prompt,
+        }
         return json.dumps({**json.loads(raw), **own}).encode()
 
     async def _model(self, scope: Scope, receive: Receive) -> bytes:

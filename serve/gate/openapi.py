@@ -98,7 +98,7 @@ def _request(rules: Rules) -> dict[str, Any]:
             "input": {"oneOf": forms},
             "model": {"type": ["string", "null"]},
             "encoding_format": {"enum": ["float", "base64", None]},
-            "dimensions": {"enum": [*rules.dimensions, None]},
+            "dimensions": _dimensions(rules),
             "user": {"type": ["string", "null"]},
             "prompt_name": {"enum": [*sorted(rules.prompts), "", None]},
             "instruction": {"type": ["string", "null"]},
@@ -106,6 +106,12 @@ def _request(rules: Rules) -> dict[str, Any]:
             "add_special_tokens": {"type": ["boolean", "null"]},
         },
     }
+
+
+def _dimensions(rules: Rules) -> dict[str, Any]:
+    if rules.smallest is None:
+        return {"enum": [*rules.dimensions, None]}
+    return {"type": ["integer", "null"], "minimum": rules.smallest, "maximum": max(rules.dimensions)}
 
 
 def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qembed.serve.gate.errors import Refused, bad
-from qembed.text.cleaning import clean, has_surrogate
+from qembed.text.cleaning import clean, has_surrogate, lower_cased
 from qembed.text.prompts import instruct
 from qembed.text.texts import model_input
 from qembed.vllm.gate_rules import Rules
@@ -161,9 +161,9 @@ def _check_types(content: dict[str, Any], rules: Rules) -> None:
     if (encoding := content.get("encoding_format")) is not None and encoding not in ENCODINGS:
         raise bad(f"encoding_format is {quoted(encoding)}; it must be {' or '.join(ENCODINGS)}", "type", "encoding_format")
     size = _whole(content.get("dimensions"))
-    if size is not None and (not _is_integer(size) or size not in rules.dimensions):
+    if size is not None and (not _is_integer(size) or not rules.allows(size)):
         raise bad(
-            f"dimensions is {quoted(size)}; this model gives {', '.join(map(str, rules.dimensions))}",
+            f"dimensions is {quoted(size)}; this model gives {rules.sizes}",
             "dimensions",
             "dimensions",
         )
@@ -213,7 +213,7 @@ def _text(text: str, index: int, prompt: str, rules: Rules) -> str:
     if not whole[len(prompt) :].strip():
         detail = " after invisible characters are removed" if text.strip() else ""
         raise bad(f"input[{index}] is empty{detail}", "empty")
-    return whole
+    return lower_cased(whole) if rules.lower_case else whole
 
 
 def _prompt(content: dict[str, Any], rules: Rules) -> str:

@@ -23,12 +23,23 @@ if TYPE_CHECKING:
 CONFIG = "qembed"
 """The key of qembed's settings in vLLM's `additional_config`."""
 STEP_TOKENS = "step_tokens"
+CAUSAL = "causal"
 
 
 def step_tokens(config: VllmConfig) -> int | None:
     """The usual number of tokens in a step, if `config` is for texts computed whole; otherwise None."""
     settings: Any = config.additional_config
     return settings.get(CONFIG, {}).get(STEP_TOKENS) if isinstance(settings, dict) else None
+
+
+def piece_tokens(config: VllmConfig) -> int | None:
+    """The number of tokens in a piece of a longer step; None if steps are computed at once, as with bidirectional attention.
+
+    Then vLLM itself keeps no keys and values: each token attends to those of its own step.
+    """
+    settings: Any = config.additional_config
+    causal = settings.get(CONFIG, {}).get(CAUSAL, True) if isinstance(settings, dict) else True
+    return step_tokens(config) if causal else None
 
 
 def shared_by_layers(config: KVCacheConfig, layout: KVCacheLayout) -> KVCacheConfig:
@@ -59,14 +70,14 @@ class LayerCacheWorker:
     def load_model(self, *arguments: Any, **options: Any) -> None:
         """Load the model, and let it compute a long step in pieces."""
         super().load_model(*arguments, **options)  # type: ignore[misc]
-        if (tokens := step_tokens(self.vllm_config)) is not None:
+        if (tokens := piece_tokens(self.vllm_config)) is not None:
             compute_in_pieces(self.model_runner, tokens)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the keys and values of one layer."""
         from vllm.v1.kv_cache_layout import KVCacheLayout
 
-        if step_tokens(self.vllm_config) is not None:
+        if piece_tokens(self.vllm_config) is not None:
             name = kv_cache_config.kv_cache_layout
             layout = KVCacheLayout[name] if name else self.cache_config.get_resolved_kv_cache_layout()
             kv_cache_config = shared_by_layers(kv_cache_config, layout)

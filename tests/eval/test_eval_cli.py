@@ -228,6 +228,21 @@ def test_a_servers_shorter_context_cuts_both_sides(int4: Path, data: Path, start
     assert {len(text) for text in candidate.inputs} == {19}
 
 
+def test_documents_get_the_models_default_prompt(
+    int4: Path, data: Path, start_server: Callable[[], Any], tmp_path: Path
+) -> None:
+    prompted = tmp_path / "prompted-AWQ-INT4"
+    shutil.copytree(int4, prompted)
+    prompts = {"prompts": {"passage": "P: "}, "default_prompt_name": "passage"}
+    (prompted / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    candidate, baseline = start_server(), start_server()
+    result = qembed("--model", prompted, "--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
+    assert result.exit_code == 0, result.stderr
+    documents = [text for text in candidate.inputs if not text.startswith("Instruct: ")]
+    assert documents
+    assert all(text.startswith("P: ") for text in documents)
+
+
 def test_the_error_for_texts_too_long_for_a_server_suggests_model(start_server: Callable[[], Any], data: Path) -> None:
     servers = [start_server(), start_server()]
     servers[1].limit, servers[1].refusal = 20, 400

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
+from qembed.checkpoint.head import Head
 from qembed.quantize import checks, layerwise
 from qembed.quantize.batches import with_prefixes
 from qembed.quantize.blocks import DecoderLayer, window_mask
@@ -24,6 +25,7 @@ from .conftest import assert_refused, quantize
 
 pytestmark = pytest.mark.slow
 
+LAST = Head("last", (), True)
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -119,7 +121,7 @@ def test_single_blocks_compute_the_same_as_the_complete_model(make_checkpoint: M
         names = [name for name in checkpoint.files if name.startswith(prefix)]
         block.load({name.removeprefix(prefix): checkpoint.tensor(name) for name in names}, layer)
         stream.advance(block)
-    vectors = stream.vectors(checkpoint.tensor(f"{checkpoint.prefix}norm.weight").float(), 1e-6)
+    vectors = stream.vectors(checkpoint.tensor(f"{checkpoint.prefix}norm.weight").float(), 1e-6, LAST)
     torch.testing.assert_close(vectors, last_vectors(complete_model(checkpoint), sorted(rows, key=len)), rtol=1e-4, atol=1e-5)
 
 
@@ -157,7 +159,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"rope_scaling": {"rope_type": "llama3"}}, ("transformers rejects", "factor")),
     ({"rope_theta": "large"}, ("rope_theta is 'large'",)),
     ({"attention_bias": True}, ("q_proj.bias", "missing")),
-    ({"is_causal": False}, ("bidirectional",)),
+    ({"is_causal": False, "use_sliding_window": True}, ("bidirectional", "sliding window")),
 ]
 
 

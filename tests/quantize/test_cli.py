@@ -19,7 +19,7 @@ from qembed.cli import group
 from qembed.command import progress
 from qembed.quantize import layerwise, parts
 from qembed.quantize.model_card import SHARE_OF_AWQ_ERROR
-from tests.checkpoints import MakeCheckpoint
+from tests.checkpoints import MakeCheckpoint, write_modules
 
 from .conftest import assert_refused, contents, quantize
 
@@ -34,9 +34,7 @@ def change_tensors(checkpoint: Checkpoint, change: dict[str, torch.Tensor | None
 
 def test_output_folder_is_complete_and_describes_itself(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     source = make_checkpoint()
-    (source.folder / "modules.json").write_text("[]")
-    (source.folder / "1_Pooling").mkdir()
-    (source.folder / "1_Pooling" / "config.json").write_text("{}")
+    write_modules(source.folder)
     target = tmp_path / "out"
     result = quantize("--model", source.folder, "--output", target, "--json")
     assert result.exit_code == 0, result.output

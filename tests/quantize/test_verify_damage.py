@@ -24,7 +24,11 @@ from .conftest import contents, quantize
 pytestmark = pytest.mark.slow
 
 COMPANIONS: dict[str, Any] = {
-    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ],
     "1_Pooling/config.json": {"word_embedding_dimension": 128, "pooling_mode_lasttoken": True, "include_prompt": True},
     "config_sentence_transformers.json": {"prompts": {"query": "Instruct: x\nQuery:"}, "default_prompt_name": None},
     "tokenizer_config.json": {"eos_token": "<|endoftext|>", "model_max_length": 128},

@@ -13,6 +13,8 @@ from qembed.cli import group
 from qembed.serve.startup_warnings import startup_warnings
 from qembed.vllm import machine
 from qembed.vllm.settings import ServerSettings
+from tests.checkpoints import END
+from tests.embedders import DENSE, PROMPTS, write_embedder
 
 
 def serve(*arguments: object) -> Result:
@@ -26,6 +28,31 @@ def test_plan_lines_add_up_to_the_total(int4: Checkpoint) -> None:
     assert sum(plan["bytes"].values()) == plan["total_bytes"]
     assert (plan["max_model_len"], plan["max_num_seqs"], plan["fits"]) == (128, 32, True)
     assert plan["device"] == {"kind": "cuda", "name": "T4", "memory_bytes": 15360 * 2**20, "free_bytes": 15360 * 2**20}
+
+
+def test_the_plan_says_how_vectors_are_made(tmp_path: Path) -> None:
+    folder = write_embedder(
+        tmp_path / "model", pooling="mean", dense=[DENSE], normalize=False, prompts=PROMPTS, config={"is_causal": False}
+    ).folder
+    arguments = ["serve", "--fp16", "--model", str(folder), "--plan", "--device-memory", "cpu:8GiB"]
+    as_json = CliRunner().invoke(group, [*arguments, "--json"])
+    assert json.loads(as_json.output)["vectors"] == {
+        "dimensions": 64,
+        "matryoshka_dimensions": None,
+        "attention": "bidirectional",
+        "pooling": "mean",
+        "appended_token": END,
+        "dense": 1,
+        "normalized": False,
+        "default_prompt": "query",
+        "lower_case": False,
+    }
+    lines = CliRunner().invoke(group, arguments).output.splitlines()
+    (line,) = [line for line in lines if line.startswith("vectors have 64 numbers")]
+    for part in ("mean", END, "bidirectional", "1 dense layer", "no unit length", "default prompt 'query'"):
+        assert part in line
+    normalized = CliRunner().invoke(group, [*arguments, "--normalize", "--default-prompt", ""])
+    assert ", unit length, no default prompt" in normalized.output
 
 
 def test_a_plan_that_does_not_fit_exits_with_1(int4: Checkpoint) -> None:

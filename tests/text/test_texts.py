@@ -26,6 +26,7 @@ from qembed.text.prompts import instruct
 from qembed.text.texts import Text
 from qembed.vectors import sources
 from qembed.vllm.gate_rules import Rules
+from tests.embedders import write_embedder
 
 PROMPTS = {"query": "Q: ", "document": "D: "}
 TASK = "Find cafe\u0301s\u200b"
@@ -54,8 +55,14 @@ class Recorder:
 
 def read_by_quantize(text: Text, _: pytest.MonkeyPatch) -> str:
     recorder = Recorder()
+    embedder = SimpleNamespace(document_prompt="", context=9)
     checkpoint = SimpleNamespace(
-        prompts=PROMPTS, tokenizer=lambda: recorder, config={"vocab_size": 9}, folder=Path("tiny"), name="tiny"
+        prompts=PROMPTS,
+        embedder=embedder,
+        tokenizer=lambda: recorder,
+        config={"vocab_size": 9},
+        folder=Path("tiny"),
+        name="tiny",
     )
     calibration.prepare(Texts([text], "file", "0"), checkpoint, max_tokens=9, check=0, seed=0)  # type: ignore[arg-type]
     return recorder.inputs[-1]
@@ -130,3 +137,13 @@ def test_a_text_of_invisible_characters_is_refused_by_name(
 
 def test_a_checkpoint_without_prompts_has_the_default_ones(tmp_path: Path) -> None:
     assert Text("1", "cats", "query").model_input(Checkpoint("tiny", tmp_path).prompts).startswith("Instruct: ")
+
+
+def test_embed_puts_the_models_default_prompt_before_texts_without_one(tmp_path: Path) -> None:
+    from qembed.embed import job_options
+
+    checkpoint = write_embedder(tmp_path / "model", prompts={"prompts": {"passage": "P: "}, "default_prompt_name": "passage"})
+    options = {"prompt": None, "instruction": None, "clean": True}
+    assert job_options._prompt(options, *job_options._prompts_of(checkpoint)) == "P: "
+    assert job_options._prompt({**options, "prompt": ""}, *job_options._prompts_of(checkpoint)) == ""
+    assert job_options._prompt(options, *job_options._prompts_of(None)) == ""

@@ -216,16 +216,23 @@ def test_an_int4_part_that_is_missing_is_named(int4: Path, tmp_path: Path) -> No
 def test_an_unknown_architecture_is_one_line(fp16: Path, tmp_path: Path, model_type: Any) -> None:
     shutil.copytree(fp16, tmp_path / "copy")
     (tmp_path / "copy" / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with pytest.raises(BadInput, match="transformers cannot build this model") as caught:
+    with pytest.raises(BadInput, match="model_type") as caught:
         reference.load(Checkpoint("copy", tmp_path / "copy"))
     assert "\n" not in str(caught.value)
+
+
+KINDS = [("Transformer", ""), ("Pooling", "1_Pooling")]
 
 
 def test_other_pooling_is_refused(fp16: Path, tmp_path: Path) -> None:
     shutil.copytree(fp16, tmp_path / "copy")
     (tmp_path / "copy" / "1_Pooling").mkdir()
-    (tmp_path / "copy" / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": false}')
-    with pytest.raises(BadInput, match="last-token"):
+    (tmp_path / "copy" / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
+    with pytest.raises(BadInput, match=r"modules\.json is missing"):
+        reference.load(Checkpoint("copy", tmp_path / "copy"))
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in KINDS]
+    (tmp_path / "copy" / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(BadInput, match="pooling mode 'max'"):
         reference.load(Checkpoint("copy", tmp_path / "copy"))
 
 

@@ -14,10 +14,12 @@ CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
     "hidden_size": 64,
     "num_hidden_layers": 2,
+    "model_type": "qwen3",
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 256,
+    "is_matryoshka": True,
 }
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32}
 

@@ -7,11 +7,17 @@ from typing import Any
 import pytest
 
 from qembed.checkpoint import matryoshka
+from qembed.checkpoint.embedder import Embedder
 from qembed.errors import BadInput
 from qembed.vllm import plan
 
 SMALL = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
 CONFIG = {**SMALL, "max_position_embeddings": 32768}
+
+
+def embedder(context: int) -> Embedder:
+    """That of a model with 32,768 positions, which cuts texts to `context` tokens."""
+    return Embedder("qwen3", "causal", "last", (), True, 1024, (), True, context, 32768)
 
 
 def test_the_cache_of_the_0_6b_is_112_kib_per_token_in_16_bit() -> None:
@@ -155,12 +161,14 @@ def test_int4_of_the_0_6b_with_all_32768_positions_is_planned_below_1_6_gib() ->
 
 
 def test_the_longest_text_defaults_to_the_models_limit_and_with_a_cache_to_8192_tokens() -> None:
-    assert plan.max_length(CONFIG, None) == 32768
-    assert plan.max_length(CONFIG, None, keeps_cache=True) == 8192
-    assert plan.max_length({"max_position_embeddings": 512}, None, keeps_cache=True) == 512
-    assert plan.max_length(CONFIG, 32768) == 32768
-    with pytest.raises(BadInput, match="32768 positions"):
-        plan.max_length(CONFIG, 32769)
+    whole, short = embedder(32768), embedder(512)
+    assert plan.max_length(whole, None) == 32768
+    assert plan.max_length(whole, None, keeps_cache=True) == 8192
+    assert plan.max_length(short, None) == plan.max_length(short, None, keeps_cache=True) == 512
+    for model in (whole, short):
+        assert plan.max_length(model, 32768) == 32768
+        with pytest.raises(BadInput, match="32768 positions"):
+            plan.max_length(model, 32769)
 
 
 @pytest.mark.parametrize("value", [None, 0, -1, "many", 1.5, True])

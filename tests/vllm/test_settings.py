@@ -43,7 +43,7 @@ def test_limits_become_vllms_arguments(checkpoint: Checkpoint) -> None:
 def test_without_a_cache_a_step_is_as_long_as_the_longest_text(checkpoint: Checkpoint) -> None:
     launch = resolve(ServerSettings(checkpoint, max_num_seqs=7, max_num_batched_tokens=99, max_model_len=200), CPU, Cpu(), 1)
     assert value_of(launch, "--max-num-batched-tokens") == "200"
-    assert json.loads(value_of(launch, "--additional-config")) == {"qembed": {"step_tokens": 99}}
+    assert json.loads(value_of(launch, "--additional-config")) == {"qembed": {"step_tokens": 99, "causal": True}}
     assert value_of(launch, "--num-gpu-blocks-override") == str(launch.plan.kv_tokens // 32)
     assert value_of(launch, "--worker-cls") == "qembed.serve.vllm_plugin.cpu_worker.Worker"
     assert "--no-enable-chunked-prefill" in arguments(launch)
@@ -91,7 +91,7 @@ def test_defaults_come_from_checkpoint_and_machine(checkpoint: Checkpoint) -> No
     assert launch.url == "http://127.0.0.1:8000/v1"
     assert json.loads(value_of(launch, "--hf-overrides")) == {
         "is_matryoshka": True,
-        "matryoshka_dimensions": [32, 64],
+        "matryoshka_dimensions": None,
         "max_position_embeddings": 256,
     }
 

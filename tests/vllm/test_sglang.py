@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from qembed.vllm import sglang
 from qembed.vllm.devices import PRESETS
 from qembed.vllm.kernels import Cpu
 from qembed.vllm.settings import ServerSettings, resolve
+from tests.embedders import DENSE, PROMPTS, write_embedder
 
 
 def test_limits_become_sglangs_arguments(int4: Checkpoint) -> None:
@@ -32,6 +34,26 @@ def test_limits_become_sglangs_arguments(int4: Checkpoint) -> None:
     assert json.loads(options["--json-model-override-args"])["is_matryoshka"] is True
     assert "--is-embedding" in argv
     assert "--trust-remote-code" not in argv
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"pooling": "mean"}, "means of all tokens"),
+        ({"config": {"is_causal": False}}, "bidirectional"),
+        ({"dense": [DENSE]}, "dense layer"),
+        ({"normalize": False}, "no unit length"),
+        ({"transformer": {"do_lower_case": True}}, "lower case"),
+        ({"prompts": PROMPTS}, "default prompt"),
+    ],
+)
+def test_embedders_that_sglang_computes_otherwise_are_refused(
+    arguments: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sglang, "find_spec", lambda _: True)
+    checkpoint = write_embedder(tmp_path / "model", **arguments)
+    with pytest.raises(BadInput, match=reason):
+        sglang.check_settings(ServerSettings(checkpoint, engine="sglang", clean=False))
 
 
 def test_features_that_sglang_lacks_are_refused(

@@ -298,9 +298,10 @@ def test_one_model_is_described_by_name() -> None:
 
 
 def test_the_version_names_qembed_and_the_default_prompt() -> None:
-    gate = Gate(Routes(), replace(RULES, prompts={"query": "q:"}, default_prompt="query"))
+    gate = Gate(Routes(), replace(RULES, prompts={"query": "q:"}, default_prompt="query", model_prompt="passage"))
     answer = asyncio.run(call(gate, path="/version", method="GET", headers=()))[1]
-    assert answer == {"version": "0.32", "qembed": installation.version(), "default_prompt": "query"}
+    own = {"qembed": installation.version(), "default_prompt": "query", "model_prompt": "passage"}
+    assert answer == {"version": "0.32", **own}
 
 
 def test_the_request_id_is_the_clients_if_it_is_sane() -> None:

@@ -57,6 +57,13 @@ def test_requests_to_vllm_always_ask_for_base64() -> None:
         assert batch.body == {"input": ["x"], "encoding_format": "base64", "model": "m", "dimensions": 32}
 
 
+def test_texts_are_lower_cased_with_their_prompt_if_the_model_reads_them_so() -> None:
+    rules = replace(RULES, lower_case=True)
+    assert ask(rules, input=["The CAT", "ΟΔΟΣ"], instruction="FIND").inputs[0].islower()
+    assert ask(rules, input="ΟΔΟΣ").inputs == ["οδοσ"]  # as the tokenizers library: no final sigma
+    assert ask(input="The CAT").inputs == ["The CAT"]
+
+
 def test_texts_are_cleaned_unless_switched_off() -> None:
     assert ask(input="a\u200bb").inputs == ["ab"]
     assert ask(replace(RULES, clean=False), input="a\u200bb").inputs == ["a\u200bb"]

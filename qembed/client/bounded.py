@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 
+from qembed.client.deadline import within
 from qembed.client.embeddings import base, key
 
 LARGEST_ANSWER = 2**25
@@ -37,7 +38,11 @@ class BoundedClient(openai.DefaultHttpxClient):
         seconds = (request.extensions.get("timeout") or {}).get("read")
         deadline = None if seconds is None else time.monotonic() + seconds
         request.headers["Accept-Encoding"] = "identity"
-        answer = super().send(request, stream=True, **options)
+        send = super().send
+        try:
+            answer = within(seconds, lambda: send(request, stream=True, **options))
+        except TimeoutError as error:
+            raise openai.APITimeoutError(request) from error
         if stream:
             return answer
         try:

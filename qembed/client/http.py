@@ -9,6 +9,8 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+from qembed.client.deadline import within
+
 STEP = 2**16
 
 
@@ -36,7 +38,7 @@ def request(
         method: of the request.
         body: JSON.
         headers: further ones.
-        timeout: seconds for each step of the connection, and for the body of the answer.
+        timeout: seconds for the head of the answer, with the connection, and for its body.
         largest: bytes of the answer that are read, at most.
         own: the server is one that we started on this machine: no proxy, and its certificate is for another name.
 
@@ -56,7 +58,8 @@ def request(
     data = None if body is None else body.encode()
     request = urllib.request.Request(url, data, {**content, **(headers or {})}, method=method)
     try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as answer:
+        opener = urllib.request.build_opener(*handlers)
+        with within(timeout, lambda: opener.open(request, timeout=timeout)) as answer:
             return int(answer.status), _body(answer, largest, timeout)
     except urllib.error.HTTPError as error:
         with error:

@@ -36,6 +36,8 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config |= {"num_hidden_layers": 2, "max_position_embeddings": POSITIONS}
     config.pop("layer_types", None)
     (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "model_max_length": POSITIONS}))
     tensors = load_file(folder / "model.safetensors")
     other_layers = re.compile(r"layers\.(?!0\.|1\.)\d")
     first_layers = {name: tensor for name, tensor in tensors.items() if not other_layers.search(name)}

@@ -91,9 +91,11 @@ def test_dimensions_give_the_renormalised_prefix(int4_server: Launched, texts: l
         assert cosines(cut, prefix).min() > 0.9999
 
 
-def test_dimensions_that_the_model_was_not_trained_for_are_refused(int4_server: Launched) -> None:
-    with pytest.raises(openai.BadRequestError, match="33"):
-        ask(int4_server, ["text"], dimensions=33)
+def test_any_dimensions_from_32_to_the_width_are_given(int4_server: Launched) -> None:
+    assert ask(int4_server, ["text"], dimensions=33).shape == (1, 33)
+    for size in (31, 257):
+        with pytest.raises(openai.BadRequestError, match="32 to 256"):
+            ask(int4_server, ["text"], dimensions=size)
 
 
 def test_base64_and_float_agree(int4_server: Launched, texts: list[str]) -> None:

@@ -144,7 +144,7 @@ def test_only_the_quantized_stream_starts_from_the_int8_table(
 ) -> None:
     source, start = make_checkpoint(), Stream.start
     seen: list[table.Rows] = []
-    monkeypatch.setattr(Stream, "start", lambda rows, batches: (seen.append(rows), start(rows, batches))[1])
+    monkeypatch.setattr(Stream, "start", lambda rows, *rest, **options: (seen.append(rows), start(rows, *rest, **options))[1])
     quantize_int8(source, tmp_path / "out")
     checkpoint = find(str(tmp_path / "out"))
     restored = int8_table.dequantize(*(checkpoint.tensor(f"embed_tokens.{part}") for part in int8_table.TENSORS))

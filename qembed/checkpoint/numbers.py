@@ -33,26 +33,41 @@ LARGEST_FACTOR = 2**14
 
 
 def check_numbers(config: Mapping[str, Any], path: Path) -> None:
-    """Check that no number of `config`, read from `path`, is larger than any model could have.
+    """Check that no number of `config`, read from `path`, is larger than any model could have, at any depth.
 
-    Numbers that are missing, too small or of another type are left to their readers.
+    Numbers that are missing, too small or of another type are left to their readers; a number that is written as text is not,
+    because some of them convert it.
 
     Raises:
-        BadInput: one is; the message names it.
+        BadInput: one is too large or text; the message names it.
     """
     for name, value, largest in _limited(config):
+        if isinstance(value, str) and _is_number(value):
+            raise BadInput(f"{path}: {name} is text, {value[:40]!r}; write it without quotes")
         if isinstance(value, int | float) and not -largest <= value <= largest:
             shown = f"{value:,}" if isinstance(value, float) or value.bit_length() < 100 else f"of {value.bit_length()} bits"
             raise BadInput(f"{path}: {name} is {shown}, at most {largest:,} can be true")
 
 
 def _limited(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
-    """Name, value and largest value of each number that has one."""
-    for name, largest in LARGEST.items():
-        yield name, config.get(name), largest
-    for section in ROPE:
-        if isinstance(values := config.get(section), dict):
-            for name, value in values.items():
-                limit = LARGEST_ROPE.get(name, LARGEST_FACTOR) if isinstance(name, str) else LARGEST_FACTOR
-                for element in value if isinstance(value, list) else [value]:
-                    yield f"{section}: {name}", element, limit
+    """Name, value and largest value of each number that has one. Names start with the section of ROPE that they are in."""
+    waiting: list[tuple[str, str, Any]] = [("", str(name), value) for name, value in config.items()]
+    while waiting:
+        section, name, value = waiting.pop()
+        if isinstance(value, Mapping):
+            inner = section or (name if name in ROPE else "")
+            waiting += [(inner, str(key), element) for key, element in value.items()]
+        elif isinstance(value, list):
+            waiting += [(section, name, element) for element in value]
+        elif section:
+            yield f"{section}: {name}", value, LARGEST_ROPE.get(name, LARGEST_FACTOR)
+        elif name in LARGEST:
+            yield name, value, LARGEST[name]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

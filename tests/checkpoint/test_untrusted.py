@@ -148,12 +148,28 @@ def test_files_without_tensors_have_a_largest_size(folder: Path, name: str, limi
         {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e6, "long_factor": [1.0, float("inf")]}},
         {"vocab_size": -(10**12)},
         {"rope_theta": float("nan")},
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 1e300}}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": "1e300"}},
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [[1.0, "inf"]]}},
+        {"num_hidden_layers": "4"},
     ],
 )
 def test_impossible_numbers_are_refused(folder: Path, numbers: dict[str, Any]) -> None:
     change(folder, "config.json", lambda config: config.update(numbers))
     with pytest.raises(BadInput, match=next(iter(numbers))):
         _ = find(str(folder)).config
+
+
+def test_numbers_within_sections_are_checked_too(folder: Path) -> None:
+    change(folder, "config.json", lambda config: config.update(text_config={"decoder": [{"num_hidden_layers": 10**9}]}))
+    with pytest.raises(BadInput, match="num_hidden_layers"):
+        _ = find(str(folder)).config
+    rope = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {"rope_theta": 5e6, "factor": 4.0},
+    }
+    change(folder, "config.json", lambda config: config.update(text_config=None, rope_parameters=rope))
+    assert find(str(folder)).config["rope_parameters"] == rope
 
 
 @pytest.mark.parametrize(("prompt", "words"), [("x" * 100_000, "100,000 characters"), ("\ud800", "surrogate")])

@@ -122,7 +122,7 @@ def write(folder: Path, group: int, symmetric: bool, pack: Pack, configure: Conf
             packed[name] = plain[name] = sample.tensor(name)
     for kind, tensors in (("packed", packed), ("float", plain)):
         target = folder / kind
-        shutil.copytree(sample.folder, target, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
+        shutil.copytree(sample.folder, target, ignore=shutil.ignore_patterns("*.safetensors*"))
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
         quantization = {"quantization_config": configure(group, symmetric)} if kind == "packed" else {}
         (target / "config.json").write_text(json.dumps({**sample.config, **quantization}))

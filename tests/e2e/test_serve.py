@@ -150,7 +150,8 @@ def test_without_avx512_the_plugin_serves_int4_and_ctrl_c_ends_all(
     with Launched(*arguments, env=avx2) as server:
         server.wait_ready()
         line = re.fullmatch(
-            r"(http://127\.0\.0\.1:\d+/v1)  model mine \(INT4\)  device cpu \(float32, qembed's INT4 kernel\)  memory .*\n",
+            r"(http://127\.0\.0\.1:\d+/v1)  model mine \(INT4\)  vectors .*"
+            r"  device cpu \(float32, qembed's INT4 kernel\)  memory .*\n",
             server.out,
         )
         assert line, server.out

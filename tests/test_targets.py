@@ -89,3 +89,9 @@ def test_new_files_are_compared_by_folder_and_name(tmp_path: Path) -> None:
     assert is_same_file(tmp_path / "é.npy", tmp_path / "e\u0301.npy")
     assert not is_same_file(tmp_path / "a.npy", tmp_path / "b.npy")
     assert not is_same_file(tmp_path / "none" / "a.npy", tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("name", [".", "./", "..", "new/..", "/"])
+def test_a_folder_without_a_name_of_its_own_is_no_target(name: str) -> None:
+    with pytest.raises(BadInput, match=r"--output .*name"):
+        check_folder(Path(name), [])

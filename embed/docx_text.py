@@ -18,7 +18,7 @@ REMOVED = {
     f"{W}{name}" for name in ("del", "moveFrom", "delText", "instrText", "delInstrText", "pPr", "rPr", "sdtPr", "sdtEndPr")
 }
 """Tracked deletions, codes of fields, and properties."""
-SIGNS = {f"{W}tab": "\t", f"{W}br": "\n", f"{W}cr": "\n", f"{W}noBreakHyphen": "-", f"{W}softHyphen": ""}
+SIGNS = {f"{W}tab": "\t", f"{W}ptab": "\t", f"{W}br": "\n", f"{W}cr": "\n", f"{W}noBreakHyphen": "-", f"{W}softHyphen": ""}
 NOTES = ("footnotes", "endnotes", "comments")
 
 
@@ -55,9 +55,21 @@ def _notes(document: Any) -> Iterator[str]:
                 yield from _blocks(etree.fromstring(relation.target_part.blob, parser))
 
 
+def _children(element: Any) -> Iterator[Any]:
+    """The elements in `element` that may hold text; of content that stands twice only the form for newer readers."""
+    for child in element:
+        if child.tag in REMOVED or not isinstance(child.tag, str):
+            continue
+        if child.tag == f"{MC}AlternateContent":
+            choice = child.find(f"{MC}Choice")
+            yield from _children(child if choice is None else choice)
+        else:
+            yield child
+
+
 def _blocks(element: Any) -> Iterator[str]:
     """The paragraphs and tables below `element`; text boxes follow the paragraph that they are anchored in."""
-    for child in element:
+    for child in _children(element):
         if child.tag == f"{W}p":
             boxes: list[Any] = []
             paragraph = "".join(_inline(child, boxes))
@@ -69,7 +81,7 @@ def _blocks(element: Any) -> Iterator[str]:
             rows = ["\t".join(cells) for cells in _rows(child) if any(cell.strip() for cell in cells)]
             if rows:
                 yield "\n".join(rows)
-        elif child.tag not in REMOVED and isinstance(child.tag, str):
+        else:
             yield from _blocks(child)
 
 
@@ -79,37 +91,36 @@ def _rows(table: Any) -> Iterator[list[str]]:
         marks = row.find(f"{W}trPr")
         if marks is not None and marks.find(f"{W}del") is not None:
             continue
-        yield ["\n".join(_blocks(cell)) for cell in _nearest(row, f"{W}tc") if not _continues(cell)]
+        yield ["\n".join(_blocks(cell)) for cell in _nearest(row, f"{W}tc") if not _is_left_out(cell)]
 
 
 def _nearest(element: Any, tag: str) -> Iterator[Any]:
     """The elements `tag` below `element`, also in content controls, but not those inside each other."""
-    for child in element:
+    for child in _children(element):
         if child.tag == tag:
             yield child
-        elif child.tag not in REMOVED:
+        else:
             yield from _nearest(child, tag)
 
 
-def _continues(cell: Any) -> bool:
-    """Whether the cell continues the merged cell above it."""
-    merge = cell.find(f"{W}tcPr/{W}vMerge")
-    return merge is not None and merge.get(f"{W}val", "continue") == "continue"
+def _is_left_out(cell: Any) -> bool:
+    """Whether the cell is deleted, or continues the merged cell above it or before it."""
+    properties = cell.find(f"{W}tcPr")
+    if properties is None:
+        return False
+    merges = (properties.find(f"{W}{name}") for name in ("vMerge", "hMerge"))
+    continues = any(merge is not None and merge.get(f"{W}val", "continue") == "continue" for merge in merges)
+    return continues or properties.find(f"{W}cellDel") is not None
 
 
 def _inline(element: Any, boxes: list[Any]) -> Iterator[str]:
     """The text of a paragraph; its text boxes are appended to `boxes`."""
-    for child in element:
-        if child.tag in REMOVED or not isinstance(child.tag, str):
-            continue
+    for child in _children(element):
         if child.tag in (f"{W}t", f"{M}t"):
             yield child.text or ""
         elif child.tag in SIGNS:
             yield SIGNS[child.tag]
         elif child.tag == f"{W}txbxContent":
             boxes.append(child)
-        elif child.tag == f"{MC}AlternateContent":  # the same content twice: for newer and for older readers
-            choice = child.find(f"{MC}Choice")
-            yield from _inline(child if choice is None else choice, boxes)
         else:
             yield from _inline(child, boxes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 
-FENCED = re.compile(r"(---|\+\+\+)[ \t]*\n(.*?\n)??(\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+FENCED = re.compile(r"(---(?![ \t]*\n[ \t]*\n)|\+\+\+)[ \t]*\n(.*?\n)??(\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 KEY = re.compile(r"(?:[^\s:#\-\[\]{}\"'][^:]*|\"[^\"]*\"|'[^']*')\s*:(?:\s|$)")
 """The beginning of an entry of a YAML mapping. A parser would refuse what authors write, such as `title: One: two`."""
 
@@ -13,7 +13,8 @@ KEY = re.compile(r"(?:[^\s:#\-\[\]{}\"'][^:]*|\"[^\"]*\"|'[^']*')\s*:(?:\s|$)")
 def without(text: str) -> str:
     """`text` without its front matter, with line ends as LF.
 
-    A first line `---` may also be a rule: then what follows is no YAML mapping, and all of it stays.
+    A first line `---` may also be a rule: then what follows is an empty line, as
+    Pandoc has it, or no YAML mapping, and all of it stays.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     fenced = FENCED.match(text)

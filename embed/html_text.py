@@ -41,10 +41,11 @@ BLOCKS = {
         "tr",
     ),
     *("ul", "caption", "video", "audio", "object", "iframe"),
+    *("center", "dir", "frameset", "noframes", "listing", "marquee", "plaintext", "xmp"),
 }
-LINES = {"option", "optgroup", "label", "rp", "rt", "button", "input", "img"}
+LINES = {"option", "optgroup", "label", "button", "input", "img"}
 """Elements that separate text onto a new line although they are not blocks."""
-VERBATIM = {"pre", "textarea"}
+VERBATIM = {"pre", "textarea", "listing", "plaintext", "xmp"}
 BREAK = "\n\n"
 
 
@@ -64,7 +65,9 @@ def text(content: bytes) -> str:
 
 def _collect(element: Any, pieces: list[str], verbatim: bool) -> None:
     """Append the text of `element`: white space as in a browser."""
-    from bs4.element import NavigableString, Tag
+    from bs4.element import NavigableString, RubyParenthesisString, RubyTextString, Tag
+
+    shown = (NavigableString, RubyParenthesisString, RubyTextString)
 
     for child in element.children:
         if isinstance(child, Tag):
@@ -74,5 +77,5 @@ def _collect(element: Any, pieces: list[str], verbatim: bool) -> None:
             pieces.append("\n" if child.name == "br" else edge)
             _collect(child, pieces, verbatim or child.name in VERBATIM)
             pieces.append(edge)
-        elif type(child) is NavigableString:  # comments and the like are of sub-classes
+        elif type(child) in shown:  # comments and the like are of other sub-classes
             pieces.append(str(child) if verbatim else re.sub(r"\s+", " ", child))

@@ -54,8 +54,10 @@ def check_folder(folder: Path, inputs: Iterable[Path], option: str = "--output")
     """Check that writing or replacing the whole `folder` loses none of `inputs`, and that none of them would include it.
 
     Raises:
-        BadInput: the folder is an input, contains one, or is inside one.
+        BadInput: the folder is an input, contains one, is inside one, or is named by `.`, `..` or `/` alone.
     """
+    if folder.name in ("", ".."):  # no hidden folder can stand next to it under its name, and it cannot be moved aside
+        raise BadInput(f"{option} {folder}: has no name of its own; name the folder that is to be written")
     for source in inputs:
         if not source.exists():
             continue

@@ -82,7 +82,7 @@ class Store:
 
 def ids_path(path: Path) -> Path:
     """The file with the ids and other columns of the index `path`."""
-    return path.with_name(path.name + corpora.IDS)
+    return path.parent / f"{path.name}{corpora.IDS}"
 
 
 def check(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qembed.errors import BadInput
+from qembed.search import store
 from qembed.targets import Target, check_folder, check_targets, is_same_file
 
 
@@ -89,3 +90,14 @@ def test_new_files_are_compared_by_folder_and_name(tmp_path: Path) -> None:
     assert is_same_file(tmp_path / "é.npy", tmp_path / "e\u0301.npy")
     assert not is_same_file(tmp_path / "a.npy", tmp_path / "b.npy")
     assert not is_same_file(tmp_path / "none" / "a.npy", tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("name", [".", "./", "..", "new/..", "/"])
+def test_a_folder_without_a_name_of_its_own_is_no_target(name: str) -> None:
+    with pytest.raises(BadInput, match=r"--output .*name"):
+        check_folder(Path(name), [])
+
+
+def test_an_index_named_by_a_folder_is_refused_with_its_ids() -> None:
+    output = Path()
+    assert "a folder" in refused(output, store.ids_path(output))

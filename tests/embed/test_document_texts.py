@@ -84,6 +84,55 @@ def test_headers_footers_links_breaks_text_boxes_and_notes_are_kept_once() -> No
     ]  # fmt: skip
 
 
+def docx_with(*blocks: str) -> str:
+    """The text of a document with these elements as its body."""
+    import docx
+    from docx.oxml import parse_xml
+
+    document = docx.Document()
+    compatibility = 'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"'
+    for block in blocks:
+        document.element.body.append(parse_xml(block.replace(">", f" {W} {compatibility}>", 1)))
+    return docx_text(document)
+
+
+def test_a_tab_to_a_position_separates_as_other_tabs_do() -> None:
+    assert docx_with('<w:p><w:r><w:t>left</w:t><w:ptab w:alignment="right"/><w:t>right</w:t></w:r></w:p>') == "left\tright"
+
+
+def test_a_block_for_newer_and_for_older_readers_stands_once() -> None:
+    paragraph = "<w:p><w:r><w:t>{}</w:t></w:r></w:p>"
+    choice, fallback = paragraph.format("new"), paragraph.format("old")
+    block = f"<mc:AlternateContent><mc:Choice>{choice}</mc:Choice><mc:Fallback>{fallback}</mc:Fallback></mc:AlternateContent>"
+    cell = f"<w:tc>{block}</w:tc>"
+    assert docx_with(block, f"<w:tbl><w:tr>{cell}</w:tr></w:tbl>") == "new\n\nnew"
+
+
+def test_cells_merged_by_hmerge_stand_once_and_deleted_cells_not_at_all() -> None:
+    cells = [
+        f"<w:tc><w:tcPr>{mark}</w:tcPr><w:p><w:r><w:t>{text}</w:t></w:r></w:p></w:tc>"
+        for mark, text in (
+            ('<w:hMerge w:val="restart"/>', "a"),
+            ("<w:hMerge/>", "a"),
+            ('<w:cellDel w:id="1"/>', "gone"),
+            ("", "b"),
+        )
+    ]
+    assert docx_with(f"<w:tbl><w:tr>{''.join(cells)}</w:tr></w:tbl>") == "a\tb"
+
+
+def test_older_html_elements_separate_blocks_too() -> None:
+    page = "a<center>b</center>c<dir><li>d</dir>e<xmp>f  g</xmp>h<listing>i</listing>j<marquee>k</marquee>l<plaintext>m"
+    text = documents.read(page.encode(), ".html").text
+    assert text.split() == list("abcdefghijklm")
+    assert "f  g" in text
+
+
+def test_html_keeps_ruby_readings_in_their_line() -> None:
+    page = "<p>\u6f22<rp>(</rp><rt>kan</rt><rp>)</rp>\u5b57".replace("<p>", "<p><ruby>") + "</ruby> end"
+    assert documents.read(page.encode(), ".html").text == "\u6f22(kan)\u5b57 end"
+
+
 def test_html_keeps_its_title_and_separates_blocks_like_a_browser() -> None:
     page = (
         "<html><head><title>The title</title><style>no{}</style></head><body><template>no</template>"
@@ -117,6 +166,8 @@ def test_front_matter_is_left_out(text: str) -> None:
     [
         "---\nThe first section.\n\n---\nThe second.\n",
         "---\n\n# The first\n\nIt says: this.\nAnd more.\n\n---\nThe second.\n",
+        "---\n\nNote: mind this.\n\n---\nThe second.\n",
+        "---\n \nNote: mind this.\n---\nThe second.\n",
         "---\n- a list\n- of two\n---\nThe second.\n",
         "---\nThe first has no end.\n",
         "+++\nThe first.\n+++\nThe second.\n",

@@ -142,6 +142,8 @@ def check(source: str, options: Options) -> None:
                 raise BadInput(f"--url uses a running server, which has its own settings; leave {option} out")
     elif options["api_key_file"]:
         raise BadInput("--api-key-file goes with --url: add --url, or leave it out")
+    if Path(options["output"]).name in ("", ".."):
+        raise BadInput(f"--output {options['output']}: is a folder; name the file that is to be written, such as vectors.npy")
     if options["ray"]:
         _check_ray(source, options)
     elif options["ray_workers"] or options["ray_cpus"] or options["ray_gpus"]:

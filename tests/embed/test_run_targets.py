@@ -36,6 +36,9 @@ def source(tmp_path: Path) -> Path:
         ("in.jsonl", "-o", "out.npy", "--rejects", "."),
         ("in.ids.jsonl", "-o", "in.npy"),
         (".", "-o", "in.jsonl"),
+        ("in.jsonl", "-o", "."),
+        ("in.jsonl", "-o", "/"),
+        ("in.jsonl", "-o", "new/.."),
         (".", "-o", "out.npy", "--rejects", "in.jsonl"),
     ],
 )

@@ -178,15 +178,16 @@ def prepare(row: Row) -> None:
 
 
 def run_numbers(cost: Run, out: Path) -> dict[str, Any]:
-    """Numbers of a run and of its output; `layer_seconds` is the time of the last layer, None if it reports none."""
+    """Numbers of a run and of its output; `layer_seconds` is the mean time of a layer, None if it reports too few."""
     from qembed.quantize.run import sizes
 
-    ends = [at for at, line in cost.lines if re.match(r"layer \d+ of \d+", line)]
+    reports = [(at, int(report[1])) for at, line in cost.lines if (report := re.match(r"layers: \d+%, (\d+) of \d+", line))]
+    layers = reports[-1][1] - reports[0][1] if reports else 0
     checkpoint = Checkpoint(out.name, out)
     return {
         "seconds": cost.seconds,
         "peak_bytes": cost.peak_bytes,
-        "layer_seconds": ends[-1] - ends[-2] if len(ends) > 1 else None,
+        "layer_seconds": (reports[-1][0] - reports[0][0]) / layers if layers else None,
         "tensor_bytes": sizes(checkpoint)["all"],
         "tokens": checkpoint.manifest.get("calibration", {}).get("tokens"),
     }

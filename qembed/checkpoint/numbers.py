@@ -43,7 +43,7 @@ def check_numbers(config: Mapping[str, Any], path: Path) -> None:
     """
     for name, value, largest in _limited(config):
         if isinstance(value, str) and _is_number(value):
-            raise BadInput(f"{path}: {name} is text, {value[:40]!r}; write it without quotes")
+            raise BadInput(f"{path}: {name} is {value[:40]!r}, which is text; write it without quotes")
         if isinstance(value, int | float) and not -largest <= value <= largest:
             shown = f"{value:,}" if isinstance(value, float) or value.bit_length() < 100 else f"of {value.bit_length()} bits"
             raise BadInput(f"{path}: {name} is {shown}, at most {largest:,} can be true")

@@ -57,9 +57,8 @@ class StoredStates:
         if self._scaled:
             lowest, highest = states.aminmax(dim=-1, keepdim=True)
             exponents = torch.maximum(-lowest, highest).frexp().exponent - LARGEST_EXPONENT
-            unit = torch.ones(exponents.shape)
-            self._scales[index].copy_(torch.ldexp(unit, exponents))
-            states = states * torch.ldexp(unit, -exponents)
+            scales = self._scales[index].copy_(torch.ldexp(torch.ones(exponents.shape), exponents))
+            states = states / scales
         self._values[index].copy_(states)
 
     def __iter__(self) -> Iterator[torch.Tensor]:

@@ -16,7 +16,7 @@ def states(size: float) -> list[torch.Tensor]:
 
 
 def test_a_residual_stream_is_rounded_relative_to_each_token() -> None:
-    for size in (1e-30, 1.0, 1e6, 1e30):
+    for size in (1e-36, 1e-30, 1.0, 1e6, 1e30):
         stored, original = StoredStates(BATCHES, 64), states(size)
         original[0][0, 0, 5] = 1000 * size  # a massive activation
         original[1][0, 3] = 0

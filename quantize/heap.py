@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from functools import cache
-from typing import Any
 
 
 def trim() -> None:
@@ -12,14 +11,5 @@ def trim() -> None:
 
     Between batches it is faster to keep them. Before large matrices are factorized they would add to the peak.
     """
-    malloc_trim = _malloc_trim()
-    if malloc_trim is not None:
-        malloc_trim(0)
-
-
-@cache
-def _malloc_trim() -> Any:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -17,7 +17,7 @@ from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, OpenEngine
 from qembed.embed.windows import Texts
 from qembed.errors import BadInput
-from qembed.targets import is_same_file
+from qembed.targets import check_name, is_same_file
 from qembed.text.cleaning import clean
 from qembed.text.display import counted
 from qembed.text.prompts import DEFAULT_PROMPTS, instruct
@@ -142,8 +142,7 @@ def check(source: str, options: Options) -> None:
                 raise BadInput(f"--url uses a running server, which has its own settings; leave {option} out")
     elif options["api_key_file"]:
         raise BadInput("--api-key-file goes with --url: add --url, or leave it out")
-    if Path(options["output"]).name in ("", ".."):
-        raise BadInput(f"--output {options['output']}: is a folder; name the file that is to be written, such as vectors.npy")
+    check_name(Path(options["output"]), "file")
     if options["ray"]:
         _check_ray(source, options)
     elif options["ray_workers"] or options["ray_cpus"] or options["ray_gpus"]:
@@ -200,15 +199,8 @@ def identity(launch: Launch) -> dict[str, Any]:
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The identity of a checkpoint's files by size and modification time; hashing them would take as long as reading them."""
-    modules = [path for suffix in ("json", "safetensors") for path in checkpoint.folder.glob(f"[0-9]_*/*.{suffix}")]
-    files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json"), *modules})
-    return {
-        "model": str(checkpoint.folder.resolve()),
-        "files": [
-            [path.relative_to(checkpoint.folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files
-        ],
-    }
+    """The identity of a checkpoint's files by size and modification time."""
+    return {"model": str(checkpoint.folder.resolve()), "files": list(map(list, checkpoint.file_stamps()))}
 
 
 def _in_process(options: Options, on_stage: OnStage) -> Computing:

@@ -56,8 +56,7 @@ def check_folder(folder: Path, inputs: Iterable[Path], option: str = "--output")
     Raises:
         BadInput: the folder is an input, contains one, is inside one, or is named by `.`, `..` or `/` alone.
     """
-    if folder.name in ("", ".."):  # no hidden folder can stand next to it under its name, and it cannot be moved aside
-        raise BadInput(f"{option} {folder}: has no name of its own; name the folder that is to be written")
+    check_name(folder, "folder", option)
     for source in inputs:
         if not source.exists():
             continue
@@ -67,6 +66,16 @@ def check_folder(folder: Path, inputs: Iterable[Path], option: str = "--output")
             raise BadInput(f"{option} {folder}: contains the input {source}, which would be lost; choose another {option}")
         if source.is_dir() and is_inside(folder, source):
             raise BadInput(f"{option} {folder}: is inside the input {source}; choose another {option}")
+
+
+def check_name(target: Path, kind: str, option: str = "--output") -> None:
+    """Check that `target`, a "file" or "folder", has a name: other names are made of it, and beside it stands what is written.
+
+    Raises:
+        BadInput: it is `.`, `..` or `/`, or ends in `..`.
+    """
+    if target.name in ("", ".."):
+        raise BadInput(f"{option} {target}: has no name of its own; name the {kind} that is to be written")
 
 
 def already_exists(path: Path, option: str = "--output") -> str:

@@ -224,6 +224,16 @@ class Checkpoint:
         last, alone = token_ids(tokenizer, "a", name)[-1:], token_ids(tokenizer, "", name)[-1:]
         return tokenizer.id_to_token(last[0]) if last and last == alone else None
 
+    def file_stamps(self) -> list[tuple[str, int, int]]:
+        """Path within the folder, bytes and modification time (ns) of each file that decides vectors, those of modules too.
+
+        They identify the checkpoint: hashing 16 GB would take longer than reading them.
+        """
+        modules = [path for suffix in ("json", "safetensors") for path in self.folder.glob(f"[0-9]_*/*.{suffix}")]
+        paths = sorted({*self.files.values(), *self.folder.glob("*.json"), *modules})
+        stats = [(path.relative_to(self.folder).as_posix(), path.stat()) for path in paths]
+        return [(name, status.st_size, status.st_mtime_ns) for name, status in stats]
+
     def table_rows(self) -> int:
         """The rows of the token table.
 

@@ -95,26 +95,36 @@ class Embedder:
         """The prompt of a text that no other is asked for; empty for none."""
         return self.prompts[self.default_prompt] if self.default_prompt is not None else ""
 
+    @property
+    def smallest(self) -> int:
+        """The smallest size that vectors may be cut to, if the model lists none."""
+        return min(SMALLEST, self.width)
+
     def allows(self, dimensions: int) -> bool:
         """Whether vectors may be cut to this size."""
-        return dimensions in self.sizes if self.sizes else min(SMALLEST, self.width) <= dimensions <= self.width
+        return dimensions in self.sizes if self.sizes else self.smallest <= dimensions <= self.width
 
     @property
     def dimensions(self) -> str:
         """The sizes that vectors may be cut to, in words."""
-        return ", ".join(map(str, self.sizes)) if self.sizes else f"{min(SMALLEST, self.width)} to {self.width}"
+        return ", ".join(map(str, self.sizes)) if self.sizes else f"{self.smallest} to {self.width}"
 
     @property
     def default_sizes(self) -> dict[str, Any]:
         """What vLLM needs in its config to cut vectors to the same sizes."""
         return {"is_matryoshka": True, "matryoshka_dimensions": list(self.sizes) or None}
 
+    @property
+    def attention_config(self) -> dict[str, Any]:
+        """The entries of config.json with which vLLM computes bidirectional attention; empty for causal attention."""
+        return {} if self.architecture is None else {"architectures": [self.architecture], "is_causal": False}
+
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """`config`, as config.json has it, with the names under which vLLM and transformers read it without other code."""
         if self.architecture is None:
             return dict(config)
         plain = {name: value for name, value in config.items() if name != "auto_map"}
-        return {**plain, "model_type": self.family, "architectures": [self.architecture], "is_causal": False}
+        return {**plain, "model_type": self.family, **self.attention_config}
 
     def notes(self, *, normalized: bool | None = None) -> Iterator[str]:
         """What a user may not expect of the vectors, in lines; `normalized`: whether they have unit length in the end."""

@@ -133,9 +133,8 @@ def embed(
     """The vectors [texts, dimension] float32 of `texts`, in their order.
 
     Texts of similar length are batched, padded on the right: with causal attention padding changes nothing, otherwise it is
-    masked. A batch holds at
-    most `token_budget` tokens including padding (a longer text gets its own), which bounds memory. `on_done` is called with
-    the number of texts after each batch. Vectors that are not finite are returned as they are.
+    masked. A batch holds at most `token_budget` tokens including padding (a longer text gets its own), which bounds memory.
+    `on_done` is called with the number of texts after each batch. Vectors that are not finite are returned as they are.
 
     Raises:
         BadInput: a text has no tokens, more than the model's context, or one without a row in the token table.

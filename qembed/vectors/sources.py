@@ -215,11 +215,7 @@ def _vllm(checkpoint: Checkpoint, dtype: str, on_stage: OnStage) -> Iterator[Sou
 
 
 def _identity(checkpoint: Checkpoint, engine: str, device: str, dtype: str) -> dict[str, Any]:
-    """What a checkpoint's vectors depend on. Files are identified by size and time: hashing 16 GB would take longer than
-    reading.
-    """
-    modules = [path for suffix in ("json", "safetensors") for path in checkpoint.folder.glob(f"[0-9]_*/*.{suffix}")]
-    files = sorted({*checkpoint.files.values(), *checkpoint.folder.glob("*.json"), *modules})
+    """What a checkpoint's vectors depend on. Files are identified by size and time."""
     return {
         "engine": engine,
         "version": vllm_version() if engine == "vllm" else metadata.version("transformers"),
@@ -227,9 +223,7 @@ def _identity(checkpoint: Checkpoint, engine: str, device: str, dtype: str) -> d
         "device": device,
         "dtype": dtype,
         "folder": str(checkpoint.folder.resolve()),
-        "files": [
-            [path.relative_to(checkpoint.folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files
-        ],
+        "files": list(map(list, checkpoint.file_stamps())),
     }
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qembed.checkpoint.embedder import SMALLEST
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.vllm import api_keys, engine_options, hosts, kernels, plan, plan_table
 from qembed.vllm.devices import Device
@@ -60,9 +59,7 @@ def arguments(launch: Launch) -> list[str]:
 def engine_arguments(launch: Launch) -> list[str]:
     """The arguments of vLLM's engine, with or without a server."""
     settings, embedder = launch.settings, launch.settings.checkpoint.embedder
-    overrides: dict[str, object] = embedder.default_sizes
-    if embedder.architecture is not None:
-        overrides |= {"architectures": [embedder.architecture], "is_causal": False}
+    overrides: dict[str, object] = {**embedder.default_sizes, **embedder.attention_config}
     if launch.max_model_len > embedder.context:
         overrides["model_max_length"] = launch.max_model_len  # vLLM takes max_seq_length for the limit
     if plan.has_plain_positions(settings.checkpoint.config):
@@ -152,7 +149,7 @@ def rules(
         folder=str(settings.checkpoint.folder.resolve()),
         max_model_len=launch.max_model_len,
         dimensions=list(embedder.sizes) or [embedder.width],
-        smallest=None if embedder.sizes else min(SMALLEST, embedder.width),
+        smallest=None if embedder.sizes else embedder.smallest,
         prompts=dict(embedder.prompts),
         default_prompt=settings.prompt_name,
         model_prompt=embedder.default_prompt,

@@ -96,9 +96,9 @@ def make(
     """The plan for a checkpoint with the tensors `shapes` (from `Checkpoint.shapes`), computed in `dtype`.
 
     `keeps_cache`: every layer has a KV cache of its own; `whole_texts`: a text is then computed in one step all the same.
-    `in_pieces`: without a KV cache, a step longer than `max_num_batched_tokens` is computed in pieces.
-    `max_model_len`, `max_num_batched_tokens` and `block_size` are in
-    tokens, `max_num_seqs` in sequences. `parallel` devices share the matrices and the heads of the cache.
+    `in_pieces`: without a KV cache, a step longer than `max_num_batched_tokens` is computed in pieces. `max_model_len`,
+    `max_num_batched_tokens` and `block_size` are in tokens, `max_num_seqs` in sequences. `parallel` devices share the matrices
+    and the heads of the cache.
 
     Raises:
         BadInput: config.json has no valid value for a size.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from qembed.checkpoint.embedder import SMALLEST, Embedder
+from qembed.checkpoint.embedder import Embedder
 from qembed.errors import BadInput, MissingExtra
 from qembed.vllm import engine_options, plan
 
@@ -65,7 +65,7 @@ def check_settings(settings: ServerSettings) -> None:
 
 def _sizes(embedder: Embedder) -> Sequence[int]:
     """The sizes that vectors may be cut to: SGLang knows no range."""
-    return embedder.sizes or range(min(SMALLEST, embedder.width), embedder.width + 1)
+    return embedder.sizes or range(embedder.smallest, embedder.width + 1)
 
 
 def arguments(launch: Launch) -> list[str]:

@@ -34,6 +34,8 @@ INPUTS = {
     "mlp.down_proj": LINEARS[6:7],
 }
 """The linear layers that read each input. An input has the name of the first of them."""
+RMS_NORMS = ("Qwen3RMSNorm", "Qwen2RMSNorm", "LlamaRMSNorm", "MistralRMSNorm")
+"""transformers' classes of the norm that `rms_norm` computes."""
 NOT_STORED = ".rotary_emb.inv_freq"
 """Suffix of the names of buffers in old Llama checkpoints; the model computes them from its config."""
 
@@ -117,6 +119,7 @@ class DecoderLayer:
         self.is_causal = checkpoint.embedder.is_causal
         self.module: Any = model.layers[0].eval()
         products.use_in(self.module)
+        _use_rms_norm(self.module)
         self.window: int | None = None
         self.dtype = torch.float32
 
@@ -235,7 +238,26 @@ def _window(config: Any, layer: int) -> int | None:
 
 
 def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Root mean square normalization of `hidden` [..., d] with `weight` [d] (Zhang and Sennrich 2019)."""
+    """Root mean square normalization of `hidden` [..., d] with `weight` [d]: in float32, returned in the dtype of `hidden`.
+
+    Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
+    """
     import torch
 
-    return torch.nn.functional.rms_norm(hidden, weight.shape, weight, epsilon)
+    return torch.nn.functional.rms_norm(hidden.float(), weight.shape, weight.float(), epsilon).to(hidden.dtype)
+
+
+def _use_rms_norm(module: torch.nn.Module) -> None:
+    """Make the norms of `module` compute with `rms_norm`, which takes a quarter of the time of transformers' own."""
+    from torch import nn
+
+    class RMSNorm(nn.Module):
+        weight: torch.Tensor
+        variance_epsilon: float
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return rms_norm(hidden, self.weight, self.variance_epsilon)
+
+    for submodule in module.modules():
+        if type(submodule).__name__ in RMS_NORMS:
+            submodule.__class__ = RMSNorm

@@ -92,13 +92,11 @@ def quantize(
     block = DecoderLayer(checkpoint, device)
     for layer in range(shape.layers):
         tensors = _original_tensors(checkpoint, layer, device)
-        block.load(tensors, layer)
+        block.load(tensors, layer, products.calibration_dtype(device))
         held_out.original.advance(block)
         quantizer = LayerQuantizer(block, layer, tensors, shape, settings, report)
         del tensors  # the quantizer drops each weight as soon as it is rounded
-        block.load(quantizer.tensors, layer, products.calibration_dtype(device))
-        stored = _quantize_layer(quantizer, streams, parts, f"{checkpoint.prefix}layers.{layer}.")
-        block.load(dequantize_layer(stored), layer)
+        _quantize_layer(quantizer, streams, parts, f"{checkpoint.prefix}layers.{layer}.")
         held_out.quantized.advance(block)
         on_layer(layer + 1)
     if served is not None and parts is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BFLOAT16 = "bf16"
 """torch's name of the precision."""
-ROWS = 256
+ROWS = 64
 """Rows are padded to a multiple of this number: oneDNN caches a buffer for each shape, which fragments the heap."""
 
 

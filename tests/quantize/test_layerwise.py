@@ -82,6 +82,26 @@ def test_single_blocks_compute_the_same_as_the_complete_model(make_checkpoint: M
     torch.testing.assert_close(vectors, torch.nn.functional.normalize(last, dim=-1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_in_bfloat16_keeps_the_residual_stream_and_its_norms_in_float32(
+    make_checkpoint: MakeCheckpoint, family: str
+) -> None:
+    checkpoint = make_checkpoint(family)
+    block, hidden = DecoderLayer(checkpoint, torch.device("cpu")), hidden_states(checkpoint)
+    batch = plain([[0] * 9] * 2, range(2), tokens=100)[0]
+    branches = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        block.load(layer_tensors(checkpoint), dtype=dtype)
+        assert block.linear("mlp.up_proj").weight.dtype == dtype
+        assert block.module.input_layernorm.weight.dtype == torch.float32
+        with torch.no_grad():
+            after = block.run(hidden, batch)
+        assert after.dtype == torch.float32
+        branches[dtype] = after - hidden
+    error = (branches[torch.bfloat16] - branches[torch.float32]).norm() / branches[torch.float32].norm()
+    assert 0 < error < 0.02
+
+
 @pytest.mark.parametrize("rounding", ["gptq", "rtn"])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_stored_integers_are_the_levels_of_rounding(

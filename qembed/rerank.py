@@ -25,10 +25,12 @@ from qembed.vectors import reference
 
 if TYPE_CHECKING:
     import openai
+    import torch
     from rich.console import Console
 
 CHUNK = 64
 ALTERNATIVES = 20
+LANGUAGE_HEAD = "lm_head.weight"
 TIMEOUT = 300.0
 
 Pairs = Sequence[tuple[str, str]]
@@ -93,8 +95,9 @@ def through_transformers(checkpoint: Checkpoint) -> Reranker:
     checkpoint = replace(checkpoint, task="rerank")
     description = checkpoint.reranker
     assert description is not None
+    dtype = sources.transformers_dtype(checkpoint)
     identity = {**sources.transformers(checkpoint).identity, "task": "rerank"}
-    return Reranker(checkpoint.name, identity, lambda: _transformers(checkpoint, description))
+    return Reranker(checkpoint.name, identity, lambda: _transformers(checkpoint, description, dtype))
 
 
 def through_server(url: str, api_key: str | None = None) -> Reranker:
@@ -114,19 +117,15 @@ def through_server(url: str, api_key: str | None = None) -> Reranker:
 
 
 @contextmanager
-def _transformers(checkpoint: Checkpoint, description: Description) -> Iterator[Scorer]:
-    """Load `checkpoint`, which is described by `description`."""
+def _transformers(checkpoint: Checkpoint, description: Description, dtype: str) -> Iterator[Scorer]:
+    """Load `checkpoint`, which is described by `description`, in `dtype`; INT4 weights are dequantized."""
     import torch
 
     from qembed.vectors import sources
 
     device = "cuda" if sources.has_gpu() else "cpu"
-    model = _load(checkpoint, device)
-    if description.form == "converted":
-        row = checkpoint.tensor(LABEL_HEAD)[0].float().to(device)
-    else:
-        no, yes = model.get_output_embeddings().weight[list(description.answers)].float()
-        row = yes - no
+    loaded = reference.load(checkpoint, dtype, device)
+    row = _row(checkpoint, description, loaded)
     tokenizer = checkpoint.tokenizer()
     before, after = (tokenizer.encode(text, add_special_tokens=False).ids for text in (BEFORE, AFTER))
     room = description.trunk.context - len(before) - len(after)
@@ -145,7 +144,7 @@ def _transformers(checkpoint: Checkpoint, description: Description) -> Iterator[
                 padded[place, : len(ids[index])] = torch.tensor(ids[index])
             last = torch.tensor([len(ids[index]) - 1 for index in rows], device=device)
             with torch.inference_mode():
-                hidden = model.base_model(input_ids=padded.to(device), use_cache=False).last_hidden_state
+                hidden = loaded.model(input_ids=padded.to(device), use_cache=False).last_hidden_state
                 difference = hidden[torch.arange(len(rows), device=device), last].float() @ row
                 scores[rows] = difference.sigmoid().cpu().numpy()
         return scores
@@ -153,24 +152,14 @@ def _transformers(checkpoint: Checkpoint, description: Description) -> Iterator[
     yield score
 
 
-def _load(checkpoint: Checkpoint, device: str) -> Any:
-    """The language model, in 16 bits on "cuda" (bfloat16 where the GPU has it) and in float32 on "cpu"."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    half = torch.bfloat16 if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=half if device == "cuda" else torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{checkpoint.folder}: transformers cannot load this reranker: {reason}") from error
-    return model.to(device).eval()
+def _row(checkpoint: Checkpoint, description: Description, loaded: reference.Reference) -> torch.Tensor:
+    """The row [hidden] float32 whose product with the last state is the logit of yes less that of no."""
+    if description.form == "converted":
+        return checkpoint.tensor(LABEL_HEAD)[0].float().to(loaded.device)
+    tied = checkpoint.config.get("tie_word_embeddings") or LANGUAGE_HEAD not in checkpoint.files
+    table = loaded.model.embed_tokens.weight if tied else checkpoint.tensor(LANGUAGE_HEAD)
+    no, yes = (table[id_].float().to(loaded.device) for id_ in description.answers)
+    return yes - no
 
 
 @contextmanager

@@ -143,6 +143,23 @@ class FakeVllm:
         return 0.01 + 0.98 * document.count("a") / max(len(document), 1)
 
 
+class FakeQembed(FakeVllm):
+    """A `qembed serve` with a reranker: it takes plain pairs, and has neither /classify nor completions."""
+
+    def __init__(self) -> None:
+        super().__init__(classifies=False)
+        self.requests: list[dict[str, Any]] = []
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if path == "/version":
+            return 200, {"version": "0.32.0", "qembed": "0.1.0", "task": "rerank"}
+        if path == "/v1/score":
+            self.requests.append(body)
+            scores = [{"index": row, "score": text.count("a") / 100} for row, text in enumerate(body["text_2"])]
+            return 200, {"object": "list", "data": scores[::-1]}
+        return super().answer(path, body) if path == "/v1/models" else (404, {"error": {"message": "no", "code": 404}})
+
+
 @pytest.fixture
 def start_vllm() -> Iterator[Callable[[FakeVllm], FakeVllm]]:
     with ExitStack() as running:
@@ -161,6 +178,14 @@ def test_a_server_gets_the_whole_prompt(start_vllm: Callable[[FakeVllm], FakeVll
         scores = score(PAIRS, None)
     assert scores == pytest.approx([fake.score(f"{body}<|im_end|>") for body in BODIES], abs=1e-6)
     assert fake.prompts == [rerank.BEFORE + body + rerank.AFTER for body in BODIES]
+
+
+def test_a_qembed_server_gets_plain_pairs_and_the_instruction(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:
+    fake = FakeQembed()
+    start_vllm(fake)
+    with rerank.through_server(fake.url).open() as score:
+        assert score([("q", "aa"), ("p", "b")], "judge") == pytest.approx([0.02, 0])
+    assert fake.requests == [{"model": "r", "text_1": ["q", "p"], "text_2": ["aa", "b"], "instruction": "judge"}]
 
 
 def test_logprobs_of_yes_and_no_are_requested_if_the_server_tokenizes(start_vllm: Callable[[FakeVllm], FakeVllm]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.rerank_template import Template
 from qembed.checkpoint.reranker import AFTER, ANSWERS, BEFORE, LABEL_HEAD, LONGEST, body
 from qembed.checkpoint.reranker import Reranker as Description
 from qembed.command.progress import reporter
@@ -126,16 +127,12 @@ def _transformers(checkpoint: Checkpoint, description: Description, dtype: str) 
     device = "cuda" if sources.has_gpu() else "cpu"
     loaded = reference.load(checkpoint, dtype, device)
     row = _row(checkpoint, description, loaded)
-    tokenizer = checkpoint.tokenizer()
-    before, after = (tokenizer.encode(text, add_special_tokens=False).ids for text in (BEFORE, AFTER))
-    room = description.trunk.context - len(before) - len(after)
-    if room < 1:
+    template = Template(checkpoint.tokenizer(), description.trunk.context)
+    if template.room < 1:
         raise BadInput(f"{checkpoint.folder}: its context has no room for a reranker's prompt")
 
     def score(pairs: Pairs, instruction: str | None = None) -> NDArray[np.float32]:
-        bodies = [body(*pair, instruction) for pair in pairs]
-        encodings = tokenizer.encode_batch(bodies, add_special_tokens=False)
-        ids = [[*before, *encoding.ids[:room], *after] for encoding in encodings]
+        ids = [template.prompt(tokens) for tokens in template.encode([body(*pair, instruction) for pair in pairs])]
         scores = np.empty(len(ids), np.float32)
         for rows in reference.batches([len(tokens) for tokens in ids], reference.TOKEN_BUDGET):
             longest = max(len(ids[row]) for row in rows)

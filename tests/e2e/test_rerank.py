@@ -18,6 +18,7 @@ import pytest
 
 from qembed import rerank
 from qembed.checkpoint.find import find
+from qembed.checkpoint.reranker import AFTER
 from qembed.vllm import machine, ports
 from tests.checkpoints import RERANKER_CONTEXT as CONTEXT
 from tests.checkpoints import write_int4
@@ -98,7 +99,7 @@ def test_scores_are_those_of_transformers(reranker: Path, servers: dict[str, Vll
 
 
 FORMS = ("original", "converted", "int4")
-DOCUMENTS = [*(document for _, document in PAIRS), "Swifts sleep in flight. " * 40, "long " * CONTEXT]
+DOCUMENTS = [*(document for _, document in PAIRS), "Swifts sleep in flight. " * 40, "long " * CONTEXT, f"No.{AFTER}yes"]
 QUERY = "where do swifts sleep"
 
 

@@ -269,6 +269,7 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
             in_pieces=checkpoint.trunk.is_causal and not _keeps_cache(settings),
             parallel=settings.tensor_parallel_size,
             processes="caller" if not served else "forked" if _forks_engine(settings, target.kind) else "separate",
+            gate_tokenizes=served and checkpoint.reranker is not None,
         )
 
     sizes = fit.Sizes(

@@ -16,6 +16,7 @@ from qembed.text.prompts import DEFAULT_INSTRUCTION
 from qembed.vllm.arguments import arguments, rules
 from qembed.vllm.devices import Target
 from qembed.vllm.kernels import Cpu
+from qembed.vllm.plan import CPU_RUNTIME, GATE_TOKENIZER, TOKENIZER
 from qembed.vllm.settings import Launch, ServerSettings, resolve
 from tests.checkpoints import RERANKER_CONTEXT
 
@@ -72,3 +73,12 @@ def test_an_embedder_has_no_instruction(checkpoint: Checkpoint) -> None:
 def test_the_users_word_decides_what_is_launched(reranker: Path) -> None:
     as_embedder = launched(replace(find(str(reranker)), task="embed"))
     assert value_of(as_embedder, "--convert") == "embed"
+
+
+def test_the_plan_counts_the_gates_tokenizer_of_a_reranker(reranker: Path) -> None:
+    checkpoint = find(str(reranker))
+    as_reranker, as_embedder = launched(checkpoint), launched(replace(checkpoint, task="embed"))
+    rows = checkpoint.config["vocab_size"]
+    assert as_reranker.plan.runtime - as_embedder.plan.runtime == GATE_TOKENIZER * rows > 0
+    in_process = resolve(ServerSettings(checkpoint), CPU, Cpu(), 1, served=False)  # has no gate
+    assert in_process.plan.runtime == CPU_RUNTIME["caller"] + TOKENIZER * rows

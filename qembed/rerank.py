@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.rerank_template import Template
-from qembed.checkpoint.reranker import AFTER, ANSWERS, BEFORE, LABEL_HEAD, LONGEST, body
+from qembed.checkpoint.reranker import AFTER, ANSWERS, BEFORE, LONGEST, body
 from qembed.checkpoint.reranker import Reranker as Description
+from qembed.checkpoint.score_row import score_row
 from qembed.command.progress import reporter
 from qembed.errors import BadInput, QembedError
 from qembed.vectors import cache as caches
@@ -26,12 +27,10 @@ from qembed.vectors import reference
 
 if TYPE_CHECKING:
     import openai
-    import torch
     from rich.console import Console
 
 CHUNK = 64
 ALTERNATIVES = 20
-LANGUAGE_HEAD = "lm_head.weight"
 TIMEOUT = 300.0
 
 Pairs = Sequence[tuple[str, str]]
@@ -126,7 +125,7 @@ def _transformers(checkpoint: Checkpoint, description: Description, dtype: str) 
 
     device = "cuda" if sources.has_gpu() else "cpu"
     loaded = reference.load(checkpoint, dtype, device)
-    row = _row(checkpoint, description, loaded)
+    row = score_row(checkpoint, description).to(loaded.device)
     template = Template(checkpoint.tokenizer(), description.trunk.context)
     if template.room < 1:
         raise BadInput(f"{checkpoint.folder}: its context has no room for a reranker's prompt")
@@ -147,16 +146,6 @@ def _transformers(checkpoint: Checkpoint, description: Description, dtype: str) 
         return scores
 
     yield score
-
-
-def _row(checkpoint: Checkpoint, description: Description, loaded: reference.Reference) -> torch.Tensor:
-    """The row [hidden] float32 whose product with the last state is the logit of yes less that of no."""
-    if description.form == "converted":
-        return checkpoint.tensor(LABEL_HEAD)[0].float().to(loaded.device)
-    tied = checkpoint.config.get("tie_word_embeddings") or LANGUAGE_HEAD not in checkpoint.files
-    table = loaded.model.embed_tokens.weight if tied else checkpoint.tensor(LANGUAGE_HEAD)
-    no, yes = (table[id_].float().to(loaded.device) for id_ in description.answers)
-    return yes - no
 
 
 @contextmanager

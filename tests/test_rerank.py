@@ -18,7 +18,7 @@ from qembed.checkpoint.find import find
 from qembed.cli import group
 from qembed.errors import BadInput, QembedError
 from tests.answering import answering
-from tests.checkpoints import RERANKER_CONTEXT
+from tests.checkpoints import RERANKER_CONTEXT, write_int4
 from tests.eval.conftest import FakeServer, cache_folder, start_server
 from tests.eval.readers.test_beir import beir_folder
 
@@ -87,6 +87,19 @@ def test_scores_are_cached(reranker: Path, tmp_path: Path) -> None:
 def test_a_model_of_another_kind_is_refused(fp16: Path) -> None:
     with pytest.raises(BadInput, match="not a Qwen3-Reranker: its tokenizer has no single token for yes and for no"):
         rerank.through_transformers(find(str(fp16)))
+
+
+@pytest.mark.parametrize("command", [["eval", "--engine", "transformers"], ["embed", "texts.txt", "--output", "out.npy"]])
+def test_commands_for_vectors_refuse_a_reranker_in_one_line(
+    reranker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("one\ntwo\n")
+    write_int4(reranker, tmp_path / "int4-reranker")
+    result = CliRunner().invoke(group, [*command, "--model", "int4-reranker"])
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("qembed: ")]
+    assert "a reranker, which scores pairs" in line
 
 
 def test_the_prompt_is_that_of_the_models_card() -> None:

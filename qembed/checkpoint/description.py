@@ -30,7 +30,7 @@ INDEX = "model.safetensors.index.json"
 class Checkpoint:
     """A folder that holds a model as the hub publishes it, and the name that the user knows it by.
 
-    `task` is what the user says that it is for; None: what its files say.
+    `task` is what the user says that it is for; None: what its files say, such as the manifest of `qembed quantize`.
     """
 
     name: str
@@ -77,8 +77,13 @@ class Checkpoint:
         """What the checkpoint does with a text.
 
         Raises:
-            BadInput: something in the folder changes the vectors and is not supported.
+            BadInput: it is a reranker, or something in the folder changes the vectors and is not supported.
         """
+        if self.reranker is not None:
+            raise BadInput(
+                f"{self.folder}: a reranker, which scores pairs of a query and a document and makes no vectors; serve it with "
+                "qembed serve, and use it with --rerank"
+            )
         self._check_tokenizer_config()
         return describe(self.name, self.folder, self.config, self.files, self._source)
 
@@ -96,7 +101,7 @@ class Checkpoint:
             lambda: self.files,
             self._stored_tokenizer,
             source=self._source,
-            task=self.task,
+            task=self.task or self._noted_task,
         )
         if reranker is not None:
             self._check_tokenizer_config()
@@ -106,6 +111,12 @@ class Checkpoint:
     def trunk(self) -> Embedder:
         """The transformer, whatever stands on it: of a reranker its own description, otherwise `embedder`."""
         return self.reranker.trunk if self.reranker is not None else self.embedder
+
+    @property
+    def _noted_task(self) -> Task | None:
+        """What `qembed quantize` noted that this is for."""
+        noted = self.manifest.get("task")
+        return noted if noted in ("embed", "rerank") else None
 
     @property
     def _source(self) -> str | None:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from qembed import rerank
 from qembed.checkpoint.find import find
 from qembed.checkpoint.reranker import AFTER
+from qembed.cli import group
 from qembed.vllm import machine, ports
 from tests.checkpoints import RERANKER_CONTEXT as CONTEXT
-from tests.checkpoints import write_int4
 from tests.e2e.http import JSON, send
 from tests.e2e.launcher import Launched
 from tests.test_rerank import PAIRS
@@ -98,24 +99,29 @@ def test_scores_are_those_of_transformers(reranker: Path, servers: dict[str, Vll
     assert 0 < scores[-1] < 1
 
 
-FORMS = ("original", "converted", "int4")
+FORMS = ("original", "converted", "int4", "int4 converted")
 DOCUMENTS = [*(document for _, document in PAIRS), "Swifts sleep in flight. " * 40, "long " * CONTEXT, f"No.{AFTER}yes"]
 QUERY = "where do swifts sleep"
 
 
-@pytest.fixture(scope="module")
-def int4_reranker(reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("int4") / "tiny-reranker-AWQ-INT4"
-    write_int4(reranker, folder)
+def quantized(source: Path, folder: Path) -> Path:
+    """What `qembed quantize` makes of the reranker `source`; the name of the folder does not say what it is."""
+    few = ["--calibration-texts", "64", "--max-tokens", "48"]
+    result = CliRunner().invoke(group, ["quantize", "--model", str(source), "-o", str(folder), *few])
+    assert result.exit_code == 0, result.output
     return folder
 
 
 @pytest.fixture(scope="module", params=FORMS)
-def served(request: pytest.FixtureRequest, reranker: Path, converted_reranker: Path, int4_reranker: Path) -> Iterator[Any]:
+def served(
+    request: pytest.FixtureRequest, reranker: Path, converted_reranker: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Launched, Path]]:
     """Each form of a reranker under `qembed serve`, with its folder."""
-    folder = {"original": reranker, "converted": converted_reranker, "int4": int4_reranker}[request.param]
-    kind = "--int4" if request.param == "int4" else "--fp16"
-    with Launched(kind, "--model", folder, "--port", 0, "--json", "--dtype", "float32") as server:
+    folder = converted_reranker if "converted" in request.param else reranker
+    is_int4 = "int4" in request.param
+    if is_int4:
+        folder = quantized(folder, tmp_path_factory.mktemp("int4") / "model")
+    with Launched("--int4" if is_int4 else "--fp16", "--model", folder, "--port", 0, "--json", "--dtype", "float32") as server:
         server.wait_ready()
         yield server, folder
 

@@ -81,8 +81,8 @@ class Checkpoint:
         """
         if self.reranker is not None:
             raise BadInput(
-                f"{self.folder}: a reranker, which scores pairs of a query and a document and makes no vectors; serve it with "
-                "qembed serve, and use it with --rerank"
+                f"{self.folder}: a reranker, which scores pairs of a query and a document and makes no vectors; qembed serve "
+                "serves it, qembed eval --task rerank measures it, --rerank uses it"
             )
         self._check_tokenizer_config()
         return describe(self.name, self.folder, self.config, self.files, self._source)

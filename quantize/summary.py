@@ -53,5 +53,5 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     folder = shlex.quote(result["output"])
     console.print(f"next: qembed serve --int4 --model {folder}", highlight=False, markup=False, soft_wrap=True)
-    if result["task"] == "embed":
-        console.print(f"      qembed eval --baseline fp16 --model {folder}", highlight=False, markup=False, soft_wrap=True)
+    what = "--task rerank" if result["task"] == "rerank" else "--baseline fp16"
+    console.print(f"      qembed eval {what} --model {folder}", highlight=False, markup=False, soft_wrap=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from qembed import rerank
 from qembed.checkpoint.find import find
 from qembed.checkpoint.reranker import AFTER, BEFORE
+from qembed.cli import group
 from qembed.errors import BadInput
 from qembed.quantize import calibration_pairs
 from qembed.quantize.calibration_pairs import Pair, Pairs, prepare
@@ -130,8 +133,6 @@ def test_a_quantized_reranker_is_one_and_scores_alike(
     assert "A vector is" not in card
     scores = []
     for folder in (source, target):
-        from dataclasses import replace
-
         with rerank.through_transformers(replace(find(str(folder)), task="rerank")).open() as score:
             scores.append(score(PAIRS, None))
     assert np.abs(scores[0] - scores[1]).max() < 0.2
@@ -141,10 +142,6 @@ def test_a_quantized_reranker_is_one_and_scores_alike(
 
 
 def quantize_verify(folder: Path) -> dict[str, Any]:
-    from click.testing import CliRunner
-
-    from qembed.cli import group
-
     result = CliRunner().invoke(group, ["quantize", "--verify", str(folder), "--json"])
     assert result.exit_code in (0, 1), result.output
     verified: dict[str, Any] = json.loads(result.stdout)
@@ -156,10 +153,12 @@ def test_pairs_of_the_user_calibrate_a_reranker(reranker: Path, tmp_path: Path) 
     rows = [{"query": f"q{number % 10}", "passage": f"text {number}"} for number in range(80)]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     target = tmp_path / "out"
-    result = quantize("--model", reranker, "-o", target, "--calibration", f"{tmp_path / 'mine.jsonl'}:passage", "--json")
+    result = quantize("--model", reranker, "-o", target, "--calibration", f"{tmp_path / 'mine.jsonl'}:passage")
     assert result.exit_code == 0, result.output
-    assert find(str(target)).manifest["calibration"]["source"] == "mine.jsonl"
-    assert json.loads(result.stdout)["fidelity"]["texts"] == 10
+    manifest = find(str(target)).manifest
+    assert (manifest["calibration"]["source"], manifest["fidelity"]["texts"]) == ("mine.jsonl", 10)
+    assert "difference of scores" in result.stdout
+    assert f"qembed eval --task rerank --model {target}" in result.stdout
 
 
 @pytest.mark.parametrize(

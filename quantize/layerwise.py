@@ -231,7 +231,7 @@ def _calibration_batches(calibration: Calibration, settings: QuantizationSetting
     numbers = [number for number in range(len(calibration.rows)) if number not in calibration.check]
     copies = mixed_copies(calibration.rows, numbers, settings.mixed, calibration.seed)
     rows = [*calibration.rows, *copies]
-    folds = _assign_folds(calibration.rows, numbers, calibration.seed)
+    folds = _assign_folds(calibration, numbers)
     folds |= {len(calibration.rows) + copy: folds[number] for copy, number in enumerate(numbers[: len(copies)])}
     return batches.with_prefixes(
         rows,
@@ -277,17 +277,23 @@ def for_model(settings: QuantizationSettings, checkpoint: Checkpoint, calibratio
     )
 
 
-def _assign_folds(rows: Sequence[Sequence[int]], numbers: Sequence[int], seed: int) -> dict[int, int]:
-    """Assign each of the rows with these `numbers` to fold 0 or 1: equal rows to the same, similar lengths evenly to both."""
-    draw = random.Random(seed)
-    numbers_of: dict[tuple[int, ...], list[int]] = {}
+def _assign_folds(calibration: Calibration, numbers: Sequence[int]) -> dict[int, int]:
+    """Assign each of the rows with these `numbers` to fold 0 or 1: similar lengths evenly to both.
+
+    Equal rows are in the same fold, and the rows of a reranker's query, unless all have the same query.
+    """
+    rows, queries = calibration.rows, calibration.queries
+    by_query = len(queries) > 0 and len({queries[number] for number in numbers}) > 1
+    draw = random.Random(calibration.seed)
+    groups: dict[object, list[int]] = {}
     for number in numbers:
-        numbers_of.setdefault(tuple(rows[number]), []).append(number)
+        groups.setdefault(queries[number] if by_query else tuple(rows[number]), []).append(number)
     folds: dict[int, int] = {}
     fold = 0
-    for position, row in enumerate(sorted(numbers_of, key=lambda row: (len(row), row))):
+    by_length = sorted(groups.values(), key=lambda members: (len(rows[members[0]]), tuple(rows[members[0]])))
+    for position, members in enumerate(by_length):
         fold = 1 - fold if position % 2 else draw.randrange(2)
-        folds |= dict.fromkeys(numbers_of[row], fold)
+        folds |= dict.fromkeys(members, fold)
     return {number: folds[number] for number in numbers}
 
 

@@ -32,8 +32,9 @@ def model_card(source: Checkpoint, settings: QuantizationSettings, calibration: 
         if source.name == SAMPLE
         else ""
     )
-    library, contents, loading = _format(settings, report, size)
     is_reranker = source.reranker is not None
+    readers = "vLLM loads" if is_reranker else "vLLM and SGLang load"
+    library, contents, loading = _format(settings, report, size, readers)
     pipeline, tag = ("text-ranking", "reranker") if is_reranker else ("feature-extraction", "embeddings")
     usage = _rerank(source) if is_reranker else f"{loading} {_prompts(source.embedder)}\n{_vector(source)}"
     kind = "pairs, in the template" if is_reranker else "texts"
@@ -61,7 +62,7 @@ qembed serve --model FOLDER
 
 Method: {_method(settings)}.
 Calibration: {calibration.tokens:,} tokens of {calibration.source} {kind}. Settings, seed and hashes are in `qembed.json`.
-{_scaled(report)}{_comparison_with_awq(settings)}"""
+{_scaled(report)}{"" if is_reranker else _comparison_with_awq(settings)}"""
 
 
 def _rerank(source: Checkpoint) -> str:
@@ -177,13 +178,16 @@ def _method(settings: QuantizationSettings) -> str:
     return ", ".join(steps)
 
 
-def _format(settings: QuantizationSettings, report: Report, size: int) -> tuple[str, str, str]:
-    """The library that reads the format, what the checkpoint contains besides the linear layers, and how vLLM loads it."""
+def _format(settings: QuantizationSettings, report: Report, size: int, readers: str) -> tuple[str, str, str]:
+    """The library that reads the format, what the checkpoint contains besides the linear layers, and how vLLM loads it.
+
+    `readers` says which servers load it without qembed.
+    """
     megabytes, written = f"{size / 1e6:,.1f} MB", f"Written by qembed {version()}"
     if settings.token_table != INT8:
         return (
             "transformers",
-            f"everything\nelse in float16: {megabytes}. {written}; vLLM and SGLang load it without qembed installed.",
+            f"everything\nelse in float16: {megabytes}. {written}; {readers} it without qembed installed.",
             "or, with vLLM alone: `vllm serve FOLDER --runner pooling`.",
         )
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from qembed import rerank
 from qembed.checkpoint.find import find
@@ -54,6 +56,19 @@ def test_a_converted_classifier_gives_the_same_scores(reranker: Path, converted_
     with rerank.through_transformers(find(str(converted_reranker))).open() as score:
         scores = score(PAIRS, None)
     assert scores == pytest.approx([by_hand(reranker, body) for body in BODIES], abs=1e-5)
+
+
+def test_an_output_head_of_its_own_has_the_rows_of_yes_and_no(reranker: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(reranker, tmp_path / "untied-reranker"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    with rerank.through_transformers(find(str(folder))).open() as score:
+        scores = score(PAIRS, None)
+    assert scores == pytest.approx([by_hand(folder, body) for body in BODIES], abs=1e-5)
+    assert scores != pytest.approx([by_hand(reranker, body) for body in BODIES], abs=1e-3)
 
 
 def test_a_body_that_is_too_long_is_cut_and_the_question_stays(reranker: Path) -> None:

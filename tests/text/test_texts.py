@@ -105,7 +105,9 @@ def read_by_search(text: Text, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(query, "find", lambda _: known)
     monkeypatch.setattr(sources, "transformers", lambda _: side)
     store = SimpleNamespace(path=Path("i.faiss"), model="tiny", dimensions=4, source={})
-    query.vectors([text.text], store, query.QuestionSettings(instruction=text.instruction), Console(quiet=True))  # type: ignore[arg-type]
+    settings = query.QuestionSettings(instruction=text.instruction)
+    with query.opened(store, settings, Console(quiet=True)) as embed:  # type: ignore[arg-type]
+        embed([text.text])
     return received[0]
 
 

@@ -96,7 +96,7 @@ class Stream:
     def _stored(self, states: Iterable[torch.Tensor], *, inputs: bool = False) -> States:
         """Store `states`: those of the residual stream, or `inputs` of a linear layer."""
         if not self.in_half:
-            return [tensor.to("cpu") for tensor in states]
+            return [tensor.to("cpu").float() for tensor in states]
         stored: StoredStates | None = None
         for number, tensor in enumerate(states):
             stored = StoredStates(self.batches, tensor.shape[-1], inputs=inputs) if stored is None else stored

@@ -92,7 +92,7 @@ def quantize(
     block = DecoderLayer(checkpoint, device)
     for layer in range(shape.layers):
         tensors = _original_tensors(checkpoint, layer, device)
-        block.load(tensors, layer)
+        block.load(tensors, layer, products.calibration_dtype(device))
         held_out.original.advance(block)
         quantizer = LayerQuantizer(block, layer, tensors, shape, settings, report)
         del tensors  # the quantizer drops each weight as soon as it is rounded
@@ -147,15 +147,18 @@ def _original_tensors(checkpoint: Checkpoint, layer: int, device: torch.device) 
     }
 
 
-def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts | None, prefix: str) -> None:
+def _quantize_layer(
+    quantizer: LayerQuantizer, streams: _Streams, parts: Parts | None, prefix: str
+) -> dict[str, torch.Tensor]:
     """Quantize a layer, which is loaded in the block of `quantizer`, write it to `parts`, and advance `streams` through it.
+
+    Returns the layer as stored.
 
     The part of the layer contains its tensors, with `prefix` before their names, and as notes its errors and the largest
     numbers that it computes. A part that already exists is loaded instead; without those numbers it is another quantizer's.
     """
     block, settings, report = quantizer.block, quantizer.settings, quantizer.report
-    with products.in_bfloat16(block.device):
-        original_inputs, original = _advance_original(streams.original, block, settings)
+    original_inputs, original = _advance_original(streams.original, block, settings)
     name = f"layer-{quantizer.number:03d}"
     part = None if parts is None else parts.read(name)
     if parts is None or part is None:
@@ -171,13 +174,12 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
         if parts is not None:
             notes = {"error": errors, "ranges": ranges}
             parts.write(name, {prefix + key: tensor.cpu() for key, tensor in stored.items()}, notes)
-        return
+        return stored
     tensors, notes = part
     stored = {key.removeprefix(prefix): tensor.to(block.device) for key, tensor in tensors.items()}
-    block.load(dequantize_layer(stored), quantizer.number)
+    block.load(dequantize_layer(stored), quantizer.number, products.calibration_dtype(block.device))
     if "ranges" in notes:
-        with products.in_bfloat16(block.device):
-            streams.quantized.advance(block)
+        streams.quantized.advance(block)
     else:
         stored, ranges = _make_safe(quantizer, stored, streams.quantized)
         notes = {"error": notes, "ranges": ranges}
@@ -185,6 +187,7 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
     report.add_ranges(notes["ranges"])
     for linear, error in notes["error"].items():
         report.error[linear].append(error)
+    return stored
 
 
 def _make_safe(
@@ -196,16 +199,14 @@ def _make_safe(
         The layer as it is now stored and loaded, and the largest numbers that it computes (`Ranges.record`).
     """
     block, before = quantizer.block, stream.hidden
-    with products.in_bfloat16(block.device):
-        ranges = float16.measure(stream, block)
+    ranges = float16.measure(stream, block)
     scaled = float16.scale_down(stored, ranges, quantizer.shape, quantizer.settings.group_size)
     if scaled is None:
         return stored, ranges.record()
-    block.load(dequantize_layer(scaled), quantizer.number)
+    block.load(dequantize_layer(scaled), quantizer.number, products.calibration_dtype(block.device))
     stream.hidden = before
     divisors = ranges.scaled
-    with products.in_bfloat16(block.device):
-        ranges = float16.measure(stream, block)
+    ranges = float16.measure(stream, block)
     ranges.scaled = divisors
     return scaled, ranges.record()
 

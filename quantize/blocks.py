@@ -116,7 +116,7 @@ class DecoderLayer:
                 f"{checkpoint.folder}: transformers rejects config.json: {type(error).__name__}: {reason}"
             ) from error
         self.device = device
-        self.is_causal = checkpoint.embedder.is_causal
+        self.is_causal = checkpoint.trunk.is_causal
         self.module: Any = model.layers[0].eval()
         products.use_in(self.module)
         _use_rms_norm(self.module)

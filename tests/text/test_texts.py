@@ -55,10 +55,10 @@ class Recorder:
 
 def read_by_quantize(text: Text, _: pytest.MonkeyPatch) -> str:
     recorder = Recorder()
-    embedder = SimpleNamespace(document_prompt="", context=9)
+    trunk = SimpleNamespace(document_prompt="", context=9)
     checkpoint = SimpleNamespace(
         prompts=PROMPTS,
-        embedder=embedder,
+        trunk=trunk,
         tokenizer=lambda: recorder,
         config={"vocab_size": 9},
         folder=Path("tiny"),

@@ -107,7 +107,7 @@ def quantize(
         refine.refine(model, start, targets, epochs=settings.refine, seed=calibration.seed, on_step=on_refine)
         held_out.quantized = Stream.start(served, held_out_batches)
         for layer in range(shape.layers):
-            block.load(dequantize_layer(model.read(layer)), layer)
+            block.load(dequantize_layer(model.read(layer)), layer, products.calibration_dtype(device))
             held_out.quantized.advance(block)
     sides = [side.outputs(final_norm, epsilon, head) for side in (held_out.original, held_out.quantized)]
     original_vectors, vectors = (unit_length(outputs) for outputs in sides)
@@ -147,10 +147,8 @@ def _original_tensors(checkpoint: Checkpoint, layer: int, device: torch.device) 
     }
 
 
-def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts | None, prefix: str) -> dict[str, torch.Tensor]:
+def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts | None, prefix: str) -> None:
     """Quantize a layer, which is loaded in the block of `quantizer`, write it to `parts`, and advance `streams` through it.
-
-    Returns the layer as stored.
 
     The part of the layer contains its tensors, with `prefix` before their names, and as notes its errors and the largest
     numbers that it computes. A part that already exists is loaded instead; without those numbers it is another quantizer's.
@@ -172,7 +170,7 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
         if parts is not None:
             notes = {"error": errors, "ranges": ranges}
             parts.write(name, {prefix + key: tensor.cpu() for key, tensor in stored.items()}, notes)
-        return stored
+        return
     tensors, notes = part
     stored = {key.removeprefix(prefix): tensor.to(block.device) for key, tensor in tensors.items()}
     block.load(dequantize_layer(stored), quantizer.number, products.calibration_dtype(block.device))
@@ -185,7 +183,6 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
     report.add_ranges(notes["ranges"])
     for linear, error in notes["error"].items():
         report.error[linear].append(error)
-    return stored
 
 
 def _make_safe(

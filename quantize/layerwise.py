@@ -92,11 +92,14 @@ def quantize(
     block = DecoderLayer(checkpoint, device)
     for layer in range(shape.layers):
         tensors = _original_tensors(checkpoint, layer, device)
-        block.load(tensors, layer, products.calibration_dtype(device))
+        block.load(tensors, layer)
         held_out.original.advance(block)
         quantizer = LayerQuantizer(block, layer, tensors, shape, settings, report)
         del tensors  # the quantizer drops each weight as soon as it is rounded
-        _quantize_layer(quantizer, streams, parts, f"{checkpoint.prefix}layers.{layer}.")
+        block.load(quantizer.tensors, layer, products.calibration_dtype(device))
+        stored = _quantize_layer(quantizer, streams, parts, f"{checkpoint.prefix}layers.{layer}.")
+        block.load(dequantize_layer(stored), layer)  # the reported cosines are those of float32
+        del stored
         held_out.quantized.advance(block)
         on_layer(layer + 1)
     if served is not None and parts is not None:
@@ -107,7 +110,7 @@ def quantize(
         refine.refine(model, start, targets, epochs=settings.refine, seed=calibration.seed, on_step=on_refine)
         held_out.quantized = Stream.start(served, held_out_batches)
         for layer in range(shape.layers):
-            block.load(dequantize_layer(model.read(layer)), layer, products.calibration_dtype(device))
+            block.load(dequantize_layer(model.read(layer)), layer)
             held_out.quantized.advance(block)
     sides = [side.outputs(final_norm, epsilon, head) for side in (held_out.original, held_out.quantized)]
     original_vectors, vectors = (unit_length(outputs) for outputs in sides)
@@ -147,11 +150,14 @@ def _original_tensors(checkpoint: Checkpoint, layer: int, device: torch.device) 
     }
 
 
-def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts | None, prefix: str) -> None:
+def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts | None, prefix: str) -> dict[str, torch.Tensor]:
     """Quantize a layer, which is loaded in the block of `quantizer`, write it to `parts`, and advance `streams` through it.
 
     The part of the layer contains its tensors, with `prefix` before their names, and as notes its errors and the largest
     numbers that it computes. A part that already exists is loaded instead; without those numbers it is another quantizer's.
+
+    Returns:
+        The layer as stored, without `prefix`.
     """
     block, settings, report = quantizer.block, quantizer.settings, quantizer.report
     original_inputs, original = _advance_original(streams.original, block, settings)
@@ -170,7 +176,7 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
         if parts is not None:
             notes = {"error": errors, "ranges": ranges}
             parts.write(name, {prefix + key: tensor.cpu() for key, tensor in stored.items()}, notes)
-        return
+        return stored
     tensors, notes = part
     stored = {key.removeprefix(prefix): tensor.to(block.device) for key, tensor in tensors.items()}
     block.load(dequantize_layer(stored), quantizer.number, products.calibration_dtype(block.device))
@@ -183,6 +189,7 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
     report.add_ranges(notes["ranges"])
     for linear, error in notes["error"].items():
         report.error[linear].append(error)
+    return stored
 
 
 def _make_safe(

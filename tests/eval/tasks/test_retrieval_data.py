@@ -60,6 +60,7 @@ def test_metrics_equal_those_of_trec_eval_on_a_set_with_all_irregularities(tmp_p
     collection = beir.read(beir_folder(tmp_path / "set", corpus, queries, "query-id\tcorpus-id\tscore\n" + "".join(lines)))
     assert sorted(note for note in collection.notes if "judgement" in note) == [
         "left out: 1 judgement of queries that are not in queries.jsonl",
+        "left out: 2 judgements of a passage that has another grade for the same query further down",
         "left out: 2 judgements of passages that are not in corpus.jsonl",
         "left out: 2 judgements of passages without title and text",
     ]

@@ -24,6 +24,7 @@ SCHEDULER = "qembed.serve.vllm_plugin.scheduler.TextScheduler"
 FORKED_THREADS = "QEMBED_THREADS"
 """The environment variable with the number of threads that a forked engine computes with."""
 GPU_MARGIN = 1.1
+FP8 = "fp8"
 MAX_HEADER = 2**16
 """Bytes of a request's header. vLLM's 4 MiB per connection could add up to gigabytes before any key is checked."""
 LOOPBACK = Path("/sys/class/net/lo")
@@ -104,13 +105,17 @@ def engine_arguments(launch: Launch) -> list[str]:
 
 def _layer_cache(launch: Launch) -> list[str]:
     """The arguments for keys and values that all layers share (`vllm_plugin.layer_cache`)."""
-    return [
+    words = [
         *("--worker-cls", WORKERS[launch.device]),
         *("--scheduler-cls", SCHEDULER),
         *("--additional-config", json.dumps({"qembed": {"step_tokens": launch.sizes.max_num_batched_tokens}})),
         # vLLM would divide the bytes among the layers.
         *("--num-gpu-blocks-override", str(launch.plan.kv_tokens // BLOCK_SIZE[launch.device])),
     ]
+    if launch.device == "cuda" and launch.settings.kv_cache_dtype == FP8:
+        # Otherwise an Ada card would get FlashInfer, whose plan for a step cannot be divided into pieces.
+        words += ["--attention-backend", "TRITON_ATTN"]
+    return words
 
 
 def user_arguments(launch: Launch) -> list[str]:

@@ -53,7 +53,8 @@ def quantized(model: Path, output: Path, device: str, log: Path) -> dict[str, An
     shutil.rmtree(output, ignore_errors=True)
     peaks = log.with_suffix(".peaks.json")
     peaks.unlink(missing_ok=True)
-    command = [sys.executable, "-c", MEASURED, "quantize", "--model", model, "--output", output, "--device", device, "--json"]
+    options = ["--model", str(model), "--output", str(output), "--device", device, "--json"]
+    command = [sys.executable, "-c", MEASURED, "quantize", *options]
     measured = process.run(command, log, {**os.environ, PEAKS: str(peaks)})
     on_device: dict[str, int] = json.loads(peaks.read_text())
     return {
@@ -96,11 +97,11 @@ def agreement(first: Path, second: Path) -> dict[str, float]:
         integers_where_scales_agree: the share of equal integers among those of groups with the same pair.
         layers: the share of linear layers that are equal to the last bit.
     """
-    one, other = find(str(first)), find(str(second))
+    checkpoints = find(str(first)), find(str(second))
     equal = same_scale = same_group_equal = same_group = values = scales = equal_layers = layers = 0
-    for name in (name for name in one.files if name.endswith(".qweight")):
+    for name in (name for name in checkpoints[0].files if name.endswith(".qweight")):
         stem = name.removesuffix("qweight")
-        left, right = ([c.tensor(f"{stem}{part}") for part in ("qweight", "qzeros", "scales")] for c in (one, other))
+        left, right = ([c.tensor(f"{stem}{part}") for part in ("qweight", "qzeros", "scales")] for c in checkpoints)
         integers = awq_layout.unpack(left[0]) == awq_layout.unpack(right[0])
         group = (awq_layout.unpack(left[1]) == awq_layout.unpack(right[1])) & (left[2] == right[2])
         in_group = group.repeat_interleave(integers.shape[0] // group.shape[0], 0)
@@ -121,11 +122,11 @@ def tests(files: tuple[str, ...]) -> Step:
 
     def measure(setup: Setup) -> Mapping[str, Any]:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-        (setup.build / "tests.log").write_text(done.stdout + done.stderr)
-        counts = {what: int(count) for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
-        if done.returncode not in (0, 5) or "failed" in counts:
-            raise ValueError(f"pytest: exit code {done.returncode}: {done.stdout[-1500:]}")
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+        (setup.build / "tests.log").write_text(result.stdout + result.stderr)
+        counts = {what: int(count) for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", result.stdout)}
+        if result.returncode not in (0, 5) or "failed" in counts:
+            raise ValueError(f"pytest: exit code {result.returncode}: {result.stdout[-1500:]}")
         return counts
 
     return Step("tests", 90, measure)

@@ -84,10 +84,10 @@ def serve(steps: Numbers) -> list[str]:
         verdict = "met" if 0 < int4["used"] <= TARGET else "missed"
         parts.append(f"Target for INT4, at most {_gib(TARGET)} in all: {verdict} ({_gib(int4['used'])}).")
     full = max((len(step["speeds"]) for step in servers.values()), default=0)
-    for wide in (True, False):
-        chosen = {name: step for name, step in servers.items() if (len(step["speeds"]) == full) == wide}
-        if chosen:
-            parts.append(_speeds(chosen))
+    complete = {name: step for name, step in servers.items() if len(step["speeds"]) == full}
+    parts += [_speeds(complete)] if complete else []
+    variants = {name: step for name, step in servers.items() if name not in complete}
+    parts += [_variants(variants)] if variants else []
     if (flood := steps.get("flood")) is not None:
         statuses = ", ".join(f"{count} × {status}" for status, count in sorted(flood["statuses"].items()))
         parts.append(
@@ -174,6 +174,16 @@ def _speeds(servers: Numbers) -> str:
             ] if timing else ["", "", ""]  # fmt: skip
         rows.append(cells)
     return results.table(("texts", *heads), rows)
+
+
+def _variants(servers: Numbers) -> str:
+    """Tokens per second of servers that were measured with few loads: a row each."""
+    loads = list(dict.fromkeys(load for step in servers.values() for load in step["speeds"]))
+    rows = [
+        [name, *(f"{step['speeds'][load]['tokens_per_second']:,.0f}" if load in step["speeds"] else "" for load in loads)]
+        for name, step in servers.items()
+    ]
+    return results.table(("tokens/s", *map(_cell, loads)), rows)
 
 
 def _cell(load: str) -> str:

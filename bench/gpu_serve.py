@@ -164,8 +164,8 @@ def memory(ready: Mapping[str, Any]) -> dict[str, Any]:
     if used is None:
         used = ready["memory_bytes"] if total is None or before is None else total - before
     log = ready["log"].read_text(errors="replace")
-    lines = {name: int(float(found[-1]) * 2**30) for name, line in LOG_LINES.items() if (found := re.findall(line, log))}
-    choices = {name: found[-1] for name, line in CHOICES.items() if (found := re.findall(line, log))}
+    lines = {name: int(float(matches[-1]) * 2**30) for name, line in LOG_LINES.items() if (matches := re.findall(line, log))}
+    choices = {name: matches[-1] for name, line in CHOICES.items() if (matches := re.findall(line, log))}
     numbers = {"plan": ready["plan"], "planned": ready["planned_bytes"], "used": used, "device_total": total, "log": lines}
     return {**numbers, **choices, "dtype": ready["dtype"], "start_seconds": round(ready["start_seconds"], 1)}
 
@@ -298,7 +298,6 @@ STEPS = (
     variant("int4, 8k context", seconds=80, context=LONG_CONTEXT),
     variant("int4, INT8 table", "--token-table", "int8", seconds=80),
     variant("int4, float16", "--dtype", "float16", seconds=80),
-    variant("int4, bfloat16", "--dtype", "bfloat16", seconds=80),
     variant("int4, fp8 keys and values", "--kv-cache-dtype", "fp8", seconds=80),
     tests(PLUGIN_TESTS),
 )

@@ -76,18 +76,18 @@ def cut(data: BytesIO | Iterable[bytes], size: int, folder: Path) -> list[dict[s
 
 def slim(wheel: Path, output: Path, left_out: Sequence[str] = LEFT_OUT) -> list[str]:
     """Copy `wheel` to `output` without the members `left_out`, nor the lines of RECORD about them; what was left out."""
-    gone = []
+    removed = []
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as target:
         for member in source.infolist():
             if member.filename in left_out:
-                gone.append(member.filename)
+                removed.append(member.filename)
                 continue
             data = source.read(member)
             if member.filename.endswith(".dist-info/RECORD"):
                 lines = data.decode().splitlines()
                 data = "\n".join(line for line in lines if line.split(",")[0] not in left_out).encode() + b"\n"
             target.writestr(member, data, zipfile.ZIP_DEFLATED)
-    return gone
+    return removed
 
 
 def pack(wheels: Path, everything: bool, limit: int = LIMIT, root: Path = ROOT) -> list[dict[str, object]]:
@@ -136,12 +136,12 @@ def receive(root: Path = ROOT) -> list[str]:
     received.mkdir(parents=True, exist_ok=True)
     missing = []
     for part in json.loads((root / OUTGOING / MANIFEST).read_text()):
-        arrived, kept = root / OUTGOING / part["name"], received / part["name"]
-        if arrived.exists():
-            if hashlib.sha256(arrived.read_bytes()).hexdigest() != part["sha256"]:
+        incoming, target = root / OUTGOING / part["name"], received / part["name"]
+        if incoming.exists():
+            if hashlib.sha256(incoming.read_bytes()).hexdigest() != part["sha256"]:
                 raise ValueError(f"{part['name']} is damaged: send it again")
-            arrived.replace(kept)
-        if not kept.exists():
+            incoming.replace(target)
+        if not target.exists():
             missing.append(str(part["name"]))
     return missing
 

@@ -44,16 +44,16 @@ def wheels(bench: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a GPU here")
 def test_without_a_gpu_the_script_says_so_and_leaves_the_results_alone(tmp_path: Path) -> None:
     run = ["bash", str(BENCH / "gpu.sh"), "run", "quantize", "--results", str(tmp_path / "results")]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=True, env=environment())
-    assert done.stdout == "bench-gpu: skipped: no NVIDIA GPU\n"
+    result = subprocess.run(run, capture_output=True, text=True, timeout=120, check=True, env=environment())
+    assert result.stdout == "bench-gpu: skipped: no NVIDIA GPU\n"
     assert not (tmp_path / "results").exists()
 
 
 def test_an_unknown_piece_is_refused() -> None:
     run = ["bash", str(BENCH / "gpu.sh"), "run", "servw", "--device", "cpu"]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False, env=environment())
-    assert done.returncode == 2
-    assert "servw" in done.stderr
+    result = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False, env=environment())
+    assert result.returncode == 2
+    assert "servw" in result.stderr
 
 
 def environment() -> dict[str, str]:

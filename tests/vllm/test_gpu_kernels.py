@@ -79,11 +79,42 @@ for major, minor in ((7, 5), (8, 6), (8, 9), (9, 0)):
 print(json.dumps(answers))
 '''
 
+COMPILE = """
+import json, re, sys
+from types import SimpleNamespace
+import triton.backends
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+capability, dtype = int(sys.argv[1]), sys.argv[2]
+# vLLM's build for CPUs imports Triton only if it has a backend for them.
+triton.backends.backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True))
+import torch
+from vllm.v1.attention.ops.triton_unified_attention import unified_attention
+del triton.backends.backends["cpu"]
+driver.set_active(SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", capability, 32),
+    get_current_device=lambda: 0, get_current_stream=lambda device=0: 0))
+compiled, run = [], JITFunction.run
+JITFunction.run = lambda kernel, *values, **options: compiled.append(run(kernel, *values, **{**options, "warmup": True}))
+lengths = torch.tensor([5, 40], dtype=torch.int32)
+starts = torch.tensor([0, 5, 45], dtype=torch.int32)
+query = torch.zeros(45, 16, 128, dtype=getattr(torch, dtype))
+cache = torch.zeros(8, 16, 8, 128, dtype=getattr(torch, dtype))
+unified_attention(q=query, k=cache, v=cache, out=query, cu_seqlens_q=starts, max_seqlen_q=40, seqused_k=lengths,
+    max_seqlen_k=40, softmax_scale=1.0, causal=True, window_size=(-1, -1), block_table=torch.zeros(2, 3, dtype=torch.int32),
+    softcap=0, q_descale=None, k_descale=None, v_descale=None)
+(kernel,) = compiled
+print(json.dumps({"shared": kernel.metadata.shared, "machine_code": len(kernel.asm["cubin"]),
+    "tensor_cores": bool(re.search("mma[.]sync", kernel.asm["ptx"]))}))
+"""
+LEAST_SHARED_MEMORY = 48 * 2**10
+"""Bytes that a block of threads gets on any of these cards without asking for more."""
+
 
 @pytest.fixture(scope="module")
 def choices() -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", CHOOSE], capture_output=True, text=True, check=True, timeout=300)
-    answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run([sys.executable, "-c", CHOOSE], capture_output=True, text=True, check=True, timeout=300)
+    answers: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return answers
 
 
@@ -118,3 +149,18 @@ def test_attention_is_triton_on_a_t4_and_flash_attention_on_later_cards(choices:
 def test_flash_attention_of_these_cards_has_no_fp8_cache(choices: dict[str, Any]) -> None:
     for capability in CARDS.values():
         assert choices[f"{capability} float16"]["attention with fp8"] == ["TRITON_ATTN"]  # FlashInfer is not installed here
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "tensor_cores"), [("75", "float16", False), ("86", "bfloat16", True), ("89", "bfloat16", True)]
+)
+def test_tritons_attention_compiles_for_every_card_and_uses_tensor_cores_on_all_but_the_t4(
+    capability: str, dtype: str, tensor_cores: bool
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE, capability, dtype], capture_output=True, text=True, check=True, timeout=300
+    )
+    kernel = json.loads(result.stdout.splitlines()[-1])
+    assert kernel["tensor_cores"] == tensor_cores
+    assert kernel["shared"] <= LEAST_SHARED_MEMORY
+    assert kernel["machine_code"] > 0

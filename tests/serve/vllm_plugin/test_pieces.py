@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -121,3 +124,20 @@ def test_a_long_step_gives_what_a_whole_one_does_and_no_piece_changes_the_plan_o
     assert current[0].skip_compiled
     # Pieces of 4, 4 and 2 tokens: the first text whole and one token of the second, then five and seven tokens of the second.
     assert [layer.calls for layer in model.layers] == [[(4, 3), (4, 5), (2, 7)]] * 2
+
+
+def attend_in_pieces(device: str, dtype: str) -> dict[str, float]:
+    """The output of attend_in_pieces.py."""
+    command = [sys.executable, "-m", "tests.serve.vllm_plugin.attend_in_pieces", device, dtype]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    differences: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return differences
+
+
+@pytest.mark.vllm
+def test_the_triton_kernel_that_a_t4_gets_attends_in_pieces_as_in_a_whole() -> None:
+    """In Triton's interpreter, which computes what the kernel would compute on a GPU."""
+    result = attend_in_pieces("cpu", "float32")
+    assert result["pieces"] == 3
+    assert result["between"] < 1e-5
+    assert result["from_torch"] < 1e-5

@@ -107,9 +107,10 @@ def serving(
 
 
 def limits(setup: Setup, context: int = CONTEXT) -> list[str]:
-    """Options for `context` tokens and 32 sequences; smaller in a rehearsal."""
-    length = min(context, 512) if setup.is_rehearsal else context
-    return ["--max-model-len", str(length), "--max-num-seqs", "8" if setup.is_rehearsal else "32"]
+    """Options for `context` tokens and 32 sequences. In a rehearsal all is smaller, so that a long text still takes pieces."""
+    if setup.is_rehearsal:
+        return ["--max-model-len", str(min(context, 512)), "--max-num-seqs", "8", "--max-num-batched-tokens", "128"]
+    return ["--max-model-len", str(context), "--max-num-seqs", "32"]
 
 
 def post(ready: Mapping[str, Any], texts: Sequence[str], timeout: float = 120) -> tuple[int, bytes]:

@@ -26,7 +26,7 @@ PHRASES = (
     "Ein Programm, das Musik abspielt und Wiedergabelisten verwaltet.",
     "def add(a, b):\n    return a + b",
 )
-LENGTHS = (2, 17, 130, 600, 2048, 5000)
+LENGTHS = (2, 17, 130, 500, 2048, 5000)
 """Tokens. Beyond the first step of 2,048 a text is computed in pieces, and its keys and values span them."""
 CONTEXT = 8192
 

@@ -3,6 +3,7 @@
 #   gpu.sh [run] [PIECE…] [--device cpu] [--results DIR]   measure: quantize, serve, fidelity, together; or a rehearsal
 #   gpu.sh merge [--results DIR]                           put sections that came back into RESULTS.md
 #   gpu.sh pack WHEELS | sizes | rehearse DIR | receive    vLLM for a machine without a network, in parts
+#   gpu.sh imports SITE                                    what vLLM imports there, tried here
 # Variables:
 #   PYTHON   a Python that has torch for CUDA [default: python3]; with --device cpu one that has vLLM for CPUs
 #   LIMIT    seconds after which a run is ended; what it measured by then is stored [default: 480]
@@ -12,7 +13,7 @@ cd "$(dirname "$0")/.."
 site=$PWD/build/gpu/site
 verb=run
 case ${1:-} in
-  run | merge | pack | sizes | rehearse | receive) verb=$1; shift ;;
+  run | merge | pack | sizes | rehearse | receive | imports) verb=$1; shift ;;
 esac
 
 cpu=
@@ -26,6 +27,7 @@ export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 VLLM_
 
 case $verb in
   pack | sizes | rehearse | receive) exec "$python" bench/gpu_wheels.py "$verb" "$@" ;;
+  imports) PYTHONPATH= exec "$python" bench/gpu_imports.py "$@" ;;
   merge) exec "$python" bench/gpu.py merge "$@" ;;
 esac
 

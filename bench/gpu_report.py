@@ -21,7 +21,8 @@ Numbers = Mapping[str, Any]
 def section(piece: str, record: Numbers) -> str:
     """The section of a piece: heading, where it was measured, tables, and what is missing."""
     where = record["where"]
-    measured = {name: numbers for name, numbers in record["steps"].items() if "error" not in numbers}
+    measured = {name: numbers for name, numbers in record["steps"].items() if not {"error", "left_out"} & set(numbers)}
+    left_out = {name: numbers["left_out"] for name, numbers in record["steps"].items() if "left_out" in numbers}
     failed = {name: numbers["error"] for name, numbers in record["steps"].items() if "error" in numbers}
     memory = f", {_gib(where['memory'])}, capability {where['capability']}, driver {where['driver']}" if where["memory"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
@@ -32,6 +33,7 @@ def section(piece: str, record: Numbers) -> str:
     ]
     parts += TABLES[piece](measured)
     parts += [f"{name}: failed: {error.splitlines()[0] if error else ''}" for name, error in failed.items()]
+    parts += [f"{name}: left out: {reason}" for name, reason in left_out.items()]
     return "\n\n".join(parts)
 
 
@@ -101,7 +103,10 @@ def fidelity(steps: Numbers) -> list[str]:
     """Cosines with the reference."""
     heads = (
         "the sample",
-        "dtype",
+        "vLLM's dtype",
+        "quantization",
+        "keys and values",
+        "kernel",
         "texts",
         "lowest cosine",
         "of the two longest",
@@ -111,7 +116,7 @@ def fidelity(steps: Numbers) -> list[str]:
     rows = [
         [
             name,
-            step["dtype"],
+            *(step["loaded"].get(key, "") for key in ("dtype", "quantization", "cache", "kernel")),
             str(step["texts"]),
             *(f"{step[key]:.5f}" for key in ("lowest", "lowest_of_the_longest")),
             f"{step['mean_distance']:.2e}",
@@ -156,8 +161,8 @@ def _memory_row(name: str, step: Numbers) -> list[str]:
         _gib(log.get("weights")),
         _gib(plan.get("graphs")),
         _gib(log.get("graphs")),
-        step["dtype"],
-        step.get("kernel", ""),
+        step["loaded"].get("dtype", ""),
+        step["loaded"].get("kernel", ""),
     ]
 
 

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from gpu_quantize import PLUGIN_TESTS, quantized, source, tests
 from gpu_steps import Setup, Step
+from gpu_variants import VARIANTS, Variant, check, loaded, on
 
 from qembed.checkpoint.find import SAMPLE, find
 from qembed.vllm import machine
@@ -37,8 +38,6 @@ CONTEXT, LONG_CONTEXT = 2048, 8192
 SETTLE = 3.0
 PAIR_LIMIT = 4 * 2**30
 FLOOD_CLIENTS = 64
-NO_MACHETE = {"VLLM_DISABLED_KERNELS": "MacheteLinearKernel"}
-"""On Hopper vLLM prefers Machete to Marlin. T4, L4 and A10G have Marlin only, so Marlin is measured too."""
 CONTEXT_ALONE = (
     "import torch, time; torch.zeros(1, device='cuda') @ torch.zeros(1, device='cuda'); print('up', flush=True); time.sleep(60)"
 )
@@ -47,11 +46,6 @@ LOG_LINES = {
     "graphs": r"Graph capturing finished in \d+ secs, took (-?[\d.]+) GiB",
 }
 """Lines of vLLM's log with GiB of a line of the plan."""
-CHOICES = {
-    "kernel": r"Using (\w+LinearKernel) for",
-    "attention": r"Using (\w+) attention backend",
-    "attention_version": r"FlashAttention version (\d)",
-}
 
 
 def text_of(tokens: int, count: Callable[[str], int]) -> str:
@@ -76,21 +70,23 @@ def int4_of(setup: Setup) -> Path:
 
 @contextmanager
 def serving(
-    setup: Setup, folder: Path, *options: str, name: str, int4: bool = True, variables: Mapping[str, str] | None = None
+    setup: Setup, folder: Path, *options: str, name: str, variant: Variant = VARIANTS["int4"]
 ) -> Iterator[dict[str, Any]]:
-    """Run `qembed serve` of `folder`; yields its JSON line with `log`, and `used_before`: bytes in use on the device before.
+    """Run `qembed serve` of `folder` as `variant`, with further `options`.
+
+    Yields its JSON line with `log`, and `used_before`: bytes in use on the device before.
 
     Raises:
         RuntimeError: the server did not start; the message has the end of its log.
     """
     before = machine.cuda_total_used()
-    command = [sys.executable, "-m", "qembed", "serve", "--int4" if int4 else "--fp16", "--model", str(folder)]
-    command += ["--port", "0", "--json", "--verbose", *options]
+    command = [sys.executable, "-m", "qembed", "serve", "--int4" if variant.int4 else "--fp16", "--model", str(folder)]
+    command += ["--port", "0", "--json", "--verbose", *options, *variant.options]
     log = setup.build / f"serve-{name}.log"
     with log.open("w") as file:
         begin = time.monotonic()
         server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=file, text=True, env={**os.environ, **(variables or {})}
+            command, stdout=subprocess.PIPE, stderr=file, text=True, env={**os.environ, **variant.variables}
         )
         try:
             assert server.stdout is not None
@@ -166,37 +162,24 @@ def memory(ready: Mapping[str, Any]) -> dict[str, Any]:
         used = ready["memory_bytes"] if total is None or before is None else total - before
     log = ready["log"].read_text(errors="replace")
     lines = {name: int(float(matches[-1]) * 2**30) for name, line in LOG_LINES.items() if (matches := re.findall(line, log))}
-    choices = {name: matches[-1] for name, line in CHOICES.items() if (matches := re.findall(line, log))}
     numbers = {"plan": ready["plan"], "planned": ready["planned_bytes"], "used": used, "device_total": total, "log": lines}
-    return {**numbers, **choices, "dtype": ready["dtype"], "start_seconds": round(ready["start_seconds"], 1)}
+    return {**numbers, "loaded": loaded(log), "start_seconds": round(ready["start_seconds"], 1)}
 
 
-def variant(
-    name: str,
-    *options: str,
-    seconds: float,
-    int4: bool = True,
-    context: int = CONTEXT,
-    cells: Sequence[tuple[int, int]] = FEW,
-    variables: Mapping[str, str] | None = None,
-) -> Step:
-    """Memory and speed of one server with `options`."""
+def server(name: str, seconds: float, context: int = CONTEXT, cells: Sequence[tuple[int, int]] = FEW) -> Step:
+    """Memory and speed of the variant `name`."""
 
     def measure(setup: Setup) -> Mapping[str, Any]:
-        folder = int4_of(setup) if int4 else source(SIZE, setup)
-        chosen = [*limits(setup, context), *_without_cuda(setup, options)]
-        with serving(setup, folder, *chosen, name=name, int4=int4, variables=variables) as ready:
+        variant = on(setup, name)
+        folder = int4_of(setup) if variant.int4 else source(SIZE, setup)
+        with serving(setup, folder, *limits(setup, context), name=name, variant=variant) as ready:
+            check(name, variant, loaded(ready["log"].read_text(errors="replace")))
             measured = speeds(setup, ready, cells[:2] if setup.is_rehearsal else cells)
             longest = text_of(ready["max_model_len"], lambda text: len(find(SAMPLE).tokenizer().encode(text).ids))
             vectors(ready, [longest] * (1 if setup.is_rehearsal else 4))
             return {**memory(ready), "context": ready["max_model_len"], "speeds": measured}
 
     return Step(name, seconds, measure)
-
-
-def _without_cuda(setup: Setup, options: Sequence[str]) -> list[str]:
-    """`options`, without a dtype or cache that a CPU has not."""
-    return [] if setup.is_rehearsal and {"--dtype", "--kv-cache-dtype"} & set(options) else list(options)
 
 
 def context(setup: Setup) -> Mapping[str, Any]:
@@ -292,14 +275,14 @@ def pair(setup: Setup) -> Mapping[str, Any]:
 ALL = [(batch, length) for length in LENGTHS for batch in BATCHES]
 STEPS = (
     Step("context", 20, context),
-    variant("int4", seconds=110, cells=ALL),
-    variant("fp16", seconds=110, int4=False, cells=ALL),
-    variant("int4 by Marlin", seconds=90, variables=NO_MACHETE, cells=ALL),
+    server("int4", 110, cells=ALL),
+    server("fp16", 110, cells=ALL),
+    server("int4 by Marlin", 90, cells=ALL),
     Step("flood", 120, flood_and_kill),
-    variant("int4, 8k context", seconds=80, context=LONG_CONTEXT),
-    variant("int4, INT8 table", "--token-table", "int8", seconds=80),
-    variant("int4, float16", "--dtype", "float16", seconds=80),
-    variant("int4, fp8 keys and values", "--kv-cache-dtype", "fp8", seconds=80),
+    server("int4, 8k context", 80, LONG_CONTEXT),
+    server("int4, INT8 table", 80),
+    server("int4, float16", 80),
+    server("int4, fp8 keys and values", 80),
     tests(PLUGIN_TESTS),
 )
 PAIR_STEPS = (Step("pair", 180, pair),)

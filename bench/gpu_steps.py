@@ -18,6 +18,10 @@ ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench" / "gpu"
 
 
+class LeftOut(Exception):
+    """A step has nothing to measure on this device; the message says why."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """Where and on what a piece runs.
@@ -69,6 +73,8 @@ def run(
         begin = clock()
         try:
             numbers = dict(step.measure(setup))
+        except LeftOut as reason:
+            numbers = {"left_out": str(reason)}
         except (QembedError, subprocess.SubprocessError, OSError, ValueError, LookupError, RuntimeError, ImportError) as error:
             numbers = {"error": f"{type(error).__name__}: {error}"[:2000]}
         record["steps"][step.name] = {**numbers, "seconds_taken": round(clock() - begin, 1)}

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gpu_variants
 import numpy as np
 from gpu_quantize import quantized
-from gpu_serve import NO_MACHETE, limits, serving, text_of, vectors
+from gpu_serve import limits, serving, text_of, vectors
 from gpu_steps import Setup, Step
 from numpy.typing import NDArray
 
@@ -48,21 +49,23 @@ def sample_int4(setup: Setup) -> Path:
     return folder
 
 
-def served(name: str, *options: str, int4: bool = True, variables: Mapping[str, str] | None = None) -> Step:
-    """Cosines of served vectors with the reference's; the lowest, and the mean distance."""
+def served(name: str) -> Step:
+    """Cosines of the vectors that the variant `name` serves with the reference's; the lowest, and the mean distance."""
 
     def measure(setup: Setup) -> Mapping[str, Any]:
-        folder = sample_int4(setup) if int4 else find(SAMPLE).folder
+        variant = gpu_variants.on(setup, name)
+        folder = sample_int4(setup) if variant.int4 else find(SAMPLE).folder
         batch = texts(500 if setup.is_rehearsal else CONTEXT)
-        chosen = [*limits(setup, CONTEXT), *([] if setup.is_rehearsal else options)]
-        with serving(setup, folder, *chosen, name=f"fidelity-{name}", int4=int4, variables=variables) as ready:
+        with serving(setup, folder, *limits(setup, CONTEXT), name=f"fidelity-{name}", variant=variant) as ready:
             together = _floats(vectors(ready, batch))
             alone = _floats([vectors(ready, [text])[0] for text in batch])
+        engine = gpu_variants.loaded(ready["log"].read_text(errors="replace"))
+        gpu_variants.check(name, variant, engine)
         expected = reference.embed(reference.load(find(str(folder))), batch)
         cosines = np.sum(together * expected, axis=1)
         return {
             "texts": len(batch),
-            "dtype": ready["dtype"],
+            "loaded": engine,
             "lowest": float(cosines.min()),
             "mean_distance": float(np.mean(1 - cosines)),
             "lowest_of_the_longest": float(cosines[-2:].min()),
@@ -77,11 +80,4 @@ def _floats(parts: list[bytes]) -> NDArray[np.float32]:
     return np.stack([np.frombuffer(part, np.float32) for part in parts])
 
 
-STEPS = (
-    served("int4"),
-    served("int4 by Marlin", variables=NO_MACHETE),
-    served("fp16", int4=False),
-    served("int4, float16", "--dtype", "float16"),
-    served("int4, INT8 table", "--token-table", "int8"),
-    served("int4, fp8 keys and values", "--kv-cache-dtype", "fp8"),
-)
+STEPS = tuple(map(served, (name for name in gpu_variants.VARIANTS if name != "int4, 8k context")))

@@ -8,7 +8,6 @@ import json
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -34,11 +33,6 @@ PLAN = {"token_table": 2**28, "linear": 2**28, "other": 0, "kv_cache": 0, "activ
 def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     monkeypatch.syspath_prepend(str(BENCH))
     return importlib.import_module
-
-
-@pytest.fixture
-def wheels(bench: Callable[[str], ModuleType]) -> ModuleType:
-    return bench("gpu_wheels")
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a GPU here")
@@ -152,8 +146,9 @@ def test_texts_have_exactly_the_requested_number_of_tokens(bench: Callable[[str]
 
 def test_the_section_of_serving_has_memory_by_line_and_the_target(bench: Callable[[str], ModuleType]) -> None:
     server = {
-        "context": 2048, "planned": 2**30, "used": int(1.5 * 2**30), "plan": PLAN, "dtype": "float16",
-        "kernel": "MarlinLinearKernel", "log": {"weights": 2**29, "graphs": 2**26}, "speeds": {"256x2048": SPEED},
+        "context": 2048, "planned": 2**30, "used": int(1.5 * 2**30), "plan": PLAN,
+        "loaded": {"dtype": "float16", "kernel": "MarlinLinearKernel"},
+        "log": {"weights": 2**29, "graphs": 2**26}, "speeds": {"256x2048": SPEED},
     }  # fmt: skip
     record = {"where": WHERE, "date": "2026-11-27", "steps": {"int4": server, "fp16": {**server, "used": 3 * 2**30}}}
     section = bench("gpu_report").section("serve", record)
@@ -180,102 +175,84 @@ def test_agreement_counts_integers_and_scales(tmp_path: Path, bench: Callable[[s
     assert 0.999 < agreement["integers"] == agreement["integers_where_scales_agree"] < 1
 
 
-@pytest.mark.parametrize("size", [1, 7, 100, 101])
-def test_parts_are_cut_to_size_and_joined_again(tmp_path: Path, wheels: ModuleType, size: int) -> None:
-    data = bytes(range(100))
-    parts = wheels.cut([data[:13], data[13:50], data[50:]], size, tmp_path)
-    assert [part["bytes"] for part in parts] == [size] * (100 // size) + [100 % size] * bool(100 % size)
-    assert b"".join((tmp_path / part["name"]).read_bytes() for part in parts) == data
+LOG = """
+INFO 11-27 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='m', dtype=torch.float16, max_seq_len=512,
+quantization=qembed_awq, enforce_eager=True, kv_cache_dtype=fp8, device_config=cuda, seed=0
+INFO 11-27 [__init__.py:923] Using MarlinLinearKernel for mixed-precision linear
+INFO 11-27 [cuda.py:483] Using TRITON_ATTN attention backend out of potential backends: ['TRITON_ATTN'].
+"""
 
 
-def test_a_tree_that_fills_the_limit_leaves_no_room(tmp_path: Path, wheels: ModuleType) -> None:
-    with pytest.raises(ValueError, match="limit"):
-        wheels.cut([b"data"], 0, tmp_path)
-
-
-def repository(folder: Path, tree_bytes: int) -> None:
-    """A repository with a file of so many bytes, an ignored one, and wheels as they are fetched."""
-    folder.mkdir()
-    (folder / "qembed").mkdir()
-    (folder / "file").write_bytes(b"x" * tree_bytes)
-    (folder / ".gitignore").write_text("build/\nignored\n")
-    (folder / "ignored").write_bytes(b"x" * 10**6)
-    shutil.copyfile(BENCH.parent / "pyproject.toml", folder / "pyproject.toml")
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-
-
-def wheel_folder(folder: Path) -> None:
-    (folder / "deps").mkdir(parents=True)
-    (folder / "vllm").mkdir()
-    make_wheel(folder / "deps" / "small-1-py3-none-any.whl", {"small.py": b"value = 1\n"})
-    whole = folder / "vllm-1-py3-none-any.whl"
-    members = {"vllm/__init__.py": b"", "vllm/_moe_C_stable_libtorch.abi3.so": bytes(range(256)) * 40}
-    make_wheel(whole, members)
-    data = whole.read_bytes()
-    for number, begin in enumerate(range(0, len(data), 2000)):
-        (folder / "vllm" / f"part-{number:02d}").write_bytes(data[begin : begin + 2000])
-    (folder / "vllm" / "name").write_text(f"{whole.name}\n")
-
-
-def make_wheel(path: Path, members: Mapping[str, bytes]) -> None:
-    name = path.name.split("-")[0]
-    info = f"{name}-1.dist-info"
-    files = {
-        **members,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+def test_the_log_tells_what_the_engine_loaded(bench: Callable[[str], ModuleType]) -> None:
+    assert bench("gpu_variants").loaded(LOG) == {
+        "dtype": "float16",
+        "quantization": "qembed_awq",
+        "cache": "fp8",
+        "kernel": "MarlinLinearKernel",
+        "attention": "TRITON_ATTN",
     }
-    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"]).encode()
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file, data in files.items():
-            wheel.writestr(file, data)
 
 
-def test_every_trip_is_within_the_limit_and_the_other_side_gets_the_wheels(tmp_path: Path, wheels: ModuleType) -> None:
-    here, there, tree_bytes = tmp_path / "here", tmp_path / "there", 20_000
-    repository(here, tree_bytes)
-    wheel_folder(tmp_path / "wheels")
-    parts = wheels.pack(tmp_path / "wheels", everything=True, limit=wheels.MARGIN + 30_000, root=here)
-    sizes = [size for _, size in wheels.trips(here)]
-    assert len(parts) > 1
-    assert all(tree_bytes < size <= wheels.MARGIN + 30_000 for size in sizes)  # what git ignores does not travel
-    wheels.rehearse(there, sys.executable, root=here)
-    assert (there / "build" / "gpu" / "site" / "small.py").read_text() == "value = 1\n"
-    assert not (there / "ignored").exists()
-    points = importlib.metadata.distributions(path=[str(there / "build" / "gpu" / "site")])
-    names = {point.value for distribution in points for point in distribution.entry_points if "vllm" in point.group}
-    assert names == {"qembed.serve.vllm_plugin:register"}
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("int4 by Marlin", {"kernel": "MacheteLinearKernel"}),
+        ("fp16", {"quantization": "awq"}),
+        ("int4, float16", {"dtype": "bfloat16"}),
+        ("int4, INT8 table", {"quantization": "awq"}),
+        ("int4, fp8 keys and values", {"cache": "auto"}),
+        ("int4, fp8 keys and values", {}),
+    ],
+)
+def test_a_variant_whose_option_has_no_effect_fails(
+    bench: Callable[[str], ModuleType], name: str, engine: Mapping[str, str]
+) -> None:
+    variants = bench("gpu_variants")
+    (expected,) = variants.VARIANTS[name].loaded.items()
+    with pytest.raises(ValueError, match=f"{name}: .*{expected[1]}"):
+        variants.check(name, variants.VARIANTS[name], engine)
+    variants.check(name, variants.VARIANTS[name], dict([expected]))
 
 
-def test_a_trip_over_the_limit_is_refused(tmp_path: Path, wheels: ModuleType) -> None:
-    here = tmp_path / "here"
-    repository(here, 20_000)
-    wheel_folder(tmp_path / "wheels")
-    wheels.pack(tmp_path / "wheels", everything=True, root=here)
-    with pytest.raises(ValueError, match="trip 1"):
-        wheels.rehearse(tmp_path / "there", sys.executable, root=here, limit=20_000)
+def test_a_rehearsal_has_the_options_that_a_cpu_has(tmp_path: Path, bench: Callable[[str], ModuleType]) -> None:
+    from qembed.vllm.kernels import Cpu
+
+    variants, steps = bench("gpu_variants"), bench("gpu_steps")
+    cpu, cuda = steps.Setup("cpu", tmp_path), steps.Setup("cuda", tmp_path)
+    assert variants.on(cpu, "int4, float16").options == ("--dtype", "float16")
+    assert variants.on(cpu, "int4, INT8 table").options == ("--token-table", "int8")
+    with pytest.raises(steps.LeftOut, match="fp8"):
+        variants.on(cpu, "int4, fp8 keys and values")
+    both = Cpu(frozenset({"avx2", "fma", "f16c", "avx512f", "avx512_bf16"}), compiled=True)
+    assert variants.on(cpu, "int4 by Marlin", lambda: both).loaded == {"kernel": "CPUWNA16LinearKernel"}
+    with pytest.raises(steps.LeftOut, match="kernel"):
+        variants.on(cpu, "int4 by Marlin", lambda: Cpu(frozenset({"avx2", "fma", "f16c"}), compiled=True))
+    assert variants.on(cuda, "int4 by Marlin").loaded == {"kernel": "MarlinLinearKernel"}
+    assert variants.on(cuda, "int4, fp8 keys and values").options == ("--kv-cache-dtype", "fp8")
 
 
-def test_a_damaged_part_is_noticed_and_missing_ones_are_named(tmp_path: Path, wheels: ModuleType) -> None:
-    here = tmp_path / "here"
-    repository(here, 20_000)
-    wheel_folder(tmp_path / "wheels")
-    wheels.pack(tmp_path / "wheels", everything=True, limit=wheels.MARGIN + 30_000, root=here)
-    second = here / wheels.OUTGOING / "part-01"
-    data = second.read_bytes()
-    second.unlink()
-    assert wheels.receive(here) == ["part-01"]
-    second.write_bytes(b"y" + data[1:])
-    with pytest.raises(ValueError, match="part-01 is damaged"):
-        wheels.receive(here)
-    second.write_bytes(data)
-    assert wheels.receive(here) == []
+def test_a_step_that_is_left_out_says_why_and_does_not_count_as_a_failure(
+    tmp_path: Path, bench: Callable[[str], ModuleType]
+) -> None:
+    steps, calls = bench("gpu_steps"), list[str]()
+
+    def measure(_: Any) -> Mapping[str, Any]:
+        calls.append("fp8")
+        raise steps.LeftOut("a CPU has no fp8")
+
+    file, setup = tmp_path / "fidelity.json", steps.Setup("cpu", tmp_path)
+    for _ in range(2):
+        record = steps.run([steps.Step("fp8", 1, measure)], file, setup, WHERE, 100, Clock())
+    assert calls == ["fp8"]
+    assert "error" not in record["steps"]["fp8"]
+    assert "fp8: left out: a CPU has no fp8" in file.with_suffix(".md").read_text()
 
 
-def test_members_left_out_of_a_wheel_leave_its_record_too(tmp_path: Path, wheels: ModuleType) -> None:
-    wheel_folder(tmp_path / "wheels")
-    output = tmp_path / "slim.whl"
-    assert wheels.slim(tmp_path / "wheels" / "vllm-1-py3-none-any.whl", output) == ["vllm/_moe_C_stable_libtorch.abi3.so"]
-    with zipfile.ZipFile(output) as wheel:
-        assert "vllm/__init__.py" in wheel.namelist()
-        assert not any("_moe_C" in line for line in [*wheel.namelist(), wheel.read("vllm-1.dist-info/RECORD").decode()])
+def test_the_section_of_vectors_has_what_vllm_loaded(bench: Callable[[str], ModuleType]) -> None:
+    step = {
+        "loaded": bench("gpu_variants").loaded(LOG), "texts": 9, "lowest": 0.99991, "lowest_of_the_longest": 0.99992,
+        "mean_distance": 8e-5, "alone_or_together": 1.0,
+    }  # fmt: skip
+    record = {"where": WHERE, "date": "2026-11-27", "steps": {"int4, INT8 table": step}}
+    section = bench("gpu_report").section("fidelity", record)
+    assert "| int4, INT8 table | float16 | qembed_awq | fp8 | MarlinLinearKernel | 9 | 0.99991 | 0.99992 |" in section

@@ -26,6 +26,7 @@ from vllm.model_executor.kernels.linear import MPLinearLayerConfig, choose_mp_li
 from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig, AutoAWQMarlinLinearMethod
 from vllm.model_executor.layers.quantization.utils.marlin_utils import check_marlin_supported
 from vllm.scalar_type import scalar_types
+from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.attention.selector import AttentionSelectorConfig
 sys.path.insert(0, "deploy")
@@ -54,8 +55,9 @@ def kernel(shape, dtype, group):
     assert check_marlin_supported(scalar_types.uint4, group, True), "vLLM would fall back to its Triton kernel for AWQ"
     return choose_mp_linear_kernel(config).__name__
 
-def attention(dtype, cache):
-    config = AttentionSelectorConfig(head_size=cards.HEAD, dtype=dtype, kv_cache_dtype=cache, block_size=BLOCK_SIZE["cuda"])
+def attention(dtype, cache, kind=AttentionType.DECODER):
+    config = AttentionSelectorConfig(head_size=cards.HEAD, dtype=dtype, kv_cache_dtype=cache, block_size=BLOCK_SIZE["cuda"],
+        attn_type=kind)
     return [candidate.backend.name for candidate in Card.get_valid_backends(Card.capability, config)[0]]
 
 def takes(dtype):
@@ -74,6 +76,7 @@ for major, minor in ((7, 5), (8, 6), (8, 9), (9, 0)):
             "kernels": {group: sorted({kernel(shape, dtype, group) for size in cards.MODELS for shape in layers(size)})
                 for group in (32, 64, 128)},
             "attention": attention(dtype, "auto"),
+            "bidirectional attention": attention(dtype, "auto", AttentionType.ENCODER_ONLY),
             "attention with fp8": attention(dtype, "fp8"),
         }
 print(json.dumps(answers))
@@ -106,6 +109,33 @@ unified_attention(q=query, k=cache, v=cache, out=query, cu_seqlens_q=starts, max
 (kernel,) = compiled
 print(json.dumps({"shared": kernel.metadata.shared, "machine_code": len(kernel.asm["cubin"]),
     "tensor_cores": bool(re.search("mma[.]sync", kernel.asm["ptx"]))}))
+"""
+ALLOCATE = """
+import json, logging, sys
+from types import SimpleNamespace
+logging.disable(logging.CRITICAL)
+import torch
+from vllm.config import CUDAGraphMode
+from vllm.model_executor.layers.quantization.utils import marlin_utils
+from vllm.v1.attention.backends.triton_attn import TritonAttentionMetadataBuilder
+sys.path.insert(0, "deploy")
+import cards
+
+def attention(size):
+    model = SimpleNamespace(get_num_attention_heads=lambda _: cards.MODELS[size][2], get_num_kv_heads=lambda _: cards.KV_HEADS,
+        get_head_size=lambda: cards.HEAD, rswa_window=None)
+    config = SimpleNamespace(model_config=model, parallel_config=None, speculative_config=None, scheduler_config=None,
+        attention_config=None, compilation_config=SimpleNamespace(cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
+            cudagraph_capture_sizes=[1, 2, 4, 8, 16, 24, 32], static_forward_context={}))
+    builder = TritonAttentionMetadataBuilder(SimpleNamespace(block_size=16), [], config, torch.device("cpu"))
+    return sum(value.nbytes for value in vars(builder).values() if isinstance(value, torch.Tensor))
+
+def workspace(multiprocessors):
+    marlin_utils.num_compute_units = lambda _: multiprocessors
+    return marlin_utils.marlin_make_workspace_new(torch.device("cpu")).nbytes
+
+print(json.dumps({"attention": dict(zip(cards.MODELS, map(attention, cards.MODELS))),
+    "marlin": {number: workspace(number) for number in (40, 58, 80)}}))
 """
 LEAST_SHARED_MEMORY = 48 * 2**10
 """Bytes that a block of threads gets on any of these cards without asking for more."""
@@ -146,9 +176,23 @@ def test_attention_is_triton_on_a_t4_and_flash_attention_on_later_cards(choices:
     assert {choices[f"{capability} bfloat16"]["attention"][0] for capability in ("8.6", "8.9", "9.0")} == {"FLASH_ATTN"}
 
 
+def test_a_bidirectional_embedder_gets_the_same_attention(choices: dict[str, Any]) -> None:
+    for capability, dtype in DTYPES:
+        choice = choices[f"{capability} {dtype}"]
+        assert choice["bidirectional attention"][0] == choice["attention"][0]
+
+
 def test_flash_attention_of_these_cards_has_no_fp8_cache(choices: dict[str, Any]) -> None:
     for capability in CARDS.values():
         assert choices[f"{capability} float16"]["attention with fp8"] == ["TRITON_ATTN"]  # FlashInfer is not installed here
+
+
+def test_what_marlin_and_tritons_attention_allocate_besides_weights_and_cache() -> None:
+    result = subprocess.run([sys.executable, "-c", ALLOCATE], capture_output=True, text=True, check=True, timeout=300)
+    allocated = json.loads(result.stdout.splitlines()[-1])
+    partial_sums = {size: heads * 16 * 16 * (128 + 2) * 4 for size, heads in (("0.6B", 16), ("4B", 32), ("8B", 32))}
+    assert allocated["attention"] == partial_sums  # 2.0 and 4.1 MiB, once for all layers
+    assert allocated["marlin"] == {"40": 160, "58": 232, "80": 320}  # bytes a layer, by multiprocessors: T4, L4, A10G
 
 
 @pytest.mark.parametrize(

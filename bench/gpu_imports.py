@@ -71,9 +71,8 @@ def extra_packages(folders: Sequence[str]) -> list[str]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    installed = {
-        canonicalize_name(item.metadata["Name"]): item for item in importlib.metadata.distributions(path=list(folders))
-    }
+    distributions = importlib.metadata.distributions(path=list(folders))
+    installed = {str(canonicalize_name(item.metadata["Name"])): item for item in distributions}
     needed, todo = {"pip"}, [("torch", ""), ("transformers", "")]
     reached = set(todo)
     while todo:

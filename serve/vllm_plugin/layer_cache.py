@@ -43,7 +43,7 @@ def piece_tokens(config: VllmConfig) -> int | None:
 
 
 def shared_by_layers(config: KVCacheConfig, layout: KVCacheLayout | None) -> KVCacheConfig:
-    """`config` with the keys and values of all layers in the same place, in `layout` (None: vLLM has no layouts yet).
+    """`config` with the keys and values of all layers in the same place, in `layout` (None: vLLM before 0.29, with one layout).
 
     Raises:
         ValueError: the layers need caches of different kinds.
@@ -67,7 +67,7 @@ def shared_by_layers(config: KVCacheConfig, layout: KVCacheLayout | None) -> KVC
 
 
 def _shared_before_layouts(config: KVCacheConfig, size: int, different: ValueError) -> KVCacheConfig:
-    """`shared_by_layers` for vLLM 0.26, whose config has a tensor of `size` bytes for each layer, which layers can share."""
+    """`shared_by_layers` for vLLM before 0.29, whose config has a tensor of `size` bytes a layer, which layers can share."""
     tensors: Any = config.kv_cache_tensors
     layers = [layer for tensor in tensors for layer in tensor.shared_by]
     if any(tensor.size != size or tensor.block_stride for tensor in tensors) or layers != config.kv_cache_groups[0].layer_names:
@@ -95,7 +95,7 @@ class LayerCacheWorker:
         super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
 
     def _layout(self, kv_cache_config: KVCacheConfig) -> KVCacheLayout | None:
-        """The order of layers, blocks, heads and tokens in memory; None before vLLM had a choice of it."""
+        """The order of layers, blocks, heads and tokens in memory; None before vLLM 0.29, which had one."""
         if not hasattr(kv_cache_config, "kv_cache_layout"):
             return None
         from vllm.v1.kv_cache_layout import KVCacheLayout

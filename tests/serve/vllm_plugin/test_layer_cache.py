@@ -63,7 +63,7 @@ def test_layers_of_different_kinds_are_refused() -> None:
 
 @dataclass
 class TensorBeforeLayouts:
-    """`KVCacheTensor` of vLLM 0.26."""
+    """`KVCacheTensor` of vLLM 0.26 to 0.28."""
 
     size: int
     shared_by: list[str]
@@ -73,7 +73,7 @@ class TensorBeforeLayouts:
 
 @dataclass
 class ConfigBeforeLayouts:
-    """`KVCacheConfig` of vLLM 0.26."""
+    """`KVCacheConfig` of vLLM 0.26 to 0.28."""
 
     num_blocks: int
     kv_cache_tensors: list[TensorBeforeLayouts]

@@ -42,8 +42,8 @@ def texts(longest: int) -> list[str]:
 
 
 def sample_int4(setup: Setup) -> Path:
-    """The sample in INT4."""
-    folder = setup.build / "sample-AWQ-INT4"
+    """The sample in INT4, made if the piece "quantize" has not made it."""
+    folder = setup.build / "sample-device-AWQ-INT4"
     if not (folder / "config.json").exists():
         quantized(find(SAMPLE).folder, folder, setup.device, setup.build / "sample.log")
     return folder

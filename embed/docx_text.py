@@ -10,6 +10,8 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from qembed.embed import docx_symbols
+
 BREAK = "\n\n"
 W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
@@ -120,7 +122,17 @@ def _inline(element: Any, boxes: list[Any]) -> Iterator[str]:
             yield child.text or ""
         elif child.tag in SIGNS:
             yield SIGNS[child.tag]
+        elif child.tag == f"{W}sym":
+            yield docx_symbols.character(child.get(f"{W}font", ""), child.get(f"{W}char", ""))
+        elif child.tag == f"{W}ruby":
+            base, reading = (_ruby(child, name, boxes) for name in ("rubyBase", "rt"))
+            yield f"{base}({reading})" if base and reading else base or reading
         elif child.tag == f"{W}txbxContent":
             boxes.append(child)
         else:
             yield from _inline(child, boxes)
+
+
+def _ruby(element: Any, name: str, boxes: list[Any]) -> str:
+    """A part of annotated text: the base, or its reading, which stands before the base in the file and above it on the page."""
+    return "".join(piece for part in element.findall(f"{W}{name}") for piece in _inline(part, boxes)).strip()

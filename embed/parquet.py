@@ -21,6 +21,8 @@ from qembed.text import strict_json
 MAGIC = b"PAR1"
 TYPES = "types.json"
 LENGTH = 4
+INTEGERS = {"int64": range(-(2**63), 2**63), "float64": range(-(2**53), 2**53 + 1)}
+"""The integers that a column of the type can hold; beyond 2^53 a float may lose the last digits."""
 
 
 class Parquet(Output):
@@ -168,9 +170,8 @@ def type_of(values: Sequence[Any]) -> str:
     types = {type(value) for value in values if value is not None}
     if types == {bool}:
         return "bool_"
-    if types == {int}:
-        return "int64" if all(-(2**63) <= value < 2**63 for value in values if value is not None) else "string"
-    return "float64" if types and types <= {int, float} else "string"
+    column_type = "int64" if types == {int} else "float64" if types and types <= {int, float} else "string"
+    return "string" if unfit(values, column_type) else column_type
 
 
 def unfit(values: Sequence[Any], column_type: str) -> dict[int, str]:
@@ -182,7 +183,7 @@ def unfit(values: Sequence[Any], column_type: str) -> dict[int, str]:
         index: f"{json.dumps(value, ensure_ascii=False, default=str)[:60]}, where earlier rows have {column_type.rstrip('_')}"
         for index, value in enumerate(values)
         if value is not None
-        and (type(value) not in fits[column_type] or (type(value) is int and not -(2**63) <= value < 2**63))
+        and (type(value) not in fits[column_type] or (type(value) is int and value not in INTEGERS[column_type]))
     }
 
 

@@ -129,14 +129,23 @@ class Reading:
             reason = f"{self.text} is {'missing' if text is None else 'not a text'}"
         if not isinstance(text, str):
             return Row(record.place, _safe(name), reason=reason, columns=columns)
-        reason = reason or _problem(name, text, *columns.values())
+        reason = reason or _problem(name, text)
+        for column, value in columns.items():
+            if reason is None and (unstorable := _problem(value)):
+                reason = f"{column} {unstorable}"
         return Row(record.place, _safe(name), text if reason is None else _safe(text), reason, columns)
 
 
 def _problem(*values: Any) -> str | None:
-    """Why one of the strings among `values` cannot be stored."""
+    """Why one of the strings in `values` cannot be stored."""
     for value in values:
-        if isinstance(value, str) and (reason := problem(value)):
+        if isinstance(value, dict):
+            reason = _problem(*value, *value.values())
+        elif isinstance(value, list):
+            reason = _problem(*value)
+        else:
+            reason = problem(value) if isinstance(value, str) else None
+        if reason:
             return reason
     return None
 

@@ -77,7 +77,9 @@ def data(options: Options) -> Data:
         if option := next((name for name in ("text_column", "id_column") if options[name]), None):
             raise BadInput(f"--{option.replace('_', '-')} applies to --data")
         return texts.read(texts.HELDOUT)
-    return texts.read(options["data"], row_options(options), options["text_column"], options["id_column"], note)
+    stored = bool(options["vectors"] or options["baseline_vectors"])
+    columns = options["text_column"], options["id_column"]
+    return texts.read(options["data"], row_options(options), *columns, note, leave_out=stored)
 
 
 def row_options(options: Options) -> RowOptions:
@@ -238,18 +240,27 @@ def _names(options: Options) -> list[str]:
 
 
 def _retrieval(options: Options, folder: Path | None, progress: Console) -> Task:
-    paths = [Path(path) for path in options["retrieval"]]
-    instruction = options["instruction"]
-    collection = _collection(paths, instruction) if paths else builtin.retrieval(instruction)
+    read = collection(options)
     if not options["rerank"]:
-        return retrieval.task(collection)
+        return retrieval.task(read)
     model = options["rerank"]
     if "://" in model:
         reranker = rerank.through_server(model, api_keys.first(options["api_key_file"]))
     else:
         reranker = rerank.through_transformers(find(model))
-    scoring = rerank.scoring(reranker, instruction, folder, progress)
-    return retrieval.task(collection, scoring, reranker.name)
+    scoring = rerank.scoring(reranker, options["instruction"], folder, progress)
+    return retrieval.task(read, scoring, reranker.name)
+
+
+def collection(options: Options) -> Collection:
+    """The queries and passages of --retrieval, or the built-in ones.
+
+    Raises:
+        BadInput: they cannot be read.
+    """
+    paths = [Path(path) for path in options["retrieval"]]
+    instruction = options["instruction"]
+    return _collection(paths, instruction) if paths else builtin.retrieval(instruction)
 
 
 def _collection(paths: list[Path], instruction: str | None) -> Collection:

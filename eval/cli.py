@@ -78,7 +78,8 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
 @reading("--no-cache", is_flag=True, help="Compute every vector again, and cache none.")
 @tasking("--task", multiple=True, metavar="NAME",
          help="retrieval, classification, sts, all (these three), speed, or mteb:NAME for a task of the mteb package. Can be "
-              "repeated. Without your own data, a small built-in set in four languages is used.")  # fmt: skip
+              "repeated. Without your own data, a small built-in set in four languages is used. rerank, alone, compares an "
+              "INT4 reranker with its original, on the pairs of --retrieval.")  # fmt: skip
 @tasking("--retrieval", multiple=True, metavar="PATH",
          help="Queries, passages and relevance: a folder in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/test.tsv), or "
               "SQuAD's JSON. Several files of XQuAD, or a folder of them, are searched across languages.")  # fmt: skip
@@ -120,16 +121,20 @@ def command(**options: Any) -> None:
     qembed eval --model sample --min-cosine 0.95     as a gate
     qembed eval --url http://127.0.0.1:8000 --json   a running server
     qembed eval --task all --report page.html        all tasks, as a page
+    qembed eval --task rerank --model RERANKER       a reranker: scores and order
     qembed eval --compare before.json after.json     two earlier results
 
     Exit codes: 0 done, 1 a threshold was missed or a vector is unusable, 2 bad input, or a side that could not be measured, 3 a
     package is missing, 5 too few texts to tell whether --max-task-drop is met, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
-    from qembed.eval import targets
+    from qembed.eval import rerankers, targets
     from qembed.report import files
 
     if options["compare"]:
         _compare(options)
+        return
+    if rerankers.TASK in options["task"]:
+        _compare_rerankers(options)
         return
     for path in options["report"]:
         files.check(path)
@@ -142,8 +147,39 @@ def command(**options: Any) -> None:
     finally:  # what was measured is shown even if a report cannot be written
         if not options["as_json"]:
             _print(result)
-        for line in (*result["verdict"]["failures"], *result["verdict"]["undecided"]):
-            click.echo(f"qembed: {line}", err=True)
+        _show_verdict(result)
+    _end(result, options)
+
+
+def _compare_rerankers(options: dict[str, Any]) -> None:
+    """Compare the scores of two rerankers, and print the result."""
+    from rich.console import Console
+
+    from qembed.eval import choose, rerankers
+    from qembed.eval.thresholds import Thresholds
+
+    with _exit_code_1_reserved(options):
+        rerankers.check(options)
+        progress = Console(stderr=True)
+        collection = choose.collection(options)
+        candidate, baseline = rerankers.sides(options)
+        thresholds = Thresholds(max_task_drop=options["max_task_drop"])
+        cache = choose.cache_folder(options, progress)
+        result = rerankers.compare(candidate, baseline, collection, options["instruction"], thresholds, cache, progress)
+    if not options["as_json"]:
+        for line in rerankers.lines(result):
+            click.echo(line)
+    _show_verdict(result)
+    _end(result, options)
+
+
+def _show_verdict(result: dict[str, Any]) -> None:
+    for line in (*result["verdict"]["failures"], *result["verdict"]["undecided"]):
+        click.echo(f"qembed: {line}", err=True)
+
+
+def _end(result: dict[str, Any], options: dict[str, Any]) -> None:
+    """Print the result as JSON if asked to, and exit with the code of its verdict."""
     if options["as_json"]:
         click.echo(json.dumps(result, allow_nan=False))
     if result["verdict"]["failures"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qembed.errors import BadInput
 from qembed.files import sha256
+from qembed.text.display import counted
 from qembed.text.rows.lines import problem
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.reader import DEFAULT, FIXED, IDS, format_of, opened
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
 FIELDS = ("kind", "language", "instruction")
+SHOWN = 3
 BATCH = 1024
 """Texts encoded at once: an encoding takes some hundred bytes per token."""
+
+
+class _Unusable(BadInput):
+    """A row has no text that can be embedded, or no id; `qembed embed` rejects such a row."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ def read(
     text_column: str | None = None,
     id_column: str | None = None,
     on_note: Callable[[str], None] = lambda _: None,
+    *,
+    leave_out: bool = False,
 ) -> Data:
     """Read the texts of a file: `.txt` with one text per line, `.jsonl` with one object per line, `.csv`, `.tsv` or `.parquet`.
 
@@ -47,8 +55,10 @@ def read(
     `language` and `instruction`; other columns are ignored. Blank lines are skipped. A text without an id is named as
     `qembed embed` names it: by its line, or in tables by its row. `on_note` is called with what the reader decided.
 
+    `leave_out`: rows that are not valid, or have no text, are left out with a note, as `qembed embed` has no vector of them.
+
     Raises:
-        BadInput: the file cannot be read or is empty, lacks a column, or a row is not valid, or has no text.
+        BadInput: the file cannot be read or is empty, lacks a column, a row is not valid, or has no text, or no row is left.
         MissingExtra: Parquet without pyarrow.
     """
     column = text_column or "text"
@@ -58,6 +68,7 @@ def read(
     required = {column: "--text-column", **({id_column: "--id-column"} if id_column else {})}
     columns = {**dict.fromkeys(FIELDS, ""), **required}
     rows: list[Text] = []
+    unusable: list[_Unusable] = []
     with opened(path, format, options, columns) as records:
         for name, option in required.items():
             if not records.has(name):
@@ -71,9 +82,18 @@ def read(
         for record in records.read(columns):
             if format == "txt" and record.reason is None and not record.values["text"].strip():
                 continue
-            rows.append(_text(record, column, ids, id_column is not None))
+            try:
+                rows.append(_text(record, column, ids, id_column is not None))
+            except _Unusable as error:
+                if not leave_out:
+                    raise
+                unusable.append(error)
     if not rows:
-        raise BadInput(f"{path}: holds no texts")
+        raise unusable[0] if unusable else BadInput(f"{path}: holds no texts")
+    if unusable:
+        places = "; ".join(str(error).removeprefix(f"{path}, ") for error in unusable[:SHOWN])
+        more = "; …" if len(unusable) > SHOWN else ""
+        on_note(f"{path}: left out: {counted(len(unusable), 'row')} that cannot be embedded: {places}{more}")
     return Data(path, sha256(path), rows)
 
 
@@ -138,13 +158,16 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 def _text(record: Record, column: str, ids: Sequence[str], id_required: bool) -> Text:
     where, values = record.place, record.values
     if record.reason:
-        raise BadInput(f"{where}: {record.reason}")
-    text = field(values, column, where)
+        raise _Unusable(f"{where}: {record.reason}")
+    try:
+        text = field(values, column, where)
+    except BadInput as error:
+        raise _Unusable(str(error)) from error
     if text is None:
         advice = "" if column in values else f"; choose one with --text-column: {shown(list(values))}"
-        raise BadInput(f"{where}: no {column} field{advice}")
+        raise _Unusable(f"{where}: no {column} field{advice}")
     if not text.strip():
-        raise BadInput(f"{where}: the text is empty")
+        raise _Unusable(f"{where}: the text is empty")
     kind = field(values, "kind", where) or "document"
     if kind not in KINDS:
         raise BadInput(f"{where}: kind '{kind}' is none of {', '.join(KINDS)}")
@@ -152,11 +175,11 @@ def _text(record: Record, column: str, ids: Sequence[str], id_required: bool) ->
     try:
         name = id_text(values.get(id_column))
     except NoId as error:
-        raise BadInput(f"{where}: {id_column} is no id: {error}") from error
+        raise _Unusable(f"{where}: {id_column} is no id: {error}") from error
     if name is None and id_required:
-        raise BadInput(f"{where}: {id_column} is missing")
+        raise _Unusable(f"{where}: {id_column} is missing")
     if name is not None and (reason := problem(name)):
-        raise BadInput(f"{where}: {id_column} {reason}")
+        raise _Unusable(f"{where}: {id_column} {reason}")
     return Text(
         id=name or str(record.number),
         text=text,

@@ -1,14 +1,13 @@
-"""Qwen3-Reranker after a retriever: reads query and passage together and answers "yes" or "no".
+"""Qwen3-Reranker after a retriever: reads query and passage together (`qembed.checkpoint.reranker`), and scores them.
 
-The score is P(yes) of the two answers at the last token (Zhang et al. 2025, "Qwen3 Embedding", section 2; prompt as on the
-model card).
+By transformers as the model card does it, by `qembed serve`, or by a stock vLLM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.rerank_template import Template
+from qembed.checkpoint.reranker import AFTER, ANSWERS, BEFORE, LONGEST, body
+from qembed.checkpoint.reranker import Reranker as Description
+from qembed.checkpoint.score_row import score_row
 from qembed.command.progress import reporter
 from qembed.errors import BadInput, QembedError
-from qembed.text.prompts import DEFAULT_INSTRUCTION
 from qembed.vectors import cache as caches
 from qembed.vectors import reference
 
@@ -27,160 +29,137 @@ if TYPE_CHECKING:
     import openai
     from rich.console import Console
 
-BEFORE = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
-    'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-)
-AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-ANSWERS = ("no", "yes")
-LONGEST = 8192
 CHUNK = 64
 ALTERNATIVES = 20
 TIMEOUT = 300.0
 
-Scorer = Callable[[Sequence[str]], NDArray[np.float32]]
+Pairs = Sequence[tuple[str, str]]
+"""A query and a passage each."""
+Scorer = Callable[[Pairs, str | None], NDArray[np.float32]]
+"""Scores of pairs [n] within 0…1 under an instruction (None: the default one)."""
 Rerank = Callable[[Sequence[str], Sequence[str], Sequence[tuple[int, int]]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Reranker:
-    """A model that scores bodies (`body`): [n] float32 within 0…1. `open` loads it; `identity` is its cache key."""
+    """A model that scores pairs. `open` loads it, as a context manager of a `Scorer`; `identity` is its cache key."""
 
     name: str
     identity: Mapping[str, Any]
     open: Callable[[], Any]
 
 
-def body(query: str, passage: str, instruction: str | None = None) -> str:
-    """The part of the prompt between BEFORE and AFTER."""
-    return f"<Instruct>: {instruction or DEFAULT_INSTRUCTION}\n<Query>: {query}\n<Document>: {passage}"
-
-
 def scoring(reranker: Reranker, instruction: str | None, folder: Path | None, progress: Console) -> Rerank:
     """A function that scores (query, passage) pairs, with scores cached in `folder` (None: not beyond the call)."""
 
     def rerank(queries: Sequence[str], passages: Sequence[str], pairs: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
-        bodies = [body(queries[query], passages[row], instruction) for query, row in pairs]
-        digests = [caches.digest(text) for text in bodies]
+        texts = [(queries[query], passages[row]) for query, row in pairs]
+        digests = [caches.digest(body(*pair, instruction)) for pair in texts]
         with caches.opened(folder, reranker.identity) as cache:
             known = cache.known(digests)
-            unscored = {digest: text for digest, text in zip(digests, bodies, strict=True) if digest not in known}
+            unscored = {digest: pair for digest, pair in zip(digests, texts, strict=True) if digest not in known}
             if unscored:
-                _score_into(cache, unscored, reranker, progress)
-            scores = np.empty((len(bodies), 1), np.float32)
+                _score_into(cache, unscored, instruction, reranker, progress)
+            scores = np.empty((len(texts), 1), np.float32)
             cache.fill(digests, scores)
         return scores[:, 0].astype(np.float64)
 
     return rerank
 
 
-def _score_into(cache: caches.Cache, bodies: Mapping[bytes, str], reranker: Reranker, progress: Console) -> None:
-    """Score `bodies` (by digest), longest first so that lack of memory shows at once, and store each chunk's scores."""
-    longest_first = sorted(bodies.items(), key=lambda item: -len(item[1]))
+def _score_into(
+    cache: caches.Cache,
+    pairs: Mapping[bytes, tuple[str, str]],
+    instruction: str | None,
+    reranker: Reranker,
+    progress: Console,
+) -> None:
+    """Score `pairs` (by digest), longest first so that lack of memory shows at once, and store each chunk's scores."""
+    longest_first = sorted(pairs.items(), key=lambda item: -sum(map(len, item[1])))
     description = f"reranker: {reranker.name}"
     with reporter(f"{description}, opening", progress) as shown, reranker.open() as score:
         for start in range(0, len(longest_first), CHUNK):
             shown.steps(description, start, len(longest_first), "pairs")
             chunk = longest_first[start : start + CHUNK]
-            cache.put([digest for digest, _ in chunk], score([text for _, text in chunk])[:, None])
+            cache.put([digest for digest, _ in chunk], score([pair for _, pair in chunk], instruction)[:, None])
 
 
 def through_transformers(checkpoint: Checkpoint) -> Reranker:
     """A Qwen3-Reranker checkpoint run by transformers, in float16 on a GPU and in float32 on a CPU.
 
     Raises:
-        BadInput: its tokenizer has no tokens "yes" and "no", so it is no such model.
+        BadInput: it is no such model.
     """
     from qembed.vectors import sources
 
-    tokenizer = checkpoint.tokenizer()
-    answers = [number for word in ANSWERS if (number := tokenizer.token_to_id(word)) is not None]
-    if len(answers) < len(ANSWERS):
-        raise BadInput(f"{checkpoint.folder}: not a Qwen3-Reranker: its tokenizer has no single token for yes and for no")
+    checkpoint = replace(checkpoint, task="rerank")
+    description = checkpoint.reranker
+    assert description is not None
+    dtype = sources.transformers_dtype(checkpoint)
     identity = {**sources.transformers(checkpoint).identity, "task": "rerank"}
-    return Reranker(checkpoint.name, identity, lambda: _transformers(checkpoint, answers))
+    return Reranker(checkpoint.name, identity, lambda: _transformers(checkpoint, description, dtype))
 
 
 def through_server(url: str, api_key: str | None = None) -> Reranker:
-    """A Qwen3-Reranker on a vLLM server: as a classifier (`/classify`), or generating (`/v1/completions`).
+    """A Qwen3-Reranker on a server: `qembed serve`, or a vLLM with it as a classifier (`/classify`) or generating.
 
     Raises:
         BadInput: nothing answers there, or it is no such server.
     """
+    from qembed.client import about
     from qembed.vectors import sources
 
     server = sources.server(url, api_key)
     identity = {**server.identity, "task": "rerank"}
-    model = str(identity["model"])
-    return Reranker(f"{model} at {url}", identity, lambda: _server(str(identity["url"]), model, server.limit, api_key))
+    model, base = str(identity["model"]), str(identity["url"])
+    scores = about.reranks(url, api_key)
+    return Reranker(f"{model} at {url}", identity, lambda: _server(base, model, server.limit, api_key, scores=scores))
 
 
 @contextmanager
-def _transformers(checkpoint: Checkpoint, answers: Sequence[int]) -> Iterator[Scorer]:
-    """Load `checkpoint`; `answers` are the tokens of ANSWERS."""
+def _transformers(checkpoint: Checkpoint, description: Description, dtype: str) -> Iterator[Scorer]:
+    """Load `checkpoint`, which is described by `description`, in `dtype`; INT4 weights are dequantized."""
     import torch
 
     from qembed.vectors import sources
 
     device = "cuda" if sources.has_gpu() else "cpu"
-    model = _load(checkpoint, device)
-    head = model.get_output_embeddings().weight[list(answers)].float()
-    tokenizer = checkpoint.tokenizer()
-    before, after = (tokenizer.encode(text, add_special_tokens=False).ids for text in (BEFORE, AFTER))
-    room = min(LONGEST, int(model.config.max_position_embeddings)) - len(before) - len(after)
-    if room < 1:
+    loaded = reference.load(checkpoint, dtype, device)
+    row = score_row(checkpoint, description).to(loaded.device)
+    template = Template(checkpoint.tokenizer(), description.trunk.context)
+    if template.room < 1:
         raise BadInput(f"{checkpoint.folder}: its context has no room for a reranker's prompt")
 
-    def score(bodies: Sequence[str]) -> NDArray[np.float32]:
-        encodings = tokenizer.encode_batch(list(bodies), add_special_tokens=False)
-        ids = [[*before, *encoding.ids[:room], *after] for encoding in encodings]
+    def score(pairs: Pairs, instruction: str | None = None) -> NDArray[np.float32]:
+        ids = [template.prompt(tokens) for tokens in template.encode([body(*pair, instruction) for pair in pairs])]
         scores = np.empty(len(ids), np.float32)
         for rows in reference.batches([len(tokens) for tokens in ids], reference.TOKEN_BUDGET):
             longest = max(len(ids[row]) for row in rows)
             padded = torch.zeros((len(rows), longest), dtype=torch.long)
-            for place, row in enumerate(rows):
-                padded[place, : len(ids[row])] = torch.tensor(ids[row])
-            last = torch.tensor([len(ids[row]) - 1 for row in rows], device=device)
+            for place, index in enumerate(rows):
+                padded[place, : len(ids[index])] = torch.tensor(ids[index])
+            last = torch.tensor([len(ids[index]) - 1 for index in rows], device=device)
             with torch.inference_mode():
-                hidden = model.base_model(input_ids=padded.to(device), use_cache=False).last_hidden_state
-                logits = hidden[torch.arange(len(rows), device=device), last].float() @ head.T
-                scores[rows] = logits.softmax(-1)[:, 1].cpu().numpy()
+                hidden = loaded.model(input_ids=padded.to(device), use_cache=False).last_hidden_state
+                difference = hidden[torch.arange(len(rows), device=device), last].float() @ row
+                scores[rows] = difference.sigmoid().cpu().numpy()
         return scores
 
     yield score
 
 
-def _load(checkpoint: Checkpoint, device: str) -> Any:
-    """The language model, in 16 bits on "cuda" (bfloat16 where the GPU has it) and in float32 on "cpu"."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    half = torch.bfloat16 if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=half if device == "cuda" else torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{checkpoint.folder}: transformers cannot load this reranker: {reason}") from error
-    return model.to(device).eval()
-
-
 @contextmanager
-def _server(base: str, model: str, limit: int | None, api_key: str | None) -> Iterator[Scorer]:
-    """Connect to the server at `base`, whose context holds `limit` tokens (None: unknown)."""
+def _server(base: str, model: str, limit: int | None, api_key: str | None, *, scores: bool) -> Iterator[Scorer]:
+    """Connect to the server at `base`, whose context holds `limit` tokens (None: unknown); `scores`: it is `qembed serve`."""
     from qembed.client import embeddings
 
     with embeddings.connected(base, TIMEOUT, api_key) as api:
-        yield _RerankServer(api, base, model, limit).score
+        server = _RerankServer(api, base, model, limit)
+        yield server.score_pairs if scores else server.score
 
 
 class _RerankServer:
-    """A connection to a server with a reranker: as a classifier, or else generating.
+    """A connection to a server with a reranker: one that scores pairs, or a vLLM with a classifier, or else generating.
 
     `/tokenize` and `/detokenize` are vLLM's; other servers answer 404 there.
     """
@@ -189,11 +168,18 @@ class _RerankServer:
         self._api, self._base, self._model, self._limit = api, base, model, limit
         self._generates = False
 
-    def score(self, bodies: Sequence[str]) -> NDArray[np.float32]:
-        """P(yes) [n] of `bodies`. The first 404 or 405 of `/classify` switches to generating for good."""
+    def score_pairs(self, pairs: Pairs, instruction: str | None = None) -> NDArray[np.float32]:
+        """P(yes) [n] of `pairs` as `qembed serve` answers: it puts the template around them."""
+        queries, documents = map(list, zip(*pairs, strict=True))
+        request = {"model": self._model, "text_1": queries, "text_2": documents, "instruction": instruction}
+        data = sorted(self._post("v1/score", request)["data"], key=lambda item: item["index"])
+        return _checked(np.array([item["score"] for item in data], np.float32), queries, self._base)
+
+    def score(self, pairs: Pairs, instruction: str | None = None) -> NDArray[np.float32]:
+        """P(yes) [n] of `pairs`. The first 404 or 405 of `/classify` switches to generating for good."""
         import openai
 
-        prompts = [self._prompt(text) for text in bodies]
+        prompts = [self._prompt(body(*pair, instruction)) for pair in pairs]
         if not self._generates:
             try:
                 return _checked(self._classify(prompts), prompts, self._base)

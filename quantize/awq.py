@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qembed.quantize.products import matmul
+from qembed.quantize.products import linear
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +115,7 @@ def _grid_between(low: torch.Tensor, high: torch.Tensor, group_size: int) -> Gri
 
 def output_error(difference: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     """tr(ΔW · G · ΔWᵀ): a scalar, the squared output error that `difference` [N, K] causes on the calibration tokens."""
-    return (matmul(difference, gram) * difference).sum()
+    return (linear(difference, gram) * difference).sum()  # G is symmetric
 
 
 def search_scales(

@@ -100,6 +100,11 @@ def have_same_end(rows: Sequence[Sequence[int]], numbers: Iterable[int]) -> bool
     return len({rows[number][-1] for number in numbers}) == 1
 
 
+def by_length(rows: Sequence[Sequence[int]], numbers: Iterable[int]) -> list[int]:
+    """`numbers` in the order in which the rows come in the batches of `plain`."""
+    return sorted(numbers, key=lambda number: (len(rows[number]), number))
+
+
 def _cuts(length: int, prefixes: int, draw: random.Random) -> list[int]:
     """Random lengths of up to `prefixes` prefixes of a text of `length` tokens, ascending."""
     possible = range(MIN_PREFIX, length - 1)

@@ -30,6 +30,7 @@ class Calibration:
         sha256: hash of the file that the texts come from.
         cut: number of texts longer than `max_tokens`.
         shortened: number of further texts that were shortened to keep within the token budget.
+        queries: for a reranker, the number of the query that each row is about; empty otherwise.
         max_tokens: length in tokens that longer texts are cut to.
         seed: seed of every random choice.
     """
@@ -42,6 +43,7 @@ class Calibration:
     max_tokens: int
     seed: int
     shortened: int = 0
+    queries: Sequence[int] = ()
 
     @property
     def tokens(self) -> int:
@@ -70,10 +72,10 @@ def prepare(
     tokenizer = checkpoint.tokenizer()
     if empty := next((text.id for text in texts.texts if not clean(text.text).strip()), None):
         raise BadInput(f"{empty}: the text is empty once invisible characters are removed")
-    inputs = [text.model_input(checkpoint.prompts, checkpoint.embedder.document_prompt) for text in texts.texts]
+    inputs = [text.model_input(checkpoint.prompts, checkpoint.trunk.document_prompt) for text in texts.texts]
     with panics(str(checkpoint.folder)):
         encoded = [tokenizer.encode(text).ids for text in inputs]
-    vocabulary, context = checkpoint.config["vocab_size"], checkpoint.embedder.context
+    vocabulary, context = checkpoint.config["vocab_size"], checkpoint.trunk.context
     for text, row in zip(texts.texts, encoded, strict=True):
         if not row:
             raise BadInput(f"{text.id}: the tokenizer of {checkpoint.folder} makes no tokens from it")

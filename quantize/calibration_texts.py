@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qembed.errors import BadInput
 from qembed.files import sha256
@@ -21,6 +21,7 @@ SOURCE = "built-in"
 DEFAULT_COLUMN = "text"
 DEFAULT_COUNT = 450
 """Number of texts that are drawn by default. 1,265 ship with qembed: time grows with the number, and error falls slowly."""
+Row = TypeVar("Row")
 MIN_TEXTS = 64
 """Fewer texts are too few to calibrate on and to measure fidelity with."""
 
@@ -38,10 +39,13 @@ class Texts:
     source: str
     sha256: str
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
 
 def built_in(count: int = DEFAULT_COUNT, seed: int = 0) -> Texts:
     """Draw `count` of the texts that ship with qembed (31 languages, code, prompts, dialogues, queries), by `seed`."""
-    return Texts(_sample(_rows(BUILT_IN, None, DEFAULT), count, seed), SOURCE, sha256(BUILT_IN))
+    return Texts(sample(_rows(BUILT_IN, None, DEFAULT), count, seed), SOURCE, sha256(BUILT_IN))
 
 
 def read(
@@ -62,9 +66,9 @@ def read(
         BadInput: the file cannot be read, has too few texts, or has an invalid row (the message names its line).
         MissingExtra: the file is Parquet, and pyarrow is not installed.
     """
-    path, column = _split(argument)
+    path, column = file_and_column(argument)
     try:
-        texts = _sample(_rows(path, column, options, on_note), count, seed)
+        texts = sample(_rows(path, column, options, on_note), count, seed)
         digest = sha256(path)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -73,8 +77,12 @@ def read(
     return Texts(texts, path.name, digest)
 
 
-def _split(argument: str) -> tuple[Path, str | None]:
-    """Split FILE or FILE:COLUMN into file and column. If a file of the whole name exists, colon included, it is the file."""
+def file_and_column(argument: str) -> tuple[Path, str | None]:
+    """Split FILE or FILE:COLUMN into file and column. If a file of the whole name exists, colon included, it is the file.
+
+    Raises:
+        BadInput: there is no such file.
+    """
     path = Path(argument).expanduser()
     if not path.exists() and ":" in argument:
         name, _, column = argument.rpartition(":")
@@ -92,10 +100,10 @@ def _checked_file(path: Path) -> Path:
     return path
 
 
-def _sample(rows: Iterable[Text], count: int, seed: int) -> list[Text]:
+def sample(rows: Iterable[Row], count: int, seed: int) -> list[Row]:
     """A uniform sample of `count` of `rows`, in their order (reservoir sampling, Vitter 1985, algorithm R)."""
     generator = random.Random(seed)
-    reservoir: list[tuple[int, Text]] = []
+    reservoir: list[tuple[int, Row]] = []
     for number, row in enumerate(rows):
         if number < count:
             reservoir.append((number, row))
@@ -130,7 +138,7 @@ def _rows(
 def _text(row: Mapping[str, Any], column: str, location: str) -> Text:
     if column not in row:
         raise BadInput(f"{location}: no field {column!r}; choose one with FILE:FIELD: {shown(list(row))}")
-    text, kind, instruction = (_string(row, name, location) for name in (column, "kind", "instruction"))
+    text, kind, instruction = (string_of(row, name, location) for name in (column, "kind", "instruction"))
     if text is None or not text.strip():
         raise BadInput(f"{location}: the text is empty")
     if kind and kind not in KINDS:
@@ -138,7 +146,12 @@ def _text(row: Mapping[str, Any], column: str, location: str) -> Text:
     return Text(location, text, kind or "document", instruction=instruction or None)
 
 
-def _string(row: Mapping[str, Any], name: str, location: str) -> str | None:
+def string_of(row: Mapping[str, Any], name: str, location: str) -> str | None:
+    """The string `name` of `row`, which is at `location` of a file; None if it has none.
+
+    Raises:
+        BadInput: it is no string, or has something that no text may have.
+    """
     value = row.get(name)
     if value is None:
         return None

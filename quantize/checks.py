@@ -48,9 +48,9 @@ def sizes_of(checkpoint: Checkpoint) -> Architecture:
     """The sizes in config.json, checked for consistency.
 
     Raises:
-        BadInput: the checkpoint cannot be described (`checkpoint.embedder`), or a value is missing or invalid.
+        BadInput: the checkpoint cannot be described (`checkpoint.trunk`), or a value is missing or invalid.
     """
-    config, folder, family = checkpoint.config, checkpoint.folder, checkpoint.embedder.family
+    config, folder, family = checkpoint.config, checkpoint.folder, checkpoint.trunk.family
     for key in REQUIRED_SIZES:
         if key not in config:
             raise BadInput(f"{folder}: config.json: {key} is missing")

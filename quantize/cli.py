@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -19,6 +20,9 @@ from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
 from qembed.quantize.calibration_texts import DEFAULT_COUNT, MIN_TEXTS
 from qembed.text import strict_json
+
+if TYPE_CHECKING:
+    from qembed.checkpoint.reranker import Task
 
 MAX_TOKENS = 512
 """Default length limit of calibration texts: attention costs grow with its square, and few built-in texts are longer."""
@@ -50,6 +54,11 @@ computing = section("Device")
     default=DEFAULT_MODEL,
     show_default=True,
     help="The FP16 checkpoint: a hub id, a folder, or 'sample' for the checkpoint bundled with qembed.",
+)
+@io(
+    "--task",
+    type=click.Choice(["embed", "rerank"]),
+    help="What the model is for, where its files do not say: 'rerank' for a Qwen3-Reranker, 'embed' for an embedder.",
 )
 @io(
     "-o",
@@ -164,7 +173,8 @@ computing = section("Device")
     "--calibration",
     metavar="FILE[:COLUMN]",
     help="Your own texts: .txt (one per line), .jsonl, .csv, .tsv or .parquet, of any size. COLUMN (or JSON field) defaults "
-    "to 'text'. Rows whose 'kind' is 'query' get a prompt: their 'instruction', or the model's own.  "
+    "to 'text'. Rows whose 'kind' is 'query' get a prompt: their 'instruction', or the model's own. For a reranker: columns "
+    "'query', 'document' (or COLUMN) and perhaps 'instruction'.  "
     "[default: texts that ship with qembed]",
 )
 @add_row_options(fitted, " of --calibration")
@@ -175,7 +185,7 @@ computing = section("Device")
     default=DEFAULT_COUNT,
     show_default=True,
     metavar="N",
-    help="Number of texts to draw. One in nine (10 to 32) is held out to measure fidelity.",
+    help="Number of texts (of a reranker: pairs) to draw. One in nine (10 to 32) is held out to measure fidelity.",
 )
 @fitted(
     "--max-tokens",
@@ -199,6 +209,7 @@ computing = section("Device")
 @threads_option(computing)
 def command(
     model: str,
+    task: Task | None,
     output: Path | None,
     force: bool,
     resume: bool,
@@ -235,13 +246,14 @@ def command(
     qembed quantize --calibration mine.jsonl:body    calibrate on your own texts
     qembed quantize --resume                         after Ctrl-C or a crash
     qembed quantize --verify sample-AWQ-INT4         check a finished checkpoint
+    qembed quantize --model Qwen/Qwen3-Reranker-0.6B  a reranker
 
     Exit codes: 0 done, 1 writing failed or --verify found a problem, 2 bad input, 3 a package is missing, 130 or 143
     interrupted.
     """  # noqa: D301 - click needs the character \b
-    from qembed.checkpoint.find import default_output
+    from qembed.checkpoint.find import default_output, find
+    from qembed.quantize import calibration_pairs, summary
     from qembed.quantize import calibration_texts as texts
-    from qembed.quantize import summary
     from qembed.quantize.device import torch_device
     from qembed.quantize.run import run
     from qembed.quantize.settings import QuantizationSettings
@@ -264,18 +276,20 @@ def command(
     start = time.monotonic()
 
     with _progress("reading the checkpoint") as on_step, _interruptible():
+        source = replace(find(model), task=task)
+        kind: Any = texts if source.reranker is None else calibration_pairs
         if calibration is None:
-            sample = texts.built_in(calibration_texts, seed)
+            sample = kind.built_in(calibration_texts, seed)
         else:
-            sample = texts.read(calibration, calibration_texts, seed, row_options, lambda note: click.echo(note, err=True))
+            sample = kind.read(calibration, calibration_texts, seed, row_options, lambda note: click.echo(note, err=True))
         result = run(
-            model,
+            source,
             target,
             settings,
             sample,
             max_tokens=max_tokens,
             token_budget=calibration_tokens,
-            check=texts.held_out_count(len(sample.texts)),
+            check=texts.held_out_count(len(sample)),
             device=device_of_torch,
             seed=seed,
             force=force,

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from qembed.quantize import triangular
 from qembed.quantize.hidden import Moments
-from qembed.quantize.products import matmul
+from qembed.quantize.products import linear, matmul
 from qembed.quantize.rounding import Inverse
 
 if TYPE_CHECKING:
@@ -87,15 +88,15 @@ def cross_validate(weight: torch.Tensor, folds: Sequence[Moments], behind_norm: 
     @cache
     def gain(index: int) -> tuple[float, float]:
         """The gain of the damping with this index, and its best strength."""
-        linear = quadratic = 0.0
+        slope = curvature = 0.0
         for fit, test in ((0, 1), (1, 0)):
             solution = _damped_solution(residuals[fit], grams[fit], DAMPINGS[index])
             if solution is None:
                 return float("-inf"), 0.0
-            linear += float((solution * residuals[test]).sum())
-            quadratic += float((matmul(solution, grams[test]) * solution).sum())
-        strength = min(max(linear / max(quadratic, TINY), 0.0), 1.0)
-        return 2 * strength * linear - strength**2 * quadratic, strength
+            slope += float((solution * residuals[test]).sum())
+            curvature += float((linear(solution, grams[test]) * solution).sum())  # G is symmetric
+        strength = min(max(slope / max(curvature, TINY), 0.0), 1.0)
+        return 2 * strength * slope - strength**2 * curvature, strength
 
     chosen = _climb(lambda index: gain(index)[0], DAMPINGS.index(START_DAMPING), len(DAMPINGS))
     enough = (1 - TOLERANCE) * gain(chosen)[0]
@@ -119,8 +120,7 @@ def _damped_solution(residual: torch.Tensor, gram: torch.Tensor, damping: float)
 
     matrix = gram.clone()
     matrix.diagonal().add_(damping * gram.diagonal().mean().clamp(min=TINY))
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return None if failed else torch.cholesky_solve(residual.T, factor).T
+    return torch.cholesky_solve(residual.T, matrix).T if triangular.cholesky(matrix) else None
 
 
 def _judged_residual(weight: torch.Tensor, moments: Moments, behind_norm: bool) -> torch.Tensor:
@@ -128,12 +128,12 @@ def _judged_residual(weight: torch.Tensor, moments: Moments, behind_norm: bool) 
     rows = slice(None, None, -(-len(weight) // JUDGED_OUTPUTS))
     if behind_norm:
         return matmul(weight[rows], _cross(moments))
-    return _cross(moments)[rows] - matmul(weight[rows], moments.gram)
+    return _cross(moments)[rows] - linear(weight[rows], moments.gram)
 
 
 def _residual(weight: torch.Tensor, moments: Moments) -> torch.Tensor:
     """Σ (target output − W x) xᵀ [N, K]."""
-    return _cross(moments) - matmul(weight, moments.gram)
+    return _cross(moments) - linear(weight, moments.gram)
 
 
 def _cross(moments: Moments) -> torch.Tensor:

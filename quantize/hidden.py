@@ -68,12 +68,19 @@ class Stream:
         pairs = zip(self.hidden, inputs, strict=True)
         return self._stored(block.add_output(name, hidden.to(block.device), x.to(block.device)) for hidden, x in pairs)
 
-    def vectors(self, weight: torch.Tensor, epsilon: float, head: Head) -> torch.Tensor:
-        """Unit vectors [texts, width] of the texts, without their prefixes, behind the final norm with `weight` and `head`."""
+    def outputs(self, weight: torch.Tensor, epsilon: float, head: Head) -> torch.Tensor:
+        """What `head` makes of the texts [texts, width], without their prefixes, behind the final norm with `weight`.
+
+        They are of any length, in the order of the batches.
+        """
         import torch
 
         pooled = [head.pool(rms_norm(hidden, weight, epsilon), batch.ends.to(hidden.device) + 1) for batch, hidden in self]
-        return torch.nn.functional.normalize(head.project(torch.cat(pooled)), dim=-1)
+        return head.project(torch.cat(pooled))
+
+    def vectors(self, weight: torch.Tensor, epsilon: float, head: Head) -> torch.Tensor:
+        """Unit vectors [texts, width] of the texts: `outputs`, scaled to unit length."""
+        return unit_length(self.outputs(weight, epsilon, head))
 
     def _after(self, name: str, block: DecoderLayer) -> States:
         """The hidden states after the linear layer `name`, whose inputs are rounded as those that `inputs_of` stores."""
@@ -89,12 +96,19 @@ class Stream:
     def _stored(self, states: Iterable[torch.Tensor], *, inputs: bool = False) -> States:
         """Store `states`: those of the residual stream, or `inputs` of a linear layer."""
         if not self.in_half:
-            return [tensor.to("cpu") for tensor in states]
+            return [tensor.to("cpu").float() for tensor in states]
         stored: StoredStates | None = None
         for number, tensor in enumerate(states):
             stored = StoredStates(self.batches, tensor.shape[-1], inputs=inputs) if stored is None else stored
             stored[number] = tensor
         return stored if stored is not None else []
+
+
+def unit_length(vectors: torch.Tensor) -> torch.Tensor:
+    """`vectors` [n, width] scaled to unit length."""
+    import torch
+
+    return torch.nn.functional.normalize(vectors, dim=-1)
 
 
 def text_vectors(hidden: torch.Tensor, batch: Batch, weight: torch.Tensor, epsilon: float, head: Head) -> torch.Tensor:

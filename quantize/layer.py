@@ -69,7 +69,7 @@ class LayerQuantizer:
         import torch
 
         with torch.no_grad(), self.ranges.watching(self.block):
-            self.block.load(self.tensors, self.number)
+            self._load()
             middle = self._quantize_attention(stream, original)
             stream.hidden = []
             stream.hidden = self._quantize_mlp(middle, original)
@@ -113,9 +113,8 @@ class LayerQuantizer:
         device = self.block.device
 
         def load_and_read() -> States:
-            self.block.load(self.tensors, self.number)
-            with products.in_bfloat16(device):
-                return stream.inputs_of(name, self.block)
+            self._load()
+            return stream.inputs_of(name, self.block)
 
         inputs = load_and_read()
         bias = self.tensors.get(f"{name}.bias")
@@ -137,15 +136,14 @@ class LayerQuantizer:
             del outputs[feeding]
             return load_and_read()
         outputs[feeding] = outputs[feeding] / output_divisors(name, divisors, self.shape)
-        self.block.load(self.tensors, self.number)
+        self._load()
         for number, x in enumerate(inputs):
             inputs[number] = x.div_(divisors.to(x.device))
         return inputs
 
     def _add_output(self, name: str, stream: Stream, inputs: States) -> States:
         """The hidden states of `stream` plus the output of the loaded linear layer `name` for `inputs`."""
-        with products.in_bfloat16(self.block.device):
-            hidden = stream.plus_output(name, self.block, inputs)
+        hidden = stream.plus_output(name, self.block, inputs)
         self.ranges.see_residual(hidden)
         return hidden
 
@@ -239,6 +237,10 @@ class LayerQuantizer:
         self.levels[name] = levels, grid
         self.ranges.scaled[feeding] = powers.max().item()
         return self._fold(name, powers)
+
+    def _load(self) -> None:
+        """Load the layer as it is now, to compute the calibration's states."""
+        self.block.load(self.tensors, self.number, products.calibration_dtype(self.block.device))
 
     def _weights(self, name: str) -> list[torch.Tensor]:
         """The weights [N_i, K] that read the input `name`."""

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from qembed.checkpoint.awq_layout import dequantize
 from qembed.checkpoint.description import Checkpoint
-from qembed.checkpoint.embedder import Embedder
 from qembed.checkpoint.head import Head
+from qembed.checkpoint.score_row import score_row
 from qembed.errors import BadInput
 from qembed.quantize import batches, float16, products, refine, table
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import NOT_STORED, Architecture, DecoderLayer
 from qembed.quantize.calibration import Calibration
-from qembed.quantize.hidden import OriginalStates, States, Stream, text_vectors
+from qembed.quantize.hidden import OriginalStates, States, Stream, text_vectors, unit_length
 from qembed.quantize.layer import LayerQuantizer
 from qembed.quantize.mixing import mixed_copies
 from qembed.quantize.parts import Parts
@@ -82,8 +82,8 @@ def quantize(
     converted = _convert_rest(checkpoint, calibration, settings, parts)
     final_norm = half("norm.weight", checkpoint.tensor(checkpoint.prefix + "norm.weight")).float()
     epsilon = checkpoint.config.get("rms_norm_eps", 1e-6)
-    head = Head.of(checkpoint.embedder)
-    calibration_batches = _calibration_batches(calibration, for_embedder(settings, checkpoint.embedder, calibration))
+    head = Head.of(checkpoint.trunk)
+    calibration_batches = _calibration_batches(calibration, for_model(settings, checkpoint, calibration))
     held_out_batches = batches.plain(calibration.rows, sorted(calibration.check), BATCH_TOKENS)
     streams = _Streams.start(converted, calibration_batches, in_half=True)
     held_out = _Streams.start(converted, held_out_batches)
@@ -92,7 +92,7 @@ def quantize(
     block = DecoderLayer(checkpoint, device)
     for layer in range(shape.layers):
         tensors = _original_tensors(checkpoint, layer, device)
-        block.load(tensors, layer)
+        block.load(tensors, layer, products.calibration_dtype(device))
         held_out.original.advance(block)
         quantizer = LayerQuantizer(block, layer, tensors, shape, settings, report)
         del tensors  # the quantizer drops each weight as soon as it is rounded
@@ -107,10 +107,15 @@ def quantize(
         refine.refine(model, start, targets, epochs=settings.refine, seed=calibration.seed, on_step=on_refine)
         held_out.quantized = Stream.start(served, held_out_batches)
         for layer in range(shape.layers):
-            block.load(dequantize_layer(model.read(layer)), layer)
+            block.load(dequantize_layer(model.read(layer)), layer, products.calibration_dtype(device))
             held_out.quantized.advance(block)
-    original_vectors, vectors = (side.vectors(final_norm, epsilon, head) for side in (held_out.original, held_out.quantized))
+    sides = [side.outputs(final_norm, epsilon, head) for side in (held_out.original, held_out.quantized)]
+    original_vectors, vectors = (unit_length(outputs) for outputs in sides)
     report.cosines = (original_vectors * vectors).sum(-1).tolist()
+    if checkpoint.reranker is not None:
+        row = score_row(checkpoint, checkpoint.reranker)
+        report.scores = list(zip(*((states @ row).sigmoid().tolist() for states in sides), strict=True))
+        report.queries = [calibration.queries[number] for number in batches.by_length(calibration.rows, calibration.check)]
     return report
 
 
@@ -149,8 +154,7 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
     numbers that it computes. A part that already exists is loaded instead; without those numbers it is another quantizer's.
     """
     block, settings, report = quantizer.block, quantizer.settings, quantizer.report
-    with products.in_bfloat16(block.device):
-        original_inputs, original = _advance_original(streams.original, block, settings)
+    original_inputs, original = _advance_original(streams.original, block, settings)
     name = f"layer-{quantizer.number:03d}"
     part = None if parts is None else parts.read(name)
     if parts is None or part is None:
@@ -169,10 +173,9 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
         return
     tensors, notes = part
     stored = {key.removeprefix(prefix): tensor.to(block.device) for key, tensor in tensors.items()}
-    block.load(dequantize_layer(stored), quantizer.number)
+    block.load(dequantize_layer(stored), quantizer.number, products.calibration_dtype(block.device))
     if "ranges" in notes:
-        with products.in_bfloat16(block.device):
-            streams.quantized.advance(block)
+        streams.quantized.advance(block)
     else:
         stored, ranges = _make_safe(quantizer, stored, streams.quantized)
         notes = {"error": notes, "ranges": ranges}
@@ -191,16 +194,14 @@ def _make_safe(
         The layer as it is now stored and loaded, and the largest numbers that it computes (`Ranges.record`).
     """
     block, before = quantizer.block, stream.hidden
-    with products.in_bfloat16(block.device):
-        ranges = float16.measure(stream, block)
+    ranges = float16.measure(stream, block)
     scaled = float16.scale_down(stored, ranges, quantizer.shape, quantizer.settings.group_size)
     if scaled is None:
         return stored, ranges.record()
-    block.load(dequantize_layer(scaled), quantizer.number)
+    block.load(dequantize_layer(scaled), quantizer.number, products.calibration_dtype(block.device))
     stream.hidden = before
     divisors = ranges.scaled
-    with products.in_bfloat16(block.device):
-        ranges = float16.measure(stream, block)
+    ranges = float16.measure(stream, block)
     ranges.scaled = divisors
     return scaled, ranges.record()
 
@@ -226,7 +227,7 @@ def _calibration_batches(calibration: Calibration, settings: QuantizationSetting
     numbers = [number for number in range(len(calibration.rows)) if number not in calibration.check]
     copies = mixed_copies(calibration.rows, numbers, settings.mixed, calibration.seed)
     rows = [*calibration.rows, *copies]
-    folds = _assign_folds(calibration.rows, numbers, calibration.seed)
+    folds = _assign_folds(calibration, numbers)
     folds |= {len(calibration.rows) + copy: folds[number] for copy, number in enumerate(numbers[: len(copies)])}
     return batches.with_prefixes(
         rows,
@@ -239,18 +240,24 @@ def _calibration_batches(calibration: Calibration, settings: QuantizationSetting
     )
 
 
-def for_embedder(settings: QuantizationSettings, embedder: Embedder, calibration: Calibration) -> QuantizationSettings:
-    """`settings` with `prefixes` and `last_share` chosen where they are None: by what becomes the vector.
+def for_model(settings: QuantizationSettings, checkpoint: Checkpoint, calibration: Calibration) -> QuantizationSettings:
+    """`settings` with `prefixes` and `last_share` chosen where they are None: by what becomes the vector, or the score.
 
     Prefixes are texts of their own only where no token attends to those after it, and one state more gives a vector only where
     the last token's is the vector: PREFIXES, otherwise 0. If all vectors come from a token that the tokenizer appends, the last
     tokens have LAST_SHARE of the weight. Otherwise all tokens count the same: with mean pooling each is part of the vector, and
-    without an appended token the last ones are tokens like any other.
+    without an appended token the last ones are tokens like any other. A reranker's prompts have no prefixes, because a score is
+    read at the end of the template, and their last tokens have LAST_SHARE.
 
     Raises:
         BadInput: prefixes or a weight of last tokens are wanted that have no meaning for this model.
     """
+    embedder = checkpoint.trunk
     by_last = embedder.pooling == "last"
+    if checkpoint.reranker is not None:
+        if settings.prefixes:
+            raise BadInput(f"--prefixes {settings.prefixes}: a reranker's score is read behind its template; leave it out")
+        settings = replace(settings, prefixes=0)
     if settings.prefixes and not (by_last and embedder.is_causal):
         reason = "attention is bidirectional" if not embedder.is_causal else "vectors are means of all tokens"
         raise BadInput(f"--prefixes {settings.prefixes}: prefixes are no texts of their own, because {reason}; leave it out")
@@ -266,17 +273,23 @@ def for_embedder(settings: QuantizationSettings, embedder: Embedder, calibration
     )
 
 
-def _assign_folds(rows: Sequence[Sequence[int]], numbers: Sequence[int], seed: int) -> dict[int, int]:
-    """Assign each of the rows with these `numbers` to fold 0 or 1: equal rows to the same, similar lengths evenly to both."""
-    draw = random.Random(seed)
-    numbers_of: dict[tuple[int, ...], list[int]] = {}
+def _assign_folds(calibration: Calibration, numbers: Sequence[int]) -> dict[int, int]:
+    """Assign each of the rows with these `numbers` to fold 0 or 1: similar lengths evenly to both.
+
+    Equal rows are in the same fold, and the rows of a reranker's query, unless all have the same query.
+    """
+    rows, queries = calibration.rows, calibration.queries
+    by_query = len(queries) > 0 and len({queries[number] for number in numbers}) > 1
+    draw = random.Random(calibration.seed)
+    groups: dict[object, list[int]] = {}
     for number in numbers:
-        numbers_of.setdefault(tuple(rows[number]), []).append(number)
+        groups.setdefault(queries[number] if by_query else tuple(rows[number]), []).append(number)
     folds: dict[int, int] = {}
     fold = 0
-    for position, row in enumerate(sorted(numbers_of, key=lambda row: (len(row), row))):
+    by_length = sorted(groups.values(), key=lambda members: (len(rows[members[0]]), tuple(rows[members[0]])))
+    for position, members in enumerate(by_length):
         fold = 1 - fold if position % 2 else draw.randrange(2)
-        folds |= dict.fromkeys(numbers_of[row], fold)
+        folds |= dict.fromkeys(members, fold)
     return {number: folds[number] for number in numbers}
 
 

@@ -8,6 +8,7 @@ import os
 import statistics
 from collections.abc import Mapping
 from importlib import metadata
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from qembed.checkpoint.description import MANIFEST, Checkpoint
 from qembed.checkpoint.find import SAMPLE
 from qembed.checkpoint.float16 import FIELD as FLOAT16
 from qembed.checkpoint.int8_table import INT8
+from qembed.checkpoint.reranker import Task
 from qembed.files import sha256
 from qembed.installation import version
 from qembed.quantize import float16
@@ -29,6 +31,7 @@ NATIVE_ONLY = ("scales", "rounding", "target", "inputs", "prefixes", "mixed", "l
 
 
 def contents(
+    checkpoint: Checkpoint,
     source: Mapping[str, Any],
     calibration: Calibration,
     settings: QuantizationSettings,
@@ -40,6 +43,7 @@ def contents(
     """The contents of qembed.json: what is needed to reproduce the checkpoint byte for byte, and to verify it.
 
     Args:
+        checkpoint: the source.
         source: from `source_record`.
         calibration: the calibration rows.
         settings: the settings of the run.
@@ -52,6 +56,7 @@ def contents(
     return sealed(
         {
             "qembed": version(),
+            **({"task": task_of(checkpoint)} if checkpoint.task or checkpoint.reranker else {}),
             "engine": {"name": settings.engine, "version": _engine_version(settings)},
             "source": dict(source),
             "calibration": calibration_record(calibration),
@@ -121,13 +126,40 @@ def calibration_record(calibration: Calibration) -> dict[str, Any]:
 
 
 def fidelity_record(report: Report) -> dict[str, Any]:
-    """Cosine similarity between the INT4 and the original vectors of the held-out texts."""
+    """Cosine similarity between the INT4 and the original vectors of the held-out texts, of a reranker between last states.
+
+    A reranker also has the mean and the largest difference of scores, and Kendall's tau of the order of a query's documents
+    (None if no query has two documents with different scores).
+    """
     cosines = sorted(report.cosines)
-    return {
+    record: dict[str, Any] = {
         "texts": len(cosines),
         "mean_cosine": round(statistics.fmean(cosines), 6),
         "min_cosine": round(cosines[0], 6),
     }
+    if report.scores:
+        differences = [abs(original - int4) for original, int4 in report.scores]
+        record["mean_score_difference"] = round(statistics.fmean(differences), 6)
+        record["max_score_difference"] = round(max(differences), 6)
+        record["kendall_tau"] = _kendall_tau(report)
+    return record
+
+
+def _kendall_tau(report: Report) -> float | None:
+    """Of the pairs of documents of a query that the original tells apart: the share in its order less the share out of it."""
+    signs: list[int] = []
+    for (query, (one, one_int4)), (other_query, (other, other_int4)) in combinations(
+        zip(report.queries, report.scores, strict=True), 2
+    ):
+        if query == other_query and one != other:
+            change = (one - other) * (one_int4 - other_int4)
+            signs.append((change > 0) - (change < 0))
+    return round(statistics.fmean(signs), 6) if signs else None
+
+
+def task_of(checkpoint: Checkpoint) -> Task:
+    """What the checkpoint is for."""
+    return "embed" if checkpoint.reranker is None else "rerank"
 
 
 def token_table_record(settings: QuantizationSettings, report: Report) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import metadata
 
 from qembed.checkpoint.description import Checkpoint
@@ -10,6 +11,7 @@ from qembed.checkpoint.files import read_bytes
 from qembed.checkpoint.find import SAMPLE
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
 from qembed.checkpoint.model_card import section
+from qembed.checkpoint.reranker import LABEL_HEAD, Reranker
 from qembed.installation import version
 from qembed.quantize import float16
 from qembed.quantize.calibration import Calibration
@@ -18,7 +20,7 @@ from qembed.quantize.settings import QuantizationSettings, Report
 from qembed.text.display import counted, one_line
 from qembed.text.prompts import DEFAULT_PROMPTS
 
-SHARE_OF_AWQ_ERROR = {"for bare paragraphs": "0.40", "under PromptEOL": "0.65", "in KL divergence": "0.61"}
+SHARE_OF_AWQ_ERROR = {"for bare paragraphs": "0.37", "under PromptEOL": "0.61", "in KL divergence": "0.58"}
 """Error of the default method as a share of plain AWQ's; from bench/RESULTS.md, "Quality of INT4: a language model"."""
 
 
@@ -30,11 +32,16 @@ def model_card(source: Checkpoint, settings: QuantizationSettings, calibration: 
         if source.name == SAMPLE
         else ""
     )
-    library, contents, loading = _format(settings, report, size)
+    is_reranker = source.reranker is not None
+    readers = "vLLM loads" if is_reranker else "vLLM and SGLang load"
+    library, contents, loading = _format(settings, report, size, readers)
+    pipeline, tag = ("text-ranking", "reranker") if is_reranker else ("feature-extraction", "embeddings")
+    usage = _rerank(source) if is_reranker else f"{loading} {_prompts(source.embedder)}\n{_vector(source)}"
+    kind = "pairs, in the template" if is_reranker else "texts"
     return f"""---
 {_licence(source)}{base}library_name: {library}
-pipeline_tag: feature-extraction
-tags: [awq, int4, embeddings, qembed]
+pipeline_tag: {pipeline}
+tags: [awq, int4, {tag}, qembed]
 ---
 
 # {source.name.split("/")[-1]}, AWQ INT4
@@ -49,14 +56,35 @@ The linear layers of `{source.name}` in 4 bits (AWQ, GEMM layout, groups of {set
 qembed serve --model FOLDER
 ```
 
-{loading} {_prompts(source.embedder)}
-{_vector(source)}
+{usage}
 {_float16(report)}
 ## How it was made
 
 Method: {_method(settings)}.
-Calibration: {calibration.tokens:,} tokens of {calibration.source} texts. Settings, seed and hashes are in `qembed.json`.
-{_scaled(report)}{_comparison_with_awq(settings)}"""
+Calibration: {calibration.tokens:,} tokens of {calibration.source} {kind}. Settings, seed and hashes are in `qembed.json`.
+{_scaled(report)}{"" if is_reranker else _comparison_with_awq(settings)}"""
+
+
+def _rerank(source: Checkpoint) -> str:
+    """How to get scores."""
+    assert source.reranker is not None
+    form = (
+        "`yes` and `no` are read from the rows of the token table or output head, which are not quantized"
+        if source.reranker.form == "original"
+        else f"a classifier with one label, whose row (`{LABEL_HEAD}`) is not quantized"
+    )
+    return (
+        "then `POST /v1/rerank` with a `query` and `documents` as plain texts: the server puts the template around them.\n"
+        f"A score is the probability of yes, from 0 to 1; {form}.\n"
+        f"{_without_qembed(source.reranker)}\n"
+        f"A pair has at most {source.reranker.trunk.context:,} tokens with the template, without which scores are near random."
+    )
+
+
+def _without_qembed(reranker: Reranker) -> str:
+    """How vLLM alone serves it."""
+    overrides = f" --hf-overrides '{json.dumps(reranker.overrides)}'" if reranker.overrides else ""
+    return f"Or, with vLLM alone: `vllm serve FOLDER --runner pooling{overrides}`; clients then send the template themselves."
 
 
 def _prompts(embedder: Embedder) -> str:
@@ -87,6 +115,13 @@ def _vector(source: Checkpoint) -> str:
 def _fidelity_section(report: Report) -> str:
     """The fidelity that quantization measured; `qembed eval --card` replaces this section."""
     fidelity = fidelity_record(report)
+    if report.scores:
+        tau = "" if fidelity["kendall_tau"] is None else f"; Kendall's τ of a query's documents {fidelity['kendall_tau']:.4f}"
+        return (
+            f"Difference between INT4 and original scores, computed in float32 on {fidelity['texts']} held-out pairs:\n"
+            f"mean {fidelity['mean_score_difference']:.4f}, maximum {fidelity['max_score_difference']:.4f}{tau}.\n"
+            f"Cosine similarity between the states that scores are read from: mean {fidelity['mean_cosine']:.4f}."
+        )
     return (
         f"Cosine similarity between INT4 and original vectors, computed in float32 on {fidelity['texts']} held-out texts:\n"
         f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}.\n"
@@ -143,13 +178,16 @@ def _method(settings: QuantizationSettings) -> str:
     return ", ".join(steps)
 
 
-def _format(settings: QuantizationSettings, report: Report, size: int) -> tuple[str, str, str]:
-    """The library that reads the format, what the checkpoint contains besides the linear layers, and how vLLM loads it."""
+def _format(settings: QuantizationSettings, report: Report, size: int, readers: str) -> tuple[str, str, str]:
+    """The library that reads the format, what the checkpoint contains besides the linear layers, and how vLLM loads it.
+
+    `readers` says which servers load it without qembed.
+    """
     megabytes, written = f"{size / 1e6:,.1f} MB", f"Written by qembed {version()}"
     if settings.token_table != INT8:
         return (
             "transformers",
-            f"everything\nelse in float16: {megabytes}. {written}; vLLM and SGLang load it without qembed installed.",
+            f"everything\nelse in float16: {megabytes}. {written}; {readers} it without qembed installed.",
             "or, with vLLM alone: `vllm serve FOLDER --runner pooling`.",
         )
     return (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BFLOAT16 = "bf16"
 """torch's name of the precision."""
-ROWS = 256
+ROWS = 64
 """Rows are padded to a multiple of this number: oneDNN caches a buffer for each shape, which fragments the heap."""
 
 
@@ -32,7 +32,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """`x` [..., K] · `weight`ᵀ [N, K] + `bias` [N]: [..., N]. Differentiable if gradients are enabled."""
     import torch
 
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not _has_onednn():
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype == torch.float64 or not _has_onednn():
         return torch.nn.functional.linear(x, weight, bias)
     rows = x.flatten(0, -2)
     count = len(rows)
@@ -50,12 +50,22 @@ def add_sum(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> Non
         total += linear(left.T.contiguous(), right.T)
 
 
+def calibration_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which layers compute the calibration's states: bfloat16 where the CPU multiplies it, otherwise float32.
+
+    Both the original and the quantized model are computed in it. The rounding, 0.2% of a number, is far below the error of INT4
+    weights, and unlike that error it averages out over tokens.
+    """
+    import torch
+
+    return torch.bfloat16 if device.type == "cpu" and _multiplies_bfloat16() else torch.float32
+
+
 @contextmanager
 def in_bfloat16(device: torch.device) -> Iterator[None]:
     """Let products in the `with` block round their factors to bfloat16, where the CPU multiplies these several times as fast.
 
-    Sums stay in float32. The rounding of a factor, 0.2%, is far below the error of INT4 weights, and unlike that error it
-    averages out over tokens. It changes torch's setting for the whole process, because transformers computes inside the block.
+    Sums stay in float32: see `calibration_dtype` for why the rounding is harmless.
     """
     import torch
 

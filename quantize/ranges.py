@@ -79,8 +79,8 @@ class Ranges:
 
 
 def largest_magnitudes(values: torch.Tensor) -> torch.Tensor:
-    """The largest magnitude [K] of each channel of `values` [..., K]."""
-    return values.detach().abs().flatten(0, -2).amax(0)
+    """The largest magnitude [K] float32 of each channel of `values` [..., K]."""
+    return values.detach().abs().flatten(0, -2).amax(0).float()
 
 
 def safe_divisors(largest: torch.Tensor, group_size: int, sources: torch.Tensor) -> torch.Tensor:

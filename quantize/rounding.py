@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qembed.quantize import triangular
 from qembed.quantize.awq import MAX_LEVEL, Grid
 from qembed.quantize.products import linear, matmul
 
@@ -23,8 +24,6 @@ DAMPING = 0.1
 like the calibration texts and a larger one on others: on SmolLM2, 0.1 had the lowest KL divergence of 0.01, 0.1 and 0.2."""
 MIN_DIAGONAL = 1e-20
 """Lower bound of a mean diagonal, for inputs that are all zero."""
-DIRECT_SIZE = 256
-"""Triangular matrices up to this size are inverted directly, larger ones by halves."""
 PASSES = 4
 """Number of times to round and refit the scales. Each further pass gains half as much as the one before."""
 REFIT_ROWS = 1024
@@ -104,10 +103,19 @@ def round_and_refit(weight: torch.Tensor, gram: torch.Tensor, inverse: Inverse, 
     Returns:
         Levels 0…15 [N, K] float32, and the grid with the refitted scales.
     """
+    damped = damp(gram)
+    products = linear(weight, damped)
     for _ in range(PASSES):
         levels = gptq(weight, inverse, grid)
-        grid = refit_scales(weight, levels, grid, gram)
+        grid = refit_scales(levels, grid, damped, products)
     return levels, grid
+
+
+def damp(gram: torch.Tensor) -> torch.Tensor:
+    """`gram` [K, K] + λI, where λ is DAMPING times its mean diagonal."""
+    import torch
+
+    return gram + DAMPING * gram.diagonal().mean().clamp(min=MIN_DIAGONAL) * torch.eye(len(gram), device=gram.device)
 
 
 def gptq(weight: torch.Tensor, inverse: Inverse, grid: Grid) -> torch.Tensor:
@@ -134,45 +142,51 @@ def gptq(weight: torch.Tensor, inverse: Inverse, grid: Grid) -> torch.Tensor:
     return steps[inverse.order.argsort()].T.contiguous()
 
 
-def refit_scales(weight: torch.Tensor, levels: torch.Tensor, grid: Grid, gram: torch.Tensor) -> Grid:
-    """`grid` with the scales that minimize tr(ΔW · (G + λI) · ΔWᵀ) for the given `levels` [N, K], in closed form.
+def refit_scales(levels: torch.Tensor, grid: Grid, damped: torch.Tensor, products: torch.Tensor) -> Grid:
+    """`grid` with the scales that minimize tr(ΔW · D · ΔWᵀ) for the given `levels` [N, K], in closed form.
 
-    With fixed levels, a row's weight is linear in its K/g scales. λ is DAMPING times the mean diagonal of G. A row keeps its
-    scales if the new ones are not all positive and finite, or are no improvement once rounded to float16.
+    With fixed levels, a row's weight is linear in its K/g scales. A row keeps its scales if the new ones are not all positive
+    and finite, or are no improvement once rounded to float16.
+
+    Args:
+        levels: [N, K].
+        grid: the scales before.
+        damped: D [K, K], the Gram matrix as from `damp`.
+        products: W D [N, K] for the weight W.
     """
     import torch
 
-    damped = gram + DAMPING * gram.diagonal().mean().clamp(min=MIN_DIAGONAL) * torch.eye(len(gram), device=gram.device)
     scales = []
-    for start in range(0, len(weight), REFIT_ROWS):
+    for start in range(0, len(levels), REFIT_ROWS):
         rows = slice(start, start + REFIT_ROWS)
-        matrix, target = _scale_equations(weight[rows], levels[rows], grid.zero_point[rows], grid.group_size, damped)
+        matrix, target = _scale_equations(levels[rows], grid.zero_point[rows], grid.group_size, damped, products[rows])
         scales.append(_solve_scales(grid.scale[rows], matrix, target))
     return Grid(torch.cat(scales), grid.zero_point, grid.group_size)
 
 
 def _scale_equations(
-    weight: torch.Tensor, levels: torch.Tensor, zero_point: torch.Tensor, group_size: int, damped: torch.Tensor
+    levels: torch.Tensor, zero_point: torch.Tensor, group_size: int, damped: torch.Tensor, products: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The normal equations of each row's scales: matrix [N, K/g, K/g] and right-hand side [N, K/g].
 
     Args:
-        weight: [N, K].
         levels: [N, K].
         zero_point: [N, K/g].
         group_size: g.
-        damped: G + λI [K, K].
+        damped: D [K, K].
+        products: W D [N, K].
     """
     groups = zero_point.shape[1]
-    units = (levels.unflatten(1, (groups, group_size)) - zero_point[..., None]).flatten(1)
+    by_group = levels.unflatten(1, (groups, group_size)) - zero_point[..., None]
+    units = by_group.flatten(1)
     matrix = units.new_empty(len(units), groups, groups)
-    target = units.new_empty(len(units), groups)
     for group in range(groups):
-        columns = slice(group * group_size, (group + 1) * group_size)
-        product = matmul(units[:, columns], damped[columns])
-        matrix[:, group] = (product * units).unflatten(1, (groups, group_size)).sum(-1)
-        target[:, group] = (product * weight).sum(1)
-    return matrix, target
+        start, end = group * group_size, (group + 1) * group_size
+        product = linear(units[:, start:end], damped[start:, start:end])  # D is symmetric
+        row = product.mul_(units[:, start:]).unflatten(1, (groups - group, group_size)).sum(-1)
+        matrix[:, group, group:] = row
+        matrix[:, group:, group] = row
+    return matrix, (by_group * products.unflatten(1, (groups, group_size))).sum(-1)
 
 
 def _solve_scales(scale: torch.Tensor, matrix: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -203,8 +217,6 @@ def inverse_factor(gram: torch.Tensor, damping: float, order: torch.Tensor) -> t
     The factorization needs float64. Its result has only the square root of the matrix' condition number, which λ bounds, so
     float32 suffices to invert it. λ also gives channels whose inputs are always zero a positive diagonal.
     """
-    import torch
-
     backwards = order.flip(0)
     matrix = gram[backwards][:, backwards].double()
     diagonal = matrix.diagonal()
@@ -213,24 +225,7 @@ def inverse_factor(gram: torch.Tensor, damping: float, order: torch.Tensor) -> t
     while True:
         diagonal.add_((damping - added) * mean)
         added = damping
-        lower, failed = torch.linalg.cholesky_ex(matrix)
-        if not failed:
+        if triangular.cholesky(factor := matrix.clone()):
             del matrix, diagonal
-            return _invert_triangle(lower.float()).flip(0, 1)
+            return triangular.invert(factor.float()).flip(0, 1)
         damping *= 10
-
-
-def _invert_triangle(lower: torch.Tensor) -> torch.Tensor:
-    """The inverse of a lower triangular matrix [K, K], by halves: a third of the work of solving for the unit matrix."""
-    import torch
-
-    size = len(lower)
-    if size <= DIRECT_SIZE:
-        unit = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, unit, upper=False)
-    half = size // 2
-    inverse = torch.zeros_like(lower)
-    inverse[:half, :half] = _invert_triangle(lower[:half, :half])
-    inverse[half:, half:] = _invert_triangle(lower[half:, half:])
-    inverse[half:, :half] = matmul(inverse[half:, half:], matmul(lower[half:, :half], inverse[:half, :half]).neg_())
-    return inverse

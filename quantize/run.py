@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from qembed.checkpoint.description import MANIFEST, Checkpoint
 from qembed.checkpoint.dtypes import BYTES
 from qembed.checkpoint.files import read_json
-from qembed.checkpoint.find import find
 from qembed.checkpoint.int8_table import INT8
+from qembed.checkpoint.reranker import LABEL_HEAD
 from qembed.errors import BadInput
 from qembed.files import sha256, write_atomically
 from qembed.installation import version
-from qembed.quantize import autoawq, checks, float16, layerwise, manifest, writer
+from qembed.quantize import autoawq, calibration_pairs, checks, float16, layerwise, manifest, writer
 from qembed.quantize.blocks import LINEARS
 from qembed.quantize.calibration import Calibration, prepare
+from qembed.quantize.calibration_pairs import Pairs
 from qembed.quantize.calibration_texts import Texts
 from qembed.quantize.model_card import model_card
 from qembed.quantize.parts import REPORT, Parts, assemble
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: str,
+    source: Checkpoint,
     target: Path,
     settings: QuantizationSettings,
-    texts: Texts,
+    texts: Texts | Pairs,
     *,
     max_tokens: int,
     token_budget: int | None = None,
@@ -49,15 +50,15 @@ def run(
     on_step: Callable[[str, int, int], None],
     warn: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Quantize `model` into the folder `target`; returns a summary of the result (JSON types only).
+    """Quantize `source` into the folder `target`; returns a summary of the result (JSON types only).
 
     All input is validated before anything is written.
 
     Args:
-        model: a hub id, a folder or "sample"; see `qembed.checkpoint.find`.
+        source: the checkpoint to quantize.
         target: the folder to write; an existing one is replaced only with `force`.
         settings: see `QuantizationSettings`.
-        texts: the texts to calibrate and to measure on.
+        texts: the texts to calibrate and to measure on; pairs for a reranker.
         max_tokens: longer texts are cut to this many tokens.
         token_budget: see `calibration.prepare`.
         check: number of held-out texts, on which the result is compared with the source; calibration does not see them.
@@ -79,17 +80,16 @@ def run(
         quantize: Callable[..., Report] = autoawq.quantize
     else:
         quantize = partial(layerwise.quantize, on_refine=partial(on_step, "refining"))
-    source = find(model)
-    _check_engine(settings, source)
+    _check_settings(settings, source)
     target = target.expanduser()
     check_folder(target, [source.folder, *source.files.values()])
     shape = checks.shape_of(source, settings.group_size)
     writer.companions(source)
     if (unknown_tokens := source.vocabulary_warning) is not None:
         warn(f"{source.folder}: {unknown_tokens}")
-    calibration = prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed, token_budget=token_budget)
+    calibration = _prepare(texts, source, max_tokens=max_tokens, check=check, seed=seed, token_budget=token_budget)
     if settings.engine == "native":
-        settings = layerwise.for_embedder(settings, source.embedder, calibration)
+        settings = layerwise.for_model(settings, source, calibration)
     with writer.claim(target, force=force) as partial_folder:
         checks.check_values(source, lambda done, total: on_step("checking tensors", done, total))
         origin = manifest.source_record(source, target)
@@ -111,6 +111,7 @@ def run(
     before = sizes(source)
     return {
         "model": source.name,
+        "task": manifest.task_of(source),
         "output": str(target),
         "device": str(device),
         "bytes": {
@@ -129,10 +130,20 @@ def run(
     }
 
 
-def _check_engine(settings: QuantizationSettings, source: Checkpoint) -> None:
-    """Refuse a checkpoint that cannot be described, or that AutoAWQ would run with another attention than its own."""
-    if settings.engine == "autoawq" and not source.embedder.is_causal:
+def _prepare(texts: Texts | Pairs, source: Checkpoint, **settings: Any) -> Calibration:
+    if isinstance(texts, Pairs):
+        return calibration_pairs.prepare(texts, source, **settings)
+    return prepare(texts, source, **settings)
+
+
+def _check_settings(settings: QuantizationSettings, source: Checkpoint) -> None:
+    """Refuse a checkpoint that cannot be described, or settings that it cannot have."""
+    if settings.engine == "autoawq" and not source.trunk.is_causal:
         raise BadInput(f"{source.folder}: attention is bidirectional, with which --engine autoawq cannot run a model")
+    if source.reranker is not None and settings.engine == "autoawq":
+        raise BadInput(f"{source.folder}: a reranker, whose scores --engine autoawq does not measure; use --engine native")
+    if source.reranker is not None and settings.token_table == INT8:
+        raise BadInput(f"{source.folder}: a reranker reads yes and no from its token table; leave --token-table int8 out")
 
 
 def _write_companions(
@@ -148,10 +159,11 @@ def _write_companions(
     """Write everything but the tensors into `folder`: tokenizer, model card, manifest, and last config.json."""
     writer.copy_companions(source, folder, without=writer.REDUNDANT if settings.token_table == INT8 else ())
     (folder / "README.md").write_text(model_card(source, settings, calibration, report, size), encoding="utf-8")
+    floats = (LABEL_HEAD.removesuffix(".weight"),) if LABEL_HEAD in source.files else ()
     config = writer.as_json(
-        writer.int4_config(source.embedder.config(source.config), settings.group_size, settings.token_table)
+        writer.int4_config(source.trunk.config(source.config), settings.group_size, settings.token_table, floats)
     )
-    contents = manifest.contents(origin, calibration, settings, report, seed, folder, config)
+    contents = manifest.contents(source, origin, calibration, settings, report, seed, folder, config)
     write_atomically(folder / MANIFEST, writer.as_json(contents))
     write_atomically(folder / "config.json", config)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,10 @@ class QuantizationSettings:
         inputs: the activations that each layer is fitted on: "quantized", its inputs in the INT4 model, or "original", its
             inputs in the original model. "original" requires the target "layer".
         prefixes: number of prefixes of each calibration text that count as additional texts. None: decided by the model
-            (`layerwise.for_embedder`).
+            (`layerwise.for_model`).
         mixed: length in tokens of the mixed copy of each calibration text (`qembed.quantize.mixing`); 0 for no copies.
         last_share: 0…1, total weight of the last tokens of texts and prefixes; 0 weights all tokens equally. None: decided by
-            the model and its tokenizer (`layerwise.for_embedder`).
+            the model and its tokenizer (`layerwise.for_model`).
         refine: epochs of the last stage (`qembed.quantize.refine`); 0 skips it.
         token_table: "float16", or "int8" (`qembed.checkpoint.int8_table`), which only qembed's vLLM plugin reads.
         engine: "native", or "autoawq" for the AutoAWQ library (`qembed.quantize.autoawq`), which supports only `group_size`,
@@ -56,6 +56,8 @@ class Report:
     Attributes:
         error: relative output errors of each kind of linear layer, one value per layer.
         cosines: cosine similarity between INT4 and original vector, one value per held-out text.
+        scores: of a reranker, the score of each held-out pair in the original and in the INT4 model.
+        queries: of a reranker, the number of the query of each of these pairs.
         table_error: relative error of the INT8 token table; None for float16.
         largest: the largest magnitude of the inputs and of the outputs ([input, output]) of each kind of linear layer, one pair
             per layer, in the INT4 model on the calibration texts.
@@ -65,6 +67,8 @@ class Report:
 
     error: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in LINEARS})
     cosines: list[float] = field(default_factory=list)
+    scores: list[Sequence[float]] = field(default_factory=list)
+    queries: list[int] = field(default_factory=list)
     table_error: float | None = None
     largest: dict[str, list[list[float]]] = field(default_factory=lambda: {name: [] for name in LINEARS})
     residual: list[float] = field(default_factory=list)

@@ -32,12 +32,17 @@ def show(result: dict[str, Any]) -> None:
     calibration = result["calibration"]
     cut = f", {calibration['cut']} cut at {calibration['max_tokens']}" if calibration["cut"] else ""
     cut += f", {calibration['shortened']} shortened" if calibration["shortened"] else ""
-    table.add_row("calibration", f"{counted(calibration['texts'], 'text')}, {counted(calibration['tokens'], 'token')}{cut}")
+    kind = "pair" if result["task"] == "rerank" else "text"
+    table.add_row("calibration", f"{counted(calibration['texts'], kind)}, {counted(calibration['tokens'], 'token')}{cut}")
     fidelity = result["fidelity"]
-    table.add_row(
-        f"cosine to the source, {fidelity['texts']} held-out texts",
-        f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}",
-    )
+    cosines = f"mean {fidelity['mean_cosine']:.4f}, minimum {fidelity['min_cosine']:.4f}"
+    if result["task"] == "rerank":
+        differences = f"mean {fidelity['mean_score_difference']:.4f}, maximum {fidelity['max_score_difference']:.4f}"
+        table.add_row(f"difference of scores to the source, {fidelity['texts']} held-out pairs", differences)
+        if (tau := fidelity["kendall_tau"]) is not None:
+            table.add_row("order of a query's documents, Kendall's τ", f"{tau:.4f}")
+    else:
+        table.add_row(f"cosine to the source, {fidelity['texts']} held-out texts", cosines)
     if (float16 := result["float16"])["overflows"]:
         table.add_row("not in float16", "\n".join(float16["overflows"]))
     elif float16["scaled"]:
@@ -48,4 +53,5 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     folder = shlex.quote(result["output"])
     console.print(f"next: qembed serve --int4 --model {folder}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"      qembed eval --baseline fp16 --model {folder}", highlight=False, markup=False, soft_wrap=True)
+    what = "--task rerank" if result["task"] == "rerank" else "--baseline fp16"
+    console.print(f"      qembed eval {what} --model {folder}", highlight=False, markup=False, soft_wrap=True)

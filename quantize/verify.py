@@ -14,11 +14,12 @@ from qembed.checkpoint.files import check_file, unsafe_files
 from qembed.checkpoint.find import find, source_of
 from qembed.checkpoint.head import Head
 from qembed.checkpoint.int8_table import BLOCK_ROWS, TENSORS, dequantize
+from qembed.checkpoint.reranker import LABEL_HEAD
 from qembed.errors import BadInput
 from qembed.files import sha256
-from qembed.quantize import batches, calibration_texts
+from qembed.quantize import batches, calibration_pairs, calibration_texts
+from qembed.quantize import calibration as calibration_of_texts
 from qembed.quantize.blocks import LINEARS, Architecture, DecoderLayer
-from qembed.quantize.calibration import prepare
 from qembed.quantize.checks import sizes_of
 from qembed.quantize.hidden import Stream
 from qembed.quantize.layerwise import BATCH_TOKENS, dequantize_layer
@@ -63,7 +64,7 @@ def verify(folder: Path, model: str | None, device: torch.device, on_step: OnSte
     if not config_findings:
         try:
             shape = sizes_of(checkpoint)
-            Head.of(checkpoint.embedder)
+            Head.of(checkpoint.trunk)
             damage += _check_tensors(checkpoint, shape, on_step, trusted=not damage)
         except BadInput as error:
             damage.append(str(error))
@@ -123,7 +124,7 @@ def vectors(
             stream.advance(block)
             on_layer()
     return stream.vectors(
-        _half(checkpoint, "norm.weight").float(), checkpoint.config.get("rms_norm_eps", 1e-6), Head.of(checkpoint.embedder)
+        _half(checkpoint, "norm.weight").float(), checkpoint.config.get("rms_norm_eps", 1e-6), Head.of(checkpoint.trunk)
     )
 
 
@@ -287,6 +288,8 @@ def _expected_linears(checkpoint: Checkpoint, shape: Architecture, group_size: i
         expected[f"{prefix}embed_tokens.weight"] = ([0], "F16")
     if "lm_head.weight" in checkpoint.files:
         expected["lm_head.weight"] = table
+    if checkpoint.reranker is not None and checkpoint.reranker.form == "converted":
+        expected[LABEL_HEAD] = ([1, shape.hidden], "F16")
     for layer in range(shape.layers):
         for linear in LINEARS:
             outputs, inputs = shape.linear(linear)
@@ -342,12 +345,14 @@ def _fidelity(
     minimum is the yardstick. Otherwise any built-in texts serve, and DEFAULT_MIN_COSINE is.
     """
     record = _recorded(manifest, checkpoint)
-    texts, check, least = calibration_texts.built_in(), TEXTS, DEFAULT_MIN_COSINE
+    module: Any = calibration_texts if checkpoint.reranker is None else calibration_pairs
+    texts, check, least = module.built_in(), TEXTS, DEFAULT_MIN_COSINE
     if record.source == texts.source and record.sha256 == texts.sha256:
         check, least = record.held_out, record.min_cosine - COSINE_TOLERANCE
-        texts = calibration_texts.built_in(record.texts + check, record.seed)
-    if check > len(texts.texts):
-        raise BadInput(f"{checkpoint.folder / MANIFEST}: fidelity: {check} texts, and there are {len(texts.texts)}")
+        texts = module.built_in(record.texts + check, record.seed)
+    if check > len(texts):
+        raise BadInput(f"{checkpoint.folder / MANIFEST}: fidelity: {check} texts, and there are {len(texts)}")
+    prepare: Any = calibration_of_texts.prepare if checkpoint.reranker is None else calibration_pairs.prepare
     prepared = prepare(texts, checkpoint, max_tokens=record.max_tokens, check=check, seed=record.seed)
     rows = [prepared.rows[number] for number in sorted(prepared.check)[:TEXTS]]
     done = 0

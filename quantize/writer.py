@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,12 +147,14 @@ def copy_companions(source: Checkpoint, folder: Path, *, without: Collection[str
             shutil.copyfile(path, destination)
 
 
-def int4_config(config: Mapping[str, Any], group_size: int, token_table: str = "float16") -> dict[str, Any]:
+def int4_config(
+    config: Mapping[str, Any], group_size: int, token_table: str = "float16", floats: Sequence[str] = ()
+) -> dict[str, Any]:
     """The source's `config` with AWQ's `quantization_config`, and float16 as the dtype of all other tensors.
 
     An INT8 `token_table` changes the name of the quantization method, so that software that cannot read the table refuses the
     checkpoint. `rope_theta` is written twice: transformers 4 reads it from the top level, transformers 5 from
-    `rope_parameters`.
+    `rope_parameters`. `floats` are names of linear layers outside the blocks, which are not quantized.
     """
     int4 = dict(config)
     dtype_keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
@@ -173,7 +175,7 @@ def int4_config(config: Mapping[str, Any], group_size: int, token_table: str = "
         "bits": 4,
         "group_size": group_size,
         "zero_point": True,
-        "modules_to_not_convert": None,
+        "modules_to_not_convert": list(floats) or None,
     }
     if token_table == INT8:
         int4["quantization_config"].update(quant_method=QUANT_METHOD, token_table=INT8)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -15,10 +15,16 @@ from qembed.errors import BadInput, Interrupted
 from qembed.text import strict_json
 from qembed.text.display import counted
 
+if TYPE_CHECKING:
+    from qembed.search.query import QuestionSettings
+    from qembed.search.session import Search
+
 DEPTH = 10
 CANDIDATES = 50
 OTHER_WIDTH = 40
 """Characters of a kept column that does not hold the texts."""
+
+NO_TEXTS = "The index keeps ids alone; `qembed embed --keep COLUMN` keeps texts beside the vectors."
 
 embedding = section("Embedding the question")
 searching = section("Search")
@@ -48,43 +54,73 @@ output = section("Output")
 @embedding("--prompt", metavar="NAME", help="Name of the model's prompt for the question.  [default: query]")
 @embedding("--instruction", metavar="TEXT", help="Task description in place of the model's prompt; the reranker gets it too.")
 @embedding("--any-model", is_flag=True, help="Do not check the model's name against the one recorded in the index.")
+@searching("-i", "--interactive", is_flag=True,
+         help="Answer questions from standard input, one per line, until Ctrl-D; --json prints a line for each.")  # fmt: skip
 @output("--json", "as_json", is_flag=True, help=JSON_HELP)
 def command(**options: Any) -> None:
     """Search an index for the texts nearest to each TEXT, by cosine similarity.
 
     A single - reads one TEXT per line from standard input. Each is embedded with the query prompt of the model that the index's
-    vectors came from.
+    vectors came from. --interactive answers each line of standard input at once, and keeps the models between them.
 
     \b
     qembed search "music player" --index index.faiss
     qembed search "music player" --index index.faiss --url http://b:8000 --json
     qembed search "player" --index index.faiss --rerank ./Qwen3-Reranker-0.6B
+    qembed search --interactive --index index.faiss
 
     Exit codes: 0 done, 1 failed, 2 bad input, 3 a package is missing, 130 interrupted.
     """  # noqa: D301 - click wants the character \b
     try:
-        result = _search(options)
+        _run(options)
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted") from error
-    if options["as_json"]:
+
+
+def _run(options: dict[str, Any]) -> None:
+    """Open the index and the models, and answer the questions."""
+    from rich.console import Console
+
+    from qembed.search.session import opened
+
+    interactive = options["interactive"]
+    if interactive and options["texts"]:
+        raise BadInput("--interactive reads the questions from standard input: leave TEXT out")
+    texts = [] if interactive else _texts(options["texts"])
+    progress = Console(stderr=True)
+    search, settings = _settings(options, progress)
+    with opened(search, settings, progress) as ask:
+        if not interactive:
+            _show(ask(texts), as_json=options["as_json"])
+            return
+        if not search.store.columns:
+            click.echo(NO_TEXTS, err=True)
+        for text in _questions(sys.stdin):
+            try:
+                _show(ask(_cleaned([text])), as_json=options["as_json"], hint=False)
+            except BadInput as error:
+                click.echo(f"error: {error}", err=True)
+
+
+def _show(result: dict[str, Any], *, as_json: bool, hint: bool = True) -> None:
+    """Print `result`: as a line of JSON, or as a table, with a `hint` if the index has ids only."""
+    if as_json:
         click.echo(strict_json.dumps(result))
         return
     from rich.console import Console
 
     _print(Console(), result)
-    if not result["columns"]:
-        click.echo("The index keeps ids alone; `qembed embed --keep COLUMN` keeps texts beside the vectors.", err=True)
+    if hint and not result["columns"]:
+        click.echo(NO_TEXTS, err=True)
 
 
-def _search(options: dict[str, Any]) -> dict[str, Any]:
-    """Open the index, embed the questions and search; returns what --json prints."""
-    from rich.console import Console
-
+def _settings(options: dict[str, Any], progress: Any) -> tuple[Search, QuestionSettings]:
+    """Open the index, and check the options against it."""
     from qembed.command.progress import reporter
     from qembed.search import answer, query, store
+    from qembed.search.session import Search
     from qembed.vllm import api_keys
 
-    texts = _texts(options["texts"])
     if options["candidates"] and not options["rerank"]:
         raise BadInput("--candidates needs --rerank: it is the number of texts that the reranker reads")
     if options["prompt"] and options["instruction"]:
@@ -94,7 +130,6 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
     if options["api_key_file"] and not (options["url"] or "://" in (options["rerank"] or "")):
         raise BadInput("--api-key-file is for running servers: name one with --url or --rerank")
     api_key = api_keys.first(options["api_key_file"])
-    progress = Console(stderr=True)
     with reporter(f"reading {options['index']}", progress):
         opened = store.read(options["index"])
     top, depth = _depths(options, opened.rows, opened.path)
@@ -117,29 +152,29 @@ def _search(options: dict[str, Any]) -> dict[str, Any]:
         options["any_model"],
         api_key,
     )
-    vectors = query.vectors(texts, opened, settings, progress)
-    answers = answer.hits(opened, vectors, depth, width)
-    if model is not None and column is not None:
-        answers = answer.reranked(answers, texts, column, model, options["instruction"], progress)
-    return {
-        "index": str(opened.path),
-        "kind": opened.kind,
-        "width": width,
-        "model": opened.model,
-        "reranker": model.name if model else None,
-        "text_column": column,
-        "columns": list(opened.columns),
-        "queries": [
-            {"text": text, "hits": [{"rank": rank, **asdict(hit)} for rank, hit in enumerate(hits[:top], 1)]}
-            for text, hits in zip(texts, answers, strict=True)
-        ],
-    }
+    return Search(opened, top, depth, width, column, model), settings
+
+
+def _questions(lines: TextIO) -> Iterator[str]:
+    """The lines with a question, as they come, until the end of the input; on a terminal each is asked for."""
+    asks = lines.isatty()
+    while True:
+        if asks:
+            click.echo("> ", nl=False, err=True)
+        try:
+            line = lines.readline()
+        except UnicodeDecodeError as error:
+            raise BadInput(f"standard input is not UTF-8: {error}") from error
+        if not line:
+            if asks:
+                click.echo(err=True)
+            return
+        if line.strip():
+            yield line.strip()
 
 
 def _texts(arguments: tuple[str, ...]) -> list[str]:
     """The questions from the arguments or standard input, cleaned like the texts of `qembed embed`."""
-    from qembed.text import cleaning
-
     texts = list(arguments)
     if texts == ["-"]:
         try:
@@ -148,6 +183,12 @@ def _texts(arguments: tuple[str, ...]) -> list[str]:
             raise BadInput(f"standard input is not UTF-8: {error}") from error
     if not texts:
         raise BadInput('nothing to search for: qembed search "text" --index FILE.faiss')
+    return _cleaned(texts)
+
+
+def _cleaned(texts: Sequence[str]) -> list[str]:
+    from qembed.text import cleaning
+
     if number := next((number for number, text in enumerate(texts, 1) if cleaning.has_surrogate(text)), None):
         raise BadInput(f"question {number} is not UTF-8")
     cleaned = [cleaning.clean(text) for text in texts]

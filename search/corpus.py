@@ -128,7 +128,7 @@ def others(corpus: Corpus) -> Iterator[Any]:
             # Even without columns Arrow reports the number of rows of a batch.
             for batch in parquet.batches(file, TEXT_ROWS, columns):
                 numbers = map(str, range(done + 1, done + batch.num_rows + 1))
-                ids = parquet.ids(batch.column(ID), path, done - start) if has_id else list(numbers)
+                ids = parquet.ids(batch.column(ID), path, done - start, ID in file.uuids) if has_id else list(numbers)
                 done += batch.num_rows
                 other_columns = (batch.column(name) for name in corpus.other_columns)
                 yield arrow.table([arrow.array(ids, arrow.string()), *other_columns], names=[ID, *corpus.other_columns])

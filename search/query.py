@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,10 +47,15 @@ class QuestionSettings:
     api_key: str | None = field(default=None, repr=False)
 
 
-def vectors(texts: Sequence[str], store: Store, settings: QuestionSettings, progress: Console) -> NDArray[np.float32]:
-    """Unit vectors [len(texts), store.dimensions] float32 of `texts` with their prompt.
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Unit vectors [len(texts), store.dimensions] float32 of texts, with their prompt."""
 
-    Raises:
+
+@contextmanager
+def opened(store: Store, settings: QuestionSettings, progress: Console) -> Iterator[Embed]:
+    """Open what embeds questions; inside the block the yielded function embeds them.
+
+    Raises, also when texts are embedded:
         BadInput: the model is not the index's, has no such prompt, or its vectors have another length.
         QembedError: a server or an engine fails, or returns an unusable vector.
     """
@@ -70,12 +76,16 @@ def vectors(texts: Sequence[str], store: Store, settings: QuestionSettings, prog
         assert checkpoint is not None
         name = checkpoint.name
         embedder = sources.vllm(checkpoint) if settings.engine == "vllm" else sources.transformers(checkpoint)
-    with (
-        reporter(f"embedding with {name}", progress) as shown,
-        embedder.open(lambda stage: shown.stage(f"{name}: {stage}")) as source,
-    ):
-        embedded = source.embed([model_input(text, prompt) for text in texts], lambda _: None)
-    return fitted(embedded, store, name)
+
+    with ExitStack() as stack:
+        with reporter(f"opening {name}", progress) as shown:
+            source = stack.enter_context(embedder.open(lambda stage: shown.stage(f"{name}: {stage}")))
+
+        def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+            with reporter(f"embedding with {name}", progress):
+                return fitted(source.embed([model_input(text, prompt) for text in texts], lambda _: None), store, name)
+
+        yield embed
 
 
 def _checkpoint(model: str, store: Store, settings: QuestionSettings) -> Checkpoint:

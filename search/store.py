@@ -23,6 +23,8 @@ from qembed.parquet import file as parquet
 from qembed.search import corpus as corpora
 from qembed.search.build import KINDS, Kind
 from qembed.search.corpus import ABOUT_INDEX, Corpus
+from qembed.text.rows.arrow import UNDECODABLE, python_values
+from qembed.text.rows.values import storable
 from qembed.vectors import ivf
 from qembed.vectors.parquet import METADATA, metadata
 
@@ -67,7 +69,10 @@ class Store:
         return name if isinstance(name, str) and name else None
 
     def entries(self, rows: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The values of `columns` for each of `rows`, in that order; reads only the row groups that hold them."""
+        """The values of `columns` for each of `rows`, in that order, ready for JSON; reads only the row groups that hold them.
+
+        A string that is not UTF-8 is U+FFFD.
+        """
         with parquet.opened(ids_path(self.path)) as file:
             sizes = [group.rows for group in file.groups]
             ends = np.cumsum(sizes)
@@ -76,8 +81,15 @@ class Store:
                 start = int(ends[group]) - sizes[group]
                 inside = sorted({row for row in rows if start <= row < ends[group]})
                 batch = file.take(int(group), columns, [row - start for row in inside])
-                entries.update(zip(inside, batch.to_pylist(), strict=True))
+                values = (_values(batch.column(name), name in file.uuids) for name in columns)
+                entries.update(
+                    zip(inside, (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)), strict=True)
+                )
         return [entries[row] for row in rows]
+
+
+def _values(column: Any, is_uuid: bool) -> list[Any]:
+    return ["\ufffd" if value is UNDECODABLE else storable(value) for value in python_values(column, is_uuid)]
 
 
 def ids_path(path: Path) -> Path:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import click
 
 from qembed.checkpoint.find import find_served
 from qembed.checkpoint.int8_table import INT8
+from qembed.checkpoint.reranker import Task
 from qembed.command.options import MODEL_HELP, Size, json_help, threads_option
 from qembed.command.sections import section
 from qembed.command.signals import Interrupts
@@ -62,6 +64,11 @@ engine_options = section("Engine")
     envvar="QEMBED_MODEL",
     show_envvar=True,
     help=MODEL_HELP,
+)
+@model(
+    "--task",
+    type=click.Choice(["embed", "rerank"]),
+    help="What the checkpoint is for, if its files do not tell.  [default: as its config, modules, chat template or name tell]",
 )
 @model("--served-model-name", help="Model name for requests.  [default: the name of the folder or hub model]")
 @model(
@@ -163,6 +170,7 @@ engine_options = section("Engine")
     "default_prompt_name, which few have]",
 )
 @texts("--normalize", is_flag=True, help="Scale vectors to unit length, where the model has no Normalize module.")
+@texts("--instruction", metavar="TEXT", help="A reranker's task for requests without one.  [default: that of the model card]")
 @texts("--allow-token-ids", is_flag=True, help="Accept token ids of this model instead of texts.  [default: status 400]")
 @network("--host", default=HOST, show_default=True, help="Address to listen on; 0.0.0.0 for all of this machine.")
 @network(
@@ -284,6 +292,7 @@ engine_options = section("Engine")
 def command(
     int4: bool,
     model: str | None,
+    task: Task | None,
     only_plan: bool,
     device_memory: str | None,
     api_key_file: Path | None,
@@ -292,7 +301,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Serve a checkpoint through vLLM behind the OpenAI embeddings API.
+    """Serve a checkpoint through vLLM behind the OpenAI embeddings API, or a Qwen3-Reranker behind /v1/rerank.
 
     Prints the memory plan, and one line when the server answers. Runs until Ctrl-C or SIGTERM, which stop all its processes.
 
@@ -308,7 +317,7 @@ def command(
     """  # noqa: D301 - click wants the real backspace character
     as_json = as_json or options["log_format"] == "json"
     settings = ServerSettings(
-        checkpoint=find_served(int4, model),
+        checkpoint=replace(find_served(int4, model), task=task),
         keys=api_keys.named(api_key_file, os.environ),
         key_file=api_key_file,
         engine_args=tuple(map(parse_engine_arg, engine_args)),

@@ -13,10 +13,11 @@ def startup_warnings(settings: ServerSettings, key_file: Path | None) -> Iterato
     """Warnings: an untried vLLM, unusual vectors, tokens that the model lacks, missing keys or encryption, SGLang's limits."""
     if settings.engine == "vllm" and (untried := internals.untried(machine.vllm_version())) is not None:
         yield untried
-    for note in settings.checkpoint.embedder.notes(normalized=settings.normalized):
-        yield f"{settings.checkpoint.folder}: {note}"
-    if (cut_note := settings.checkpoint.embedder.cut_note) is not None:
-        yield f"{settings.checkpoint.folder}: {cut_note}"
+    if settings.checkpoint.reranker is None:
+        for note in settings.checkpoint.embedder.notes(normalized=settings.normalized):
+            yield f"{settings.checkpoint.folder}: {note}"
+        if (cut_note := settings.checkpoint.embedder.cut_note) is not None:
+            yield f"{settings.checkpoint.folder}: {cut_note}"
     if (name := settings.prompt_name) is not None and settings.default_prompt is None:
         yield f"{settings.checkpoint.folder}: requests without a prompt get the model's own, {name!r} (default_prompt_name)"
     if (unknown_tokens := settings.checkpoint.vocabulary_warning) is not None:

@@ -1,17 +1,20 @@
-"""How a served model makes vectors of texts: for scripts, and in a line for people."""
+"""How a served model makes vectors of texts, or scores of pairs: for scripts, and in a line for people."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from qembed.text.display import counted
+from qembed.text.prompts import DEFAULT_INSTRUCTION
 
 if TYPE_CHECKING:
     from qembed.vllm.settings import Launch
 
 
-def vector_facts(launch: Launch) -> dict[str, Any]:
-    """For scripts: how vectors are made, in JSON's types."""
+def vector_facts(launch: Launch) -> dict[str, Any] | None:
+    """For scripts: how vectors are made, in JSON's types; None for a reranker, which makes none."""
+    if launch.settings.checkpoint.reranker is not None:
+        return None
     settings, embedder = launch.settings, launch.settings.checkpoint.embedder
     return {
         "dimensions": embedder.width,
@@ -27,7 +30,11 @@ def vector_facts(launch: Launch) -> dict[str, Any]:
 
 
 def vectors_line(launch: Launch) -> str:
-    """The same for people, in one line."""
+    """The same for people, in one line; of a reranker what its scores are."""
+    if (reranker := launch.settings.checkpoint.reranker) is not None:
+        instruction = launch.settings.instruction or DEFAULT_INSTRUCTION
+        form = "of yes and no" if reranker.form == "original" else "of its one label"
+        return f"scores of a query with a document are probabilities {form}, default instruction {instruction!r}"
     settings, embedder = launch.settings, launch.settings.checkpoint.embedder
     appended = settings.checkpoint.appended_token
     state = "the mean of all tokens" if embedder.pooling == "mean" else "the last token"

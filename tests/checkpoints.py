@@ -76,6 +76,12 @@ def reranker(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
+def converted_reranker(request: pytest.FixtureRequest, reranker: Path) -> Path:
+    """`reranker` as a sequence classifier with one label."""
+    return once_per_run(request, "tiny-converted", lambda folder: write_converted(reranker, folder))
+
+
+@pytest.fixture(scope="session")
 def int4_checkpoint(request: pytest.FixtureRequest) -> Path:
     """The sample as `qembed quantize --model sample` writes it; QEMBED_TEST_INT4 names another INT4 folder to test with."""
     folder = os.environ.get("QEMBED_TEST_INT4")
@@ -177,6 +183,25 @@ def write_reranker(folder: Path) -> None:
     tokenizer.add_tokens(["yes", "no"])
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))  # for vLLM
+
+
+def write_converted(source: Path, folder: Path) -> None:
+    """Write the reranker `source` as a sequence classifier whose row is that of yes less that of no."""
+    from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+
+    shutil.copytree(source, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tensors = load_file(folder / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    no, yes = (table[tokenizer.token_to_id(word)] for word in ("no", "yes"))
+    tensors["score.weight"] = (yes - no)[None].contiguous()
+    tensors.pop("lm_head.weight", None)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    config = json.loads((folder / "config.json").read_text())
+    changed = {**config, "architectures": ["Qwen3ForSequenceClassification"], **labels}
+    (folder / "config.json").write_text(json.dumps(changed))
 
 
 def write_checkpoint(

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import fp16, int4, int4_checkpoint, make_checkpoint, reranker
+from tests.checkpoints import converted_reranker, fp16, int4, int4_checkpoint, make_checkpoint, reranker
 
-__all__ = ["fp16", "int4", "int4_checkpoint", "make_checkpoint", "reranker"]
+__all__ = ["converted_reranker", "fp16", "int4", "int4_checkpoint", "make_checkpoint", "reranker"]
 
 MARKS = ("vllm", "ray", "slow")
 STRICT = "QEMBED_STRICT_SKIPS"

@@ -18,8 +18,8 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 SUBJECTS = {
-    "quantize", "serve", "embed", "evaluate", "search", "clients", "vector-databases", "deploy", "troubleshooting",
-    "how-it-works", "benchmarks", "upstream", "cli", "security-files", "models",
+    "quantize", "rerank", "serve", "embed", "evaluate", "search", "clients", "vector-databases", "deploy", "troubleshooting",
+    "how-it-works", "benchmarks", "upstream", "cli", "security-files", "models", "is-int4-enough",
 }  # fmt: skip
 FOLDERS = "qembed|quantize|serve|embed|eval|search|deploy|bench|tests|docs|examples"
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Change, str]] = {
     "a model of voyage without its layer": (
         {}, setting("config.json", auto_map={"AutoModel": "code.Qwen3BidirectionalModel"}), "linear.weight is missing",
     ),
-    "another architecture": ({}, setting("config.json", architectures=["Qwen3ForSequenceClassification"]), "architecture"),
+    "another architecture": ({}, setting("config.json", architectures=["Qwen3ForTokenClassification"]), "architecture"),
     "bidirectional Mistral": ({"family": "mistral"}, setting("config.json", is_causal=False), "not for mistral"),
     "bidirectional window": (
         {}, setting("config.json", is_causal=False, layer_types=["full_attention", "sliding_attention"]), "sliding window",

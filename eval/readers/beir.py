@@ -49,7 +49,10 @@ def read(folder: Path, instruction: str | None = None) -> Collection:
         elif passage not in passage_rows:
             left_out[f"passages that are not in {corpus_file.name}"] += 1
         else:
-            judged[query][passage_rows[passage]] = grade
+            row = passage_rows[passage]
+            if judged[query].get(row, grade) != grade:
+                left_out["a passage that has another grade for the same query further down"] += 1
+            judged[query][row] = grade
     relevant = {query: {row: grade for row, grade in grades.items() if grade > 0} for query, grades in judged.items()}
     answered = [text for text in queries if relevant[text.id]]
     notes = [f"left out: {counted(count, 'judgement')} of {what}" for what, count in left_out.items()]
@@ -97,18 +100,21 @@ def _texts(path: Path, kind: str, instruction: str | None) -> tuple[list[Text], 
 def _judgements(path: Path) -> list[tuple[str, str, int]]:
     """Query id, passage id and grade of each line after the header."""
     judgements = []
-    for number, line in lines(path):
-        where = f"{path}, line {number}"
+    for line_number, line in lines(path):
+        where = f"{path}, line {line_number}"
         cells = line.split("\t")
-        if number == 1 and cells[-1].strip() in ("score", "relevance"):
+        if line_number == 1 and cells[-1].strip() in ("score", "relevance"):
             continue
         if len(cells) == 4:  # as TREC has it: query, iteration, passage, grade
             del cells[1]
         try:
             query, passage, grade = (cell.strip() for cell in cells)
-            judgements.append((query, passage, int(float(grade))))
+            number = float(grade)
+            judgements.append((query, passage, int(number)))
         except (ValueError, OverflowError) as error:
             raise BadInput(f"{where}: not query-id, corpus-id and score with tabs between") from error
+        if not number.is_integer():
+            raise BadInput(f"{where}: the score {grade} is no whole number; grades are 0, 1, 2, and so on")
     if not judgements:
         raise BadInput(f"{path}: holds no judgements")
     return judgements

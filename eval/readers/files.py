@@ -113,13 +113,13 @@ def text(value: Any, where: str, what: str) -> str:
 
 
 def label(value: Any, where: str, what: str) -> str:
-    """The text of a label, which may be a number: pandas makes floats of integers with gaps.
+    """The text of a label without white space around it. It may be a number: pandas makes floats of integers with gaps.
 
     Raises:
         BadInput: it is empty, or neither text nor number.
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
-        return text(value, where, what)
+        return text(value, where, what).strip()
     try:
         return text(id_text(value), where, what)
     except NoId as error:
@@ -130,6 +130,8 @@ def number(value: Any, row: TableRow) -> float:
     """The number in a cell; NaN if it is none. Where commas do not separate cells, a decimal comma is understood."""
     if row.decimal_comma and isinstance(value, str) and DECIMAL_COMMA.fullmatch(value.strip()):
         value = value.replace(",", ".")
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):  # which Python takes for numbers
+        return math.nan
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -13,6 +13,8 @@ from qembed.checkpoint.embedder import Embedder, describe
 from qembed.checkpoint.files import check_file, open_tensors, read_json
 from qembed.checkpoint.numbers import check_numbers
 from qembed.checkpoint.prompts import read_prompts
+from qembed.checkpoint.reranker import Reranker, Task
+from qembed.checkpoint.reranker import describe as describe_reranker
 from qembed.checkpoint.vocabulary import Vocabulary, added_by_config, check_normalizer, check_settings, lower_casing, token_ids
 from qembed.errors import BadInput
 
@@ -26,10 +28,14 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that holds a model as the hub publishes it, and the name that the user knows it by."""
+    """A folder that holds a model as the hub publishes it, and the name that the user knows it by.
+
+    `task` is what the user says that it is for; None: what its files say, such as the manifest of `qembed quantize`.
+    """
 
     name: str
     folder: Path
+    task: Task | None = None
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -71,14 +77,58 @@ class Checkpoint:
         """What the checkpoint does with a text.
 
         Raises:
-            BadInput: something in the folder changes the vectors and is not supported.
+            BadInput: it is a reranker, or something in the folder changes the vectors and is not supported.
         """
+        if self.reranker is not None:
+            raise BadInput(
+                f"{self.folder}: a reranker, which scores pairs of a query and a document and makes no vectors; qembed serve "
+                "serves it, qembed eval --task rerank measures it, --rerank uses it"
+            )
+        self._check_tokenizer_config()
+        return describe(self.name, self.folder, self.config, self.files, self._source)
+
+    @cached_property
+    def reranker(self) -> Reranker | None:
+        """What the checkpoint does with a query and a document; None if it is no reranker.
+
+        Raises:
+            BadInput: it is one that is not supported, or something in the folder changes its scores.
+        """
+        reranker = describe_reranker(
+            self.name,
+            self.folder,
+            self.config,
+            lambda: self.files,
+            self._stored_tokenizer,
+            source=self._source,
+            task=self.task or self._noted_task,
+        )
+        if reranker is not None:
+            self._check_tokenizer_config()
+        return reranker
+
+    @property
+    def trunk(self) -> Embedder:
+        """The transformer, whatever stands on it: of a reranker its own description, otherwise `embedder`."""
+        return self.reranker.trunk if self.reranker is not None else self.embedder
+
+    @property
+    def _noted_task(self) -> Task | None:
+        """What `qembed quantize` noted that this is for."""
+        noted = self.manifest.get("task")
+        return noted if noted in ("embed", "rerank") else None
+
+    @property
+    def _source(self) -> str | None:
+        """The name of the model that this was quantized from."""
         source = self.manifest.get("source")
         model = source.get("model") if isinstance(source, dict) else None
-        tokenizer_config = self.folder / "tokenizer_config.json"
-        if tokenizer_config.exists() and (self.folder / "tokenizer.json").exists():
-            check_settings(self._json(tokenizer_config.name), self._stored_tokenizer, tokenizer_config)
-        return describe(self.name, self.folder, self.config, self.files, model if isinstance(model, str) else None)
+        return model if isinstance(model, str) else None
+
+    def _check_tokenizer_config(self) -> None:
+        path = self.folder / "tokenizer_config.json"
+        if path.exists() and (self.folder / "tokenizer.json").exists():
+            check_settings(self._json(path.name), self._stored_tokenizer, path)
 
     @cached_property
     def prompts(self) -> Mapping[str, str]:
@@ -164,7 +214,7 @@ class Checkpoint:
             BadInput: tokenizer.json is missing or damaged.
         """
         tokenizer = self._stored_tokenizer()
-        if self.embedder.lower_case:
+        if self.trunk.lower_case:
             tokenizer.normalizer = lower_casing(tokenizer.normalizer)
         return tokenizer
 

@@ -164,7 +164,7 @@ def describe(
     _check_code(config, path)
     architecture = _architecture(config, path)
     family = _family(config, path)
-    hidden_size, positions = (_size(config, key, path) for key in ("hidden_size", "max_position_embeddings"))
+    hidden_size, positions = (positive(config, key, path) for key in ("hidden_size", "max_position_embeddings"))
     modules = read_modules(folder, hidden_size)
     dense = modules.dense if modules else ()
     head = _head(config, family, hidden_size, files, path)
@@ -303,7 +303,12 @@ def _sizes(config: Mapping[str, Any], width: int, path: Path) -> tuple[tuple[int
     return tuple(sorted({*listed, width})), True
 
 
-def _size(config: Mapping[str, Any], key: str, path: Path) -> int:
+def positive(config: Mapping[str, Any], key: str, path: Path) -> int:
+    """The value of `key` in the `config` of the file `path`.
+
+    Raises:
+        BadInput: it is missing, or not a positive integer.
+    """
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         if key not in config:

@@ -13,7 +13,7 @@ DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 SAMPLE = "sample"
 INT4_SUFFIX = "-AWQ-INT4"
 A_MODEL = f"a model is a folder, a hub id such as {DEFAULT_MODEL}, or '{SAMPLE}'"
-HUB_FILES = ("*.json", "*.safetensors", "merges.txt", "1_Pooling/*", "LICENSE*", "README.md")
+HUB_FILES = ("*.json", "*.jinja", "*.safetensors", "merges.txt", "1_Pooling/*", "LICENSE*", "README.md")
 
 
 def find(model: str, *, download: bool = True, check: bool = True) -> Checkpoint:

@@ -15,11 +15,11 @@ def transformers_config(checkpoint: Checkpoint) -> Any:
     """
     import transformers
 
-    embedder = checkpoint.embedder
-    if checkpoint.config["model_type"] == embedder.family:
+    trunk = checkpoint.trunk
+    if checkpoint.config["model_type"] == trunk.family:
         config: Any = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     else:
         values = {name: value for name, value in checkpoint.config.items() if name not in ("model_type", "auto_map")}
-        config = transformers.AutoConfig.for_model(embedder.family, **values)
-    config.is_causal = embedder.is_causal
+        config = transformers.AutoConfig.for_model(trunk.family, **values)
+    config.is_causal = trunk.is_causal
     return config

@@ -65,6 +65,12 @@ def as_it_is(url: str, api_key: str | None = None) -> dict[str, str]:
     return {"prompt_name": ""} if version.get("qembed") and version.get("default_prompt") else {}
 
 
+def reranks(url: str, api_key: str | None = None) -> bool:
+    """Whether the server at `url` is a `qembed serve` with a reranker."""
+    version = _version_fields(url, api_key)
+    return bool(version.get("qembed")) and version.get("task") == "rerank"
+
+
 def with_model_prompt(url: str, api_key: str | None = None) -> dict[str, str]:
     """The fields of a request to the server at `url` with which it puts the model's default prompt before the texts, if any.
 

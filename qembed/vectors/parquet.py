@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from qembed.errors import BadInput
 from qembed.parquet.file import TOO_LARGE, ParquetFile, opened
+from qembed.text.rows.arrow import UNDECODABLE, python_values
+from qembed.text.rows.lines import NOT_UTF8
 from qembed.text.rows.values import NoId, id_text
 from qembed.vectors import dtypes
 
@@ -117,14 +119,16 @@ def vectors(column: Any, described: VectorColumn, path: Path, before: int) -> ND
     return dtypes.decode(values.to_numpy(zero_copy_only=False).reshape(-1, width), described.dtype)
 
 
-def ids(column: Any, path: Path, before: int) -> list[str]:
-    """An Arrow array of ids as strings, named as the readers of rows name them (`id_text`).
+def ids(column: Any, path: Path, before: int, is_uuid: bool = False) -> list[str]:
+    """An Arrow array of ids as strings, named as the readers of rows name them (`id_text`); `is_uuid`: bytes are UUIDs.
 
     Raises:
         BadInput: a row has no id, or a value that cannot be one.
     """
     names = []
-    for row, value in enumerate(column.to_pylist(), before + 1):
+    for row, value in enumerate(python_values(column, is_uuid), before + 1):
+        if value is UNDECODABLE:
+            raise BadInput(f"{path}, row {row}: the id is {NOT_UTF8}")
         try:
             name = id_text(value)
         except NoId as error:

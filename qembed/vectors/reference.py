@@ -1,7 +1,8 @@
 """Reference vectors through transformers, from an FP16 checkpoint or from dequantized INT4 weights.
 
 Both kinds of checkpoint become the same module tree, built from config.json and filled tensor by tensor, so that a difference
-between two results is a difference between the weights. What becomes of the tokens' states is `checkpoint.embedder`.
+between two results is a difference between the weights. What becomes of the tokens' states is `checkpoint.embedder`;
+of a reranker only the states are of use.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from qembed.checkpoint import awq_layout, int8_table
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.embedder import HEAD
 from qembed.checkpoint.head import Head, is_token
+from qembed.checkpoint.reranker import LABEL_HEAD
 from qembed.checkpoint.transformers_config import transformers_config
 from qembed.errors import BadInput
 from qembed.vllm import machine
@@ -56,7 +58,7 @@ def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") ->
 
     Raises:
         BadInput: transformers does not support the architecture, tensors are missing or of the wrong shape, or the checkpoint
-            cannot be described (`checkpoint.embedder`).
+            cannot be described (`checkpoint.trunk`).
         ValueError: `dtype` is not one of DTYPES.
     """
     import torch
@@ -64,7 +66,7 @@ def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") ->
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype}: not one of {', '.join(DTYPES)}")
-    embedder = checkpoint.embedder
+    trunk = checkpoint.trunk
     torch.set_num_threads(min(torch.get_num_threads(), len(machine.cores())))
     build: Any = AutoModel.from_config
     try:
@@ -85,19 +87,19 @@ def load(checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") ->
     model.eval()
     return Reference(
         model=model,
-        head=Head.of(embedder, device),
-        is_causal=embedder.is_causal,
+        head=Head.of(trunk, device),
+        is_causal=trunk.is_causal,
         tokenizer=checkpoint.tokenizer(),
         device=device,
         dtype=dtype,
-        limit=embedder.context,
-        dimension=embedder.width,
+        limit=trunk.context,
+        dimension=trunk.width,
         rows=int(config.vocab_size),
     )
 
 
 def weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names (without `model.` prefix and language-model head) and tensors; INT4 and INT8 tensors are dequantized to float32.
+    """Names (without `model.` prefix) and tensors, less the heads of language models and classifiers; INT4 and INT8 to float32.
 
     Raises:
         BadInput: a tensor is missing, or the parts of an INT4 weight or of an INT8 token table do not fit together.
@@ -106,7 +108,7 @@ def weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     if checkpoint.has_int8_table:
         yield "embed_tokens.weight", _int8_table(checkpoint, table)
     for name in checkpoint.files:
-        if name.startswith("lm_head.") or name == HEAD or name.endswith((".qzeros", ".scales")):
+        if name.startswith("lm_head.") or name in (HEAD, LABEL_HEAD) or name.endswith((".qzeros", ".scales")):
             continue
         if checkpoint.has_int8_table and name.startswith(table):
             continue

@@ -121,11 +121,15 @@ def vllm(checkpoint: Checkpoint, dtype: str = "auto") -> Side:
 
 def transformers(checkpoint: Checkpoint, *, exact: bool = False) -> Side:
     """The checkpoint run by transformers: on a GPU in 16 bits unless `exact` or if they overflow, on a CPU in float32."""
-    dtype = "float32" if exact or not has_gpu() else _half()
-    if dtype == "float16" and overflow(checkpoint.manifest) is not None:
-        dtype = "float32"
+    dtype = transformers_dtype(checkpoint, exact=exact)
     identity = _identity(checkpoint, "transformers", "cuda" if has_gpu() else "cpu", dtype)
     return Side(context(checkpoint), partial(_transformers, checkpoint, dtype), identity, size=size(checkpoint))
+
+
+def transformers_dtype(checkpoint: Checkpoint, *, exact: bool = False) -> str:
+    """What transformers computes in: 16 bits on a GPU unless `exact` or if they overflow, float32 on a CPU."""
+    dtype = "float32" if exact or not has_gpu() else _half()
+    return "float32" if dtype == "float16" and overflow(checkpoint.manifest) is not None else dtype
 
 
 def vectors(file: VectorFile) -> Side:
@@ -159,7 +163,7 @@ def has_gpu() -> bool:
 
 def context(checkpoint: Checkpoint) -> int:
     """The longest text in tokens."""
-    return checkpoint.embedder.context
+    return checkpoint.trunk.context
 
 
 def weight_format(checkpoint: Checkpoint) -> str:

@@ -109,7 +109,8 @@ def _parquet(path: Path) -> VectorFile:
         columns = [column.name, *([matched_by] if matched_by else [])]
         for batch in parquet.batches(file, column.batch_rows, columns):
             block = parquet.vectors(batch.column(column.name), column, path, done)
-            keys += parquet.ids(batch.column(matched_by), path, done) if matched_by else []
+            if matched_by:
+                keys += parquet.ids(batch.column(matched_by), path, done, matched_by in file.uuids)
             vectors[done : done + len(block)] = block
             done += len(block)
     if matched_by is None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qembed.checkpoint.int8_table import INT8, QUANT_METHOD
+from qembed.text.prompts import DEFAULT_INSTRUCTION
 from qembed.vllm import api_keys, engine_options, hosts, kernels, plan, plan_table
 from qembed.vllm.devices import Device
 from qembed.vllm.gate_rules import Rules
@@ -59,9 +60,9 @@ def arguments(launch: Launch) -> list[str]:
 
 def engine_arguments(launch: Launch) -> list[str]:
     """The arguments of vLLM's engine, with or without a server."""
-    settings, embedder = launch.settings, launch.settings.checkpoint.embedder
-    overrides: dict[str, object] = {**embedder.default_sizes, **embedder.attention_config}
-    if launch.max_model_len > embedder.context:
+    settings, trunk, reranker = launch.settings, launch.settings.checkpoint.trunk, launch.settings.checkpoint.reranker
+    overrides: dict[str, object] = {**trunk.default_sizes, **trunk.attention_config} if reranker is None else reranker.overrides
+    if launch.max_model_len > trunk.context:
         overrides["model_max_length"] = launch.max_model_len  # vLLM takes max_seq_length for the limit
     if plan.has_plain_positions(settings.checkpoint.config):
         # vLLM keeps a table of all positions; the 32,768 of the 0.6B take 17 MB.
@@ -72,7 +73,7 @@ def engine_arguments(launch: Launch) -> list[str]:
     words = [
         *("--model", str(settings.checkpoint.folder.resolve())),
         *("--runner", "pooling"),
-        *("--convert", "embed"),
+        *("--convert", "embed" if reranker is None else "classify"),
         *("--load-format", "safetensors"),
         *("--dtype", launch.dtype),
         *("--max-model-len", str(launch.max_model_len)),
@@ -106,15 +107,16 @@ def engine_arguments(launch: Launch) -> list[str]:
 
 def pooler_config(launch: Launch) -> dict[str, object]:
     """How vLLM makes a vector of the tokens' states; it does not read every form in which 1_Pooling and modules.json say so."""
+    checkpoint = launch.settings.checkpoint
     return {
-        "seq_pooling_type": POOLING[launch.settings.checkpoint.embedder.pooling],
-        "use_activation": launch.settings.normalized,
+        "seq_pooling_type": POOLING[checkpoint.trunk.pooling],
+        "use_activation": launch.settings.normalized or checkpoint.reranker is not None,  # of one label it is the sigmoid
     }
 
 
 def _layer_cache(launch: Launch) -> list[str]:
     """The arguments for texts that are computed whole (`vllm_plugin.layer_cache`): layers share keys and values."""
-    causal = launch.settings.checkpoint.embedder.is_causal
+    causal = launch.settings.checkpoint.trunk.is_causal
     words = [
         *("--worker-cls", WORKERS[launch.device]),
         *("--scheduler-cls", SCHEDULER),
@@ -149,16 +151,18 @@ def rules(
     `listener` is the file descriptor of the listening socket, if vLLM is to use qembed's; `suspects` that of the table of texts
     in flight; `keys` are those in force (None: those of the settings).
     """
-    settings, embedder = launch.settings, launch.settings.checkpoint.embedder
+    settings, trunk, reranker = launch.settings, launch.settings.checkpoint.trunk, launch.settings.checkpoint.reranker
+    sizes = list(trunk.sizes) or [trunk.width]
     return Rules(
         folder=str(settings.checkpoint.folder.resolve()),
         max_model_len=launch.max_model_len,
-        dimensions=list(embedder.sizes) or [embedder.width],
-        smallest=None if embedder.sizes else embedder.smallest,
-        prompts=dict(embedder.prompts),
+        dimensions=sizes if reranker is None else [],
+        smallest=None if trunk.sizes or reranker is not None else trunk.smallest,
+        prompts=dict(trunk.prompts),
         default_prompt=settings.prompt_name,
-        model_prompt=embedder.default_prompt,
-        lower_case=embedder.lower_case,
+        model_prompt=trunk.default_prompt,
+        lower_case=trunk.lower_case,
+        instruction=None if reranker is None else settings.instruction or DEFAULT_INSTRUCTION,
         max_batch=settings.max_client_batch,
         max_body=settings.max_body,
         max_queue=settings.max_queue,

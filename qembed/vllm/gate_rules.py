@@ -29,6 +29,7 @@ class Rules:
         default_prompt: the name of the prompt for requests without one; None: no prompt.
         model_prompt: the name of the prompt that the model itself has for texts without one; None: no prompt.
         lower_case: whether texts are lower-cased.
+        instruction: a reranker's task for requests without one; None: an embedder is served.
         max_batch: maximum texts of a request.
         max_body: maximum bytes of a request.
         max_queue: maximum texts waiting or being computed.
@@ -60,6 +61,7 @@ class Rules:
     default_prompt: str | None = None
     model_prompt: str | None = None
     lower_case: bool = False
+    instruction: str | None = None
     smallest: int | None = None
     max_batch: int = 2048
     max_body: int = 32 * 2**20

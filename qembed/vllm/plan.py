@@ -37,6 +37,8 @@ CPU_RUNTIME: dict[Processes, int] = {"separate": 1500 * 2**20, "forked": 760 * 2
 CUDA_RUNTIME = 500 * 2**20
 # Bytes per token of the vocabulary that a tokenizer takes in the API server, in Rust and in Python.
 TOKENIZER = 1100
+# The same for the gate's own of a reranker, in Rust alone, with its cache of words.
+GATE_TOKENIZER = 900
 # vLLM captures CUDA graphs for small batches only; they share one pool.
 GRAPHS = {"cpu": 0, "cuda": 100 * 2**20}
 
@@ -92,13 +94,14 @@ def make(
     in_pieces: bool = True,
     parallel: int = 1,
     processes: Processes = "separate",
+    gate_tokenizes: bool = False,
 ) -> Plan:
     """The plan for a checkpoint with the tensors `shapes` (from `Checkpoint.shapes`), computed in `dtype`.
 
     `keeps_cache`: every layer has a KV cache of its own; `whole_texts`: a text is then computed in one step all the same.
     `in_pieces`: without a KV cache, a step longer than `max_num_batched_tokens` is computed in pieces. `max_model_len`,
     `max_num_batched_tokens` and `block_size` are in tokens, `max_num_seqs` in sequences. `parallel` devices share the matrices
-    and the heads of the cache.
+    and the heads of the cache. `gate_tokenizes`: the gate has a tokenizer of its own, as for a reranker's template.
 
     Raises:
         BadInput: config.json has no valid value for a size.
@@ -113,6 +116,7 @@ def make(
         cache //= size_of(config, "num_hidden_layers")
     streams = (longest_step - at_once) * stream_bytes(config, dtype)
     vocabulary = config.get("vocab_size") if device == "cpu" else 0
+    tokenizers = TOKENIZER + (GATE_TOKENIZER if gate_tokenizes else 0)
     libraries = CPU_RUNTIME[processes] if device == "cpu" else CUDA_RUNTIME
     return Plan(
         token_table=-(-table // parallel),
@@ -122,7 +126,7 @@ def make(
         kv_tokens=tokens,
         activations=at_once * activation_bytes(config, dtype, parallel) + streams,
         graphs=GRAPHS[device],
-        runtime=libraries + TOKENIZER * (vocabulary if isinstance(vocabulary, int) else 0),
+        runtime=libraries + tokenizers * (vocabulary if isinstance(vocabulary, int) else 0),
     )
 
 

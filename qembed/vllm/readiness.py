@@ -1,4 +1,4 @@
-"""Whether a server that starts is ready: it answers, and its first answer is a vector."""
+"""Whether a server that starts is ready: it answers, and its first answer is a vector, or a reranker's score."""
 
 from __future__ import annotations
 
@@ -45,19 +45,22 @@ def _healthy(server: Server) -> bool:
 
 
 def check_first_answer(server: Server, timeout: float) -> None:
-    """Check that the server answers a text with a finite vector of the model's length.
+    """Check that the server answers a text with a finite vector of the model's length, or a pair with a score.
 
     Raises:
         QembedError: it does not.
     """
-    body = json.dumps({"model": server.model, "input": FIRST_TEXT})
+    reranks = server.launch.settings.checkpoint.reranker is not None
+    texts = {"text_1": FIRST_TEXT, "text_2": FIRST_TEXT} if reranks else {"input": FIRST_TEXT}
+    body = json.dumps({"model": server.model, **texts})
     try:
-        status, answer = server.request("POST", "/v1/embeddings", body, timeout)
+        status, answer = server.request("POST", "/v1/score" if reranks else "/v1/embeddings", body, timeout)
         if status == 200:
-            vector = json.loads(answer)["data"][0]["embedding"]
-            if len(vector) == server.launch.width and all(map(math.isfinite, vector)):
+            result = json.loads(answer)["data"][0]
+            numbers = [result["score"]] if reranks else result["embedding"]
+            if len(numbers) == (1 if reranks else server.launch.width) and all(map(math.isfinite, numbers)):
                 return
-            raise server.failure("vLLM's first answer is not a vector")
+            raise server.failure(f"vLLM's first answer is not a {'score' if reranks else 'vector'}")
     except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
         raise server.failure("vLLM failed at the first text") from error
     raise server.failure(f"vLLM failed at the first text (HTTP status {status})")

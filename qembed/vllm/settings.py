@@ -14,6 +14,7 @@ from qembed.errors import BadInput
 from qembed.sizes import gib
 from qembed.vllm import fit, hosts, kernels, plan
 from qembed.vllm.devices import BFLOAT16_CAPABILITY, Device, Target
+from qembed.vllm.task import check_task
 
 HOST = "127.0.0.1"
 LOCAL = {HOST, "localhost", "::1"}
@@ -62,6 +63,7 @@ class ServerSettings:
         default_prompt: the name of the prompt for requests without one; "": none; None: the model's own.
         normalize: whether vectors get unit length where the model does not scale them.
         allow_token_ids: whether token ids are accepted instead of texts.
+        instruction: a reranker's task for requests without one; None: that of the model card.
         allowed_hosts: further names by which requests may call the server (`hosts`).
         keys: the name of each API key, one of which a request must have; empty: no key is required.
         key_file: the file that they come from, which is read again when it changes.
@@ -99,6 +101,7 @@ class ServerSettings:
     default_prompt: str | None = None
     normalize: bool = False
     allow_token_ids: bool = False
+    instruction: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     key_file: Path | None = None
@@ -129,12 +132,12 @@ class ServerSettings:
     @property
     def prompt_name(self) -> str | None:
         """The name of the prompt for requests without one; None: no prompt."""
-        return (self.checkpoint.embedder.default_prompt if self.default_prompt is None else self.default_prompt) or None
+        return (self.checkpoint.trunk.default_prompt if self.default_prompt is None else self.default_prompt) or None
 
     @property
     def normalized(self) -> bool:
         """Whether vectors have unit length."""
-        return self.normalize or self.checkpoint.embedder.normalized
+        return self.normalize or self.checkpoint.trunk.normalized
 
     @property
     def converts_table(self) -> bool:
@@ -215,7 +218,7 @@ class Launch:
     @property
     def width(self) -> int:
         """The length of an untruncated vector."""
-        return self.settings.checkpoint.embedder.width
+        return self.settings.checkpoint.trunk.width
 
     @property
     def url(self) -> str:
@@ -263,19 +266,20 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
             cache_dtype=settings.kv_cache_dtype,
             keeps_cache=_keeps_cache(settings),
             whole_texts=_needs_whole_texts(checkpoint),
-            in_pieces=checkpoint.embedder.is_causal and not _keeps_cache(settings),
+            in_pieces=checkpoint.trunk.is_causal and not _keeps_cache(settings),
             parallel=settings.tensor_parallel_size,
             processes="caller" if not served else "forked" if _forks_engine(settings, target.kind) else "separate",
+            gate_tokenizes=served and checkpoint.reranker is not None,
         )
 
     sizes = fit.Sizes(
-        plan.max_length(checkpoint.embedder, settings.max_model_len, keeps_cache=_keeps_cache(settings)),
+        plan.max_length(checkpoint.trunk, settings.max_model_len, keeps_cache=_keeps_cache(settings)),
         settings.max_num_seqs or min(MAX_NUM_SEQS, settings.max_num_batched_tokens or MAX_NUM_SEQS),
         settings.max_num_batched_tokens or max(MAX_NUM_BATCHED_TOKENS, settings.max_num_seqs or 0),
     )
     if settings.memory is not None:
         fixed = {name for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens") if getattr(settings, name)}
-        sizes = fit.fit(settings.memory, sizes, fixed, checkpoint.embedder.context, make)
+        sizes = fit.fit(settings.memory, sizes, fixed, checkpoint.trunk.context, make)
     launch = Launch(settings, target, choice, port, sizes, make(sizes))
     while (
         settings.memory is None
@@ -307,8 +311,8 @@ def _keeps_cache(settings: ServerSettings) -> bool:
 
 def _needs_whole_texts(checkpoint: Checkpoint) -> bool:
     """Whether vLLM must compute a text in one step: where its vector depends on all states, or a state on later tokens."""
-    embedder = checkpoint.embedder
-    return embedder.pooling != "last" or not embedder.is_causal
+    trunk = checkpoint.trunk
+    return trunk.pooling != "last" or not trunk.is_causal
 
 
 def _forks_engine(settings: ServerSettings, device: Device) -> bool:
@@ -329,14 +333,15 @@ def _has_packed_table(checkpoint: Checkpoint, device: Device) -> bool:
 
 def _check(settings: ServerSettings, target: Target) -> None:
     """Refuse settings that contradict each other, or that checkpoint or device do not support."""
-    checkpoint, embedder = settings.checkpoint, settings.checkpoint.embedder
-    if (model_type := checkpoint.config["model_type"]) != embedder.family:
+    checkpoint, trunk = settings.checkpoint, settings.checkpoint.trunk
+    if (model_type := checkpoint.config["model_type"]) != trunk.family:
         raise BadInput(
             f"{checkpoint.folder}: vLLM reads model_type {model_type!r} only with the model's own code, which is not run; "
             "quantize the model, and serve that, or embed with --int4"
         )
-    if not embedder.is_causal and settings.kv_cache:
+    if not trunk.is_causal and settings.kv_cache:
         raise BadInput("--kv-cache: attention is bidirectional, so that keys and values of a text never serve another step")
+    check_task(settings)
     tokens, seqs = settings.max_num_batched_tokens, settings.max_num_seqs
     if tokens is not None and seqs is not None and tokens < seqs:
         raise BadInput(f"--max-num-batched-tokens {tokens} is less than one token for each of --max-num-seqs {seqs}")

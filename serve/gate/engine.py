@@ -1,4 +1,4 @@
-"""vLLM's app as the gate uses it: a request for vectors, texts that may end the engine, vectors that are not finite."""
+"""vLLM's app as the gate uses it: a request for vectors or scores, texts that may end the engine, results not finite."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ BLOCK = 32  # tokens; a multiple of every block size in settings.BLOCK_SIZE
 PART_TEXTS = 512
 PART_CHARACTERS = 2**18
 """Enough for many steps of the engine, so that little is lost between parts, and few enough for a few milliseconds of JSON."""
+POOLING = "/pooling"
 FILLER = "word "
 MAX_FILLERS = 8
 MAX_AT_FAULT = 8
@@ -51,6 +52,9 @@ class Engine:
         self._app, self._rules, self._metrics = app, rules, metrics
         self._suspects = Suspects(2 * rules.max_queue, rules.suspects)
         self._one_suspect = asyncio.Lock()
+        # Scores come as numbers from /v1/score, where NaN fails in vLLM, and from /pooling as bytes, like vectors.
+        self._route: dict[str, Any] = {} if rules.instruction is None else {"path": POOLING, "raw_path": POOLING.encode()}
+        self._fields: dict[str, Any] = {} if rules.instruction is None else {"task": "classify", "encoding_format": "base64"}
 
     def check(self, batch: Batch) -> None:
         """Refuse a batch that has a text that ended the engine twice.
@@ -61,9 +65,10 @@ class Engine:
         for index, text in enumerate(batch.inputs):
             if self._suspects.deaths(text) >= MAX_DEATHS:
                 raise bad(
-                    f"input[{index}] ended the engine {MAX_DEATHS} times and is refused until the server is started anew; "
+                    f"{batch.name(index)} ended the engine {MAX_DEATHS} times and is refused until the server is started anew; "
                     "please report it, with the model",
                     "deadly",
+                    batch.name(index).partition("[")[0],
                 )
 
     async def compute(self, scope: Scope, receive: Receive, batch: Batch) -> Computed:
@@ -156,7 +161,7 @@ class Engine:
             Disconnected: it did.
             Refused: 500, vLLM failed without an answer.
         """
-        body = json.dumps(content).encode()
+        body = json.dumps({**self._fields, **content}).encode()
         sent = False
 
         async def receive_body() -> Message:
@@ -169,7 +174,7 @@ class Engine:
         headers = [(name, value) for name, value in scope["headers"] if name.lower() not in REPLACED_HEADERS]
         headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         try:
-            status, raw = await collect(self._app, {**scope, "headers": headers}, receive_body)
+            status, raw = await collect(self._app, {**scope, **self._route, "headers": headers}, receive_body)
         except Exception as error:
             raise Refused(500, f"vLLM failed: {type(error).__name__}", "engine", None) from error
         if not status or raw == b"null":

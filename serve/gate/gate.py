@@ -1,12 +1,12 @@
-"""The gate in front of vLLM's app: keys, routes, limits, text cleaning, and a check of every vector.
+"""The gate in front of vLLM's app: keys, routes, limits, text cleaning, and a check of every vector or score.
 
-vLLM's `--middleware` wraps its app in the class `Gate`, as the outermost layer. The way of a request for vectors:
+vLLM's `--middleware` wraps its app in the class `Gate`, as the outermost layer. The way of a request for vectors or scores:
 
     route and key → `body.read`: up to --max-body → `request.read`: validate, clean, prepend the prompt → `Load.admitted`: a
     place in the queue, or 503 → `Engine.compute`: vLLM's app, asked for base64 → `response`: no NaN or infinity, in the
-    encoding the client asked for
+    encoding the client asked for (`rerank_request`, `rerank_prompts` and `rerank_answer` for a reranker's scores)
 
-The other routes in ROUTES go straight to vLLM's app, except for /openapi.json. All else is 404.
+The other routes in COMMON go straight to vLLM's app, except for /openapi.json. All else is 404.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qembed import installation
-from qembed.serve.gate import body, openapi, request, response
+from qembed.serve.gate import body, openapi, request, rerank_answer, response
 from qembed.serve.gate.asgi import (
     SURPLUS,
     App,
@@ -39,19 +39,21 @@ from qembed.serve.gate.errors import Refused
 from qembed.serve.gate.metrics import Metrics
 from qembed.serve.gate.overload import Load
 from qembed.serve.gate.reader import Reader
+from qembed.serve.gate.rerank_request import RERANK, SCORE
 from qembed.vllm import api_keys, gate_rules, hosts
 from qembed.vllm.gate_rules import Rules
 
 EMBEDDINGS = "/v1/embeddings"
 MODELS = "/v1/models"
-ROUTES = {
+COMMON = {
     "/health": "GET",
     "/version": "GET",
     "/metrics": "GET",
     "/openapi.json": "GET",
     MODELS: "GET",
-    EMBEDDINGS: "POST",
 }
+EMBEDDER, RERANKER = dict.fromkeys([EMBEDDINGS], "POST"), dict.fromkeys([*RERANK, SCORE], "POST")
+"""The routes that an embedder answers, and those that a reranker answers."""
 OPEN = {"/health"}
 """Routes that need no key and may be called by any name, such as a probe's: they read nothing."""
 LOGGED_TEXTS, LOGGED_CHARACTERS = 32, 1000
@@ -93,6 +95,9 @@ class Gate:
         self.metrics = Metrics(rules, self.load)
         self.engine = Engine(app, rules, self.metrics)
         self.document = openapi.document(rules)
+        self._tasks, self._missing = (EMBEDDER, RERANKER) if rules.instruction is None else (RERANKER, EMBEDDER)
+        self._routes = {**COMMON, **self._tasks}
+        self._answers: Any = response if rules.instruction is None else rerank_answer
         self.reader = Reader(rules)
         GATES[:] = [self]
 
@@ -115,8 +120,8 @@ class Gate:
             await send(message)
 
         try:
-            if scope["path"] == EMBEDDINGS:
-                await self._answer_embeddings(scope, receive, send_with_id, exchange)
+            if scope["path"] in self._tasks:
+                await self._answer_task(scope, receive, send_with_id, exchange)
             else:
                 await self._pass_on(scope, receive, send_with_id, exchange)
         finally:
@@ -159,6 +164,8 @@ class Gate:
         _, raw = await collect(self.app, scope, receive)
         own = {
             "qembed": installation.version(),
+            "task": "embed" if self.rules.instruction is None else "rerank",
+            "instruction": self.rules.instruction,
             "default_prompt": self.rules.default_prompt,
             "model_prompt": self.rules.model_prompt,
         }
@@ -173,9 +180,9 @@ class Gate:
                 return json.dumps(model).encode()
         raise Refused(404, f"the model {request.quoted(name)} does not exist; see {MODELS}", "model", "model")
 
-    async def _answer_embeddings(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+    async def _answer_task(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         try:
-            await self._embeddings(scope, receive, send, exchange)
+            await self._results(scope, receive, send, exchange)
         except Refused as refused:
             self.metrics.refused.labels(refused.reason).inc()
             await self._respond(send, exchange, refused.status, refused.body(), refused.headers)
@@ -185,7 +192,7 @@ class Gate:
     async def _respond(
         self, send: Send, exchange: Exchange, status: int, raw: bytes, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Answer a request for vectors, and count it."""
+        """Answer a request for vectors or scores, and count it."""
         self.metrics.requests.labels(str(status)).inc()
         self.metrics.seconds.observe(time.monotonic() - exchange.start)
         if exchange.key is not None:
@@ -204,13 +211,16 @@ class Gate:
                 )
             exchange.key = self.keys[key]
         route = MODELS if path.startswith(MODELS + "/") and path != MODELS + "/" else path
-        if route not in ROUTES:
-            raise Refused(404, f"no such route; there are {', '.join(sorted(ROUTES))}", "route", None)
-        if method != ROUTES[route]:
-            allowed = "GET, HEAD" if ROUTES[route] == "GET" else ROUTES[route]
-            raise Refused(405, f"{path} takes {ROUTES[route]}", "route", None, {"allow": allowed})
+        if route in self._missing:
+            kinds = ("an embedder", "a reranker") if self._missing is RERANKER else ("a reranker", "an embedder")
+            raise Refused(404, f"this server has {kinds[0]}; {path} needs {kinds[1]}, served by itself", "route", None)
+        if route not in self._routes:
+            raise Refused(404, f"no such route; there are {', '.join(sorted(self._routes))}", "route", None)
+        if method != self._routes[route]:
+            allowed = "GET, HEAD" if self._routes[route] == "GET" else self._routes[route]
+            raise Refused(405, f"{path} takes {self._routes[route]}", "route", None, {"allow": allowed})
 
-    async def _embeddings(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+    async def _results(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         self._check_route(scope, exchange)
         if self.load.draining:
             raise self.load.stopping()
@@ -221,18 +231,18 @@ class Gate:
             raise Refused(415, "send Content-Type: application/json", "type", None)
         with self.load.body() as reserve:
             raw = await body.read(scope, receive, self.rules.max_body, reserve, self.rules.client_timeout)
-            batch = await self.reader.read(raw)
+            batch = await self.reader.read(raw, scope["path"], reserve)
             self.engine.check(batch)
             if self.rules.log_texts:
-                print(gate_rules.TEXTS + json.dumps(_logged(batch.inputs), ensure_ascii=False), flush=True)
-            exchange.texts = len(batch.inputs)
-            with self.load.answer(response.size(batch, self.rules.dimensions)):
-                with self.load.admitted(len(batch.inputs)):
+                print(gate_rules.TEXTS + json.dumps(_logged(batch.texts), ensure_ascii=False), flush=True)
+            exchange.texts = batch.count
+            with self.load.answer(self._answers.size(batch, self.rules.dimensions)):
+                with self.load.admitted(batch.count):
                     status, answer = await self._compute(scope, receive, batch, exchange)
                 await self._respond(send, exchange, status, answer)
 
     async def _compute(self, scope: Scope, receive: Receive, batch: request.Batch, exchange: Exchange) -> tuple[int, bytes]:
-        """Status and answer: vectors from vLLM, those that are not finite computed once more; or vLLM's own refusal."""
+        """Status and answer: vectors or scores, those that are not finite computed once more; or vLLM's own refusal."""
         computed = await self.engine.compute(scope, receive, batch)
         raw, answer = computed.raw, computed.answer
         if computed.status != 200:
@@ -241,12 +251,13 @@ class Gate:
         nonfinite = await self.engine.recompute(scope, receive, batch, answer, computed.nonfinite)
         if nonfinite:
             self.metrics.nonfinite.inc(len(nonfinite))
-            raise response.refused(nonfinite[0])
+            raise response.refused(batch, nonfinite[0])
         if raw is None or computed.nonfinite or batch.encoding != "base64":
-            raw = await maybe_threaded(response.size(batch, self.rules.dimensions), response.write, answer, batch.encoding)
+            size = self._answers.size(batch, self.rules.dimensions)
+            raw = await maybe_threaded(size, self._answers.write, answer, batch)
         assert raw is not None
         exchange.tokens = answer["usage"]["prompt_tokens"]
-        self.metrics.texts.inc(len(batch.inputs))
+        self.metrics.texts.inc(batch.count)
         self.metrics.tokens.inc(exchange.tokens)
         return 200, raw
 

@@ -33,17 +33,17 @@ class Metrics:
         from prometheus_client.metrics_core import GaugeMetricFamily
 
         self.registry = registry = registry or REGISTRY
-        self.requests = Counter("qembed_requests", "Embedding requests, by HTTP status.", ["status"], registry=registry)
+        self.requests = Counter("qembed_requests", "Requests for vectors or scores.", ["status"], registry=registry)
         self.refused = Counter("qembed_refused", "Requests refused by the gate, by reason.", ["reason"], registry=registry)
-        self.texts = Counter("qembed_texts", "Texts embedded.", registry=registry)
+        self.texts = Counter("qembed_texts", "Texts embedded, or pairs scored.", registry=registry)
         self.tokens = Counter("qembed_tokens", "Tokens of those texts.", registry=registry)
         self.nonfinite = Counter(
             "qembed_nonfinite_vectors",
-            "Vectors with NaN or infinity, even when recomputed.",
+            "Vectors or scores with NaN or infinity, even when recomputed.",
             registry=registry,
         )
         self.recomputed = Counter(
-            "qembed_recomputed_vectors", "Vectors recomputed because they had NaN or infinity.", registry=registry
+            "qembed_recomputed_vectors", "Vectors or scores recomputed because they had NaN or infinity.", registry=registry
         )
         self.seconds = Histogram(
             "qembed_request_seconds",
@@ -51,8 +51,8 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self._key_requests = Counter("qembed_key_requests", "Embedding requests, by name of key.", ["key"], registry=registry)
-        self._key_texts = Counter("qembed_key_texts", "Texts embedded, by name of key.", ["key"], registry=registry)
+        self._key_requests = Counter("qembed_key_requests", "Such requests, by name of key.", ["key"], registry=registry)
+        self._key_texts = Counter("qembed_key_texts", "Such texts, by name of key.", ["key"], registry=registry)
         self._key_tokens = Counter("qembed_key_tokens", "Tokens of those texts, by name of key.", ["key"], registry=registry)
         family = GaugeMetricFamily
         versions = {

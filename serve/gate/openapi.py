@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from qembed.installation import version
+from qembed.serve.gate import rerank_openapi
 from qembed.vllm.gate_rules import Rules
 
 ERROR = {
@@ -33,7 +34,7 @@ ERRORS = {
     "413": "The request is too large.",
     "415": "The content type is not application/json, or the content encoding not gzip or deflate.",
     "421": "The Host header has no name of this server (--allowed-host).",
-    "500": "A vector has NaN or infinity.",
+    "500": "A vector or score has NaN or infinity.",
     "503": "The server is busy, starting or stopping; Retry-After says when to retry.",
 }
 
@@ -41,23 +42,26 @@ ERRORS = {
 def document(rules: Rules) -> bytes:
     """The OpenAPI 3.1 document, as JSON."""
     secured: dict[str, Any] = {"security": [{"key": []}]} if rules.keys else {}
-    embeddings = {
-        "summary": "Embed texts, as in OpenAI's API.",
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _request(rules)}}},
-        "responses": {
-            "200": _json("One vector per text.", _ANSWER),
-            **{code: _json(description, ERROR) for code, description in ERRORS.items()},
-        },
-        **secured,
-    }
     unauthorized = {"401": _json(ERRORS["401"], ERROR)} if rules.keys else {}
 
     def get(summary: str, content: dict[str, Any], *errors: str) -> dict[str, Any]:
         documented = {code: _json(ERRORS[code], ERROR) for code in errors}
         return {"get": {"summary": summary, "responses": {"200": content, **documented, **unauthorized}, **secured}}
 
+    def post(operation: dict[str, Any]) -> dict[str, Any]:
+        documented = {code: _json(description, ERROR) for code, description in ERRORS.items()}
+        return {
+            "post": {
+                "summary": operation["summary"],
+                "requestBody": {"required": True, "content": {"application/json": {"schema": operation["request"]}}},
+                "responses": {"200": _json(operation["description"], operation["answer"]), **documented},
+                **secured,
+            }
+        }
+
+    operations = _embeddings(rules) if rules.instruction is None else rerank_openapi.operations(rules)
     paths = {
-        "/v1/embeddings": {"post": embeddings},
+        **{path: post(operation) for path, operation in operations.items()},
         "/v1/models": get("The served model.", _json("Its name.", {"type": "object", "required": ["data"]})),
         "/v1/models/{model}": {
             "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
@@ -83,6 +87,16 @@ def document(rules: Rules) -> bytes:
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if rules.keys else {},
     }
     return json.dumps(content).encode()
+
+
+def _embeddings(rules: Rules) -> dict[str, dict[str, Any]]:
+    operation = {
+        "summary": "Embed texts, as in OpenAI's API.",
+        "request": _request(rules),
+        "answer": _ANSWER,
+        "description": "One vector per text.",
+    }
+    return {"/v1/embeddings": operation}
 
 
 def _request(rules: Rules) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from qembed.checkpoint.find import find
-from qembed.serve.gate import request
+from qembed.serve.gate import request, rerank_request
 from qembed.serve.gate.asgi import maybe_threaded
 from qembed.serve.gate.errors import Refused
-from qembed.serve.gate.request import Batch
+from qembed.serve.gate.request import Batch, Count, TokenBeyond
+from qembed.serve.gate.rerank_prompts import Prompts
+from qembed.serve.gate.rerank_request import PROMPT_BYTES, Pairs
 from qembed.vllm import gate_rules
 from qembed.vllm.gate_rules import Rules
 
@@ -50,19 +52,28 @@ class Reader:
         self._token_beyond = find(rules.folder).vocabulary().token_beyond if rules.checks_ids else None
         path = Path(rules.folder, TOKENIZER)
         self._file = path.open("rb") if rules.folder and path.exists() else None
-        self._count = counter(None if self._file is None else self._file.fileno())
+        load = loader(None if self._file is None else self._file.fileno())
+        self._count = counter(load)
+        self._prompts = Prompts(rules, load)
 
-    async def read(self, raw: bytes) -> Batch:
-        """The batch of the body `raw`.
+    async def read(self, raw: bytes, path: str = "", reserve: Callable[[int], object] = int) -> Batch:
+        """The batch of the body `raw` of a request to `path`; `reserve` is called before more memory is taken.
 
         Raises:
             Refused: 400, it is invalid, or takes longer than SECONDS; 404, it names no model; 503, it could not be read.
         """
+        batch = await self._parsed(raw, path)
+        if not isinstance(batch, Pairs):
+            return batch
+        reserve(PROMPT_BYTES * batch.characters)
+        return await maybe_threaded(batch.characters, self._prompts.put, batch)
+
+    async def _parsed(self, raw: bytes, path: str) -> Batch:
         if len(raw) <= PROCESS_BYTES:
-            return await maybe_threaded(len(raw), request.read, raw, self._rules, self._count, self._token_beyond)
+            return await maybe_threaded(len(raw), read, raw, path, self._rules, self._count, self._token_beyond)
         async with self._lock:
             given_up = threading.Event()
-            reading = asyncio.ensure_future(asyncio.to_thread(self._ask, raw, given_up))
+            reading = asyncio.ensure_future(asyncio.to_thread(self._ask, path.encode() + b"\n" + raw, given_up))
             try:
                 batch = await asyncio.wait_for(asyncio.shield(reading), SECONDS)
             except (TimeoutError, asyncio.CancelledError) as error:
@@ -73,7 +84,7 @@ class Reader:
                 if not isinstance(error, TimeoutError):
                     raise
                 raise Refused(400, f"the request takes longer than {SECONDS:g} s to read; send less at once", "slow") from None
-        if self._token_beyond is not None:
+        if self._token_beyond is not None and not isinstance(batch, Pairs):
             await asyncio.to_thread(request.check_tokens, batch.inputs, self._token_beyond)
         return batch
 
@@ -113,8 +124,19 @@ class Reader:
             process.wait()
 
 
-def counter(descriptor: int | None) -> Callable[[str], int]:
-    """A function that counts the tokens of a text with the tokenizer in the open file `descriptor`, read when first needed."""
+def read(raw: bytes, path: str, rules: Rules, count: Count, token_beyond: TokenBeyond | None = None) -> Batch:
+    """The batch of the body `raw` of a request to `path`; pairs have no prompts yet.
+
+    Raises:
+        Refused: as `request.read` and `rerank_request.read`.
+    """
+    if rules.instruction is not None:
+        return rerank_request.read(raw, rules, path)
+    return request.read(raw, rules, count, token_beyond)
+
+
+def loader(descriptor: int | None) -> Callable[[], Any]:
+    """A function that returns the tokenizer in the open file `descriptor`, read when first needed."""
 
     @functools.cache
     def tokenizer() -> Any:
@@ -126,6 +148,11 @@ def counter(descriptor: int | None) -> Callable[[str], int]:
         tokenizer.no_truncation()
         return tokenizer
 
+    return tokenizer
+
+
+def counter(tokenizer: Callable[[], Any]) -> Count:
+    """A function that counts the tokens of a text with what `tokenizer` returns."""
     return lambda text: len(tokenizer().encode(text).ids)
 
 
@@ -136,13 +163,13 @@ def main(descriptor: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     bodies, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # other output must not mix with the answers
-    count = counter(None if descriptor < 0 else descriptor)
+    count = counter(loader(None if descriptor < 0 else descriptor))
     with contextlib.suppress(EOFError, BrokenPipeError):
         rules = gate_rules.load(_read(bodies))
         while select.select([bodies], [], [], IDLE)[0]:
-            raw = _read(bodies)
+            path, _, raw = _read(bodies).partition(b"\n")
             try:
-                result: Any = request.read(raw, rules, count)
+                result: Any = read(raw, path.decode(), rules, count)
             except Refused as refused:
                 result = (refused.status, refused.message, refused.reason, refused.param, refused.headers)
             del raw

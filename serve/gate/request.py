@@ -58,6 +58,20 @@ class Batch:
     body: dict[str, Any]
     encoding: str
 
+    @property
+    def count(self) -> int:
+        """The number of vectors or scores of the answer."""
+        return len(self.inputs)
+
+    @property
+    def texts(self) -> Sequence[str | list[int]]:
+        """The texts of the request, for the log."""
+        return self.inputs
+
+    def name(self, index: int) -> str:
+        """The name in the request of what the result at `index` is of."""
+        return f"input[{index}]"
+
 
 def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | None = None) -> Batch:
     """Validate the body `raw`. `count` returns the number of tokens of a text, including those that the model appends.
@@ -68,9 +82,9 @@ def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | Non
     Raises:
         Refused: 400, the request is invalid or exceeds the rules; 404, its model's name is too long to be one.
     """
-    _check_counts(raw, rules)
+    check_counts(raw, rules)
     content = parse(raw)
-    _check_names(content)
+    check_names(content, KNOWN)
     _check_types(content, rules)
     inputs = _inputs(content.get("input"), rules)
     max_tokens = _truncation(content, rules)
@@ -86,7 +100,7 @@ def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | Non
             _check_length(text, index, rules.max_model_len, count)
     if token_beyond is not None:
         check_tokens(inputs, token_beyond)
-    body = {name: _whole(content[name]) for name in PASSED_ON if content.get(name) is not None}
+    body = {name: whole(content[name]) for name in PASSED_ON if content.get(name) is not None}
     body |= {"input": list(inputs), "encoding_format": "base64"}
     if max_tokens is not None:
         body["truncate_prompt_tokens"] = max_tokens
@@ -102,7 +116,8 @@ def parse(raw: bytes) -> dict[str, Any]:
         Refused: 400, it is not one.
     """
     try:
-        value = json.loads(raw.removeprefix(codecs.BOM_UTF8).decode("utf-8"), parse_constant=_no_constant)
+        text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise bad(f"the request is not UTF-8: byte {error.start} cannot be read", "json", None) from error
     except RecursionError as error:
@@ -114,20 +129,28 @@ def parse(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def _check_counts(raw: bytes, rules: Rules) -> None:
-    """Refuse a body of far too many values before they are built: a list takes two bytes of JSON and 64 of memory."""
+def check_counts(raw: bytes, rules: Rules, for_each: int = 1) -> None:
+    """Refuse a body of far too many values before they are built: a list takes two bytes of JSON and 64 of memory.
+
+    A text may have `for_each` strings, lists and objects.
+
+    Raises:
+        Refused: 400.
+    """
+    most = for_each * rules.max_batch + SLACK
     unescaped = raw.replace(rb"\\", b"").replace(rb"\"", b"")
     strings = unescaped.count(b'"') // 2
-    if strings > rules.max_batch + SLACK:
+    if strings > most:
         raise bad(f"the request has {strings} strings; it may have {rules.max_batch} texts (--max-client-batch)", "batch")
     rest = b"".join(unescaped.split(b'"')[::2])
     lists = rest.count(b"[") + rest.count(b"{")
-    if lists > rules.max_batch + SLACK:
+    if lists > most:
         raise bad(
             f"the request has {lists} lists and objects; it may have {rules.max_batch} texts (--max-client-batch)", "batch"
         )
-    numbers = rules.max_batch * (rules.max_model_len + 1) if rules.allow_token_ids else rules.max_batch
-    if (values := rest.count(b",")) > numbers + SLACK:
+    if rules.allow_token_ids:
+        most = rules.max_batch * (rules.max_model_len + 1) + SLACK
+    if (values := rest.count(b",")) > most:
         if not rules.allow_token_ids and NUMBERS.search(rest):
             raise bad(HINT_TOKEN_IDS, "token_ids")
         raise bad(f"the request has {values} values; it may have {rules.max_batch} texts (--max-client-batch)", "batch")
@@ -137,18 +160,37 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _check_names(content: dict[str, Any]) -> None:
-    """Refuse a field whose name is nearly that of a known one; others that are unknown are ignored, as other servers do."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of `pairs`. Python's parser would keep the last of two fields of one name, and lose the texts of the other."""
+    value: dict[str, Any] = {}
+    for name, part in pairs:
+        if name in value:
+            raise bad(f"the request has {quoted(name)} twice", "field", None)
+        value[name] = part
+    return value
+
+
+def check_names(content: dict[str, Any], known: Sequence[str]) -> None:
+    """Refuse a field whose name is nearly one that is `known`; others that are unknown are ignored, as other servers do.
+
+    Raises:
+        Refused: 400.
+    """
     for name, value in content.items():
-        if value is None or name in KNOWN:
+        if value is None or name in known:
             continue
-        near = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=NEAR) if len(name) <= MAX_NAME else []
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=NEAR) if len(name) <= MAX_NAME else []
         if near:
             raise bad(f"{quoted(name)} is no field of a request; did you mean {near[0]}?", "field", name)
 
 
-def _check_types(content: dict[str, Any], rules: Rules) -> None:
-    for name in ("model", "user", "prompt_name", "instruction"):
+def check_strings(content: dict[str, Any], rules: Rules, names: Sequence[str]) -> None:
+    """Refuse fields called `names` that are no strings, or too long.
+
+    Raises:
+        Refused: 400; 404 for a model's name that is too long to be one.
+    """
+    for name in names:
         value = content.get(name)
         if value is not None and not isinstance(value, str):
             raise bad(f"{name} is not a string", "type", name)
@@ -158,9 +200,13 @@ def _check_types(content: dict[str, Any], rules: Rules) -> None:
             raise bad(f"{name} has {len(value)} characters; it may have {LONGEST_NAME}", "type", name)
         if value is not None and has_surrogate(value):
             raise bad(f"{name} holds half of a surrogate pair", "surrogate", name)
+
+
+def _check_types(content: dict[str, Any], rules: Rules) -> None:
+    check_strings(content, rules, ("model", "user", "prompt_name", "instruction"))
     if (encoding := content.get("encoding_format")) is not None and encoding not in ENCODINGS:
         raise bad(f"encoding_format is {quoted(encoding)}; it must be {' or '.join(ENCODINGS)}", "type", "encoding_format")
-    size = _whole(content.get("dimensions"))
+    size = whole(content.get("dimensions"))
     if size is not None and (not _is_integer(size) or not rules.allows(size)):
         raise bad(
             f"dimensions is {quoted(size)}; this model gives {rules.sizes}",
@@ -209,11 +255,11 @@ def _text(text: str, index: int, prompt: str, rules: Rules) -> str:
     """The text at `index` of the request as the model reads it, cleaned if the rules say so."""
     if has_surrogate(text):
         raise bad(f"input[{index}] holds half of a surrogate pair, which is not a character", "surrogate")
-    whole = model_input(text, prompt, cleaned=rules.clean)
-    if not whole[len(prompt) :].strip():
+    entire = model_input(text, prompt, cleaned=rules.clean)
+    if not entire[len(prompt) :].strip():
         detail = " after invisible characters are removed" if text.strip() else ""
         raise bad(f"input[{index}] is empty{detail}", "empty")
-    return lower_cased(whole) if rules.lower_case else whole
+    return lower_cased(entire) if rules.lower_case else entire
 
 
 def _prompt(content: dict[str, Any], rules: Rules) -> str:
@@ -239,7 +285,7 @@ def _truncation(content: dict[str, Any], rules: Rules) -> int | None:
     """The number of tokens to truncate texts to, or None to refuse texts that are too long."""
     if content.get("truncation_side") not in (None, "right"):
         raise bad("truncation_side: only the end of a text can be cut", "truncation", "truncation_side")
-    tokens = _whole(content.get("truncate_prompt_tokens"))
+    tokens = whole(content.get("truncate_prompt_tokens"))
     if tokens is None:
         return rules.max_model_len if rules.truncate else None
     if not _is_integer(tokens) or not (tokens == -1 or 1 <= tokens <= rules.max_model_len):
@@ -283,7 +329,7 @@ def check_tokens(inputs: Sequence[str | list[int]], token_beyond: TokenBeyond) -
             )
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """`value`, as an integer if it is a number such as 128.0, which JSON does not distinguish from 128."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

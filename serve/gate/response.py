@@ -21,6 +21,8 @@ def read(raw: bytes) -> tuple[dict[str, Any], list[int]]:
     answer = json.loads(raw)
     nonfinite = []
     for index, item in enumerate(answer["data"]):
+        if "embedding" not in item:
+            item["embedding"] = item.pop("data")  # as /pooling has it
         vector = np.frombuffer(base64.b64decode(item["embedding"]), dtype=np.float32)
         if not vector.size or not np.isfinite(vector).all():
             nonfinite.append(index)
@@ -38,8 +40,8 @@ def replace(answer: dict[str, Any], indices: Sequence[int], recomputed: dict[str
     return [indices[position] for position in nonfinite]
 
 
-def write(answer: dict[str, Any], encoding: str) -> bytes:
-    """The client's answer as JSON, with vectors in `encoding`: "base64", as in `answer`, or "float".
+def write(answer: dict[str, Any], batch: Batch) -> bytes:
+    """The client's answer as JSON, with vectors in the encoding of `batch`: "base64", as in `answer`, or "float".
 
     Each vector is a call of its own, so that a thread that writes thousands lets others run in between.
     """
@@ -47,7 +49,7 @@ def write(answer: dict[str, Any], encoding: str) -> bytes:
 
     rows = []
     for item in answer["data"]:
-        if encoding == "float":
+        if batch.encoding == "float":
             vector = np.frombuffer(base64.b64decode(item["embedding"]), dtype=np.float32).tolist()
             item = {**item, "embedding": vector}
         rows.append(json.dumps(item, separators=(",", ":")))
@@ -67,9 +69,13 @@ def bytes_of(vectors: int, length: int, encoding: str) -> int:
     return vectors * length * NUMBER_BYTES[encoding]
 
 
-def refused(index: int) -> Refused:
-    """Status 500 for the text at `index`, whose vector has NaN or infinity even when recomputed."""
-    return Refused(500, f"the vector of input[{index}] holds NaN or infinity; it is not passed on", "nonfinite", "input")
+def refused(batch: Batch, index: int) -> Refused:
+    """Status 500 for the text or pair at `index`, whose vector or score is NaN or infinite even when recomputed."""
+    result = "vector" if type(batch) is Batch else "score"
+    name = batch.name(index)
+    return Refused(
+        500, f"the {result} of {name} holds NaN or infinity; it is not passed on", "nonfinite", name.partition("[")[0]
+    )
 
 
 def join(parts: Sequence[tuple[Sequence[int], dict[str, Any]]]) -> dict[str, Any]:

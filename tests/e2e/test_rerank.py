@@ -1,4 +1,4 @@
-"""A Qwen3-Reranker in the real vLLM, served in both ways of docs/evaluate.md, scores as in transformers."""
+"""A Qwen3-Reranker in the real vLLM, under `qembed serve` and as stock vLLM serves it: scores as in transformers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from qembed import rerank
 from qembed.checkpoint.find import find
+from qembed.checkpoint.reranker import AFTER
+from qembed.cli import group
 from qembed.vllm import machine, ports
 from tests.checkpoints import RERANKER_CONTEXT as CONTEXT
-from tests.test_rerank import BODIES
+from tests.e2e.http import JSON, send
+from tests.e2e.launcher import Launched
+from tests.test_rerank import PAIRS
 
 pytestmark = pytest.mark.vllm
 
@@ -28,7 +34,7 @@ CLASSIFIER = {
     "classifier_from_token": ["no", "yes"],
     "is_original_qwen3_reranker": True,
 }
-LONG = rerank.body("a question", "long " * CONTEXT)
+LONG = ("a question", "long " * CONTEXT)
 START_SECONDS = 300
 
 
@@ -85,9 +91,64 @@ def servers(reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_scores_are_those_of_transformers(reranker: Path, servers: dict[str, Vllm], kind: str) -> None:
     with rerank.through_transformers(find(str(reranker))).open() as score:
-        expected = score(BODIES)
+        expected = score(PAIRS, None)
     servers[kind].wait_ready()
     with rerank.through_server(servers[kind].url).open() as score:
-        scores = score([*BODIES, LONG])  # LONG exceeds the context and is cut
+        scores = score([*PAIRS, LONG], None)  # LONG exceeds the context and is cut
     assert scores[:-1] == pytest.approx(expected, abs=1e-3)
     assert 0 < scores[-1] < 1
+
+
+FORMS = ("original", "converted", "int4", "int4 converted")
+DOCUMENTS = [*(document for _, document in PAIRS), "Swifts sleep in flight. " * 40, "long " * CONTEXT, f"No.{AFTER}yes"]
+QUERY = "where do swifts sleep"
+
+
+def quantized(source: Path, folder: Path) -> Path:
+    """What `qembed quantize` makes of the reranker `source`; the name of the folder does not say what it is."""
+    few = ["--calibration-texts", "64", "--max-tokens", "48"]
+    result = CliRunner().invoke(group, ["quantize", "--model", str(source), "-o", str(folder), *few])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def served(
+    request: pytest.FixtureRequest, reranker: Path, converted_reranker: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Launched, Path]]:
+    """Each form of a reranker under `qembed serve`, with its folder."""
+    folder = converted_reranker if "converted" in request.param else reranker
+    is_int4 = "int4" in request.param
+    if is_int4:
+        folder = quantized(folder, tmp_path_factory.mktemp("int4") / "model")
+    with Launched("--int4" if is_int4 else "--fp16", "--model", folder, "--port", 0, "--json", "--dtype", "float32") as server:
+        server.wait_ready()
+        yield server, folder
+
+
+def test_ranked_documents_have_the_scores_of_transformers(served: tuple[Launched, Path]) -> None:
+    server, folder = served
+    with rerank.through_transformers(find(str(folder))).open() as score:
+        expected = score([(QUERY, document) for document in DOCUMENTS], None)
+    whole = _ranked(server, documents=DOCUMENTS)
+    assert [item["relevance_score"] for item in whole] == sorted((item["relevance_score"] for item in whole), reverse=True)
+    scores = {item["index"]: item["relevance_score"] for item in whole}
+    assert [scores[index] for index in range(len(DOCUMENTS))] == pytest.approx(expected, abs=1e-3)
+    alone = [_ranked(server, documents=[document])[0]["relevance_score"] for document in DOCUMENTS]
+    assert alone == pytest.approx(expected, abs=1e-3)
+    assert max(expected) - min(expected) > 0.01
+
+
+def test_an_instruction_changes_the_scores_as_in_transformers(served: tuple[Launched, Path]) -> None:
+    server, folder = served
+    with rerank.through_transformers(find(str(folder))).open() as score:
+        expected = score(PAIRS, "Find the bird")
+    with rerank.through_server(server.url).open() as score:
+        assert score(PAIRS, "Find the bird") == pytest.approx(expected, abs=1e-3)
+        assert score(PAIRS, None) != pytest.approx(expected, abs=1e-3)
+
+
+def _ranked(server: Launched, **body: Any) -> list[dict[str, Any]]:
+    answer = send(server.url, "POST", "/v1/rerank", json.dumps({"query": QUERY, **body}).encode(), JSON)
+    assert answer.status == 200, answer.raw
+    return list(answer.json["results"])

@@ -96,6 +96,33 @@ def docx_with(*blocks: str) -> str:
     return docx_text(document)
 
 
+def test_readings_stand_behind_their_base() -> None:
+    ruby = "<w:rubyPr/><w:rt><w:r><w:t>とうきょう</w:t></w:r></w:rt><w:rubyBase><w:r><w:t>東京</w:t></w:r></w:rubyBase>"
+    assert docx_with(f"<w:p><w:r><w:ruby>{ruby}</w:ruby></w:r><w:r><w:t>へ</w:t></w:r></w:p>") == "東京(とうきょう)へ"
+
+
+@pytest.mark.parametrize(
+    ("font", "code", "character"),
+    [
+        ("Wingdings", "F0FC", "✓"),
+        ("wingdings", "00FC", "✓"),
+        ("Symbol", "F06D", "μ"),
+        ("Symbol", "F0B3", "≥"),
+        ("Symbol", "F0CE", "∈"),
+        ("Symbol", "F0DE", "⇒"),
+        ("Symbol", "F0E5", "∑"),
+        ("Symbol", "F031", "1"),
+        ("Segoe UI Symbol", "2714", "✔"),
+        ("Other", "F041", "\uf041"),
+        ("Other", "D800", ""),
+        ("Other", "zz", ""),
+    ],
+)
+def test_symbols_are_read(font: str, code: str, character: str) -> None:
+    symbol = f'<w:r><w:sym w:font="{font}" w:char="{code}"/></w:r>'
+    assert docx_with(f"<w:p><w:r><w:t>a</w:t></w:r>{symbol}<w:r><w:t>b</w:t></w:r></w:p>") == f"a{character}b"
+
+
 def test_a_tab_to_a_position_separates_as_other_tabs_do() -> None:
     assert docx_with('<w:p><w:r><w:t>left</w:t><w:ptab w:alignment="right"/><w:t>right</w:t></w:r></w:p>') == "left\tright"
 

@@ -131,6 +131,27 @@ def test_kept_values_can_be_stored_anywhere(suffix: str, embed: Embed, tmp_path:
         assert (row["raw"], row["note"], row["more"]) == ("00ff", "xy", {"z": ["w"], "b": "01"})
 
 
+def test_kept_values_that_are_no_unicode_reject_their_row(embed: Embed, tmp_path: Path) -> None:
+    lines = [
+        r'{"text": "a", "note": "\ud800"}',
+        r'{"text": "b", "note": {"x": ["\udfff"]}}',
+        r'{"text": "c", "note": "\ud83d\ude00"}',
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "out.jsonl"
+    assert embed(tmp_path / "in.jsonl", "-o", out, "--keep", "note").exit_code == 4
+    assert [row["note"] for row in rows(out)] == ["\U0001f600"]
+    assert [reject["reason"].split(" of ")[0] for reject in rejects(tmp_path / "out.rejects.jsonl")] == ["note holds half"] * 2
+
+
+def test_integers_beside_floats_keep_their_digits(embed: Embed, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(f'{{"text": "a", "n": {2**53 + 1}}}\n{{"text": "b", "n": 1.5}}\n')
+    out = tmp_path / "out.parquet"
+    result = embed(tmp_path / "in.jsonl", "-o", out, "--keep", "n")
+    assert result.exit_code == 0, result.output
+    assert [row["n"] for row in pyarrow.parquet.read_table(out).to_pylist()] == [str(2**53 + 1), "1.5"]
+
+
 def test_a_chunks_kept_text_holds_no_nul(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"text": "some\0 words. " * 20}) + "\n")
     out = tmp_path / "out.jsonl"

@@ -79,6 +79,22 @@ def test_every_format_and_dtype_is_read(suffix: str, dtype: str, embed: Embed, t
     assert "2 vectors of the candidate's file that no text belongs to" in output.stdout
 
 
+def test_rows_that_were_rejected_are_left_out_with_a_note(embed: Embed, tmp_path: Path) -> None:  # noqa: F811
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    rows = [{"text": TEXTS[0]}, {"text": ""}, {"text": 5}, {"id": [1], "text": "a"}, {"body": "b"}, {"text": TEXTS[1]}]
+    source.write_text("\n".join([*map(json.dumps, rows), "no JSON", json.dumps({"text": TEXTS[2]})]))
+    assert embed(source, "-o", out).exit_code == 4
+    stored = ["--vectors", str(out), "--baseline-vectors", str(out)]
+    result = CliRunner().invoke(group, ["eval", *stored, "--data", str(source), "--json"])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)["data"]
+    assert (data["texts"], data["without_vector"]) == (3, {"candidate": 0, "baseline": 0})
+    assert "in.jsonl: left out: 5 rows that cannot be embedded: line 2: the text is empty; line 3" in result.stderr
+    source.write_text('{"text": ""}\n')
+    refused = CliRunner().invoke(group, ["eval", *stored, "--data", str(source)])
+    assert (refused.exit_code, "line 1: the text is empty" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".npy"])
 def test_bits_in_a_format_that_does_not_record_them_are_refused(suffix: str, embed: Embed, tmp_path: Path) -> None:  # noqa: F811
     source, out = tmp_path / "in.txt", tmp_path / f"out{suffix}"

@@ -24,7 +24,7 @@ from qembed.embed.readers import Reading
 from qembed.embed.spool import Spool
 from qembed.errors import BadInput
 from qembed.quantize.manifest import sealed
-from qembed.serve.gate import request
+from qembed.serve.gate import request, rerank_request
 from qembed.serve.gate.errors import Refused
 from qembed.text.cleaning import clean
 from qembed.vllm.gate_rules import Rules
@@ -151,6 +151,24 @@ def _request(_: Path) -> Run:
             status = error.status
             json.loads(error.body())
         assert status < 500
+
+    return run
+
+
+def _rerank(_: Path) -> Run:
+    rules = Rules("", 100, [], instruction="judge", max_batch=8)
+
+    def run(data: bytes) -> None:
+        for path in ("/v1/rerank", "/v1/score"):
+            status = 200
+            try:
+                pairs = rerank_request.read(data, rules, path)
+                assert [pairs.query(index) for index in range(pairs.count)]
+                json.dumps([pairs.body, *pairs.texts]).encode()
+            except Refused as error:
+                status = error.status
+                json.loads(error.body())
+            assert status < 500
 
     return run
 
@@ -289,6 +307,7 @@ def _docx_xml() -> list[bytes]:
 
 TARGETS = {
     "request": Target(_request, _corpus("request"), is_json=True),
+    "rerank": Target(_rerank, _corpus("rerank"), is_json=True),
     "cleaning": Target(_cleaning, _corpus("cleaning")),
     "config": Target(_verified("config.json"), _corpus("config"), is_json=True),
     "manifest": Target(_verified("qembed.json"), _corpus("manifest"), is_json=True),

@@ -104,10 +104,20 @@ def test_tiny_huge_and_zero_inputs_give_finite_weights(size: float) -> None:
 
 def test_equal_texts_are_in_the_same_fold() -> None:
     rows = [[1, 2, 3, 9], [4, 5, 9], [1, 2, 3, 9], [6, 7, 8, 9], [5, 5, 9], [1, 2, 3, 9]]
-    folds = layerwise._assign_folds(rows, [0, 1, 2, 3, 4, 5], seed=0)
+    folds = layerwise._assign_folds(Calibration(rows, frozenset(), "file", "", 0, 9, 0), [0, 1, 2, 3, 4, 5])
     assert folds[0] == folds[2] == folds[5]
     assert set(folds.values()) == {0, 1}
     assert abs(sum(1 if fold else -1 for fold in [folds[0], folds[1], folds[3], folds[4]])) == 0
+
+
+def test_pairs_of_a_query_are_in_the_same_fold() -> None:
+    rows = [[number, 9] for number in range(8)]
+    for queries in ((0, 1, 0, 1, 2, 3, 2, 3), (0,) * 8):
+        calibration = Calibration(rows, frozenset(), "file", "", 0, 9, 0, 0, queries)
+        folds = layerwise._assign_folds(calibration, list(range(8)))
+        assert sum(folds.values()) == 4
+        if len(set(queries)) > 1:
+            assert len({(query, folds[number]) for number, query in enumerate(queries)}) == 4
 
 
 def test_correction_beats_plain_rounding_with_few_tokens_and_many_channels(

@@ -26,7 +26,7 @@ from qembed.quantize.checks import shape_of
 from qembed.quantize.hidden import Stream
 from qembed.quantize.layer import LayerQuantizer
 from qembed.quantize.parts import Parts
-from qembed.quantize.products import in_bfloat16
+from qembed.quantize.products import calibration_dtype
 from qembed.quantize.settings import QuantizationSettings, Report
 from tests.checkpoints import MakeCheckpoint
 
@@ -168,8 +168,8 @@ def test_scaling_changes_nothing_but_exponents(
         mantissas = torch.frexp(after[name].float() / before[name].float()).mantissa
         assert torch.equal(mantissas, torch.full_like(mantissas, 0.5))
     torch.testing.assert_close(states[0.125], states[float("inf")], rtol=1e-6, atol=1e-6)
-    block.load(layerwise.dequantize_layer(after))
-    with torch.no_grad(), in_bfloat16(CPU):
+    block.load(layerwise.dequantize_layer(after), dtype=calibration_dtype(CPU))
+    with torch.no_grad():
         torch.testing.assert_close(block.run(hidden, batches[0]), states[float("inf")], rtol=1e-5, atol=1e-5)
 
 

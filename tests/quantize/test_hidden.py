@@ -11,7 +11,7 @@ from qembed.checkpoint.head import Head, Layer
 from qembed.errors import BadInput
 from qembed.quantize.batches import plain
 from qembed.quantize.hidden import text_vectors
-from qembed.quantize.run import _check_engine
+from qembed.quantize.run import _check_settings
 from qembed.quantize.settings import QuantizationSettings
 from tests.embedders import write_embedder
 
@@ -32,6 +32,6 @@ def test_autoawq_does_not_get_a_bidirectional_model(tmp_path: Path) -> None:
     causal = write_embedder(tmp_path / "causal")
     bidirectional = write_embedder(tmp_path / "bidirectional", config={"is_causal": False})
     settings = QuantizationSettings(engine="autoawq")
-    _check_engine(settings, causal)
+    _check_settings(settings, causal)
     with pytest.raises(BadInput, match="bidirectional"):
-        _check_engine(settings, bidirectional)
+        _check_settings(settings, bidirectional)

@@ -19,7 +19,7 @@ from qembed.quantize.calibration import built_in
 from qembed.quantize.checks import shape_of
 from qembed.quantize.hidden import OriginalStates, Stream
 from qembed.quantize.parts import Parts
-from qembed.quantize.products import in_bfloat16
+from qembed.quantize.products import calibration_dtype
 from qembed.quantize.settings import QuantizationSettings, Report
 from tests.checkpoints import MakeCheckpoint
 
@@ -82,6 +82,26 @@ def test_single_blocks_compute_the_same_as_the_complete_model(make_checkpoint: M
     torch.testing.assert_close(vectors, torch.nn.functional.normalize(last, dim=-1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_in_bfloat16_keeps_the_residual_stream_and_its_norms_in_float32(
+    make_checkpoint: MakeCheckpoint, family: str
+) -> None:
+    checkpoint = make_checkpoint(family)
+    block, hidden = DecoderLayer(checkpoint, torch.device("cpu")), hidden_states(checkpoint)
+    batch = plain([[0] * 9] * 2, range(2), tokens=100)[0]
+    branches = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        block.load(layer_tensors(checkpoint), dtype=dtype)
+        assert block.linear("mlp.up_proj").weight.dtype == dtype
+        assert block.module.input_layernorm.weight.dtype == torch.float32
+        with torch.no_grad():
+            after = block.run(hidden, batch)
+        assert after.dtype == torch.float32
+        branches[dtype] = after - hidden
+    error = (branches[torch.bfloat16] - branches[torch.float32]).norm() / branches[torch.float32].norm()
+    assert 0 < error < 0.02
+
+
 @pytest.mark.parametrize("rounding", ["gptq", "rtn"])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_stored_integers_are_the_levels_of_rounding(
@@ -121,15 +141,15 @@ def test_stored_layer_gives_the_hidden_states_of_the_run(make_checkpoint: MakeCh
     batches = plain([[0] * 9] * 2, range(2), tokens=100)
     original, stream = Stream(batches, [hidden_states(checkpoint)]), Stream(batches, [hidden_states(checkpoint)])
     tensors = layer_tensors(checkpoint)
-    block.load(tensors)
+    block.load(tensors, dtype=calibration_dtype(block.device))
     before = list(original.hidden)
     states = OriginalStates(before, original.advance(block), original.hidden)
     stored = layer.LayerQuantizer(block, 0, tensors, shape, QuantizationSettings(group_size=64), Report()).run(stream, states)
     loaded = {name: tensor.float() for name, tensor in stored.items() if not name.endswith((".qweight", ".qzeros", ".scales"))}
     for name in LINEARS:
         loaded[f"{name}.weight"] = dequantize(*(stored[f"{name}.{kind}"] for kind in ("qweight", "qzeros", "scales")))
-    block.load(loaded)
-    with torch.no_grad(), in_bfloat16(block.device):
+    block.load(loaded, dtype=calibration_dtype(block.device))
+    with torch.no_grad():
         assert torch.equal(block.run(hidden_states(checkpoint), batches[0]), stream.hidden[0])
     assert not torch.allclose(stream.hidden[0], original.hidden[0], rtol=1e-3)
 
@@ -165,9 +185,8 @@ def test_layer_fitted_to_original_inputs_does_not_depend_on_earlier_layers(
         Stream.start(checkpoint.tensor("embed_tokens.weight"), batches, in_half=True),
         DecoderLayer(checkpoint, torch.device("cpu")),
     )
-    block.load(layer_tensors(checkpoint))
-    with in_bfloat16(block.device):
-        stream.advance(block)
+    block.load(layer_tensors(checkpoint), dtype=calibration_dtype(block.device))
+    stream.advance(block)
     settings = QuantizationSettings(group_size=64, target="layer", rounding="rtn")
     alone = layer.LayerQuantizer(block, 1, layer_tensors(checkpoint, 1), shape, settings, Report()).run(stream, None)
     assert all(torch.equal(tensors["original"][f"layers.1.{name}"], tensor) for name, tensor in alone.items())

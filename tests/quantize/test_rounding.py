@@ -74,7 +74,7 @@ def test_refitted_scales_have_less_error_on_fresh_inputs() -> None:
     grid = awq.search_clip(weight, fitted, 64)
     inverse = rounding.Inverse.of(fitted)
     levels = rounding.gptq(weight, inverse, grid)
-    refitted = rounding.refit_scales(weight, levels, grid, fitted)
+    refitted = rounding.refit_scales(levels, grid, damped := rounding.damp(fitted), weight @ damped)
     assert torch.equal(refitted.scale, refitted.scale.half().float())
     assert (refitted.scale > 0).all()
     assert torch.equal(refitted.zero_point, grid.zero_point)
@@ -92,7 +92,7 @@ def test_zero_rows_and_zero_inputs_keep_positive_finite_scales() -> None:
     for input_gram in (gram, torch.zeros_like(gram)):
         grid = awq.range_grid(weight, 64)
         levels = rounding.gptq(weight, rounding.Inverse.of(input_gram), grid)
-        refitted = rounding.refit_scales(weight, levels, grid, input_gram)
+        refitted = rounding.refit_scales(levels, grid, damped := rounding.damp(input_gram), weight @ damped)
         assert torch.isfinite(refitted.scale).all()
         assert (refitted.scale > 0).all()
         assert (refitted.dequantize(levels)[3] == 0).all()

@@ -277,3 +277,27 @@ def test_a_missing_package_is_exit_code_3(tmp_path: Path, monkeypatch: pytest.Mo
     source = write(tmp_path / "v.parquet", np.eye(4, dtype=np.float32))
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     assert "pip install 'faiss-cpu" in error_line("index", source, "-o", tmp_path / "i.faiss", code=3)
+
+
+def test_interactive_answers_each_line_with_models_loaded_once(
+    index: tuple[Path, FakeServer], reranker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fake = index
+    loaded = []
+    load = rerank._transformers
+    monkeypatch.setattr(rerank, "_transformers", lambda *arguments: loaded.append(arguments) or load(*arguments))
+    ask = ["--index", str(path), "--url", fake.url, "-k", "3", "--json"]
+    ask += ["--rerank", str(reranker), "--candidates", "4"]
+    result = CliRunner().invoke(group, ["search", "--interactive", *ask], input="one\n \n\x00\ntwo\n")
+    assert result.exit_code == 0
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["queries"][0]["text"] for line in lines] == ["one", "two"]
+    assert len(loaded) == 1
+    assert "is empty" in result.stderr
+    alone = json_output("search", "two", *ask[:-5], "--rerank", reranker, "--candidates", 4)
+    assert lines[1] == alone
+
+
+def test_interactive_takes_its_questions_from_standard_input_alone(index: tuple[Path, FakeServer]) -> None:
+    path, _ = index
+    assert "leave TEXT out" in error_line("search", "-i", "a cat", "--index", path)

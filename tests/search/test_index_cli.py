@@ -46,6 +46,22 @@ def test_a_flat_index_is_exact_and_keeps_order_ids_and_columns(tmp_path: Path, d
     assert faiss.read_index(str(tmp_path / "i.faiss")).ntotal == 700
 
 
+def test_columns_of_other_tools_have_values_for_json(tmp_path: Path) -> None:
+    text = arrow.Array.from_buffers(arrow.string(), 2, arrow.array([b"\xff", b"a"]).buffers())
+    columns = {
+        "raw": [b"\0\xff", None],
+        "day": arrow.array([10**7, 0], arrow.int32()).cast(arrow.date32()),
+        "text": text,
+        "price": arrow.array([0.5, 2], arrow.float32()),
+    }
+    write(tmp_path / "v.parquet", clustered(2), columns)
+    json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+    assert store.read(tmp_path / "i.faiss").entries([0, 1], list(columns)) == [
+        {"raw": "00ff", "day": "29349-01-26", "text": "\ufffd", "price": 0.5},
+        {"raw": None, "day": "1970-01-01", "text": "a", "price": 2.0},
+    ]
+
+
 def test_vectors_of_any_length_are_compared_by_cosine(tmp_path: Path) -> None:
     vectors = clustered(50)
     rescaled = vectors * np.linspace(0.01, 90, 50, dtype=np.float32)[:, None]

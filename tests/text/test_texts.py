@@ -55,10 +55,10 @@ class Recorder:
 
 def read_by_quantize(text: Text, _: pytest.MonkeyPatch) -> str:
     recorder = Recorder()
-    embedder = SimpleNamespace(document_prompt="", context=9)
+    trunk = SimpleNamespace(document_prompt="", context=9)
     checkpoint = SimpleNamespace(
         prompts=PROMPTS,
-        embedder=embedder,
+        trunk=trunk,
         tokenizer=lambda: recorder,
         config={"vocab_size": 9},
         folder=Path("tiny"),
@@ -105,7 +105,9 @@ def read_by_search(text: Text, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(query, "find", lambda _: known)
     monkeypatch.setattr(sources, "transformers", lambda _: side)
     store = SimpleNamespace(path=Path("i.faiss"), model="tiny", dimensions=4, source={})
-    query.vectors([text.text], store, query.QuestionSettings(instruction=text.instruction), Console(quiet=True))  # type: ignore[arg-type]
+    settings = query.QuestionSettings(instruction=text.instruction)
+    with query.opened(store, settings, Console(quiet=True)) as embed:  # type: ignore[arg-type]
+        embed([text.text])
     return received[0]
 
 

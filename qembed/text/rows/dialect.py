@@ -20,6 +20,8 @@ LONGEST_CELL = 2**27
 HEAD_LINES = 100
 """A quoted name in a header may hold line breaks; a header is no longer than this."""
 REGULAR_ROWS = 20
+PUNCTUATION = {",": r",(?= )|(?<=\d),(?=\d)", ";": "; "}
+"""Commas and semicolons that are more likely part of a text or a number than between cells."""
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 """The first line by which Excel learns the delimiter; it is no row."""
 
@@ -53,14 +55,12 @@ def decide(
     """The dialect, the lines from the header on, and the number of lines before it.
 
     The delimiter is, in this order: `delimiter`; what a first line `sep=` says; the one that gives a column with a name in
-    `wanted`; the one that gives the most columns. If two are equal, it is the format's own. A quotation mark inside a cell
-    speaks against a delimiter. Without a header the format's own delimiter stays, unless it gives one column and another gives
-    equally many, at least two, in all of the first rows.
+    `wanted`; one that is not only punctuation (commas before spaces, decimal commas); the one that gives the most columns. If
+    two are equal, it is the format's own. A quotation mark inside a cell speaks against a delimiter. Without a header it is one
+    that gives equally many columns, at least two, in all of the first rows, and is not only punctuation there; the format's own
+    if there is no such delimiter, or several. The `reason` then names those that would fit too.
 
     TSV knows no quotes (IANA text/tab-separated-values); every other table may have quoted cells (RFC 4180).
-
-    Raises:
-        TooMuch: the first row is too long or has too many cells.
     """
     own = own_delimiter(file_format)
     first = next(lines, "")
@@ -73,23 +73,35 @@ def decide(
         delimiter, reason = separator[1], "by its first line"
     elif delimiter is None:
         head = _Head(lines)
-        delimiter = _by_header(head, file_format, wanted) if header else _by_rows(head, file_format)
-        lines, reason = head.whole(), "by its header" if header else "by its first lines"
+        if header:
+            delimiter, reason = _by_header(head, file_format, wanted), "by its header"
+        else:
+            delimiter, others = _by_rows(head, file_format)
+            reason = "by its first lines"
+            if others:
+                reason += f" ({' and '.join(NAMES[other] for other in others)} would fit too: --delimiter)"
+                return Dialect(delimiter, _quoted(file_format, delimiter), reason), head.whole(), skipped
+        lines = head.whole()
     return Dialect(delimiter, _quoted(file_format, delimiter), None if delimiter == own else reason), lines, skipped
 
 
 def _by_header(head: _Head, file_format: str, wanted: Collection[str]) -> str:
-    def rank(delimiter: str) -> tuple[int, int]:
+    first = next((line for line in head if line.strip()), "")
+
+    def rank(delimiter: str) -> tuple[int, bool, int]:
         try:
             cells = next(_rows(head, delimiter, _quoted(file_format, delimiter)), None) or []
         except TooMuch:
-            return 0, MOST_CELLS + 1
-        return len({cell.strip() for cell in cells} & set(wanted)), len(cells)
+            return 0, True, MOST_CELLS + 1
+        names = len({cell.strip() for cell in cells} & set(wanted))
+        return names, len(cells) > 1 and not _is_punctuation(first, delimiter), len(cells)
 
     return max(_candidates(file_format), key=rank)  # the first of equals
 
 
-def _by_rows(head: _Head, file_format: str) -> str:
+def _by_rows(head: _Head, file_format: str) -> tuple[str, list[str]]:
+    """The delimiter, and others that would fit too."""
+
     def is_regular(delimiter: str) -> bool:
         try:
             rows = list(itertools.islice(_rows(head, delimiter, _quoted(file_format, delimiter)), REGULAR_ROWS))
@@ -97,9 +109,18 @@ def _by_rows(head: _Head, file_format: str) -> str:
             return False
         return len(rows) > 1 and None not in rows and len({len(cells or ()) for cells in rows}) == 1 < len(rows[0] or ())
 
-    own, *others = _candidates(file_format)
-    first = next(_rows(head, own, _quoted(file_format, own)), None)
-    return own if len(first or ()) > 1 else next(filter(is_regular, others), own)
+    own = own_delimiter(file_format)
+    regular = list(filter(is_regular, _candidates(file_format)))
+    first = "".join(itertools.islice(head, REGULAR_ROWS))
+    separating = [delimiter for delimiter in regular if not _is_punctuation(first, delimiter)]
+    chosen = next(iter(separating), own)
+    return chosen, [delimiter for delimiter in regular if delimiter != chosen]
+
+
+def _is_punctuation(text: str, delimiter: str) -> bool:
+    """Whether each `delimiter` in `text` is more likely part of a text or a number than between cells."""
+    pattern = PUNCTUATION.get(delimiter)
+    return pattern is not None and delimiter not in re.sub(pattern, "", text)
 
 
 def _candidates(file_format: str) -> list[str]:

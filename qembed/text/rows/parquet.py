@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from qembed.errors import BadInput
 from qembed.parquet.file import TOO_LARGE, ParquetFile
+from qembed.text.rows.arrow import UNDECODABLE, python_values
 from qembed.text.rows.lines import NOT_UTF8, problem
 from qembed.text.rows.record import Record, Records
-from qembed.text.rows.values import UUID_BYTES
 
 BATCH = 1024
 LARGEST_GROUP = 2**31
@@ -38,7 +37,7 @@ class ParquetRecords(Records):
                 number += 1
                 yield Record(number, f"{self.name}, row {number}", {}, TOO_LARGE)
                 continue
-            columns = [_values(batch.column(batch.schema.names.index(name)), name in self._file.uuids) for name in names]
+            columns = [python_values(batch.column(batch.schema.names.index(name)), name in self._file.uuids) for name in names]
             for row in range(batch.num_rows):
                 number += 1
                 values = {name: column[row] for name, column in zip(names, columns, strict=True)}
@@ -55,13 +54,6 @@ class ParquetRecords(Records):
                 )
 
 
-class _Undecodable:
-    """A string that is not UTF-8, which Parquet does not check."""
-
-
-UNDECODABLE = _Undecodable()
-
-
 def _record(number: int, place: str, values: dict[str, Any]) -> Record:
     reason = None
     for name, value in values.items():
@@ -71,50 +63,3 @@ def _record(number: int, place: str, values: dict[str, Any]) -> Record:
         elif isinstance(value, str):
             reason = reason or problem(value)
     return Record(number, place, values, reason)
-
-
-def _values(column: Any, is_uuid: bool = False) -> list[Any]:
-    """The values of an Arrow column as Python has them; `is_uuid`: bytes are UUIDs."""
-    import pyarrow as arrow
-
-    if arrow.types.is_dictionary(column.type):
-        known = _values(column.dictionary)
-        return [None if at is None else known[at] for at in column.indices.to_pylist()]
-    if arrow.types.is_timestamp(column.type) or arrow.types.is_duration(column.type) or arrow.types.is_time(column.type):
-        column = _without_nanoseconds(column)
-    try:
-        values = column.to_pylist()
-    except (UnicodeDecodeError, ValueError, OverflowError):
-        values = [_value(one) for one in column]
-    if is_uuid:
-        return [uuid.UUID(bytes=v) if isinstance(v, bytes) and len(v) == UUID_BYTES else v for v in values]
-    return values
-
-
-def _without_nanoseconds(column: Any) -> Any:
-    """Times in microseconds, which Python has types for; as text if that would lose digits."""
-    import pyarrow as arrow
-
-    kind = column.type
-    if kind.unit != "ns":
-        return column
-    if arrow.types.is_timestamp(kind):
-        target = arrow.timestamp("us", kind.tz)
-    else:
-        target = arrow.duration("us") if arrow.types.is_duration(kind) else arrow.time64("us")
-    try:
-        return column.cast(target)
-    except arrow.ArrowInvalid:
-        return column.cast(arrow.string())
-
-
-def _value(scalar: Any) -> Any:
-    """One value: `UNDECODABLE` if it is a string that is not UTF-8, text if Python has no such date."""
-    import pyarrow as arrow
-
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        return UNDECODABLE
-    except (ValueError, OverflowError):
-        return scalar.cast(arrow.string()).as_py()

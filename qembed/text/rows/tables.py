@@ -35,12 +35,9 @@ class TableRecords(Records):
         super().__init__(name)
         self._header, self._adjustable = options.header, options.adjustable
         self._lines = lines.Lines(name, stream, options, universal=file_format == "csv")
-        try:
-            self.dialect, rest, self._skipped = dialect.decide(
-                iter(self._lines), file_format, options.delimiter, options.header, wanted
-            )
-        except csv.Error as error:
-            raise BadInput(f"{name}, line 1: {error}") from error
+        self.dialect, rest, self._skipped = dialect.decide(
+            iter(self._lines), file_format, options.delimiter, options.header, wanted
+        )
         self.decimal_comma = self.dialect.delimiter != ","
         self._feed = Feed(rest, self.dialect.delimiter, self.dialect.quoted, self._skipped)
         self._reader = dialect.reader(self._feed, self.dialect.delimiter, self.dialect.quoted)

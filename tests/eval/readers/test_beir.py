@@ -59,6 +59,7 @@ def test_trec_columns_and_no_header(tmp_path: Path) -> None:
         ({"qrels": "q1 p1 1\n"}, "line 1: not query-id, corpus-id and score with tabs between"),
         ({"qrels": "q1\tp1\tmuch\n"}, "line 1: not query-id"),
         ({"qrels": "q1\tp1\tinf\n"}, "line 1: not query-id"),
+        ({"qrels": "q1\tp1\t1.0\nq1\tp2\t0.5\n"}, r"line 2: the score 0\.5 is no whole number"),
         ({"corpus": []}, r"corpus\.jsonl: holds no texts"),
         ({"corpus": [*CORPUS, CORPUS[0]]}, r"corpus\.jsonl, line 4: the _id 'p1' occurs twice"),
         ({"corpus": [{"text": "a"}]}, r"corpus\.jsonl, line 1: _id is missing"),
@@ -91,3 +92,10 @@ def test_empty_passages_are_left_out_with_a_note(tmp_path: Path) -> None:
     collection = beir.read(beir_folder(tmp_path / "set", corpus=[*CORPUS, {"_id": "p4", "title": "", "text": " "}]))
     assert [text.id for text in collection.passages] == ["p1", "p2", "p3"]
     assert collection.notes == ("left out: 1 passage without title and text",)
+
+
+def test_judgements_that_are_overruled_further_down_are_counted(tmp_path: Path) -> None:
+    collection = beir.read(beir_folder(tmp_path / "set", qrels="q1\tp1\t1\nq1\tp2\t1\nq1\tp1\t2\nq1\tp2\t1\n"))
+    assert collection.relevant == [{0: 2, 1: 1}]
+    (note,) = collection.notes
+    assert note.startswith("left out: 1 judgement of a passage that has another grade")

@@ -103,6 +103,11 @@ def test_labels_of_pandas(tmp_path: Path) -> None:
     assert [text.language for text in labelled.texts] == ["en", None, "en", "de"]
 
 
+def test_white_space_makes_no_other_label(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("text,label\na,x\nb, x\nc,y\nd,y \n")
+    assert tables.labelled(str(tmp_path / "l.csv")).labels == ["x", "x", "y", "y"]
+
+
 def test_a_text_of_half_a_megabyte_is_read(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("text,label\n" + "word " * 100_000 + ",a\nx,b\ny,a\nz,b\n")
     assert len(tables.labelled(str(tmp_path / "l.csv")).texts[0].text) == 500_000
@@ -120,6 +125,7 @@ def test_the_line_of_invalid_utf8_is_named(tmp_path: Path) -> None:
         ("", r"holds no pairs"),
         ("sentence1,sentence2,score\nx,y,high\n", "line 2: the score 'high' is not a number"),
         ("sentence1,sentence2,score\nx,y,nan\n", "the score 'nan' is not a number"),
+        ("sentence1,sentence2,score\nx,y,1_0\n", "the score '1_0' is not a number"),
         ("sentence1,sentence2\nx,y\n", "no column for the score"),
         ("sentence1,score\nx,1\n", "no column for the second text"),
     ],

@@ -301,6 +301,7 @@ def test_the_version_names_qembed_and_the_default_prompt() -> None:
     gate = Gate(Routes(), replace(RULES, prompts={"query": "q:"}, default_prompt="query", model_prompt="passage"))
     answer = asyncio.run(call(gate, path="/version", method="GET", headers=()))[1]
     own = {"qembed": installation.version(), "default_prompt": "query", "model_prompt": "passage"}
+    own |= {"task": "embed", "instruction": None}
     assert answer == {"version": "0.32", **own}
 
 

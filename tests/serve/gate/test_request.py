@@ -50,6 +50,11 @@ def test_a_text_and_a_list_of_texts() -> None:
     assert ask(input=["one", "two"]).inputs == ["one", "two"]
 
 
+@pytest.mark.parametrize("raw", [b'{"input": "a", "input": "b"}', b'{"input": "a", "x": {"y": 1, "z": 2, "y": 1}}'])
+def test_a_field_that_occurs_twice_is_refused(raw: bytes) -> None:
+    assert "twice" in refused(raw)
+
+
 def test_requests_to_vllm_always_ask_for_base64() -> None:
     for encoding, expected in ((None, "float"), ("float", "float"), ("base64", "base64")):
         batch = ask(input="x", encoding_format=encoding, model="m", dimensions=32, unknown=1)

@@ -21,5 +21,5 @@ def test_the_reserved_size_is_close_to_the_answers_size(encoding: str, dimension
     batch = request.read(json.dumps(body).encode(), RULES, len)
     vectors = np.random.default_rng(0).normal(size=(3, dimensions or 1024)).astype("f4")
     data = [{"index": index, "embedding": base64.b64encode(row.tobytes()).decode()} for index, row in enumerate(vectors)]
-    written = response.write({"object": "list", "data": data}, encoding)
+    written = response.write({"object": "list", "data": data}, batch)
     assert 0.75 < len(written) / response.size(batch, RULES.dimensions) < 1.1

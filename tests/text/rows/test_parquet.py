@@ -12,7 +12,7 @@ import pytest
 
 from qembed.errors import BadInput
 from qembed.text.rows.reader import opened
-from qembed.text.rows.values import id_text
+from qembed.text.rows.values import NoId, id_text
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -41,13 +41,24 @@ def column(path: Path, values: Any, **options: Any) -> list[Any]:
         (arrow.array([2**63, 1], arrow.uint64()), [str(2**63), "1"]),
         (arrow.array([decimal.Decimal("1.00"), decimal.Decimal("2.50")], arrow.decimal128(10, 2)), ["1", "2.50"]),
         (arrow.array([DAY, DAY]), ["2026-11-27"] * 2),
-        (arrow.array([1, 10**9], arrow.timestamp("ns")), ["1970-01-01 00:00:00.000000001", "1970-01-01 00:00:01.000000000"]),
+        (arrow.array([1, 10**9], arrow.timestamp("ns")), ["1970-01-01T00:00:00.000000001", "1970-01-01T00:00:01"]),
+        (arrow.array([0.1, None, 3], arrow.float32()), ["0.1", None, "3"]),
+        (arrow.array([0.1, None, 3], arrow.float16()), ["0.1", None, "3"]),
         (arrow.array([10**9, 0], arrow.timestamp("ns")), ["1970-01-01T00:00:01", "1970-01-01T00:00:00"]),
         (arrow.array([10**7, 1], arrow.int32()).cast(arrow.date32()), ["29349-01-26", "1970-01-02"]),
     ],
 )
 def test_ids_of_every_type(values: Any, expected: list[str], tmp_path: Path) -> None:
     assert [id_text(value) for value in column(tmp_path / "a.parquet", values)] == expected
+
+
+@pytest.mark.parametrize(("kind", "first"), [(arrow.float16(), 2**11), (arrow.float32(), 2**24), (arrow.float64(), 2**53)])
+def test_float_ids_that_another_integer_may_share_are_refused(kind: Any, first: int, tmp_path: Path) -> None:
+    below, *others = column(tmp_path / "a.parquet", arrow.array([float(first - 1), float(first), float(first + 2)]).cast(kind))
+    assert id_text(below) == str(first - 1)
+    for value in others:
+        with pytest.raises(NoId, match="lost digits"):
+            id_text(value)
 
 
 @pytest.mark.skipif(not hasattr(arrow, "uuid"), reason="pyarrow without UUIDs")

@@ -89,6 +89,41 @@ def test_without_a_header_columns_have_numbers(options: RowOptions, read: Read, 
     assert read(path, options, "2") == MINE
 
 
+HEADERLESS = {
+    "commas in some texts": "One, two;3\nFour;5\nSix, seven, eight;9\n",
+    "a comma in each text": "One, two;3\nFour, five;6\n",
+    "decimal commas": "One;2,5\nTwo;3,75\n",
+    "a tab": "One, two\t3\nFour\t5\n",
+    "a comma in the first": "One, two|3\nFour|5\n",
+}
+
+
+@pytest.mark.parametrize("read", ALL)
+@pytest.mark.parametrize("content", HEADERLESS.values(), ids=HEADERLESS)
+def test_punctuation_in_the_first_lines_is_no_delimiter(content: str, read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    delimiter = next(sign for sign in ";\t|" if sign in content)
+    expected = [line.split(delimiter)[0] for line in content.splitlines()]
+    assert read(path, RowOptions(header=False), "1") == expected
+
+
+def test_another_delimiter_that_would_fit_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    headerless = RowOptions(header=False)
+    assert records(path, b"a;b,1\nc;d,2\n", headerless, ("1",))[0] == [
+        "read with the delimiter comma, by its first lines (semicolon would fit too: --delimiter)"
+    ]
+    assert records(path, b"a,b\nc,d\n", headerless, ("1",))[0] == []
+
+
+def test_commas_within_the_names_of_columns_are_no_delimiters(tmp_path: Path) -> None:
+    _, rows = records(tmp_path / "a.csv", b"Question, short;Answer, long\na, b;c\n", columns=("1",))
+    assert [row.values for row in rows] == [{"1": "a, b"}]
+    _, rows = records(tmp_path / "a.csv", b"id, body, label\na, b;c, d\n", columns=("2",))
+    assert [row.values for row in rows] == [{"2": " b;c"}]
+
+
 @pytest.mark.parametrize("read", ALL)
 def test_a_single_column_of_sentences_is_not_split(read: Read, tmp_path: Path) -> None:
     sentences = ["One; two, three.", "Four; five, six.", "Seven."]

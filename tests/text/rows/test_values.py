@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qembed.text.rows.values import NoId, id_text, storable
+from qembed.text.rows.values import NoId, id_text, narrow_float, storable
 
 UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
 
@@ -53,5 +53,23 @@ def test_values_that_are_no_ids(value: Any) -> None:
 def test_kept_values() -> None:
     value = {"a\0": ["b\0", b"\0\1", UUID, decimal.Decimal("1.50"), None, True, 2, (3.5,)], "c": "d"}
     assert storable(value) == {"a": ["b", "0001", str(UUID), "1.50", None, True, 2, [3.5]], "c": "d"}
-    date = datetime.date(2026, 11, 27)
-    assert storable(date) is date
+    assert storable(datetime.date(2026, 11, 27)) == "2026-11-27"
+    assert storable([datetime.datetime(2026, 11, 27, 1, 2, 3), datetime.time(1, 2)]) == ["2026-11-27T01:02:03", "01:02:00"]
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "text"),
+    [(0.1, "float32", "0.1"), (16777215, "float32", "16777215"), (2047, "float16", "2047"), (math.nan, "float16", None)],
+)
+def test_ids_of_narrow_floats_are_as_short_as_they_were_written(value: float, dtype: str, text: str | None) -> None:
+    import numpy as np
+
+    number = narrow_float(float(np.dtype(dtype).type(value)), dtype)
+    assert id_text(number) == text
+    assert type(storable(number)) is float
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(2.0**24, "float32"), (-(2.0**24), "float32"), (2.0**11, "float16")])
+def test_narrow_floats_that_may_have_lost_digits_are_no_ids(value: float, dtype: str) -> None:
+    with pytest.raises(NoId, match="lost digits"):
+        id_text(narrow_float(value, dtype))

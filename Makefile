@@ -98,9 +98,10 @@ bench-front: $(INSTALLED)
 bench-embed: $(INSTALLED)
 	$(BIN)/python bench/embed.py
 
-# On an NVIDIA machine it needs no .venv; without a GPU it only says that it was skipped.
+# On an NVIDIA machine it needs no .venv; without a GPU it only says that it was skipped. Each call continues the one before.
 bench-gpu: $(if $(shell command -v nvidia-smi),,$(INSTALLED))
-	PYTHON="$(PYTHON)" WHEELS="$(WHEELS)" bash bench/gpu.sh
+	PYTHON="$(PYTHON)" bash bench/gpu.sh
+	PYTHON="$(PYTHON)" bash bench/gpu.sh merge
 
 $(AUTOAWQ)/installed: deploy/requirements/autoawq.txt pyproject.toml
 	test -x $(AUTOAWQ)/bin/python || $(PYTHON) -m venv $(AUTOAWQ)

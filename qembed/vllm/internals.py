@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 TRIED = ("0.32.0",)
 """The releases with which the e2e tests of serve, plugin and embed passed; docs/serve.md has the table."""
+OLDEST = (0, 26)
+"""The first release that has what the plugin needs; pyproject.toml requires it. Its build for CUDA needs torch 2.11."""
 
 # Modules. The first that exists is the one to use.
 SERVERS = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
@@ -47,9 +49,13 @@ GRAPHS = re.compile(r"Graph capturing finished in .*took (-?[\d.]+) GiB")
 
 
 def untried(version: str | None) -> str | None:
-    """A warning if `version` of vLLM was never tried; None if it was, or is None. A local part (+cu130) makes no difference."""
+    """A warning if vLLM's `version` is too old or was never tried; otherwise None. A local part (+cu130) is ignored."""
     if version is None or version.partition("+")[0] in TRIED:
         return None
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+        return (
+            f"vLLM {version} is too old for this qembed, which needs {'.'.join(map(str, OLDEST))}; install {', '.join(TRIED)}"
+        )
     return f"vLLM {version} was never tried with this qembed, only {', '.join(TRIED)}; if it fails, install one of these"
 
 

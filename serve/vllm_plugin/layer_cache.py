@@ -42,22 +42,37 @@ def piece_tokens(config: VllmConfig) -> int | None:
     return step_tokens(config) if causal else None
 
 
-def shared_by_layers(config: KVCacheConfig, layout: KVCacheLayout) -> KVCacheConfig:
-    """`config` with the keys and values of all layers in the same place, in `layout`.
+def shared_by_layers(config: KVCacheConfig, layout: KVCacheLayout | None) -> KVCacheConfig:
+    """`config` with the keys and values of all layers in the same place, in `layout` (None: vLLM before 0.29, with one layout).
 
     Raises:
         ValueError: the layers need caches of different kinds.
     """
+    different = ValueError("layers of different kinds cannot share their keys and values; serve with --kv-cache")
+    if len(config.kv_cache_groups) != 1:
+        raise different
+    spec = config.kv_cache_groups[0].kv_cache_spec
+    if layout is None:
+        return _shared_before_layouts(config, spec.page_size_bytes * config.num_blocks, different)
     from vllm.v1.kv_cache_interface import compute_layout_strides
 
-    if len(config.kv_cache_tensors) != 1 or len(config.kv_cache_groups) != 1:
-        raise ValueError("layers of different kinds cannot share their keys and values; serve with --kv-cache")
-    spec, tensor = config.kv_cache_groups[0].kv_cache_spec, config.kv_cache_tensors[0]
+    if len(config.kv_cache_tensors) != 1:
+        raise different
+    tensor = config.kv_cache_tensors[0]
     layer_stride, block_stride, *_ = compute_layout_strides(spec, config.num_blocks, 1, layout)
     place = replace(
         tensor, size=spec.page_size_bytes * config.num_blocks, layer_stride=layer_stride, block_stride=block_stride, offset=0
     )
     return replace(config, kv_cache_tensors=[replace(place, layers=[layer]) for layer in tensor.layers])
+
+
+def _shared_before_layouts(config: KVCacheConfig, size: int, different: ValueError) -> KVCacheConfig:
+    """`shared_by_layers` for vLLM before 0.29, whose config has a tensor of `size` bytes a layer, which layers can share."""
+    tensors: Any = config.kv_cache_tensors
+    layers = [layer for tensor in tensors for layer in tensor.shared_by]
+    if any(tensor.size != size or tensor.block_stride for tensor in tensors) or layers != config.kv_cache_groups[0].layer_names:
+        raise different
+    return replace(config, kv_cache_tensors=[replace(tensors[0], shared_by=layers)])
 
 
 class LayerCacheWorker:
@@ -75,10 +90,15 @@ class LayerCacheWorker:
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the keys and values of one layer."""
+        if piece_tokens(self.vllm_config) is not None:
+            kv_cache_config = shared_by_layers(kv_cache_config, self._layout(kv_cache_config))
+        super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
+
+    def _layout(self, kv_cache_config: KVCacheConfig) -> KVCacheLayout | None:
+        """The order of layers, blocks, heads and tokens in memory; None before vLLM 0.29, which had one."""
+        if not hasattr(kv_cache_config, "kv_cache_layout"):
+            return None
         from vllm.v1.kv_cache_layout import KVCacheLayout
 
-        if piece_tokens(self.vllm_config) is not None:
-            name = kv_cache_config.kv_cache_layout
-            layout = KVCacheLayout[name] if name else self.cache_config.get_resolved_kv_cache_layout()
-            kv_cache_config = shared_by_layers(kv_cache_config, layout)
-        super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
+        name = kv_cache_config.kv_cache_layout
+        return KVCacheLayout[name] if name else self.cache_config.get_resolved_kv_cache_layout()

@@ -142,11 +142,14 @@ def _contexts(context: Any, runner: Any, size: int, total: int) -> Iterator[tupl
             block_table_tensor=metadata.block_table[slice(*piece.requests)],
             slot_mapping=slots[rows],
         )
+        # All pieces are planned before the first is computed. A full build would let FlashAttention 3 write each piece's
+        # schedule over the one before, into its buffer for CUDA graphs.
+        planned = builder.build(0, common, fast_build=True)
         yield (
             rows,
             replace(
                 context,
-                attn_metadata=dict.fromkeys(context.attn_metadata, builder.build(0, common)),
+                attn_metadata=dict.fromkeys(context.attn_metadata, planned),
                 slot_mapping=dict.fromkeys(context.slot_mapping, common.slot_mapping),
             ),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,21 @@ def test_a_release_that_was_never_tried_is_warned_about(version: str) -> None:
     assert warning is not None
     assert version in warning
     assert internals.TRIED[0] in warning
+
+
+@pytest.mark.parametrize(
+    ("version", "too_old"), [("0.25.1", True), ("0.26.0", False), ("0.26.0rc1+cu130", False), ("1.0", False)]
+)
+def test_a_release_that_the_plugin_does_not_support_is_called_too_old(version: str, too_old: bool) -> None:
+    assert ("too old" in (internals.untried(version) or "")) == too_old
+
+
+def test_the_oldest_release_is_the_same_in_the_package_and_in_the_documents() -> None:
+    oldest = ".".join(map(str, internals.OLDEST))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["gpu"] == [f"vllm>={oldest}"]
+    releases = re.findall(r"^\| (\d[\d.]+)[^|]*\|[^|]*\| \d{4}-", (ROOT / "docs" / "serve.md").read_text(), re.MULTILINE)
+    assert releases[-1] == f"{oldest}.0"
 
 
 def test_the_documents_have_the_releases_that_were_tried() -> None:

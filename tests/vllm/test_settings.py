@@ -276,6 +276,8 @@ def test_an_fp8_cache_takes_half_the_memory(checkpoint: Checkpoint) -> None:
     full = resolve(ServerSettings(checkpoint), L4, Cpu(), 1)
     assert 2 * half.plan.kv_cache == full.plan.kv_cache
     assert value_of(half, "--kv-cache-dtype") == "fp8"
+    assert value_of(half, "--attention-backend") == "TRITON_ATTN"
+    assert "--attention-backend" not in arguments(resolve(ServerSettings(checkpoint), L4, Cpu(), 1))
     assert "--kv-cache-dtype" not in arguments(full)
 
 

@@ -180,5 +180,6 @@ def test_the_same_in_an_int4_checkpoint(tmp_path: Path, commands: dict[str, list
         verified = CliRunner().invoke(group, ["quantize", "--verify", str(folder), "--device", "cpu"])
         assert verified.exit_code == 1
         assert message in verified.output.replace("\n", " ")
-        with pytest.raises(BadInput, match=re.escape(message)):
-            query.vectors(["a"], store, query.QuestionSettings(model=str(folder), any_model=True), Console(quiet=True))
+        settings = query.QuestionSettings(model=str(folder), any_model=True)
+        with pytest.raises(BadInput, match=re.escape(message)), query.opened(store, settings, Console(quiet=True)):
+            pass

@@ -48,6 +48,17 @@ def source(size: str, setup: Setup, layers: int | None = None) -> Path:
     return folder
 
 
+def reranker(size: str, setup: Setup) -> Path:
+    """A reranker of random weights in the shape of `size`; in a rehearsal a single layer of it, with the sample's tokens."""
+    from random_checkpoint import write
+
+    folder = setup.build / f"random-reranker-{size}"
+    if not (folder / "config.json").exists():
+        layers, vocabulary = (1, find(SAMPLE).tokenizer().get_vocab_size() + 2) if setup.is_rehearsal else (None, None)
+        write(size, folder, layers, vocabulary=vocabulary, reranker=True)
+    return folder
+
+
 def quantized(model: Path, output: Path, device: str, log: Path) -> dict[str, Any]:
     """Run `qembed quantize`; its seconds, and its peak bytes in main memory and on the device."""
     shutil.rmtree(output, ignore_errors=True)

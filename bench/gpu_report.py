@@ -133,15 +133,17 @@ def together(steps: Numbers) -> list[str]:
     parts = []
     for step in steps.values():
         verdict = "within" if step["used"] <= step["limit"] else "beyond"
+        pairs = step["pairs_per_second"]
         speeds = zip(step["alone"].items(), step["beside"].values(), strict=True)
         lines = [
             f"{_cell(name)}: {a['tokens_per_second']:,.0f} tokens/s alone, {b['tokens_per_second']:,.0f} beside"
             for (name, a), b in speeds
         ]
         parts.append(
-            f"Two servers of INT4 in the 0.6B's shape, as an embedder and a reranker would be (`serve` takes one model each): "
+            f"An embedder and a reranker in INT4, both in the 0.6B's shape (`serve` takes one model each): "
             f"planned {_gib(step['planned'])}, used {_gib(step['used'])}, {verdict} {_gib(step['limit'])}; texts of up to "
-            f"{' and '.join(f'{length:,}' for length in step['context'])} tokens. {'; '.join(lines)}."
+            f"{' and '.join(f'{length:,}' for length in step['context'])} tokens. {'; '.join(lines)}. "
+            f"{pairs['alone']:,.0f} pairs/s alone, {pairs['beside']:,.0f} beside."
         )
     return parts
 

@@ -17,12 +17,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpu_quantize import PLUGIN_TESTS, quantized, source, tests
+from gpu_quantize import PLUGIN_TESTS, quantized, reranker, source, tests
 from gpu_steps import Setup, Step
 from gpu_variants import VARIANTS, Variant, check, loaded, on
 
@@ -37,6 +38,8 @@ SECONDS, LEAST = 2.5, 3
 CONTEXT, LONG_CONTEXT = 2048, 8192
 SETTLE = 3.0
 PAIR_LIMIT = 4 * 2**30
+PAIRS, PAIR_WORDS = 8, 40
+"""Documents of a reranker's request, and words in each."""
 FLOOD_CLIENTS = 64
 CONTEXT_ALONE = (
     "import torch, time; torch.zeros(1, device='cuda') @ torch.zeros(1, device='cuda'); print('up', flush=True); time.sleep(60)"
@@ -59,9 +62,9 @@ def text_of(tokens: int, count: Callable[[str], int]) -> str:
     return text
 
 
-def int4_of(setup: Setup) -> Path:
-    """The INT4 checkpoint of `source`, made if the piece "quantize" has not made it."""
-    model = source(SIZE, setup)
+def int4_of(setup: Setup, model: Path | None = None) -> Path:
+    """The INT4 checkpoint of `model` (None: that of `source`), made if the piece "quantize" has not made it."""
+    model = source(SIZE, setup) if model is None else model
     folder = setup.build / f"{model.name}-AWQ-INT4"
     if not (folder / "config.json").exists():
         quantized(model, folder, setup.device, setup.build / "quantize.log")
@@ -111,11 +114,15 @@ def limits(setup: Setup, context: int = CONTEXT) -> list[str]:
 
 def post(ready: Mapping[str, Any], texts: Sequence[str], timeout: float = 120) -> tuple[int, bytes]:
     """Status and body of an embeddings request."""
+    return send(ready, "/v1/embeddings", {"input": list(texts), "encoding_format": "base64"}, timeout)
+
+
+def send(ready: Mapping[str, Any], path: str, request: Mapping[str, Any], timeout: float) -> tuple[int, bytes]:
+    """Status and body of the answer to `request`, which gets the model's name."""
     parts = urlsplit(ready["url"])
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
     try:
-        body = json.dumps({"model": ready["model"], "input": list(texts), "encoding_format": "base64"})
-        connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
+        connection.request("POST", path, json.dumps({"model": ready["model"], **request}), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -237,29 +244,39 @@ def _resident(pid: int) -> int:
     return 0
 
 
+def pairs_per_second(ready: Mapping[str, Any], is_over: Callable[[], bool]) -> float:
+    """The speed of a reranker with requests of PAIRS documents, one after another until `is_over`, and at least one.
+
+    Raises:
+        RuntimeError: the status is not 200.
+    """
+    request = {"query": "where do swifts sleep", "documents": [f"{number} {'word ' * PAIR_WORDS}" for number in range(PAIRS)]}
+    count, begin = 0, time.monotonic()
+    while not count or not is_over():
+        status, body = send(ready, "/v1/rerank", request, 120)
+        if status != 200 or len(json.loads(body)["results"]) != PAIRS:
+            raise RuntimeError(f"status {status}: {body[:300]!r}")
+        count += PAIRS
+    return round(count / (time.monotonic() - begin), 1)
+
+
 def pair(setup: Setup) -> Mapping[str, Any]:
-    """Two servers of this shape on one device, each with half of 4 GiB, as an embedder and a reranker would be."""
+    """An embedder and a reranker of this shape in INT4 on one device, each with half of 4 GiB."""
     half = f"{PAIR_LIMIT // 2**21}MiB"
     options = ["--memory", half] if not setup.is_rehearsal else limits(setup)
     before = machine.cuda_total_used()
     with ExitStack() as stack:
-        folder = int4_of(setup)
-        ready = [stack.enter_context(serving(setup, folder, *options, name=f"pair-{number}")) for number in (1, 2)]
-        alone = speeds(setup, ready[0], FEW[:1])
-        errors: list[BaseException] = []
-
-        def other() -> None:
+        folders = {"embedder": int4_of(setup), "reranker": int4_of(setup, reranker(SIZE, setup))}
+        ready = [stack.enter_context(serving(setup, folder, *options, name=f"pair-{name}")) for name, folder in folders.items()]
+        alone, pairs_alone = speeds(setup, ready[0], FEW[:1]), pairs_per_second(ready[1], _after(SECONDS))
+        with ThreadPoolExecutor(1) as other:
+            over = threading.Event()
+            scored = other.submit(pairs_per_second, ready[1], over.is_set)
             try:
-                speeds(setup, ready[1], FEW[:1])
-            except (OSError, RuntimeError) as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=other)
-        thread.start()
-        beside = speeds(setup, ready[0], FEW[:1])
-        thread.join()
-        if errors:
-            raise errors[0]
+                beside = speeds(setup, ready[0], FEW[:1])
+            finally:
+                over.set()
+            pairs_beside = scored.result()
         total = machine.cuda_total_used()
         used = sum(memory(line)["used"] for line in ready) if total is None or before is None else total - before
         return {
@@ -269,7 +286,14 @@ def pair(setup: Setup) -> Mapping[str, Any]:
             "context": [line["max_model_len"] for line in ready],
             "alone": alone,
             "beside": beside,
+            "pairs_per_second": {"alone": pairs_alone, "beside": pairs_beside},
         }
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    """A function that tells whether `seconds` have passed since now."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
 
 
 ALL = [(batch, length) for length in LENGTHS for batch in BATCHES]
@@ -285,4 +309,5 @@ STEPS = (
     server("int4, fp8 keys and values", 80),
     tests(PLUGIN_TESTS),
 )
-PAIR_STEPS = (Step("pair", 180, pair),)
+PAIR_STEPS = (Step("pair", 270, pair),)
+"""Quantizing the reranker included."""

@@ -2,6 +2,8 @@
 
 Speed and memory depend on shapes, not on values: a checkpoint without meaning measures both where the real one cannot be had.
 Layout, tensor names and dtype (bfloat16) are those of Qwen3-Embedding; the tokenizer is the sample's, whose ids are all valid.
+With `--reranker` they are those of Qwen3-Reranker, and the tokenizer has tokens for yes and no. FOLDER's name then has to have
+"reranker" in it, by which qembed knows one.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ SHAPES: dict[str, dict[str, int]] = {
 VOCABULARY = {"0.6B": 151_669, "4B": 151_665, "8B": 151_665}
 
 
-def write(size: str, folder: Path, layers: int | None = None, seed: int = 0, vocabulary: int | None = None) -> None:
+def write(
+    size: str,
+    folder: Path,
+    layers: int | None = None,
+    seed: int = 0,
+    vocabulary: int | None = None,
+    *,
+    reranker: bool = False,
+) -> None:
     """Write a checkpoint of `size` ("0.6B", "4B", "8B"), cut to `layers` and `vocabulary` if given, one file a layer.
 
     Weights are normal with standard deviation 0.02, and a few input channels of each norm are large, as in trained models.
@@ -56,8 +66,10 @@ def write(size: str, folder: Path, layers: int | None = None, seed: int = 0, voc
     hidden, mlp = config["hidden_size"], config["intermediate_size"]
     head, heads, kv_heads = config["head_dim"], config["num_attention_heads"], config["num_key_value_heads"]
     weight_map: dict[str, str] = {}
+    prefix = "model." if reranker else ""
 
     def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        tensors = {f"{prefix}{tensor}": value for tensor, value in tensors.items()}
         save_file(tensors, folder / name, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(tensors, name))
 
@@ -78,12 +90,25 @@ def write(size: str, folder: Path, layers: int | None = None, seed: int = 0, voc
         }
         save(f"model-layer-{layer:03d}.safetensors", {f"layers.{layer}.{name}": tensor for name, tensor in tensors.items()})
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2) + "\n")
-    for name in ("tokenizer.json", "tokenizer_config.json", "modules.json", "config_sentence_transformers.json"):
-        shutil.copyfile(sample.folder / name, folder / name)
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    pooling = json.loads((sample.folder / "1_Pooling" / "config.json").read_text())
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({**pooling, "word_embedding_dimension": hidden}))
+    shutil.copyfile(sample.folder / "tokenizer_config.json", folder / "tokenizer_config.json")
+    if reranker:
+        _write_answering_tokenizer(sample.folder / "tokenizer.json", folder / "tokenizer.json")
+    else:
+        for name in ("tokenizer.json", "modules.json", "config_sentence_transformers.json"):
+            shutil.copyfile(sample.folder / name, folder / name)
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        pooling = json.loads((sample.folder / "1_Pooling" / "config.json").read_text())
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({**pooling, "word_embedding_dimension": hidden}))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _write_answering_tokenizer(source: Path, target: Path) -> None:
+    """Write the tokenizer `source` with a token each for yes and no, and without the last token that an embedder's appends."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(json.dumps({**json.loads(source.read_text(encoding="utf-8")), "post_processor": None}))
+    tokenizer.add_tokens(["yes", "no"])
+    tokenizer.save(str(target))
 
 
 def main() -> None:
@@ -94,8 +119,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="number of layers [default: the model's own]")
     parser.add_argument("--vocabulary", type=int, help="rows of the token table [default: the model's own]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights [default: 0]")
+    parser.add_argument("--reranker", action="store_true", help="a Qwen3-Reranker instead of a Qwen3-Embedding")
     arguments = parser.parse_args()
-    write(arguments.size, arguments.folder, arguments.layers, arguments.seed, arguments.vocabulary)
+    write(
+        arguments.size,
+        arguments.folder,
+        arguments.layers,
+        arguments.seed,
+        arguments.vocabulary,
+        reranker=arguments.reranker,
+    )
 
 
 if __name__ == "__main__":

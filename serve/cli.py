@@ -162,6 +162,13 @@ engine_options = section("Engine")
     help="Name of the model's prompt for requests without one, such as query; '' for none.  [default: the model's "
     "default_prompt_name, which few have]",
 )
+@texts(
+    "--prompt-names/--no-prompt-names",
+    default=True,
+    show_default=True,
+    help="Answer to NAME-query, NAME-document and so on too, one name for each of the model's prompts, for programs that can "
+    "set nothing but a name.",
+)
 @texts("--normalize", is_flag=True, help="Scale vectors to unit length, where the model has no Normalize module.")
 @texts("--allow-token-ids", is_flag=True, help="Accept token ids of this model instead of texts.  [default: status 400]")
 @network("--host", default=HOST, show_default=True, help="Address to listen on; 0.0.0.0 for all of this machine.")

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from qembed.installation import version
+from qembed.serve.gate import prompt
 from qembed.vllm.gate_rules import Rules
 
 ERROR = {
@@ -58,7 +59,9 @@ def document(rules: Rules) -> bytes:
 
     paths = {
         "/v1/embeddings": {"post": embeddings},
-        "/v1/models": get("The served model.", _json("Its name.", {"type": "object", "required": ["data"]})),
+        "/v1/models": get(
+            "The served model, and its names with a prompt.", _json("Its names.", {"type": "object", "required": ["data"]})
+        ),
         "/v1/models/{model}": {
             "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
             **get("A model by name.", _json("Its entry.", {"type": "object", "required": ["id"]}), "404"),
@@ -102,6 +105,8 @@ def _request(rules: Rules) -> dict[str, Any]:
             "user": {"type": ["string", "null"]},
             "prompt_name": {"enum": [*sorted(rules.prompts), "", None]},
             "instruction": {"type": ["string", "null"]},
+            "input_type": {"enum": [*prompt.types(rules), None]},
+            "task": {"enum": [*prompt.types(rules), None]},
             "truncate_prompt_tokens": {"type": ["integer", "null"], "minimum": -1, "maximum": rules.max_model_len},
             "add_special_tokens": {"type": ["boolean", "null"]},
         },

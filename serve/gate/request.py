@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qembed.serve.gate.errors import Refused, bad
-from qembed.text.cleaning import clean, has_surrogate, lower_cased
-from qembed.text.prompts import instruct
+from qembed.serve.gate import prompt as prompts
+from qembed.serve.gate.errors import Refused, bad, quoted
+from qembed.text.cleaning import has_surrogate, lower_cased
 from qembed.text.texts import model_input
 from qembed.vllm.gate_rules import Rules
 
@@ -22,7 +22,7 @@ COUNTED_CHARACTERS = 32
 LONGEST_TOKEN = 256
 """Upper bound for the characters of one token; the longest are white space."""
 KNOWN = (
-    *("input", "model", "user", "encoding_format", "dimensions", "prompt_name", "instruction"),
+    *("input", "model", "user", "encoding_format", "dimensions", *prompts.FIELDS),
     *("truncate_prompt_tokens", "truncation_side", "add_special_tokens", "messages"),
 )
 NEAR = 0.82
@@ -74,11 +74,11 @@ def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | Non
     _check_types(content, rules)
     inputs = _inputs(content.get("input"), rules)
     max_tokens = _truncation(content, rules)
-    prompt = _prompt(content, rules)
+    prompt, field = prompts.chosen(content, rules)
     if isinstance(inputs[0], str):
         inputs = [_text(str(text), index, prompt, rules) for index, text in enumerate(inputs)]
-    elif prompt and (content.get("prompt_name") or content.get("instruction")):
-        raise bad("a prompt cannot be put before token ids; send texts", "prompt", "prompt_name")
+    elif prompt and field is not None:
+        raise bad("a prompt cannot be put before token ids; send texts", "prompt", field)
     if max_tokens is not None:  # vLLM would tokenize the whole text before it truncates
         inputs = [text[: LONGEST_TOKEN * max_tokens] for text in inputs]
     else:
@@ -148,7 +148,7 @@ def _check_names(content: dict[str, Any]) -> None:
 
 
 def _check_types(content: dict[str, Any], rules: Rules) -> None:
-    for name in ("model", "user", "prompt_name", "instruction"):
+    for name in ("model", "user", *prompts.FIELDS):
         value = content.get(name)
         if value is not None and not isinstance(value, str):
             raise bad(f"{name} is not a string", "type", name)
@@ -216,25 +216,6 @@ def _text(text: str, index: int, prompt: str, rules: Rules) -> str:
     return lower_cased(whole) if rules.lower_case else whole
 
 
-def _prompt(content: dict[str, Any], rules: Rules) -> str:
-    """The prompt to put before each text; empty for none."""
-    name, instruction = content.get("prompt_name"), content.get("instruction")
-    if instruction is not None:
-        if name is not None:
-            raise bad("give either prompt_name or instruction", "prompt", "instruction")
-        task = clean(instruction) if rules.clean else instruction
-        if not task.strip():
-            raise bad("instruction is empty", "prompt", "instruction")
-        return instruct(task)
-    if name is None:
-        name = rules.default_prompt
-    if not name:
-        return ""
-    if name not in rules.prompts:
-        raise bad(f"prompt_name is {quoted(name)}; this model has {', '.join(sorted(rules.prompts))}", "prompt", "prompt_name")
-    return rules.prompts[name]
-
-
 def _truncation(content: dict[str, Any], rules: Rules) -> int | None:
     """The number of tokens to truncate texts to, or None to refuse texts that are too long."""
     if content.get("truncation_side") not in (None, "right"):
@@ -290,12 +271,3 @@ def _whole(value: Any) -> Any:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def quoted(value: Any) -> str:
-    """`value` as JSON of at most 60 characters, for a message."""
-    try:
-        text = json.dumps(value[:61] if isinstance(value, str) else value, ensure_ascii=True)
-    except (ValueError, RecursionError):
-        return "something else"
-    return text if len(text) <= 60 else text[:60] + "…"

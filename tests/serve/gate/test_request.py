@@ -190,7 +190,7 @@ def test_a_long_name_of_a_field_is_compared_with_none(monkeypatch: pytest.Monkey
 
 
 def test_other_unknown_fields_are_ignored() -> None:
-    others = {"input_type": "query", "extra_body": {}, "normalize": True, "priority": 1, "timeout": 5, "x" * 100_000: 1}
+    others = {"extra_body": {}, "normalize": True, "priority": 1, "timeout": 5, "x" * 100_000: 1}
     assert set(ask(input="a", **others).body) == {"input", "encoding_format"}
 
 

@@ -99,6 +99,7 @@ def test_two_fields_for_the_prompt_are_refused(first: dict[str, str]) -> None:
     [
         ({"query": "query: ", "passage": "passage: "}, "query: a", "passage: a"),
         ({"search_query": "sq: ", "search_document": "sd: "}, "sq: a", "sd: a"),
+        ({"search_query": "", "query": "q: ", "passage": "", "document": "d: "}, "q: a", "d: a"),
         ({}, DEFAULT_PROMPTS["query"] + "a", "a"),
     ],
 )

@@ -18,6 +18,7 @@ from qembed.vllm.kernels import Cpu
 from qembed.vllm.prompt_models import prompt_models
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
 from tests.checkpoints import write_placeholder
+from tests.embedders import write_embedder
 from tests.vllm.conftest import CONFIG
 
 CPU, L4, T4 = Target("cpu", "CPU"), PRESETS["L4"], PRESETS["T4"]
@@ -363,6 +364,13 @@ def test_the_model_has_a_further_name_for_each_prompt_unless_switched_off(checkp
     launch = resolve(ServerSettings(checkpoint, served_model_name="m", prompt_names=False), CPU, Cpu(), 1)
     assert arguments(launch)[start + 1 : start + 3] == ["m", "--host"]
     assert rules(launch, "token", 0).prompt_models == {}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_gate_knows_whether_vectors_have_unit_length(tmp_path: Path, normalize: bool) -> None:
+    checkpoint = write_embedder(tmp_path / "model", normalize=normalize)
+    assert rules(resolve(ServerSettings(checkpoint), CPU, Cpu(), 1), "token", 0).normalized is normalize
+    assert rules(resolve(ServerSettings(checkpoint, normalize=True), CPU, Cpu(), 1), "token", 0).normalized
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a\x00b", "x" * 129])

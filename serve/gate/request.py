@@ -285,15 +285,16 @@ def _truncation(content: dict[str, Any], rules: Rules) -> int | None:
 
 def _truncates(content: dict[str, Any], rules: Rules) -> bool:
     """Whether texts that are too long are cut: as another service's field says (NIM's, Jina's, Voyage's), else the rules."""
-    for name in ("truncate", "truncation"):
-        value = content.get(name)
-        if isinstance(value, str):
-            value = TRUNCATES.get(value, value)
-        if value is not None and not isinstance(value, bool):
+    truncates = rules.truncate
+    fields = [name for name in ("truncate", "truncation") if content.get(name) is not None]
+    if len(fields) > 1:
+        raise bad(f"give either {' or '.join(fields)}", "truncation", fields[-1])
+    for name in fields:
+        value = content[name]
+        truncates = TRUNCATES.get(value, value) if isinstance(value, str) else value
+        if not isinstance(truncates, bool):
             raise bad(f"{name} is {quoted(value)}; give true or END, false or NONE", "truncation", name)
-        if value is not None:
-            return value
-    return rules.truncate
+    return truncates
 
 
 def _check_length(text: str | list[int], index: int, limit: int, count: Count) -> None:

@@ -254,6 +254,10 @@ def test_the_fields_of_other_services_for_long_texts_override_the_server(name: s
         assert name in refused(input="a", truncate_prompt_tokens=4, **{name: value})
 
 
+def test_two_fields_for_long_texts_are_refused() -> None:
+    assert "truncate or truncation" in refused(input="a", truncate=True, truncation=False)
+
+
 def test_an_empty_prompt_name_overrides_the_default_prompt() -> None:
     rules = replace(RULES, default_prompt="query")
     assert ask(rules, input="a").inputs == [QUERY + "a"]

@@ -285,7 +285,7 @@ def _truncation(content: dict[str, Any], rules: Rules) -> int | None:
 
 def _truncates(content: dict[str, Any], rules: Rules) -> bool:
     """Whether texts that are too long are cut: as another service's field says (NIM's, Jina's, Voyage's), else the rules."""
-    truncates = rules.truncate
+    truncates: Any = rules.truncate
     fields = [name for name in ("truncate", "truncation") if content.get(name) is not None]
     if len(fields) > 1:
         raise bad(f"give either {' or '.join(fields)}", "truncation", fields[-1])
@@ -294,7 +294,7 @@ def _truncates(content: dict[str, Any], rules: Rules) -> bool:
         truncates = TRUNCATES.get(value, value) if isinstance(value, str) else value
         if not isinstance(truncates, bool):
             raise bad(f"{name} is {quoted(value)}; give true or END, false or NONE", "truncation", name)
-    return truncates
+    return bool(truncates)
 
 
 def _check_length(text: str | list[int], index: int, limit: int, count: Count) -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import shlex
-import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +15,14 @@ from qembed.checkpoint.int8_table import INT8
 from qembed.checkpoint.reranker import Task
 from qembed.command.options import MODEL_HELP, Size, json_help, threads_option
 from qembed.command.sections import section
-from qembed.command.signals import Interrupts
 from qembed.errors import BadInput
+from qembed.serve.engine_command import show_command
 from qembed.serve.json_log import JsonLogCommand
-from qembed.serve.reporter import Reporter, ready_line, show_plan
+from qembed.serve.reporter import Reporter, show_plan
+from qembed.serve.session import serve
 from qembed.serve.startup_warnings import startup_warnings
-from qembed.vllm import api_keys, devices, kernels, machine, plan, ports, sglang, supervisor
-from qembed.vllm.arguments import rules, server_environment
+from qembed.vllm import api_keys, devices, kernels, machine, plan, ports
 from qembed.vllm.engine_options import parse as parse_engine_arg
-from qembed.vllm.gate_rules import VARIABLE
 from qembed.vllm.settings import (
     CLIENT_TIMEOUT,
     HANG_TIMEOUT,
@@ -44,7 +38,6 @@ from qembed.vllm.settings import (
     PORT,
     SHUTDOWN_TIMEOUT,
     STARTUP_TIMEOUT,
-    Launch,
     ServerSettings,
     resolve,
 )
@@ -168,6 +161,13 @@ engine_options = section("Engine")
     metavar="NAME",
     help="Name of the model's prompt for requests without one, such as query; '' for none.  [default: the model's "
     "default_prompt_name, which few have]",
+)
+@texts(
+    "--prompt-names/--no-prompt-names",
+    default=True,
+    show_default=True,
+    help="Answer to NAME-query, NAME-document and so on too, one name for each of the model's prompts, for programs that can "
+    "set nothing but a name.",
 )
 @texts("--normalize", is_flag=True, help="Scale vectors to unit length, where the model has no Normalize module.")
 @texts("--instruction", metavar="TEXT", help="A reranker's task for requests without one.  [default: that of the model card]")
@@ -331,65 +331,8 @@ def command(
         target = devices.named(device_memory) if device_memory else machine.target()
         port = settings.port if only_plan or settings.port else ports.free(settings.host)
         launch = resolve(settings, target, kernels.this_cpu(), port)
-        sys.exit(show_plan(launch, as_json) if only_plan else _show_command(launch))
+        sys.exit(show_plan(launch, as_json) if only_plan else show_command(launch))
     reporter = Reporter(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
     for warning in startup_warnings(settings, api_key_file):
         reporter.warn(warning)
-    sys.exit(_serve(settings, reporter, as_json))
-
-
-def _serve(settings: ServerSettings, reporter: Reporter, as_json: bool) -> int:
-    """Serve until Ctrl-C or SIGTERM. Returns the exit code."""
-    interrupts = Interrupts()
-    serving = False
-
-    def stopping() -> None:
-        cause = "SIGTERM" if interrupts.signal == signal.SIGTERM else "Ctrl-C"
-        grace = f"; requests in progress have {settings.shutdown_timeout:g} s to finish" if serving else ""
-        reporter.note(f"stopping ({cause}){grace}")
-
-    try:
-        with (
-            interrupts.raised(),
-            reporter,
-            supervisor.running(settings, reporter.stage, reporter.show_plan, stopping) as server,
-            _rereading_keys(server),
-        ):
-            reporter.end()
-            measured = server.measured()
-            click.echo(ready_line(server, measured, as_json))
-            if measured:
-                reporter.measured(server.launch, measured)
-            serving = True
-            server.watch(reporter.stage, reporter.warn)
-    except KeyboardInterrupt:
-        reporter.note("stopped")
-        return 0 if serving else 128 + interrupts.signal
-    return 0
-
-
-@contextlib.contextmanager
-def _rereading_keys(server: supervisor.Server) -> Iterator[None]:
-    """Read the file of keys again on SIGHUP, if there is one."""
-    if server.launch.settings.key_file is None:
-        yield
-        return
-    previous = signal.signal(signal.SIGHUP, lambda *_: server.reread_keys())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, previous)
-
-
-def _show_command(launch: Launch) -> int:
-    """Print the command that starts the engine. Returns the exit code 0."""
-    if launch.settings.engine == "sglang":
-        sglang.check_settings(launch.settings)
-        variables: dict[str, str] = {}
-    else:
-        variables = server_environment(launch, os.environ, machine.cores())
-        variables = {name: value for name, value in variables.items() if os.environ.get(name) != value}
-        variables[VARIABLE] = rules(launch, secrets.token_urlsafe(), 0).dump().decode().strip()
-    words = [f"{name}={value}" for name, value in variables.items()]
-    click.echo(shlex.join([*(["env", *words] if words else []), *supervisor.command(launch)]))
-    return 0
+    sys.exit(serve(settings, reporter, as_json))

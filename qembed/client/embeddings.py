@@ -180,8 +180,11 @@ def connected(url: str, timeout: float, api_key: str | None = None) -> Iterator[
 
 
 def _only_model(server: openai.OpenAI, url: str) -> str:
-    names = [str(model.id) for model in server.models.list().data]
-    if len(names) != 1:
+    models = server.models.list().data
+    names = [str(model.id) for model in models]
+    # After its model's name `qembed serve` lists those with a prompt; vLLM names the checkpoint of each as `root`.
+    roots = {str(getattr(model, "root", None) or model.id) for model in models}
+    if len(roots) != 1:
         raise QembedError(f"{url}: serves {len(names)} models ({shown(', '.join(names)) or 'none'}); name one")
     return names[0]
 

@@ -11,6 +11,7 @@ from qembed.text.prompts import DEFAULT_INSTRUCTION
 from qembed.vllm import api_keys, engine_options, hosts, kernels, plan, plan_table
 from qembed.vllm.devices import Device
 from qembed.vllm.gate_rules import Rules
+from qembed.vllm.prompt_models import prompt_models
 from qembed.vllm.settings import BLOCK_SIZE, Launch
 
 MMAP_THRESHOLD = 32 * 2**20
@@ -41,7 +42,7 @@ def arguments(launch: Launch) -> list[str]:
     settings = launch.settings
     words = [
         *engine_arguments(launch),
-        *("--served-model-name", settings.name),
+        *("--served-model-name", settings.name, *prompt_models(settings)),
         *("--host", settings.host),
         *("--port", str(launch.port)),
         *("--max-num-queued-reqs", str(settings.max_queue)),
@@ -161,7 +162,9 @@ def rules(
         prompts=dict(trunk.prompts),
         default_prompt=settings.prompt_name,
         model_prompt=trunk.default_prompt,
+        prompt_models=prompt_models(settings),
         lower_case=trunk.lower_case,
+        normalized=settings.normalized,
         instruction=None if reranker is None else settings.instruction or DEFAULT_INSTRUCTION,
         max_batch=settings.max_client_batch,
         max_body=settings.max_body,

@@ -28,7 +28,9 @@ class Rules:
         prompts: prompts by name; a prompt is prepended to a text.
         default_prompt: the name of the prompt for requests without one; None: no prompt.
         model_prompt: the name of the prompt that the model itself has for texts without one; None: no prompt.
+        prompt_models: the name of the prompt for requests to each further name of the model.
         lower_case: whether texts are lower-cased.
+        normalized: whether vectors have unit length.
         instruction: a reranker's task for requests without one; None: an embedder is served.
         max_batch: maximum texts of a request.
         max_body: maximum bytes of a request.
@@ -60,7 +62,9 @@ class Rules:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     model_prompt: str | None = None
+    prompt_models: dict[str, str] = field(default_factory=dict)
     lower_case: bool = False
+    normalized: bool = True
     instruction: str | None = None
     smallest: int | None = None
     max_batch: int = 2048

@@ -61,6 +61,7 @@ class ServerSettings:
         clean: whether texts are cleaned (`qembed.text.cleaning`).
         truncate: whether texts that are too long are truncated, unless the request says otherwise.
         default_prompt: the name of the prompt for requests without one; "": none; None: the model's own.
+        prompt_names: whether the model also answers to its name with a prompt's (`prompt_models.py`).
         normalize: whether vectors get unit length where the model does not scale them.
         allow_token_ids: whether token ids are accepted instead of texts.
         instruction: a reranker's task for requests without one; None: that of the model card.
@@ -99,6 +100,7 @@ class ServerSettings:
     clean: bool = True
     truncate: bool = False
     default_prompt: str | None = None
+    prompt_names: bool = True
     normalize: bool = False
     allow_token_ids: bool = False
     instruction: str | None = None

@@ -51,3 +51,12 @@ class Refused(Exception):
 def bad(message: str, reason: str, param: str | None = "input") -> Refused:
     """An invalid request: status 400."""
     return Refused(400, message, reason, param)
+
+
+def quoted(value: Any) -> str:
+    """`value` as JSON of at most 60 characters, for a message."""
+    try:
+        text = json.dumps(value[:61] if isinstance(value, str) else value, ensure_ascii=True)
+    except (ValueError, RecursionError):
+        return "something else"
+    return text if len(text) <= 60 else text[:60] + "…"

@@ -35,7 +35,7 @@ from qembed.serve.gate.asgi import (
     respond,
 )
 from qembed.serve.gate.engine import Engine, is_dead
-from qembed.serve.gate.errors import Refused
+from qembed.serve.gate.errors import Refused, quoted
 from qembed.serve.gate.metrics import Metrics
 from qembed.serve.gate.overload import Load
 from qembed.serve.gate.reader import Reader
@@ -178,7 +178,7 @@ class Gate:
         for model in json.loads(raw)["data"]:
             if model["id"] == name:
                 return json.dumps(model).encode()
-        raise Refused(404, f"the model {request.quoted(name)} does not exist; see {MODELS}", "model", "model")
+        raise Refused(404, f"the model {quoted(name)} does not exist; see {MODELS}", "model", "model")
 
     async def _answer_task(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         try:
@@ -287,7 +287,7 @@ def _check_host(scope: Scope, names: Sequence[str]) -> None:
     """Refuse a request that calls the server by none of `names`, or by several."""
     headers = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
     if len(headers) != 1 or not hosts.is_allowed(headers[0], names):
-        name = request.quoted(headers[0]) if headers else "missing"
+        name = quoted(headers[0]) if headers else "missing"
         raise Refused(421, f"the Host header is {name}, no name of this server; add it with --allowed-host NAME", "host")
 
 

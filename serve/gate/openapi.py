@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from qembed.installation import version
-from qembed.serve.gate import rerank_openapi
+from qembed.serve.gate import prompt, request, rerank_openapi
 from qembed.vllm.gate_rules import Rules
 
 ERROR = {
@@ -62,7 +62,10 @@ def document(rules: Rules) -> bytes:
     operations = _embeddings(rules) if rules.instruction is None else rerank_openapi.operations(rules)
     paths = {
         **{path: post(operation) for path, operation in operations.items()},
-        "/v1/models": get("The served model.", _json("Its name.", {"type": "object", "required": ["data"]})),
+        "/v1/models": get(
+            "The served model, and its names with a prompt." if rules.prompt_models else "The served model.",
+            _json("Its names.", {"type": "object", "required": ["data"]}),
+        ),
         "/v1/models/{model}": {
             "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
             **get("A model by name.", _json("Its entry.", {"type": "object", "required": ["id"]}), "404"),
@@ -116,7 +119,11 @@ def _request(rules: Rules) -> dict[str, Any]:
             "user": {"type": ["string", "null"]},
             "prompt_name": {"enum": [*sorted(rules.prompts), "", None]},
             "instruction": {"type": ["string", "null"]},
+            "input_type": {"enum": [*prompt.types(rules), None]},
+            "task": {"enum": [*prompt.types(rules), None]},
             "truncate_prompt_tokens": {"type": ["integer", "null"], "minimum": -1, "maximum": rules.max_model_len},
+            "truncate": {"enum": [True, False, *request.TRUNCATES, None]},
+            "truncation": {"enum": [True, False, *request.TRUNCATES, None]},
             "add_special_tokens": {"type": ["boolean", "null"]},
         },
     }

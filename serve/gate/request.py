@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qembed.serve.gate.errors import Refused, bad
-from qembed.text.cleaning import clean, has_surrogate, lower_cased
-from qembed.text.prompts import instruct
+from qembed.serve.gate import prompt as prompts
+from qembed.serve.gate.errors import Refused, bad, quoted
+from qembed.serve.gate.unsupported import check_supported, of_embeddings
+from qembed.text.cleaning import has_surrogate, lower_cased
 from qembed.text.texts import model_input
 from qembed.vllm.gate_rules import Rules
 
@@ -22,9 +23,11 @@ COUNTED_CHARACTERS = 32
 LONGEST_TOKEN = 256
 """Upper bound for the characters of one token; the longest are white space."""
 KNOWN = (
-    *("input", "model", "user", "encoding_format", "dimensions", "prompt_name", "instruction"),
-    *("truncate_prompt_tokens", "truncation_side", "add_special_tokens", "messages"),
+    *("input", "model", "user", "encoding_format", "dimensions", *prompts.FIELDS),
+    *("truncate_prompt_tokens", "truncation_side", "truncate", "truncation", "add_special_tokens", "messages"),
 )
+TRUNCATES = {"END": True, "NONE": False}
+"""Values of `truncate` and `truncation` besides true and false (Cohere's and NIM's)."""
 NEAR = 0.82
 """Similarity (difflib's ratio) from which a name counts as a misspelt one: "dimension" has 0.95, "encodingFormat" 0.9."""
 MAX_NAME = 32
@@ -85,14 +88,15 @@ def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | Non
     check_counts(raw, rules)
     content = parse(raw)
     check_names(content, KNOWN)
+    check_supported(content, of_embeddings(rules))
     _check_types(content, rules)
     inputs = _inputs(content.get("input"), rules)
     max_tokens = _truncation(content, rules)
-    prompt = _prompt(content, rules)
+    prompt, field = prompts.chosen(content, rules)
     if isinstance(inputs[0], str):
         inputs = [_text(str(text), index, prompt, rules) for index, text in enumerate(inputs)]
-    elif prompt and (content.get("prompt_name") or content.get("instruction")):
-        raise bad("a prompt cannot be put before token ids; send texts", "prompt", "prompt_name")
+    elif prompt and field is not None:
+        raise bad("a prompt cannot be put before token ids; send texts", "prompt", field)
     if max_tokens is not None:  # vLLM would tokenize the whole text before it truncates
         inputs = [text[: LONGEST_TOKEN * max_tokens] for text in inputs]
     else:
@@ -203,7 +207,7 @@ def check_strings(content: dict[str, Any], rules: Rules, names: Sequence[str]) -
 
 
 def _check_types(content: dict[str, Any], rules: Rules) -> None:
-    check_strings(content, rules, ("model", "user", "prompt_name", "instruction"))
+    check_strings(content, rules, ("model", "user", *prompts.FIELDS))
     if (encoding := content.get("encoding_format")) is not None and encoding not in ENCODINGS:
         raise bad(f"encoding_format is {quoted(encoding)}; it must be {' or '.join(ENCODINGS)}", "type", "encoding_format")
     size = whole(content.get("dimensions"))
@@ -262,32 +266,14 @@ def _text(text: str, index: int, prompt: str, rules: Rules) -> str:
     return lower_cased(entire) if rules.lower_case else entire
 
 
-def _prompt(content: dict[str, Any], rules: Rules) -> str:
-    """The prompt to put before each text; empty for none."""
-    name, instruction = content.get("prompt_name"), content.get("instruction")
-    if instruction is not None:
-        if name is not None:
-            raise bad("give either prompt_name or instruction", "prompt", "instruction")
-        task = clean(instruction) if rules.clean else instruction
-        if not task.strip():
-            raise bad("instruction is empty", "prompt", "instruction")
-        return instruct(task)
-    if name is None:
-        name = rules.default_prompt
-    if not name:
-        return ""
-    if name not in rules.prompts:
-        raise bad(f"prompt_name is {quoted(name)}; this model has {', '.join(sorted(rules.prompts))}", "prompt", "prompt_name")
-    return rules.prompts[name]
-
-
 def _truncation(content: dict[str, Any], rules: Rules) -> int | None:
     """The number of tokens to truncate texts to, or None to refuse texts that are too long."""
     if content.get("truncation_side") not in (None, "right"):
         raise bad("truncation_side: only the end of a text can be cut", "truncation", "truncation_side")
+    truncates = _truncates(content, rules)
     tokens = whole(content.get("truncate_prompt_tokens"))
     if tokens is None:
-        return rules.max_model_len if rules.truncate else None
+        return rules.max_model_len if truncates else None
     if not _is_integer(tokens) or not (tokens == -1 or 1 <= tokens <= rules.max_model_len):
         raise bad(
             f"truncate_prompt_tokens is {quoted(tokens)}; give 1 to {rules.max_model_len}, or -1 for {rules.max_model_len}",
@@ -295,6 +281,20 @@ def _truncation(content: dict[str, Any], rules: Rules) -> int | None:
             "truncate_prompt_tokens",
         )
     return rules.max_model_len if tokens == -1 else tokens
+
+
+def _truncates(content: dict[str, Any], rules: Rules) -> bool:
+    """Whether texts that are too long are cut: as another service's field says (NIM's, Jina's, Voyage's), else the rules."""
+    truncates: Any = rules.truncate
+    fields = [name for name in ("truncate", "truncation") if content.get(name) is not None]
+    if len(fields) > 1:
+        raise bad(f"give either {' or '.join(fields)}", "truncation", fields[-1])
+    for name in fields:
+        value = content[name]
+        truncates = TRUNCATES.get(value, value) if isinstance(value, str) else value
+        if not isinstance(truncates, bool):
+            raise bad(f"{name} is {quoted(value)}; give true or END, false or NONE", "truncation", name)
+    return bool(truncates)
 
 
 def _check_length(text: str | list[int], index: int, limit: int, count: Count) -> None:
@@ -336,12 +336,3 @@ def whole(value: Any) -> Any:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def quoted(value: Any) -> str:
-    """`value` as JSON of at most 60 characters, for a message."""
-    try:
-        text = json.dumps(value[:61] if isinstance(value, str) else value, ensure_ascii=True)
-    except (ValueError, RecursionError):
-        return "something else"
-    return text if len(text) <= 60 else text[:60] + "…"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qembed.serve.gate import request
-from qembed.serve.gate.errors import bad
-from qembed.serve.gate.request import Batch, quoted
+from qembed.serve.gate.errors import bad, quoted
+from qembed.serve.gate.request import Batch
+from qembed.serve.gate.unsupported import OF_SCORES, check_supported
 from qembed.text.cleaning import has_surrogate
 from qembed.text.texts import model_input
 from qembed.vllm.gate_rules import Rules
@@ -25,11 +26,6 @@ KNOWN = {
     "rerank": (*COMMON, "query", "documents", "top_n", "return_documents"),
     "score": (*COMMON, *(name for names in SIDES for name in names)),
 }
-REFUSED = {
-    "rank_fields": "a document is a text, or an object with the field text; put what is to be read into it",
-    "texts": "give the texts as documents",
-}
-"""Fields of other servers that would change the scores or the answer, and what to do instead."""
 STRINGS = 4
 """Strings, lists and objects that a pair may have in the body: an object {"text": …} for each, on both sides."""
 PROMPT_BYTES = 12
@@ -98,9 +94,7 @@ def read(raw: bytes, rules: Rules, path: str) -> Pairs:
     content = request.parse(raw)
     is_score = path == SCORE
     request.check_names(content, KNOWN["score" if is_score else "rerank"])
-    for name, advice in REFUSED.items():
-        if content.get(name) is not None and name not in KNOWN["score" if is_score else "rerank"]:
-            raise bad(f"{name} is not supported: {advice}", "field", name)
+    check_supported(content, OF_SCORES)
     request.check_strings(content, rules, ("model", "user", "instruction"))
     fields = _fields(content) if is_score else ("query", "documents")
     queries = _texts(content, fields[0], rules) if is_score else [_query(content)]

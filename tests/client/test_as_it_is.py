@@ -10,6 +10,7 @@ import pytest
 
 from qembed.client import embeddings
 from qembed.client.about import as_it_is
+from qembed.errors import QembedError
 from tests.answering import Request, Server
 
 QEMBED = {"version": "0.32", "qembed": "1.0", "default_prompt": "query"}
@@ -21,13 +22,14 @@ class Recording(Server):
     def __init__(self, version: Any) -> None:
         self.version = version
         self.bodies: list[dict[str, Any]] = []
+        self.models: list[dict[str, Any]] = [{"id": "m", "object": "model"}]
         super().__init__(self.answer)
 
     def answer(self, request: Request) -> tuple[int, object]:
         if request.path == "/version":
             return (404, {}) if self.version is None else (200, self.version)
         if not request.body:
-            return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
+            return 200, {"object": "list", "data": self.models}
         self.bodies.append(request.body)
         vector = base64.b64encode(np.ones(2, "<f4").tobytes()).decode()
         data = [{"object": "embedding", "index": index, "embedding": vector} for index in range(len(request.body["input"]))]
@@ -52,5 +54,21 @@ def test_only_a_qembed_server_with_a_default_prompt_is_asked_for_none(version: A
         assert as_it_is(server.url) == fields
         embeddings.embed(["a", "b"], url=server.url)
         assert [set(body) - {"input", "model", "encoding_format"} for body in server.bodies] == [set(fields)]
+    finally:
+        server.end()
+
+
+@pytest.mark.parametrize(("roots", "count"), [(["/checkpoint"] * 3, 3), (["/checkpoint", "/other", None], 3)])
+def test_further_names_of_one_checkpoint_are_not_taken_for_other_models(roots: list[str | None], count: int) -> None:
+    server = Recording(QEMBED)
+    listed = [{"id": f"m{index}", "object": "model", "root": root} for index, root in enumerate(roots)]
+    server.models = listed
+    try:
+        if len(set(roots)) == 1:
+            embeddings.embed(["a"], url=server.url)
+            assert [(body["model"], body["prompt_name"]) for body in server.bodies] == [("m0", "")]
+        else:
+            with pytest.raises(QembedError, match=f"{count} models"):
+                embeddings.embed(["a"], url=server.url)
     finally:
         server.end()

@@ -66,6 +66,18 @@ def test_a_framework_gets_the_vectors_of_documents_and_queries(
         assert "check_embedding_ctx_length=False" in output["refused"]
 
 
+def test_langchain_gets_a_querys_vector_by_the_models_name_alone(
+    int4_server: Launched, clients: Path, expected: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    lines = (
+        "import json, sys\nfrom langchain_openai import OpenAIEmbeddings\nurl, model = sys.argv[1:]\n"
+        "queries = OpenAIEmbeddings(model=model, base_url=url, api_key='none', check_embedding_ctx_length=False)\n"
+        "print(json.dumps(queries.embed_query('music player')))"
+    )
+    result = run(clients / "python", "-c", lines, int4_server.url, f"{int4_server.model}-query")
+    assert equal(json.loads(result.stdout.splitlines()[-1]), expected["query"])
+
+
 # Expressions over the variables of the page's code, printed as JSON.
 PRINTED = {
     "openai": "([item.embedding for item in documents.data], query.data[0].embedding)",

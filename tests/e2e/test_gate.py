@@ -258,8 +258,14 @@ def test_edges_of_http_are_answered(int4_server: Launched) -> None:
     for path in ("/health", "/version", "/metrics", "/v1/models"):
         head = send(url, "HEAD", path)
         assert (head.status, head.raw) == (200, b"")
-    model = send(url, "GET", f"/v1/models/{int4_server.model}").json
-    assert (model["id"], model["object"]) == (int4_server.model, "model")
+    for name in (int4_server.model, f"{int4_server.model}-query"):
+        model = send(url, "GET", f"/v1/models/{name}").json
+        assert (model["id"], model["object"]) == (name, "model")
+    query = vector(int4_server, "good", prompt_name="query")
+    assert not equal(query, plain)
+    assert equal(vector(int4_server, "good", model=f"{int4_server.model}-query"), query)
+    assert equal(vector(int4_server, "good", model=f"{int4_server.model}-document"), plain)
+    assert equal(vector(int4_server, "good", input_type="search_query"), query)
     version = send(url, "GET", "/version").json
     assert version["version"]
     assert version["qembed"] == installation.version()

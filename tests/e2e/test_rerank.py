@@ -148,6 +148,14 @@ def test_an_instruction_changes_the_scores_as_in_transformers(served: tuple[Laun
         assert score(PAIRS, None) != pytest.approx(expected, abs=1e-3)
 
 
+def test_a_reranker_has_its_own_name_only(served: tuple[Launched, Path]) -> None:
+    server, _ = served
+    assert [model["id"] for model in send(server.url, "GET", "/v1/models").json["data"]] == [server.model]
+    assert len(_ranked(server, documents=["x"], model=server.model)) == 1
+    body = json.dumps({"query": QUERY, "documents": ["x"], "model": f"{server.model}-query"}).encode()
+    assert send(server.url, "POST", "/v1/rerank", body, JSON).status == 404
+
+
 def _ranked(server: Launched, **body: Any) -> list[dict[str, Any]]:
     answer = send(server.url, "POST", "/v1/rerank", json.dumps({"query": QUERY, **body}).encode(), JSON)
     assert answer.status == 200, answer.raw

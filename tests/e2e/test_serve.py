@@ -108,7 +108,9 @@ def test_base64_and_float_agree(int4_server: Launched, texts: list[str]) -> None
 def test_the_ready_line_describes_the_server(int4_server: Launched, int4_checkpoint: Path) -> None:
     ready = int4_server.ready
     with openai.OpenAI(base_url=int4_server.url, api_key="none") as api:
-        assert [model.id for model in api.models.list().data] == [ready["model"]] == [int4_checkpoint.name]
+        name, *others = [model.id for model in api.models.list().data]
+    assert name == ready["model"] == int4_checkpoint.name
+    assert set(others) == {f"{name}-query", f"{name}-document"}
     assert ready["int4"] is True
     assert ready["device"] in ("cpu", "cuda")
     assert ready["memory_bytes"] > ready["weights_bytes"] > 0

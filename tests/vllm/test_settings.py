@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from qembed.checkpoint.description import Checkpoint
+from qembed.checkpoint.find import find
 from qembed.errors import BadInput
 from qembed.vllm import kernels
 from qembed.vllm.arguments import arguments, environment, rules, server_environment
 from qembed.vllm.devices import PRESETS, Target
 from qembed.vllm.kernels import Cpu
+from qembed.vllm.prompt_models import prompt_models
 from qembed.vllm.settings import Launch, ServerSettings, check_fits, resolve
 from tests.checkpoints import write_placeholder
+from tests.embedders import write_embedder
 from tests.vllm.conftest import CONFIG
 
 CPU, L4, T4 = Target("cpu", "CPU"), PRESETS["L4"], PRESETS["T4"]
@@ -353,3 +356,28 @@ def test_the_plan_in_metrics_is_for_one_of_the_devices(checkpoint: Checkpoint) -
     assert rules(resolve(ServerSettings(checkpoint), CPU, Cpu(), 1), "token", 0).parts == 1
     several = ServerSettings(checkpoint, tensor_parallel_size=2, data_parallel_size=3)
     assert rules(resolve(several, L4, Cpu(), 1), "token", 0).parts == 6
+
+
+def test_the_model_has_a_further_name_for_each_prompt_unless_switched_off(checkpoint: Checkpoint) -> None:
+    launch = resolve(ServerSettings(checkpoint, served_model_name="m"), CPU, Cpu(), 1)
+    start = arguments(launch).index("--served-model-name")
+    assert arguments(launch)[start + 1 : start + 5] == ["m", "m-query", "m-document", "--host"]
+    assert rules(launch, "token", 0).prompt_models == {"m-query": "query", "m-document": "document"}
+    launch = resolve(ServerSettings(checkpoint, served_model_name="m", prompt_names=False), CPU, Cpu(), 1)
+    assert arguments(launch)[start + 1 : start + 3] == ["m", "--host"]
+    assert rules(launch, "token", 0).prompt_models == {}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_gate_knows_whether_vectors_have_unit_length(tmp_path: Path, normalize: bool) -> None:
+    checkpoint = write_embedder(tmp_path / "model", normalize=normalize)
+    assert rules(resolve(ServerSettings(checkpoint), CPU, Cpu(), 1), "token", 0).normalized is normalize
+    assert rules(resolve(ServerSettings(checkpoint, normalize=True), CPU, Cpu(), 1), "token", 0).normalized
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\x00b", "x" * 129])
+def test_a_prompt_whose_name_cannot_be_part_of_a_models_gives_it_none(checkpoint: Checkpoint, name: str) -> None:
+    file = checkpoint.folder / "config_sentence_transformers.json"
+    file.write_text(json.dumps({"prompts": {name: "p: ", "Retrieval-query": "q: "}}))
+    names = set(prompt_models(ServerSettings(find(str(checkpoint.folder)), served_model_name="m")))
+    assert names == {"m-query", "m-document", "m-Retrieval-query"}

@@ -65,6 +65,14 @@ def test_settings_that_are_not_a_rerankers_are_refused(reranker: Path, settings:
         launched(find(str(reranker)), **settings)
 
 
+def test_a_reranker_has_no_names_with_a_prompt(reranker: Path) -> None:
+    launch = launched(find(str(reranker)), served_model_name="m")
+    words = arguments(launch)
+    start = words.index("--served-model-name")
+    assert words[start + 1 : start + 3] == ["m", "--host"]
+    assert rules(launch, "token", 0).prompt_models == {}
+
+
 def test_an_embedder_has_no_instruction(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="--instruction is for a reranker"):
         launched(checkpoint, instruction="judge")

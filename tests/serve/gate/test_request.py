@@ -195,8 +195,67 @@ def test_a_long_name_of_a_field_is_compared_with_none(monkeypatch: pytest.Monkey
 
 
 def test_other_unknown_fields_are_ignored() -> None:
-    others = {"input_type": "query", "extra_body": {}, "normalize": True, "priority": 1, "timeout": 5, "x" * 100_000: 1}
+    others = {"extra_body": {}, "normalize": True, "priority": 1, "timeout": 5, "x" * 100_000: 1}
     assert set(ask(input="a", **others).body) == {"input", "encoding_format"}
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("name", ["normalize", "normalized", "normalize_embeddings", "use_activation"])
+def test_another_length_of_vectors_than_the_servers_is_refused(name: str, normalized: bool) -> None:
+    rules = replace(RULES, normalized=normalized)
+    assert ask(rules, input="a", **{name: normalized}).inputs == ["a"]
+    assert name in refused(rules=rules, input="a", **{name: not normalized})
+    assert ask(rules, input="a", **{name: None}).inputs == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "advice"),
+    [
+        ("prompt", "query: ", "instruction"),
+        ("prompt", "", "instruction"),
+        ("text_type", "query", "input_type"),
+        ("output_dimension", 32, "dimensions"),
+        ("output_dtype", "int8", "encoding_format"),
+        ("embedding_types", ["float", "binary"], "encoding_format"),
+        ("embed_dtype", "float16", "encoding_format"),
+        ("endianness", "big", "little"),
+        ("late_chunking", True, "own"),
+        ("normalize", "no", "unit length"),
+        ("normalize", {"p": [2]}, "unit length"),
+    ],
+)
+def test_a_field_of_another_service_that_would_change_vectors_is_refused(field: str, value: object, advice: str) -> None:
+    message = refused(input="a", **{field: value})
+    assert field in message
+    assert advice in message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"output_dtype": "float", "embed_dtype": "float32", "embedding_type": "float", "embedding_types": ["float"]},
+        {"late_chunking": False, "endianness": "little", "normalized": True},
+    ],
+)
+def test_a_field_that_asks_for_what_the_server_does_passes(fields: dict[str, object]) -> None:
+    assert set(ask(input="a", **fields).body) == {"input", "encoding_format"}
+
+
+@pytest.mark.parametrize("name", ["truncate", "truncation"])
+def test_the_fields_of_other_services_for_long_texts_override_the_server(name: str) -> None:
+    texts = " ".join(["a"] * (RULES.max_model_len + 1))
+    for value in (True, "END"):
+        assert ask(input=texts, **{name: value}).body["truncate_prompt_tokens"] == RULES.max_model_len
+        assert ask(input=texts, truncate_prompt_tokens=4, **{name: value}).body["truncate_prompt_tokens"] == 4
+    for value in (False, "NONE"):
+        assert "tokens" in refused(rules=replace(RULES, truncate=True), input=texts, **{name: value})
+    for value in ("START", "end", 1, ["END"]):
+        assert name in refused(input="a", **{name: value})
+        assert name in refused(input="a", truncate_prompt_tokens=4, **{name: value})
+
+
+def test_two_fields_for_long_texts_are_refused() -> None:
+    assert "truncate or truncation" in refused(input="a", truncate=True, truncation=False)
 
 
 def test_an_empty_prompt_name_overrides_the_default_prompt() -> None:

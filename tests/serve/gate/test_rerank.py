@@ -183,12 +183,22 @@ def test_a_query_that_leaves_no_room_is_refused(gate: Gate) -> None:
         ({"query": "q", "documents": ["x"], "top_n": -1}, "top_n is -1"),
         ({"query": "q", "documents": ["x"], "return_document": True}, "did you mean return_documents"),
         ({"query": "q", "documents": ["x"], "rank_fields": ["title"]}, "rank_fields is not supported"),
+        ({"query": "q", "documents": ["x"], "prompt": "judge: "}, "prompt "),
+        ({"query": "q", "documents": ["x"], "prompt_name": "query"}, "give instruction"),
+        ({"query": "q", "documents": ["x"], "task": "judge"}, "give instruction"),
+        ({"query": "q", "documents": ["x"], "raw_scores": True}, "raw_scores true is not supported"),
+        ({"query": "q", "documents": ["x"], "use_activation": False}, "use_activation false is not supported"),
         ({"query": "q", "documents": ["x"], "return_documents": 1}, "return_documents is neither true nor false"),
         ({"query": "q", "texts": ["x"]}, "texts is not supported: give the texts as documents"),
     ],
 )
 def test_invalid_requests_are_refused_with_what_is_wrong(gate: Gate, body: dict[str, Any], words: str) -> None:
     assert words in message(gate, **body)
+
+
+def test_fields_that_ask_for_what_a_reranker_does_pass(gate: Gate) -> None:
+    fields = {"prompt": "", "prompt_name": "", "raw_scores": False, "use_activation": True, "normalize": True}
+    assert ask(gate, query="q", documents=["x"], **fields) == ask(gate, query="q", documents=["x"])
 
 
 def test_the_query_counts_for_each_document_of_a_request(gate: Gate) -> None:

@@ -90,11 +90,10 @@ def write(
         }
         save(f"model-layer-{layer:03d}.safetensors", {f"layers.{layer}.{name}": tensor for name, tensor in tensors.items()})
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2) + "\n")
-    shutil.copyfile(sample.folder / "tokenizer_config.json", folder / "tokenizer_config.json")
     if reranker:
-        _write_answering_tokenizer(sample.folder / "tokenizer.json", folder / "tokenizer.json")
+        _write_answering_tokenizer(sample.folder / "tokenizer.json", folder)
     else:
-        for name in ("tokenizer.json", "modules.json", "config_sentence_transformers.json"):
+        for name in ("tokenizer.json", "tokenizer_config.json", "modules.json", "config_sentence_transformers.json"):
             shutil.copyfile(sample.folder / name, folder / name)
         (folder / "1_Pooling").mkdir(exist_ok=True)
         pooling = json.loads((sample.folder / "1_Pooling" / "config.json").read_text())
@@ -102,13 +101,17 @@ def write(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _write_answering_tokenizer(source: Path, target: Path) -> None:
-    """Write the tokenizer `source` with a token each for yes and no, and without the last token that an embedder's appends."""
+def _write_answering_tokenizer(source: Path, folder: Path) -> None:
+    """Write the tokenizer `source` with a token each for yes and no, and without the last token that an embedder's appends.
+
+    transformers' class for Qwen's tokenizers would leave out the tokens that were added.
+    """
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(json.dumps({**json.loads(source.read_text(encoding="utf-8")), "post_processor": None}))
     tokenizer.add_tokens(["yes", "no"])
-    tokenizer.save(str(target))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
 
 
 def main() -> None:

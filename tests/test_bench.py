@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from qembed.checkpoint.find import SAMPLE, find
+
 BENCH = Path(__file__).parents[1] / "bench"
 WHERE = {
     "rehearsal": False,
@@ -256,3 +258,30 @@ def test_the_section_of_vectors_has_what_vllm_loaded(bench: Callable[[str], Modu
     record = {"where": WHERE, "date": "2026-11-27", "steps": {"int4, INT8 table": step}}
     section = bench("gpu_report").section("fidelity", record)
     assert "| int4, INT8 table | float16 | qembed_awq | fp8 | MarlinLinearKernel | 9 | 0.99991 | 0.99992 |" in section
+
+
+def test_the_section_of_two_models_has_the_speed_of_both(bench: Callable[[str], ModuleType]) -> None:
+    step = {
+        "limit": 4 * 2**30, "planned": 3 * 2**30, "used": 2 * 2**30, "context": [2048, 1024],
+        "alone": {"8x43": {"tokens_per_second": 900.0}}, "beside": {"8x43": {"tokens_per_second": 500.0}},
+        "pairs_per_second": {"alone": 80.0, "beside": 40.0},
+    }  # fmt: skip
+    record = {"where": WHERE, "date": "2026-11-28", "steps": {"pair": step}}
+    section = bench("gpu_report").section("together", record)
+    assert "planned 3.00 GiB, used 2.00 GiB, within 4.00 GiB" in section
+    assert "8 of 43 tokens: 900 tokens/s alone, 500 beside" in section
+    assert "80 pairs/s alone, 40 beside" in section
+
+
+@pytest.mark.slow
+def test_a_random_reranker_is_one_for_qembed_and_for_transformers(tmp_path: Path, bench: Callable[[str], ModuleType]) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "random-reranker"
+    vocabulary = find(SAMPLE).tokenizer().get_vocab_size() + 2
+    bench("random_checkpoint").write("0.6B", folder, 1, vocabulary=vocabulary, reranker=True)
+    description = find(str(folder)).reranker
+    assert description is not None
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tuple(tokenizer.convert_tokens_to_ids(["no", "yes"])) == description.answers
+    assert tokenizer("a").input_ids[-1] != tokenizer.convert_tokens_to_ids("<|endoftext|>")

@@ -94,10 +94,12 @@ def test_bad_input_is_reported_in_one_line(int4: Checkpoint, arguments: list[str
 
 
 def test_a_vllm_that_was_never_tried_is_warned_about(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "vllm_version", lambda: "0.1.0")
-    (warning,) = startup_warnings(ServerSettings(checkpoint), None)
-    assert "vLLM 0.1.0 was never tried" in warning
-    assert "0.1.0" not in "".join(startup_warnings(ServerSettings(checkpoint, engine="sglang"), None))
+    for version, warned in (("0.1.0", "too old"), ("0.31.0", "never tried")):
+        monkeypatch.setattr(machine, "vllm_version", lambda version=version: version)
+        (warning,) = startup_warnings(ServerSettings(checkpoint), None)
+        assert f"vLLM {version} " in warning
+        assert warned in warning
+        assert version not in "".join(startup_warnings(ServerSettings(checkpoint, engine="sglang"), None))
 
 
 def test_serving_other_machines_without_key_or_tls_is_warned_about(checkpoint: Checkpoint, tmp_path: Path) -> None:

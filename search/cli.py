@@ -81,37 +81,37 @@ def _run(options: dict[str, Any]) -> None:
     """Open the index and the models, and answer the questions."""
     from rich.console import Console
 
-    from qembed.search.session import opened
+    from qembed.search.session import answer_once, opened
 
-    interactive = options["interactive"]
+    interactive, as_json = options["interactive"], options["as_json"]
     if interactive and options["texts"]:
         raise BadInput("--interactive reads the questions from standard input: leave TEXT out")
     texts = [] if interactive else _texts(options["texts"])
     progress = Console(stderr=True)
     search, settings = _settings(options, progress)
+    if not interactive:
+        _show(answer_once(search, texts, settings, progress), as_json=as_json)
+        if not (as_json or search.store.columns):
+            click.echo(NO_TEXTS, err=True)
+        return
     with opened(search, settings, progress) as ask:
-        if not interactive:
-            _show(ask(texts), as_json=options["as_json"])
-            return
         if not search.store.columns:
             click.echo(NO_TEXTS, err=True)
         for text in _questions(sys.stdin):
             try:
-                _show(ask(_cleaned([text])), as_json=options["as_json"], hint=False)
+                _show(ask(_cleaned([text])), as_json=as_json)
             except BadInput as error:
                 click.echo(f"error: {error}", err=True)
 
 
-def _show(result: dict[str, Any], *, as_json: bool, hint: bool = True) -> None:
-    """Print `result`: as a line of JSON, or as a table, with a `hint` if the index has ids only."""
+def _show(result: dict[str, Any], *, as_json: bool) -> None:
+    """Print `result`: as a line of JSON, or as a table."""
     if as_json:
         click.echo(strict_json.dumps(result))
         return
     from rich.console import Console
 
     _print(Console(), result)
-    if hint and not result["columns"]:
-        click.echo(NO_TEXTS, err=True)
 
 
 def _settings(options: dict[str, Any], progress: Any) -> tuple[Search, QuestionSettings]:

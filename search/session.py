@@ -1,4 +1,4 @@
-"""An opened index, with the models that embed its questions and reorder their results: loaded once, for many questions."""
+"""Answers questions from an index: with models loaded once for many questions, or with one model in memory at a time."""
 
 from __future__ import annotations
 
@@ -58,18 +58,26 @@ def opened(search: Search, settings: query.QuestionSettings, progress: Console) 
             with reporter(f"reranker: {reranker.name}, opening", progress):
                 score = stack.enter_context(reranker.open())
             search = replace(search, reranker=replace(reranker, open=lambda: nullcontext(score)))
-        yield lambda texts: _answer(search, texts, embed, settings.instruction, progress)
+        yield lambda texts: _answer(search, texts, embed(texts), settings.instruction, progress)
+
+
+def answer_once(search: Search, texts: Sequence[str], settings: query.QuestionSettings, progress: Console) -> dict[str, Any]:
+    """What an `Ask` answers. The embedder is closed before the reranker is loaded, so that memory holds one of them.
+
+    Raises:
+        BadInput, QembedError: as `opened`.
+    """
+    with query.opened(search.store, settings, progress) as embed:
+        vectors = embed(texts)
+    return _answer(search, texts, vectors, settings.instruction, progress)
 
 
 def _answer(
-    search: Search,
-    texts: Sequence[str],
-    embed: Callable[[Sequence[str]], NDArray[np.float32]],
-    instruction: str | None,
-    progress: Console,
+    search: Search, texts: Sequence[str], vectors: NDArray[np.float32], instruction: str | None, progress: Console
 ) -> dict[str, Any]:
+    """The answer to `texts`, whose `vectors` are [len(texts), d]."""
     store, model = search.store, search.reranker
-    answers = answer.hits(store, embed(texts), search.depth, search.width)
+    answers = answer.hits(store, vectors, search.depth, search.width)
     if model is not None and search.column is not None:
         answers = answer.reranked(answers, texts, search.column, model, instruction, progress)
     return {

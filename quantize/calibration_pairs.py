@@ -21,10 +21,10 @@ from qembed.errors import BadInput
 from qembed.files import sha256
 from qembed.quantize import calibration_texts
 from qembed.quantize.calibration import SHORTEST, Calibration, shorten
-from qembed.quantize.calibration_texts import MIN_TEXTS, SOURCE
+from qembed.quantize.calibration_texts import SOURCE
 from qembed.text.cleaning import clean
 from qembed.text.rows.options import RowOptions
-from qembed.text.rows.reader import DEFAULT, format_of, opened
+from qembed.text.rows.reader import DEFAULT, format_of
 from qembed.text.texts import model_input
 
 BUILT_IN = Path(__file__).parent / "data" / "pairs.jsonl"
@@ -86,13 +86,7 @@ def read(
         MissingExtra: the file is Parquet, and pyarrow is not installed.
     """
     path, column = calibration_texts.file_and_column(argument)
-    try:
-        pairs = calibration_texts.sample(_rows(path, column or DOCUMENT, options, on_note), count, seed)
-        digest = sha256(path)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(pairs) < MIN_TEXTS:
-        raise BadInput(f"{path}: {len(pairs) or 'no'} pairs, at least {MIN_TEXTS} are needed to calibrate and to measure on")
+    pairs, digest = calibration_texts.drawn(path, _rows(path, column or DOCUMENT, options, on_note), count, seed, "pairs")
     return Pairs(pairs, path.name, digest)
 
 
@@ -102,22 +96,14 @@ def _rows(path: Path, column: str, options: RowOptions, on_note: Callable[[str],
     if format == "txt":
         raise BadInput(f"{path}: plain text has no columns; a reranker is calibrated on the columns {QUERY} and {DOCUMENT}")
     wanted = {QUERY: "", "instruction": "", column: f"{path.name}:COLUMN"}
-    with opened(path, format, options, wanted) as records:
-        for name in (QUERY, column):
-            if not records.has(name):
-                raise records.missing(name, wanted[name])
-        for note in records.notes:
-            on_note(f"{path}: {note}")
-        for record in records.read(wanted):
-            if record.reason:
-                raise BadInput(f"{record.place}: {record.reason}")
-            query, document, instruction = (
-                calibration_texts.string_of(record.values, name, record.place) for name in (QUERY, column, "instruction")
-            )
-            for name, text in ((QUERY, query), (column, document)):
-                if text is None or not text.strip():
-                    raise BadInput(f"{record.place}: no {name}; a reranker is calibrated on the columns {QUERY} and {DOCUMENT}")
-            yield Pair(record.place, query or "", document or "", instruction or None)
+    for record in calibration_texts.valid_records(path, format, options, wanted, (QUERY, column), on_note):
+        query, document, instruction = (
+            calibration_texts.string_of(record.values, name, record.place) for name in (QUERY, column, "instruction")
+        )
+        for name, text in ((QUERY, query), (column, document)):
+            if text is None or not text.strip():
+                raise BadInput(f"{record.place}: no {name}; a reranker is calibrated on the columns {QUERY} and {DOCUMENT}")
+        yield Pair(record.place, query or "", document or "", instruction or None)
 
 
 def prepare(

@@ -13,7 +13,7 @@ from qembed.files import sha256
 from qembed.text.rows.lines import problem
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.reader import DEFAULT, format_of, opened
-from qembed.text.rows.record import shown
+from qembed.text.rows.record import Record, shown
 from qembed.text.texts import KINDS, Text
 
 BUILT_IN = Path(__file__).parent / "data" / "calibration.jsonl"
@@ -67,14 +67,23 @@ def read(
         MissingExtra: the file is Parquet, and pyarrow is not installed.
     """
     path, column = file_and_column(argument)
+    texts, digest = drawn(path, _rows(path, column, options, on_note), count, seed, "texts")
+    return Texts(texts, path.name, digest)
+
+
+def drawn(path: Path, rows: Iterable[Row], count: int, seed: int, unit: str) -> tuple[list[Row], str]:
+    """`count` of the `rows` of the file at `path`, drawn by `seed`, and the file's SHA-256; `unit` names them in messages.
+
+    Raises:
+        BadInput: the file cannot be read, or has fewer than MIN_TEXTS rows.
+    """
     try:
-        texts = sample(_rows(path, column, options, on_note), count, seed)
-        digest = sha256(path)
+        chosen, digest = sample(rows, count, seed), sha256(path)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(texts) < MIN_TEXTS:
-        raise BadInput(f"{path}: {len(texts) or 'no'} texts, at least {MIN_TEXTS} are needed to calibrate and to measure on")
-    return Texts(texts, path.name, digest)
+    if len(chosen) < MIN_TEXTS:
+        raise BadInput(f"{path}: {len(chosen) or 'no'} {unit}, at least {MIN_TEXTS} are needed to calibrate and to measure on")
+    return chosen, digest
 
 
 def file_and_column(argument: str) -> tuple[Path, str | None]:
@@ -121,18 +130,36 @@ def _rows(
         raise BadInput(f"{path}: plain text has no columns; leave ':{column}' out")
     column = column or DEFAULT_COLUMN
     wanted = {"kind": "", "instruction": "", column: f"{path.name}:COLUMN"}
+    for record in valid_records(path, format, options, wanted, [column], on_note):
+        if format != "txt":
+            yield _text(record.values, column, record.place)
+        elif line := record.values["text"].strip():
+            yield Text(record.place, line)
+
+
+def valid_records(
+    path: Path,
+    format: str,  # noqa: A002
+    options: RowOptions,
+    wanted: Mapping[str, str],
+    required: Iterable[str],
+    on_note: Callable[[str], None],
+) -> Iterator[Record]:
+    """The records of a file with the columns `wanted` (see `reader.opened`), of which it must have those `required`.
+
+    Raises:
+        BadInput: a column is missing, or a row is invalid.
+    """
     with opened(path, format, options, wanted) as records:
-        if not records.has(column):
-            raise records.missing(column, wanted[column])
+        for column in required:
+            if not records.has(column):
+                raise records.missing(column, wanted[column])
         for note in records.notes:
             on_note(f"{path}: {note}")
         for record in records.read(wanted):
             if record.reason:
                 raise BadInput(f"{record.place}: {record.reason}")
-            if format != "txt":
-                yield _text(record.values, column, record.place)
-            elif line := record.values["text"].strip():
-                yield Text(record.place, line)
+            yield record
 
 
 def _text(row: Mapping[str, Any], column: str, location: str) -> Text:

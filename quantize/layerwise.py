@@ -97,9 +97,7 @@ def quantize(
         quantizer = LayerQuantizer(block, layer, tensors, shape, settings, report)
         del tensors  # the quantizer drops each weight as soon as it is rounded
         block.load(quantizer.tensors, layer, products.calibration_dtype(device))
-        stored = _quantize_layer(quantizer, streams, parts, f"{checkpoint.prefix}layers.{layer}.")
-        block.load(dequantize_layer(stored), layer)  # the reported cosines are those of float32
-        del stored
+        block.load(_quantize_layer(quantizer, streams, parts, f"{checkpoint.prefix}layers.{layer}."), layer)
         held_out.quantized.advance(block)
         on_layer(layer + 1)
     if served is not None and parts is not None:
@@ -157,7 +155,7 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
     numbers that it computes. A part that already exists is loaded instead; without those numbers it is another quantizer's.
 
     Returns:
-        The layer as stored, without `prefix`.
+        The tensors in float32 that the INT4 model computes with, without `prefix`: the reported cosines are those of float32.
     """
     block, settings, report = quantizer.block, quantizer.settings, quantizer.report
     original_inputs, original = _advance_original(streams.original, block, settings)
@@ -176,20 +174,22 @@ def _quantize_layer(quantizer: LayerQuantizer, streams: _Streams, parts: Parts |
         if parts is not None:
             notes = {"error": errors, "ranges": ranges}
             parts.write(name, {prefix + key: tensor.cpu() for key, tensor in stored.items()}, notes)
-        return stored
+        return quantizer.tensors
     tensors, notes = part
     stored = {key.removeprefix(prefix): tensor.to(block.device) for key, tensor in tensors.items()}
-    block.load(dequantize_layer(stored), quantizer.number, products.calibration_dtype(block.device))
+    values = dequantize_layer(stored)
+    block.load(values, quantizer.number, products.calibration_dtype(block.device))
     if "ranges" in notes:
         streams.quantized.advance(block)
     else:
         stored, ranges = _make_safe(quantizer, stored, streams.quantized)
         notes = {"error": notes, "ranges": ranges}
         parts.write(name, {prefix + key: tensor.cpu() for key, tensor in stored.items()}, notes)
+        values = dequantize_layer(stored)
     report.add_ranges(notes["ranges"])
     for linear, error in notes["error"].items():
         report.error[linear].append(error)
-    return stored
+    return values
 
 
 def _make_safe(

@@ -89,10 +89,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--results", type=Path, default=RESULTS, help="folder of PIECE.json and PIECE.md [default: %(default)s]"
     )
     parser.add_argument("--into", type=Path, default=results.FILE, help="merge: the file of results [default: %(default)s]")
+    parser.add_argument("--steps", nargs="+", metavar="STEP", help="only these steps of a single piece [default: all]")
+    parser.add_argument(
+        "--at-once",
+        action="store_true",
+        help="start all steps of a piece together; servers are still measured one after the other, their memory by process",
+    )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of all pieces together [default: %(default)s]")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.pieces) - set(PIECES)):
         parser.error(f"no piece {', '.join(unknown)}: choose from {', '.join(PIECES)}")
+    if options.steps and len(options.pieces) != 1:
+        parser.error("--steps: name one piece")
+    if options.steps and (unknown := sorted(set(options.steps) - {step.name for step in steps(options.pieces[0])})):
+        parser.error(f"no step {', '.join(unknown)} in {options.pieces[0]}")
     if options.command == "merge":
         print(f"merged: {', '.join(merge(options.results, options.into)) or 'nothing'}")
         return 0
@@ -105,7 +115,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for piece in options.pieces or PIECES:
         print(f"== {piece}", flush=True)
         left = end - time.monotonic()
-        record = run(steps(piece), options.results / f"{piece}.json", setup, where(setup), left, time.monotonic)
+        record = run(
+            steps(piece),
+            options.results / f"{piece}.json",
+            setup,
+            where(setup),
+            left,
+            time.monotonic,
+            only=options.steps,
+            at_once=options.at_once,
+        )
         failed |= any("error" in numbers for numbers in record["steps"].values())
     return int(failed)
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ atexit.register(write)
 from qembed.cli import main
 main()
 """
+MAKING = threading.Lock()
+"""Held while a checkpoint is made that several steps use."""
 FEW_LAYERS = 12
 """Of the 4B, whose 36 layers take the same time each."""
 TESTS = ("tests/quantize/test_cuda.py",)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpu_quantize import PLUGIN_TESTS, quantized, reranker, source, tests
+from gpu_quantize import MAKING, PLUGIN_TESTS, quantized, reranker, source, tests
 from gpu_steps import Setup, Step
 from gpu_variants import VARIANTS, Variant, check, loaded, on
 
@@ -66,8 +66,9 @@ def int4_of(setup: Setup, model: Path | None = None) -> Path:
     """The INT4 checkpoint of `model` (None: that of `source`), made if the piece "quantize" has not made it."""
     model = source(SIZE, setup) if model is None else model
     folder = setup.build / f"{model.name}-AWQ-INT4"
-    if not (folder / "config.json").exists():
-        quantized(model, folder, setup.device, setup.build / "quantize.log")
+    with MAKING:
+        if not (folder / "config.json").exists():
+            quantized(model, folder, setup.device, setup.build / "quantize.log")
     return folder
 
 
@@ -179,8 +180,10 @@ def server(name: str, seconds: float, context: int = CONTEXT, cells: Sequence[tu
     def measure(setup: Setup) -> Mapping[str, Any]:
         variant = on(setup, name)
         folder = int4_of(setup) if variant.int4 else source(SIZE, setup)
-        with serving(setup, folder, *limits(setup, context), name=name, variant=variant) as ready:
+        with ExitStack() as stack:
+            ready = stack.enter_context(serving(setup, folder, *limits(setup, context), name=name, variant=variant))
             check(name, variant, loaded(ready["log"].read_text(errors="replace")))
+            stack.enter_context(setup.turns.alone(name))
             measured = speeds(setup, ready, cells[:2] if setup.is_rehearsal else cells)
             longest = text_of(ready["max_model_len"], lambda text: len(find(SAMPLE).tokenizer().encode(text).ids))
             vectors(ready, [longest] * (1 if setup.is_rehearsal else 4))

@@ -33,8 +33,8 @@ main()
 """
 MAKING = threading.Lock()
 """Held while a checkpoint is made that several steps use."""
-FEW_LAYERS = 12
-"""Of the 4B, whose 36 layers take the same time each."""
+FEW_LAYERS = 2
+"""Of each shape, whose layers take the same time each; the 0.6B is then quantized whole."""
 TESTS = ("tests/quantize/test_cuda.py",)
 PLUGIN_TESTS = ("tests/serve/vllm_plugin/test_cuda.py",)
 
@@ -46,19 +46,21 @@ def source(size: str, setup: Setup, layers: int | None = None) -> Path:
     from random_checkpoint import write
 
     folder = setup.build / (f"random-{size}" if layers is None else f"random-{size}-{layers}-layers")
-    if not (folder / "config.json").exists():  # which is written last
-        write(size, folder, layers)
+    with MAKING:
+        if not (folder / "config.json").exists():  # which is written last
+            write(size, folder, layers)
     return folder
 
 
-def reranker(size: str, setup: Setup) -> Path:
-    """A reranker of random weights in the shape of `size`; in a rehearsal a single layer of it, with the sample's tokens."""
+def random_int4(size: str, setup: Setup, *, reranker: bool = False) -> Path:
+    """An embedder or a reranker of random 4-bit integers in the shape of `size`; in a rehearsal a single layer, few tokens."""
     from random_checkpoint import write
 
-    folder = setup.build / f"random-reranker-{size}"
-    if not (folder / "config.json").exists():
-        layers, vocabulary = (1, find(SAMPLE).tokenizer().get_vocab_size() + 2) if setup.is_rehearsal else (None, None)
-        write(size, folder, layers, vocabulary=vocabulary, reranker=True)
+    folder = setup.build / f"random-{'reranker-' if reranker else ''}{size}-AWQ-INT4"
+    with MAKING:
+        if not (folder / "config.json").exists():
+            layers, vocabulary = (1, find(SAMPLE).tokenizer().get_vocab_size() + 2) if setup.is_rehearsal else (None, None)
+            write(size, folder, layers, vocabulary=vocabulary, reranker=reranker, int4=True)
     return folder
 
 
@@ -84,11 +86,11 @@ def shape(size: str, layers: int | None) -> Step:
 
     def measure(setup: Setup) -> Mapping[str, Any]:
         model = source(size, setup, layers)
-        output = setup.build / f"{model.name}-AWQ-INT4"
-        numbers = quantized(model, output, setup.device, setup.build / f"quantize-{size}.log")
+        output = setup.build / f"{model.name}-quantized-AWQ-INT4"
+        numbers = quantized(model, output, setup.device, setup.build / f"quantize-{model.name}.log")
         return {**numbers, "layers": find(str(model)).config["num_hidden_layers"]}
 
-    return Step(size, 200 if layers else 120, measure)
+    return Step(f"{size}, {layers} layers" if layers else size, 90 if layers else 300, measure)
 
 
 def integers(setup: Setup) -> Mapping[str, Any]:
@@ -146,4 +148,10 @@ def tests(files: tuple[str, ...]) -> Step:
     return Step("tests", 90, measure)
 
 
-STEPS = (shape("0.6B", None), Step("integers", 120, integers), tests(TESTS), shape("4B", FEW_LAYERS))
+STEPS = (
+    shape("0.6B", FEW_LAYERS),
+    Step("integers", 120, integers),
+    tests(TESTS),
+    shape("4B", FEW_LAYERS),
+    shape("0.6B", None),
+)

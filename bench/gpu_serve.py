@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpu_quantize import MAKING, PLUGIN_TESTS, quantized, reranker, source, tests
+from gpu_quantize import PLUGIN_TESTS, random_int4, source, tests
 from gpu_steps import Setup, Step
 from gpu_variants import VARIANTS, Variant, check, loaded, on
 
@@ -36,7 +36,6 @@ FEW = ((8, 43), (32, 512))
 """Batches and lengths for variants: one where weights count, one where arithmetic does."""
 SECONDS, LEAST = 1.5, 3
 CONTEXT, LONG_CONTEXT = 2048, 8192
-SETTLE = 3.0
 PAIR_LIMIT = 4 * 2**30
 PAIRS, PAIR_WORDS = 8, 40
 """Documents of a reranker's request, and words in each."""
@@ -60,16 +59,6 @@ def text_of(tokens: int, count: Callable[[str], int]) -> str:
     if count(text) != tokens:
         raise ValueError(f"no text of {tokens} tokens: {len(words)} words have {count(text)}")
     return text
-
-
-def int4_of(setup: Setup, model: Path | None = None) -> Path:
-    """The INT4 checkpoint of `model` (None: that of `source`), made if the piece "quantize" has not made it."""
-    model = source(SIZE, setup) if model is None else model
-    folder = setup.build / f"{model.name}-AWQ-INT4"
-    with MAKING:
-        if not (folder / "config.json").exists():
-            quantized(model, folder, setup.device, setup.build / "quantize.log")
-    return folder
 
 
 @contextmanager
@@ -97,7 +86,10 @@ def serving(
             line = server.stdout.readline()
             if not line:
                 raise RuntimeError(f"{name}: the server did not start: …{log.read_text(errors='replace')[-1500:]}")
-            yield {**json.loads(line), "log": log, "used_before": before, "start_seconds": time.monotonic() - begin}
+            answer = json.loads(line)
+            if "error" in answer:
+                raise RuntimeError(f"{name}: {answer['error']}")
+            yield {**answer, "log": log, "used_before": before, "start_seconds": time.monotonic() - begin}
         finally:
             server.send_signal(signal.SIGTERM)
             try:
@@ -179,7 +171,7 @@ def server(name: str, seconds: float, context: int = CONTEXT, cells: Sequence[tu
 
     def measure(setup: Setup) -> Mapping[str, Any]:
         variant = on(setup, name)
-        folder = int4_of(setup) if variant.int4 else source(SIZE, setup)
+        folder = random_int4(SIZE, setup) if variant.int4 else source(SIZE, setup)
         with ExitStack() as stack:
             ready = stack.enter_context(serving(setup, folder, *limits(setup, context), name=name, variant=variant))
             check(name, variant, loaded(ready["log"].read_text(errors="replace")))
@@ -200,20 +192,20 @@ def context(setup: Setup) -> Mapping[str, Any]:
     with subprocess.Popen([sys.executable, "-c", CONTEXT_ALONE], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(SETTLE)
-        during = machine.cuda_total_used()
+        used, total = machine.cuda_used([process.pid]), machine.cuda_total_used()
         process.kill()
-    time.sleep(SETTLE)
-    return {"context": None if before is None or during is None else during - before}
+    if used is None and before is not None and total is not None:  # in a container
+        used = total - before
+    return {"context": used}
 
 
 def flood_and_kill(setup: Setup) -> Mapping[str, Any]:
     """More texts than the queue takes, then SIGKILL of the engine: statuses, and seconds until vectors come again."""
     queue = 16 if setup.is_rehearsal else 256
     options = [*limits(setup), "--max-queue", str(queue), "--max-client-batch", "8"]
-    with serving(setup, int4_of(setup), *options, name="flood") as ready:
+    with serving(setup, random_int4(SIZE, setup), *options, name="flood") as ready:
         statuses: Counter[str] = Counter()
-        end = time.monotonic() + (3 if setup.is_rehearsal else 10)
+        end = 0.0
 
         def client() -> None:
             while time.monotonic() < end:
@@ -223,10 +215,12 @@ def flood_and_kill(setup: Setup) -> Mapping[str, Any]:
                     statuses["cut"] += 1
 
         clients = [threading.Thread(target=client) for _ in range(FLOOD_CLIENTS)]
-        for thread in clients:
-            thread.start()
-        for thread in clients:
-            thread.join()
+        with setup.turns.alone("flood"):
+            end = time.monotonic() + (3 if setup.is_rehearsal else 10)
+            for thread in clients:
+                thread.start()
+            for thread in clients:
+                thread.join()
         engine = max(machine.processes(ready["pid"]), key=_resident)
         begin = time.monotonic()
         os.kill(engine, signal.SIGKILL)
@@ -269,8 +263,11 @@ def pair(setup: Setup) -> Mapping[str, Any]:
     options = ["--memory", half] if not setup.is_rehearsal else limits(setup)
     before = machine.cuda_total_used()
     with ExitStack() as stack:
-        folders = {"embedder": int4_of(setup), "reranker": int4_of(setup, reranker(SIZE, setup))}
-        ready = [stack.enter_context(serving(setup, folder, *options, name=f"pair-{name}")) for name, folder in folders.items()]
+        folders = {name: random_int4(SIZE, setup, reranker=name == "reranker") for name in ("embedder", "reranker")}
+        servers = [serving(setup, folder, *options, name=f"pair-{name}") for name, folder in folders.items()]
+        with ThreadPoolExecutor(len(servers)) as starting:
+            ready = list(starting.map(stack.enter_context, servers))
+        stack.enter_context(setup.turns.alone("pair"))
         alone, pairs_alone = speeds(setup, ready[0], FEW[:1]), pairs_per_second(ready[1], _after(SECONDS))
         with ThreadPoolExecutor(1) as other:
             over = threading.Event()
@@ -280,12 +277,13 @@ def pair(setup: Setup) -> Mapping[str, Any]:
             finally:
                 over.set()
             pairs_beside = scored.result()
-        total = machine.cuda_total_used()
-        used = sum(memory(line)["used"] for line in ready) if total is None or before is None else total - before
+        used, total = [machine.cuda_used(machine.processes(line["pid"])) for line in ready], machine.cuda_total_used()
+        if None in used:  # in a container
+            used = [line["memory_bytes"] for line in ready] if total is None or before is None else [total - before]
         return {
             "limit": PAIR_LIMIT,
             "planned": sum(line["planned_bytes"] for line in ready),
-            "used": used,
+            "used": sum(bytes_used or 0 for bytes_used in used),
             "context": [line["max_model_len"] for line in ready],
             "alone": alone,
             "beside": beside,
@@ -312,5 +310,4 @@ STEPS = (
     server("int4, fp8 keys and values", 80),
     tests(PLUGIN_TESTS),
 )
-PAIR_STEPS = (Step("pair", 270, pair),)
-"""Quantizing the reranker included."""
+PAIR_STEPS = (Step("pair", 120, pair),)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,9 @@ from qembed.errors import QembedError
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench" / "gpu"
+PATIENCE = 240.0
+"""Seconds that a step waits for the others to be ready; one of them may hang."""
+LOCK = Path(tempfile.gettempdir(), "qembed-bench-gpu.lock")
 
 
 class LeftOut(Exception):
@@ -37,9 +42,13 @@ class Turns:
         with self._changed:
             self._preparing.discard(name)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._preparing and (name not in self._waiting or self._waiting[0] == name))
+            self._changed.wait_for(
+                lambda: not self._preparing and (name not in self._waiting or self._waiting[0] == name), PATIENCE
+            )
         try:
-            yield
+            with LOCK.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another process may measure another piece
+                yield
         finally:
             self.end(name)
 

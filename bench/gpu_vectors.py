@@ -27,9 +27,9 @@ PHRASES = (
     "Ein Programm, das Musik abspielt und Wiedergabelisten verwaltet.",
     "def add(a, b):\n    return a + b",
 )
-LENGTHS = (2, 17, 130, 500, 2048, 5000)
+LENGTHS = (2, 17, 130, 500, 2048, 3900)
 """Tokens. Beyond the first step of 2,048 a text is computed in pieces, and its keys and values span them."""
-CONTEXT = 8192
+CONTEXT = 4096
 
 
 def texts(longest: int) -> list[str]:
@@ -42,8 +42,8 @@ def texts(longest: int) -> list[str]:
 
 
 def sample_int4(setup: Setup) -> Path:
-    """The sample in INT4, made if the piece "quantize" has not made it."""
-    folder = setup.build / "sample-device-AWQ-INT4"
+    """The sample in INT4, made once."""
+    folder = setup.build / "sample-AWQ-INT4"
     with MAKING:
         if not (folder / "config.json").exists():
             quantized(find(SAMPLE).folder, folder, setup.device, setup.build / "sample.log")

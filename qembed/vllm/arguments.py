@@ -215,6 +215,9 @@ def environment(launch: Launch, inherited: Mapping[str, str], cores: Sequence[in
     }
     for name in SECRETS:
         variables.pop(name, None)
+    if launch.device == "cuda":
+        # For the sampler, which a pooling model does not use, vLLM imports FlashInfer, and fails where it is missing.
+        variables.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     if LOOPBACK.exists() and not any(name in SEVERAL_MACHINES for name, _ in launch.settings.engine_args):
         # By default gloo, with which vLLM's processes talk to each other, listens on the address of the host's name.
         variables.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.name)

@@ -21,7 +21,7 @@ from qembed.errors import QembedError
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench" / "gpu"
-PATIENCE = 240.0
+PATIENCE = 90.0
 """Seconds that a step waits for the others to be ready; one of them may hang."""
 LOCK = Path(tempfile.gettempdir(), "qembed-bench-gpu.lock")
 

@@ -90,11 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--into", type=Path, default=results.FILE, help="merge: the file of results [default: %(default)s]")
     parser.add_argument("--steps", nargs="+", metavar="STEP", help="only these steps of a single piece [default: all]")
-    parser.add_argument(
-        "--at-once",
-        action="store_true",
-        help="start all steps of a piece together; servers are still measured one after the other, their memory by process",
-    )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of all pieces together [default: %(default)s]")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.pieces) - set(PIECES)):
@@ -123,7 +118,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             left,
             time.monotonic,
             only=options.steps,
-            at_once=options.at_once,
         )
         failed |= any("error" in numbers for numbers in record["steps"].values())
     return int(failed)

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ atexit.register(write)
 from qembed.cli import main
 main()
 """
-MAKING = threading.Lock()
-"""Held while a checkpoint is made that several steps use."""
 FEW_LAYERS = 2
 """Of each shape, whose layers take the same time each; the 0.6B is then quantized whole."""
 TESTS = ("tests/quantize/test_cuda.py",)
@@ -46,9 +43,8 @@ def source(size: str, setup: Setup, layers: int | None = None) -> Path:
     from random_checkpoint import write
 
     folder = setup.build / (f"random-{size}" if layers is None else f"random-{size}-{layers}-layers")
-    with MAKING:
-        if not (folder / "config.json").exists():  # which is written last
-            write(size, folder, layers)
+    if not (folder / "config.json").exists():  # which is written last
+        write(size, folder, layers)
     return folder
 
 
@@ -57,10 +53,9 @@ def random_int4(size: str, setup: Setup, *, reranker: bool = False) -> Path:
     from random_checkpoint import write
 
     folder = setup.build / f"random-{'reranker-' if reranker else ''}{size}-AWQ-INT4"
-    with MAKING:
-        if not (folder / "config.json").exists():
-            layers, vocabulary = (1, find(SAMPLE).tokenizer().get_vocab_size() + 2) if setup.is_rehearsal else (None, None)
-            write(size, folder, layers, vocabulary=vocabulary, reranker=reranker, int4=True)
+    if not (folder / "config.json").exists():
+        layers, vocabulary = (1, find(SAMPLE).tokenizer().get_vocab_size() + 2) if setup.is_rehearsal else (None, None)
+        write(size, folder, layers, vocabulary=vocabulary, reranker=reranker, int4=True)
     return folder
 
 

@@ -41,7 +41,7 @@ def quantize(steps: Numbers) -> list[str]:
     """Time and memory, and how far the integers agree."""
     rows = [
         [
-            f"{name}, {step['layers']} layers",
+            name if "layers" in name else f"{name}, {step['layers']} layers",
             f"{step['seconds']:.0f}",
             _gib(step["peak_bytes"]),
             _gib(step["device_peak_reserved"]),

@@ -172,10 +172,8 @@ def server(name: str, seconds: float, context: int = CONTEXT, cells: Sequence[tu
     def measure(setup: Setup) -> Mapping[str, Any]:
         variant = on(setup, name)
         folder = random_int4(SIZE, setup) if variant.int4 else source(SIZE, setup)
-        with ExitStack() as stack:
-            ready = stack.enter_context(serving(setup, folder, *limits(setup, context), name=name, variant=variant))
+        with serving(setup, folder, *limits(setup, context), name=name, variant=variant) as ready:
             check(name, variant, loaded(ready["log"].read_text(errors="replace")))
-            stack.enter_context(setup.turns.alone(name))
             measured = speeds(setup, ready, cells[:2] if setup.is_rehearsal else cells)
             longest = text_of(ready["max_model_len"], lambda text: len(find(SAMPLE).tokenizer().encode(text).ids))
             vectors(ready, [longest] * (1 if setup.is_rehearsal else 4))
@@ -205,7 +203,7 @@ def flood_and_kill(setup: Setup) -> Mapping[str, Any]:
     options = [*limits(setup), "--max-queue", str(queue), "--max-client-batch", "8"]
     with serving(setup, random_int4(SIZE, setup), *options, name="flood") as ready:
         statuses: Counter[str] = Counter()
-        end = 0.0
+        end = time.monotonic() + (3 if setup.is_rehearsal else 10)
 
         def client() -> None:
             while time.monotonic() < end:
@@ -215,12 +213,10 @@ def flood_and_kill(setup: Setup) -> Mapping[str, Any]:
                     statuses["cut"] += 1
 
         clients = [threading.Thread(target=client) for _ in range(FLOOD_CLIENTS)]
-        with setup.turns.alone("flood"):
-            end = time.monotonic() + (3 if setup.is_rehearsal else 10)
-            for thread in clients:
-                thread.start()
-            for thread in clients:
-                thread.join()
+        for thread in clients:
+            thread.start()
+        for thread in clients:
+            thread.join()
         engine = max(machine.processes(ready["pid"]), key=_resident)
         begin = time.monotonic()
         os.kill(engine, signal.SIGKILL)
@@ -267,7 +263,6 @@ def pair(setup: Setup) -> Mapping[str, Any]:
         servers = [serving(setup, folder, *options, name=f"pair-{name}") for name, folder in folders.items()]
         with ThreadPoolExecutor(len(servers)) as starting:
             ready = list(starting.map(stack.enter_context, servers))
-        stack.enter_context(setup.turns.alone("pair"))
         alone, pairs_alone = speeds(setup, ready[0], FEW[:1]), pairs_per_second(ready[1], _after(SECONDS))
         with ThreadPoolExecutor(1) as other:
             over = threading.Event()

@@ -12,7 +12,7 @@ from typing import Any
 
 import gpu_variants
 import numpy as np
-from gpu_quantize import MAKING, quantized
+from gpu_quantize import quantized
 from gpu_serve import limits, serving, text_of, vectors
 from gpu_steps import Setup, Step
 from numpy.typing import NDArray
@@ -44,9 +44,8 @@ def texts(longest: int) -> list[str]:
 def sample_int4(setup: Setup) -> Path:
     """The sample in INT4, made once."""
     folder = setup.build / "sample-AWQ-INT4"
-    with MAKING:
-        if not (folder / "config.json").exists():
-            quantized(find(SAMPLE).folder, folder, setup.device, setup.build / "sample.log")
+    if not (folder / "config.json").exists():
+        quantized(find(SAMPLE).folder, folder, setup.device, setup.build / "sample.log")
     return folder
 
 

@@ -8,8 +8,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -123,29 +121,6 @@ def test_only_the_steps_named_are_run(tmp_path: Path, bench: Callable[[str], Mod
     steps.run(todo, file, setup, WHERE, 100, clock, only=["first"])
     assert calls == ["third", "first"]
     assert list(json.loads(file.read_text())["steps"]) == ["first", "third"]
-
-
-def test_steps_at_once_prepare_together_and_measure_in_turn(tmp_path: Path, bench: Callable[[str], ModuleType]) -> None:
-    steps, prepared, measured = bench("gpu_steps"), threading.Barrier(3), list[str]()
-
-    def step(name: str, error: str | None = None) -> Any:
-        def measure(setup: Any) -> Mapping[str, Any]:
-            prepared.wait(30)  # passes only if all three run at once
-            if error is not None:
-                raise ValueError(error)
-            with setup.turns.alone(name):
-                measured.append(f"{name} begins")
-                time.sleep(0.01)
-                measured.append(f"{name} ends")
-            return {"passed": 1}
-
-        return steps.Step(name, 1, measure)
-
-    todo = [step("first"), step("second", "no memory"), step("third")]
-    record = steps.run(todo, tmp_path / "serve.json", steps.Setup("cpu", tmp_path), WHERE, 100, Clock(), at_once=True)
-    assert measured == ["first begins", "first ends", "third begins", "third ends"]
-    assert record["steps"]["second"]["error"] == "ValueError: no memory"
-    assert list(record["steps"]) == ["first", "second", "third"]
 
 
 def test_numbers_of_another_machine_are_put_aside(tmp_path: Path, bench: Callable[[str], ModuleType]) -> None:

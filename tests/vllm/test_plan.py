@@ -133,6 +133,14 @@ def test_processes_that_share_the_libraries_take_less() -> None:
     assert len(on_gpu) == 1
 
 
+def test_a_hopper_card_takes_as_much_before_the_model_as_was_measured_on_one() -> None:
+    def runtime(capability: float | None) -> int:
+        return int4_of_the_0_6b(max_model_len=2048, device="cuda", capability=capability).runtime
+
+    assert runtime(9.0) == 780 * 2**20
+    assert {runtime(capability) for capability in (None, 7.5, 8.6, 8.9)} == {500 * 2**20}
+
+
 def test_activations_of_the_0_6b_are_24_kib_per_token_in_16_bit() -> None:
     config = {**CONFIG, "intermediate_size": 3072}
     assert plan.activation_bytes(config, "float16") == (2 * 1024 + 3 * 2048 + 4 * 1024) * 2 == 24 * 1024

@@ -323,6 +323,17 @@ def test_gloo_listens_on_the_loopback_interface_of_a_single_machine(checkpoint: 
     assert interface({}, ("nnodes", "2")) is None
 
 
+def test_vllm_on_a_gpu_needs_no_flashinfer(checkpoint: Checkpoint) -> None:
+    def sampler(target: Target, inherited: dict[str, str]) -> str | None:
+        return environment(resolve(ServerSettings(checkpoint), target, Cpu(), 1), inherited, [0]).get(
+            "VLLM_USE_FLASHINFER_SAMPLER"
+        )
+
+    assert sampler(L4, {}) == "0"
+    assert sampler(L4, {"VLLM_USE_FLASHINFER_SAMPLER": "1"}) == "1"
+    assert sampler(CPU, {}) is None
+
+
 def test_parallel_sizes_and_engine_args_become_arguments(checkpoint: Checkpoint) -> None:
     settings = ServerSettings(
         checkpoint,

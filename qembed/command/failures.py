@@ -15,6 +15,8 @@ from qembed.installation import how_to_install
 from qembed.text import strict_json
 
 INTERRUPTED = 130
+LONGEST = 2000
+"""Characters of a message. What is quoted from a file may be of any length."""
 RESULT = "qembed_result"
 """The attribute of an error with what the command computed before it failed (`keeping`)."""
 
@@ -38,7 +40,7 @@ def failure(error: BaseException) -> Failure | None:
     name = type(error).__name__
     match error:
         case QembedError():
-            return Failure(str(error), error.exit_code, name)
+            return Failure(_shortened(str(error)), error.exit_code, name)
         case click.exceptions.Exit() | BrokenPipeError():
             return None
         case click.ClickException():
@@ -53,6 +55,12 @@ def failure(error: BaseException) -> Failure | None:
             reason = " ".join(f"{name}: {error}".split())[:300]
             return Failure(f"unexpected: {reason} (a fault of qembed's; `qembed --debug …` shows where)", 1, name)
     return None
+
+
+def _shortened(message: str) -> str:
+    """`message` without its middle if it is longer than LONGEST: it begins with where the fault is, and ends with what to do."""
+    half = LONGEST // 2
+    return message if len(message) <= LONGEST else f"{message[:half]} … {message[-half:]}"
 
 
 @contextmanager

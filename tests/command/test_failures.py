@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qembed.cli import COMMANDS, group
+from qembed.command import failures
 from qembed.errors import BadInput, QembedError, unwritable
 
 
@@ -75,6 +76,14 @@ def test_unexpected_errors(monkeypatch: pytest.MonkeyPatch, raised: BaseExceptio
     assert (error["type"], error["exit_code"]) == (type_, code)
     assert result.stderr == f"qembed: {error['message']}\n"
     assert run("top").stdout == ""
+
+
+def test_what_a_file_quotes_at_length_is_cut_in_the_middle() -> None:
+    error = failures.failure(BadInput(f"config.json: layer_types is {['x'] * 100_000}; remove it"))
+    assert error is not None
+    assert len(error.message) < 2100
+    assert error.message.startswith("config.json: layer_types")
+    assert error.message.endswith("; remove it")
 
 
 def test_json_behind_two_dashes_is_an_argument() -> None:

@@ -58,7 +58,7 @@ def failure(error: BaseException) -> Failure | None:
 
 
 def _shortened(message: str) -> str:
-    """`message` without its middle if it is longer than LONGEST: it begins with where the fault is, and ends with what to do."""
+    """`message` without its middle if it is longer than LONGEST: it begins with the place, and ends with what to do."""
     half = LONGEST // 2
     return message if len(message) <= LONGEST else f"{message[:half]} … {message[-half:]}"
 

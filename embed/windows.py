@@ -14,10 +14,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qembed.embed import documents
-from qembed.embed.chunking import Span, chunks
 from qembed.embed.documents import Document
 from qembed.embed.rows import Reject, Row
 from qembed.errors import BadInput
+from qembed.text.chunking import Span, chunks
 from qembed.text.cleaning import has_surrogate
 from qembed.text.rows.values import storable
 from qembed.text.texts import model_input

@@ -23,6 +23,7 @@ from qembed.serve.session import serve
 from qembed.serve.startup_warnings import startup_warnings
 from qembed.vllm import api_keys, devices, kernels, machine, plan, ports
 from qembed.vllm.engine_options import parse as parse_engine_arg
+from qembed.vllm.gate_rules import LONG_TEXTS
 from qembed.vllm.settings import (
     CLIENT_TIMEOUT,
     HANG_TIMEOUT,
@@ -152,10 +153,12 @@ engine_options = section("Engine")
     help="Normalize texts to Unicode NFC, and remove control and zero-width characters.",
 )
 @texts(
-    "--truncate",
-    is_flag=True,
-    help="Truncate texts that are too long.  [default: status 400, unless the request asks for truncation]",
+    "--long-texts",
+    type=click.Choice(LONG_TEXTS),
+    help="Texts that are too long: status 400, cut at the end, or embedded in overlapping parts, whose mean, weighted by "
+    "tokens, is the text's vector. A request may say otherwise.  [default: refuse]",
 )
+@texts("--truncate", is_flag=True, help="The same as --long-texts truncate.")
 @texts(
     "--default-prompt",
     metavar="NAME",
@@ -299,6 +302,8 @@ def command(
     engine_args: tuple[str, ...],
     print_command: bool,
     as_json: bool,
+    long_texts: str | None,
+    truncate: bool,
     **options: Any,
 ) -> None:
     """Serve a checkpoint through vLLM behind the OpenAI embeddings API, or a Qwen3-Reranker behind /v1/rerank.
@@ -316,8 +321,11 @@ def command(
     taken, or vLLM did not start or died too often, 2 bad input, 3 vLLM is not installed.
     """  # noqa: D301 - click wants the real backspace character
     as_json = as_json or options["log_format"] == "json"
+    if truncate and long_texts not in (None, "truncate"):
+        raise BadInput(f"--truncate and --long-texts {long_texts} exclude each other")
     settings = ServerSettings(
         checkpoint=replace(find_served(int4, model), task=task),
+        long_texts=long_texts or ("truncate" if truncate else "refuse"),
         keys=api_keys.named(api_key_file, os.environ),
         key_file=api_key_file,
         engine_args=tuple(map(parse_engine_arg, engine_args)),

@@ -172,7 +172,7 @@ def rules(
         max_connections=settings.max_connections,
         client_timeout=settings.client_timeout,
         clean=settings.clean,
-        truncate=settings.truncate,
+        long_texts=settings.long_texts,
         allow_token_ids=settings.allow_token_ids,
         table_rows=settings.checkpoint.table_rows(),
         checks_ids=settings.checkpoint.vocabulary_warning is not None,

@@ -14,6 +14,8 @@ ACCESS = "qembed-access "
 """First word of a log line about a request."""
 TEXTS = "qembed-texts "
 """First word of a log line with a request's texts."""
+LONG_TEXTS = ("refuse", "truncate", "chunk")
+"""Status 400; cut at the end; or in parts, of whose vectors the mean is the text's."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Rules:
         max_connections: maximum open connections.
         client_timeout: seconds that a client may take to send a header or a body, or to take 64 KiB of an answer.
         clean: whether texts are cleaned.
-        truncate: whether texts that are too long are truncated, unless the request says otherwise.
+        long_texts: what becomes of texts that are too long, one of LONG_TEXTS, unless the request says otherwise.
         allow_token_ids: whether token ids are accepted.
         table_rows: rows of the token table; token ids are below it.
         checks_ids: whether the tokenizer has ids beyond the table, so that each text's ids are checked.
@@ -73,7 +75,7 @@ class Rules:
     max_connections: int = 1024
     client_timeout: float = 30.0
     clean: bool = True
-    truncate: bool = False
+    long_texts: str = "refuse"
     allow_token_ids: bool = False
     table_rows: int = 2**31
     checks_ids: bool = False

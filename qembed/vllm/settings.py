@@ -59,7 +59,7 @@ class ServerSettings:
         max_queue: maximum texts waiting or being computed.
         max_body: maximum bytes of a request.
         clean: whether texts are cleaned (`qembed.text.cleaning`).
-        truncate: whether texts that are too long are truncated, unless the request says otherwise.
+        long_texts: what becomes of texts that are too long (`gate_rules.LONG_TEXTS`), unless the request says otherwise.
         default_prompt: the name of the prompt for requests without one; "": none; None: the model's own.
         prompt_names: whether the model also answers to its name with a prompt's (`prompt_models.py`).
         normalize: whether vectors get unit length where the model does not scale them.
@@ -98,7 +98,7 @@ class ServerSettings:
     max_queue: int = MAX_QUEUE
     max_body: int = MAX_BODY
     clean: bool = True
-    truncate: bool = False
+    long_texts: str = "refuse"
     default_prompt: str | None = None
     prompt_names: bool = True
     normalize: bool = False

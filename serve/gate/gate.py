@@ -11,6 +11,7 @@ The other routes in COMMON go straight to vLLM's app, except for /openapi.json. 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qembed import installation
-from qembed.serve.gate import body, openapi, request, rerank_answer, response
+from qembed.serve.gate import body, long_texts, openapi, request, rerank_answer, response
 from qembed.serve.gate.asgi import (
     SURPLUS,
     App,
@@ -237,7 +238,7 @@ class Gate:
                 print(gate_rules.TEXTS + json.dumps(_logged(batch.texts), ensure_ascii=False), flush=True)
             exchange.texts = batch.count
             with self.load.answer(self._answers.size(batch, self.rules.dimensions)):
-                with self.load.admitted(batch.count):
+                with self.load.admitted(max(batch.count, len(batch.inputs))):
                     status, answer = await self._compute(scope, receive, batch, exchange)
                 await self._respond(send, exchange, status, answer)
 
@@ -252,7 +253,9 @@ class Gate:
         if nonfinite:
             self.metrics.nonfinite.inc(len(nonfinite))
             raise response.refused(batch, nonfinite[0])
-        if raw is None or computed.nonfinite or batch.encoding != "base64":
+        if batch.part_tokens:
+            answer = await asyncio.to_thread(long_texts.merged, answer, batch.part_tokens, normalized=self.rules.normalized)
+        if raw is None or computed.nonfinite or batch.encoding != "base64" or batch.part_tokens:
             size = self._answers.size(batch, self.rules.dimensions)
             raw = await maybe_threaded(size, self._answers.write, answer, batch)
         assert raw is not None

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from qembed.installation import version
-from qembed.serve.gate import prompt, request, rerank_openapi
-from qembed.vllm.gate_rules import Rules
+from qembed.serve.gate import long_texts, prompt, rerank_openapi
+from qembed.vllm.gate_rules import LONG_TEXTS, Rules
 
 ERROR = {
     "type": "object",
@@ -122,8 +122,9 @@ def _request(rules: Rules) -> dict[str, Any]:
             "input_type": {"enum": [*prompt.types(rules), None]},
             "task": {"enum": [*prompt.types(rules), None]},
             "truncate_prompt_tokens": {"type": ["integer", "null"], "minimum": -1, "maximum": rules.max_model_len},
-            "truncate": {"enum": [True, False, *request.TRUNCATES, None]},
-            "truncation": {"enum": [True, False, *request.TRUNCATES, None]},
+            "truncate": {"enum": [True, False, *long_texts.TRUNCATES, None]},
+            "truncation": {"enum": [True, False, *long_texts.TRUNCATES, None]},
+            "long_texts": {"enum": [*LONG_TEXTS, None]},
             "add_special_tokens": {"type": ["boolean", "null"]},
         },
     }
@@ -153,6 +154,7 @@ _ANSWER = {
                 "properties": {
                     "object": {"const": "embedding"},
                     "index": {"type": "integer"},
+                    "parts": {"type": "integer", "minimum": 2, "description": "Of a text that was embedded in parts."},
                     "embedding": {"oneOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]},
                 },
             },

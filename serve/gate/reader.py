@@ -26,7 +26,8 @@ from qembed.checkpoint.find import find
 from qembed.serve.gate import request, rerank_request
 from qembed.serve.gate.asgi import maybe_threaded
 from qembed.serve.gate.errors import Refused
-from qembed.serve.gate.request import Batch, Count, TokenBeyond
+from qembed.serve.gate.long_texts import Count
+from qembed.serve.gate.request import Batch, TokenBeyond
 from qembed.serve.gate.rerank_prompts import Prompts
 from qembed.serve.gate.rerank_request import PROMPT_BYTES, Pairs
 from qembed.vllm import gate_rules

@@ -6,28 +6,29 @@ import codecs
 import difflib
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
+from qembed.serve.gate import long_texts
 from qembed.serve.gate import prompt as prompts
 from qembed.serve.gate.errors import Refused, bad, quoted
+from qembed.serve.gate.json_numbers import is_integer, whole
+from qembed.serve.gate.long_texts import Count
 from qembed.serve.gate.unsupported import check_supported, of_embeddings
 from qembed.text.cleaning import has_surrogate, lower_cased
 from qembed.text.texts import model_input
 from qembed.vllm.gate_rules import Rules
 
 ENCODINGS = ("float", "base64")
-COUNTED_CHARACTERS = 32
-"""Characters per token of the limit that are tokenized to check a text's length."""
 LONGEST_TOKEN = 256
 """Upper bound for the characters of one token; the longest are white space."""
 KNOWN = (
     *("input", "model", "user", "encoding_format", "dimensions", *prompts.FIELDS),
-    *("truncate_prompt_tokens", "truncation_side", "truncate", "truncation", "add_special_tokens", "messages"),
+    *("truncate_prompt_tokens", "truncation_side", "truncate", "truncation", "long_texts", "add_special_tokens", "messages"),
 )
-TRUNCATES = {"END": True, "NONE": False}
-"""Values of `truncate` and `truncation` besides true and false (Cohere's and NIM's)."""
 NEAR = 0.82
 """Similarity (difflib's ratio) from which a name counts as a misspelt one: "dimension" has 0.95, "encodingFormat" 0.9."""
 MAX_NAME = 32
@@ -43,7 +44,6 @@ HINT_TOKEN_IDS = (
 
 NUMBERS = re.compile(rb"\d\s*,\s*\d")
 
-Count = Callable[[str], int]
 TokenBeyond = Callable[[str], str | None]
 
 
@@ -52,19 +52,21 @@ class Batch:
     """A valid request.
 
     Attributes:
-        inputs: a text, or its token ids, for each vector of the answer.
+        inputs: a text, a part of one, or its token ids, for each vector that vLLM computes.
         body: the request to vLLM, to be sent as JSON.
         encoding: the encoding that the client asks for, "float" or "base64".
+        part_tokens: the tokens of each part, by text, if a text is computed in parts; empty: `inputs` are whole texts.
     """
 
     inputs: Sequence[str | list[int]]
     body: dict[str, Any]
     encoding: str
+    part_tokens: Sequence[Sequence[int]] = ()
 
     @property
     def count(self) -> int:
         """The number of vectors or scores of the answer."""
-        return len(self.inputs)
+        return len(self.part_tokens or self.inputs)
 
     @property
     def texts(self) -> Sequence[str | list[int]]:
@@ -72,8 +74,9 @@ class Batch:
         return self.inputs
 
     def name(self, index: int) -> str:
-        """The name in the request of what the result at `index` is of."""
-        return f"input[{index}]"
+        """The name in the request of what `inputs` has at `index`."""
+        text = index if not self.part_tokens else bisect_right(list(accumulate(map(len, self.part_tokens))), index)
+        return f"input[{text}]"
 
 
 def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | None = None) -> Batch:
@@ -91,17 +94,20 @@ def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | Non
     check_supported(content, of_embeddings(rules))
     _check_types(content, rules)
     inputs = _inputs(content.get("input"), rules)
-    max_tokens = _truncation(content, rules)
+    max_tokens, in_parts = long_texts.handling(content, rules)
     prompt, field = prompts.chosen(content, rules)
+    part_tokens: Sequence[Sequence[int]] = ()
     if isinstance(inputs[0], str):
         inputs = [_text(str(text), index, prompt, rules) for index, text in enumerate(inputs)]
     elif prompt and field is not None:
         raise bad("a prompt cannot be put before token ids; send texts", "prompt", field)
     if max_tokens is not None:  # vLLM would tokenize the whole text before it truncates
         inputs = [text[: LONGEST_TOKEN * max_tokens] for text in inputs]
+    elif in_parts and isinstance(inputs[0], str):
+        inputs, part_tokens = long_texts.in_parts([str(text) for text in inputs], prompt, rules, count)
     else:
         for index, text in enumerate(inputs):
-            _check_length(text, index, rules.max_model_len, count)
+            long_texts.check_length(text, index, rules.max_model_len, count)
     if token_beyond is not None:
         check_tokens(inputs, token_beyond)
     body = {name: whole(content[name]) for name in PASSED_ON if content.get(name) is not None}
@@ -110,7 +116,7 @@ def read(raw: bytes, rules: Rules, count: Count, token_beyond: TokenBeyond | Non
         body["truncate_prompt_tokens"] = max_tokens
     if content.get("add_special_tokens") is not None:
         body["add_special_tokens"] = content["add_special_tokens"]
-    return Batch(inputs, body, content.get("encoding_format") or "float")
+    return Batch(inputs, body, content.get("encoding_format") or "float", part_tokens)
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def _check_types(content: dict[str, Any], rules: Rules) -> None:
     if (encoding := content.get("encoding_format")) is not None and encoding not in ENCODINGS:
         raise bad(f"encoding_format is {quoted(encoding)}; it must be {' or '.join(ENCODINGS)}", "type", "encoding_format")
     size = whole(content.get("dimensions"))
-    if size is not None and (not _is_integer(size) or not rules.allows(size)):
+    if size is not None and (not is_integer(size) or not rules.allows(size)):
         raise bad(
             f"dimensions is {quoted(size)}; this model gives {rules.sizes}",
             "dimensions",
@@ -232,7 +238,7 @@ def _inputs(value: Any, rules: Rules) -> Sequence[str | list[int]]:
         raise bad("input is missing" if value is None else "input is neither a text nor a list of texts", "type")
     if not value:
         raise bad("input is an empty list", "empty")
-    inputs = [value] if all(_is_integer(item) for item in value) else value
+    inputs = [value] if all(is_integer(item) for item in value) else value
     if len(inputs) > rules.max_batch:
         raise bad(f"input has {len(inputs)} texts; a request may have {rules.max_batch} (--max-client-batch)", "batch")
     kinds = [str if isinstance(item, str) else list if isinstance(item, list) else None for item in inputs]
@@ -248,7 +254,7 @@ def _inputs(value: Any, rules: Rules) -> Sequence[str | list[int]]:
     for index, ids in enumerate(inputs):
         if not ids:
             raise bad(f"input[{index}] is empty", "empty")
-        if not all(_is_integer(token) for token in ids):
+        if not all(is_integer(token) for token in ids):
             raise bad(f"input[{index}] is neither a text nor a list of token ids", "type")
         if not all(0 <= token < rules.table_rows for token in ids):
             raise bad(f"input[{index}] has a token id beyond 0 to {rules.table_rows - 1}, those of this model", "type")
@@ -266,54 +272,6 @@ def _text(text: str, index: int, prompt: str, rules: Rules) -> str:
     return lower_cased(entire) if rules.lower_case else entire
 
 
-def _truncation(content: dict[str, Any], rules: Rules) -> int | None:
-    """The number of tokens to truncate texts to, or None to refuse texts that are too long."""
-    if content.get("truncation_side") not in (None, "right"):
-        raise bad("truncation_side: only the end of a text can be cut", "truncation", "truncation_side")
-    truncates = _truncates(content, rules)
-    tokens = whole(content.get("truncate_prompt_tokens"))
-    if tokens is None:
-        return rules.max_model_len if truncates else None
-    if not _is_integer(tokens) or not (tokens == -1 or 1 <= tokens <= rules.max_model_len):
-        raise bad(
-            f"truncate_prompt_tokens is {quoted(tokens)}; give 1 to {rules.max_model_len}, or -1 for {rules.max_model_len}",
-            "truncation",
-            "truncate_prompt_tokens",
-        )
-    return rules.max_model_len if tokens == -1 else tokens
-
-
-def _truncates(content: dict[str, Any], rules: Rules) -> bool:
-    """Whether texts that are too long are cut: as another service's field says (NIM's, Jina's, Voyage's), else the rules."""
-    truncates: Any = rules.truncate
-    fields = [name for name in ("truncate", "truncation") if content.get(name) is not None]
-    if len(fields) > 1:
-        raise bad(f"give either {' or '.join(fields)}", "truncation", fields[-1])
-    for name in fields:
-        value = content[name]
-        truncates = TRUNCATES.get(value, value) if isinstance(value, str) else value
-        if not isinstance(truncates, bool):
-            raise bad(f"{name} is {quoted(value)}; give true or END, false or NONE", "truncation", name)
-    return bool(truncates)
-
-
-def _check_length(text: str | list[int], index: int, limit: int, count: Count) -> None:
-    """Refuse a text of more than `limit` tokens. One of fewer bytes is not tokenized: each byte is at most one token."""
-    if isinstance(text, list):
-        tokens, qualifier = len(text), ""
-    elif len(text) * 4 < limit or len(text.encode()) < limit:
-        return
-    else:
-        start = text[: COUNTED_CHARACTERS * limit]
-        tokens, qualifier = count(start), "" if len(start) == len(text) else "more than "
-    if tokens > limit:
-        raise bad(
-            f"input[{index}] has {qualifier}{tokens} tokens; the limit is {limit}. Shorten it, or truncate it with "
-            f"truncate_prompt_tokens (or --truncate)",
-            "length",
-        )
-
-
 def check_tokens(inputs: Sequence[str | list[int]], token_beyond: TokenBeyond) -> None:
     """Refuse a text with a token that has no row in the token table: the engine would end.
 
@@ -327,12 +285,3 @@ def check_tokens(inputs: Sequence[str | list[int]], token_beyond: TokenBeyond) -
                 "of the text",
                 "token",
             )
-
-
-def whole(value: Any) -> Any:
-    """`value`, as an integer if it is a number such as 128.0, which JSON does not distinguish from 128."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

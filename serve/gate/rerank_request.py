@@ -11,6 +11,7 @@ from typing import Any
 
 from qembed.serve.gate import request
 from qembed.serve.gate.errors import bad, quoted
+from qembed.serve.gate.json_numbers import whole
 from qembed.serve.gate.request import Batch
 from qembed.serve.gate.unsupported import OF_SCORES, check_supported
 from qembed.text.cleaning import has_surrogate
@@ -182,7 +183,7 @@ def _name(field: str, index: int, is_score: bool) -> str:
 
 def _number(content: Mapping[str, Any], name: str, *, least: int) -> int | None:
     """The whole number `name` of a request; None if it has none."""
-    value = request.whole(content.get(name))
+    value = whole(content.get(name))
     if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
         raise bad(f"{name} is {quoted(value)}; give a whole number from {least}", "type", name)
     return value

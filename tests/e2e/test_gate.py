@@ -9,7 +9,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ import pytest
 
 from qembed import installation
 from qembed.checkpoint.find import find
+from qembed.text.chunking import chunks
 from qembed.vllm.arguments import MAX_HEADER
 from tests.e2e.http import EMBEDDINGS, JSON, Answer, embed, metric, send
 from tests.e2e.launcher import QEMBED, Launched
@@ -194,6 +195,23 @@ def test_a_text_that_is_cut_has_the_vector_of_its_beginning(int4_server: Launche
         embed(int4_server.url, input=text, truncate_prompt_tokens=-1).json["usage"]["prompt_tokens"]
         == (int4_server.ready["max_model_len"])
     )
+
+
+def test_a_text_in_parts_has_the_mean_of_their_vectors(int4_server: Launched) -> None:
+    limit = int(int4_server.ready["max_model_len"])
+    text = " ".join(f"Sentence {number} is about music." for number in range(limit // 3))
+    answer = embed(int4_server.url, input=["short", text], long_texts="chunk").json
+    tokenizer = find(str(int4_server.ready["folder"])).tokenizer()
+
+    def counts(texts: Sequence[str]) -> list[int]:
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
+
+    parts = [text[span.start : span.end] for span in chunks(text, limit, limit // 8, counts)]
+    assert answer["data"][1]["parts"] == len(parts) > 1
+    assert "parts" not in answer["data"][0]
+    mean = np.average([vector(int4_server, part) for part in parts], axis=0, weights=counts(parts))
+    assert float(mean @ np.asarray(answer["data"][1]["embedding"])) / np.linalg.norm(mean) > 0.9999
+    assert abs(np.linalg.norm(answer["data"][1]["embedding"]) - 1) < 1e-5
 
 
 def test_prompts_and_instructions_are_the_same_as_texts_that_hold_them(int4_server: Launched) -> None:

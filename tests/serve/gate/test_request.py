@@ -112,7 +112,7 @@ def test_truncation_is_set_by_the_request_or_else_by_the_server() -> None:
     long = "w " * 50
     assert ask(input=long, truncate_prompt_tokens=-1).body["truncate_prompt_tokens"] == 10
     assert ask(input=long, truncate_prompt_tokens=4).body["truncate_prompt_tokens"] == 4
-    assert ask(replace(RULES, truncate=True), input=long).body["truncate_prompt_tokens"] == 10
+    assert ask(replace(RULES, long_texts="truncate"), input=long).body["truncate_prompt_tokens"] == 10
     assert "truncate_prompt_tokens" not in ask(input="short").body
     for wrong in (0, -2, 11, "4", 4.5, True, []):
         assert "truncate_prompt_tokens" in refused(input=long, truncate_prompt_tokens=wrong)
@@ -248,7 +248,7 @@ def test_the_fields_of_other_services_for_long_texts_override_the_server(name: s
         assert ask(input=texts, **{name: value}).body["truncate_prompt_tokens"] == RULES.max_model_len
         assert ask(input=texts, truncate_prompt_tokens=4, **{name: value}).body["truncate_prompt_tokens"] == 4
     for value in (False, "NONE"):
-        assert "tokens" in refused(rules=replace(RULES, truncate=True), input=texts, **{name: value})
+        assert "tokens" in refused(rules=replace(RULES, long_texts="truncate"), input=texts, **{name: value})
     for value in ("START", "end", 1, ["END"]):
         assert name in refused(input="a", **{name: value})
         assert name in refused(input="a", truncate_prompt_tokens=4, **{name: value})

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
+from tokenizers import Tokenizer
 
-from qembed.embed.chunking import chunks
+from qembed.checkpoint.find import SAMPLE, find
+from qembed.text.chunking import chunks
 
-from .conftest import Embed, rejects, tokenizer
+
+@cache
+def tokenizer() -> Tokenizer:
+    """The sample's tokenizer, loaded once."""
+    return find(SAMPLE).tokenizer()
 
 
 def count(texts: Sequence[str]) -> list[int]:
@@ -72,30 +76,3 @@ def test_adjacent_chunks_share_the_overlap() -> None:
     without_stops = "word " * 500
     spans = list(chunks(without_stops, 64, 16, count))
     assert all(after.start < before.end for before, after in pairwise(spans))
-
-
-def test_chunks_have_ids_positions_and_the_kept_columns(embed: Embed, tmp_path: Path) -> None:
-    body = "\n\n".join(" ".join(f"This is sentence {n} of paragraph {p}." for n in range(5)) for p in range(3))
-    rows = [
-        {"id": "long", "text": body, "lang": "en"},
-        {"id": "short", "text": " one ", "lang": "de"},
-        {"id": "none", "text": " "},
-    ]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = tmp_path / "out.parquet"
-    keep_options = ["--keep", "lang", "--keep", "text"]
-    assert embed(tmp_path / "in.jsonl", "-o", out, "--chunk-tokens", "32", "--overlap", "10", *keep_options).exit_code == 4
-    table = pyarrow.parquet.read_table(out)
-    assert table.column_names == ["id", "vector", "start", "end", "page", "lang", "text"]
-    output_rows = table.to_pylist()
-    parts = [row for row in output_rows if row["id"].startswith("long#")]
-    assert [row["id"] for row in parts] == [f"long#{n}" for n in range(len(parts))]
-    assert len(parts) > 3
-    for row in parts:
-        assert body[row["start"] : row["end"]] == row["text"]
-        assert row["page"] is None
-        assert row["lang"] == "en"
-    assert {name: output_rows[-1][name] for name in ("id", "start", "end", "text", "lang")} == {
-        "id": "short#0", "start": 1, "end": 4, "text": "one", "lang": "de",
-    }  # fmt: skip
-    assert rejects(tmp_path / "out.rejects.jsonl")[0]["id"] == "none"

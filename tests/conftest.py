@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from qembed.vllm import machine
 from tests.checkpoints import converted_reranker, fp16, int4, int4_checkpoint, make_checkpoint, reranker
 
 __all__ = ["converted_reranker", "fp16", "int4", "int4_checkpoint", "make_checkpoint", "reranker"]
@@ -20,6 +21,7 @@ __all__ = ["converted_reranker", "fp16", "int4", "int4_checkpoint", "make_checkp
 MARKS = ("vllm", "ray", "slow")
 SERVER = "int4_server"
 """A server for the whole run: files that name it run in the same worker of pytest-xdist."""
+STARTS_VLLM = "mark.vllm"
 STRICT = "QEMBED_STRICT_SKIPS"
 """If set to 1, a skip for a reason other than EXPECTED fails the run. CI sets it, because it installs everything."""
 EXPECTED = (
@@ -63,7 +65,9 @@ def _starts(item: pytest.Item) -> bool:
 
 @cache
 def _uses_server(file: Path) -> bool:
-    return SERVER in file.read_text(encoding="utf-8")
+    """Whether a file needs the server, or on a GPU any vLLM, which must not start while another takes memory of the GPU."""
+    text = file.read_text(encoding="utf-8")
+    return SERVER in text or (STARTS_VLLM in text and machine.first_gpu() is not None)
 
 
 class Scheduling(LoadFileScheduling):

@@ -54,13 +54,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         places: dict[Path, int] = {}
         for item in items:
-            place = 0 if _uses_server(item.path) else 1 if item.get_closest_marker("slow") else 2 if _starts(item) else 3
-            places[item.path] = min(place, places.get(item.path, place))
+            places[item.path] = min(_place(item), places.get(item.path, len(MARKS)))
         items.sort(key=lambda item: places[item.path])
 
 
-def _starts(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(mark) for mark in ("vllm", "ray"))
+def _place(item: pytest.Item) -> int:
+    if _uses_server(item.path):
+        return 0
+    marks = {mark for mark in MARKS if item.get_closest_marker(mark)}
+    return 1 if marks & {"ray", "slow"} else 2 if marks else 3
 
 
 @cache

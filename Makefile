@@ -35,15 +35,14 @@ $(INSTALLED): $(REQUIREMENTS) pyproject.toml $(wildcard serve/vllm_plugin/*.cpp 
 demo: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" bash deploy/demo.sh
 
-# Two processes for what starts no vLLM and no Ray, then one for the rest: those take all cores by themselves.
+# Two processes, also for vLLM, because most of its start uses one core. Its tests import it into their process, so they run apart.
 test: $(INSTALLED) $(CLIENTS)/installed $(DATABASES)/installed $(DEPLOY)/installed
 	$(TWO) -m "not vllm and not ray" --durations=20
-	$(BIN)/python -m pytest -m "vllm or ray" --durations=20
+	$(TWO) -m "vllm or ray" --durations=20
 
 # No vLLM, no training: to run between two changes.
 test-fast: $(INSTALLED)
 	$(TWO) -m "not vllm and not ray and not slow"
-
 
 # SECONDS=60 TARGETS="pdf docx" for less.
 fuzz: SECONDS = 3600

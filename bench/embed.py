@@ -77,8 +77,8 @@ def throughput(where: str, for_sample: int, for_large: int, turns: int) -> str:
     for title, model, count in (("the sample", _int4, for_sample), ("the 0.6B's shape", _large, for_large)):
         if count:
             command = [sys.executable, str(Path(__file__)), "--measure", str(model()), str(count), "--turns", str(turns)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-            rows += [[title, *row] for row in json.loads(done.stdout.splitlines()[-1])]
+            process = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+            rows += [[title, *row] for row in json.loads(process.stdout.splitlines()[-1])]
     columns = ("INT4", "texts", "vLLM by hand, tokens/s", "`qembed embed`, tokens/s", "ratio")
     how = f"{turns} turns each, medians; without vLLM's start."
     return f"## `qembed embed` compared with the engine (`make bench-embed`)\n\n{where} {how}\n\n{results.table(columns, rows)}"
@@ -127,12 +127,12 @@ def memory(where: str, sizes: list[int]) -> str:
         with path.open("w") as file:
             for number in range(count):
                 file.write(f"text {number}{' word' * (number % 5)}\n")
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("embed_tiny.py")), str(path), str(BUILD / "tiny.parquet")],
             stdout=subprocess.PIPE,
             check=True,
         )
-        result: dict[str, Any] = json.loads(done.stdout)
+        result: dict[str, Any] = json.loads(process.stdout)
         assert result["vectors"] == count
         print(f"{count} rows: {result}", file=sys.stderr, flush=True)
         size = path.stat().st_size + (BUILD / "tiny.parquet").stat().st_size

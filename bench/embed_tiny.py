@@ -47,9 +47,9 @@ def main() -> None:
     texts = Texts(find(SAMPLE).tokenizer(), LIMIT)
     job = Job(inputs.find(source, None, "lines"), Path(output), texts, lambda: nullcontext(Tiny()), force=True)
     start = time.monotonic()
-    done = run(job)
+    outcome = run(job)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"vectors": done.done.vectors, "seconds": time.monotonic() - start, "peak": peak}))
+    print(json.dumps({"vectors": outcome.totals.vectors, "seconds": time.monotonic() - start, "peak": peak}))
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def text() -> str:
 
     tokenizer = find(SAMPLE).tokenizer()
     words = "an audio player for the terminal that keeps playlists and remembers where it was, "
-    found = next(size for size in range(1, 2000) if len(tokenizer.encode((words * 20)[:size]).ids) == TOKENS)
-    return (words * 20)[:found]
+    length = next(size for size in range(1, 2000) if len(tokenizer.encode((words * 20)[:size]).ids) == TOKENS)
+    return (words * 20)[:length]
 
 
 def serve(parser: str, descriptor: int) -> None:
@@ -111,9 +111,9 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=SECONDS)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     options.add_argument("--note", default="", help="a sentence for the section, such as what else ran meanwhile")
-    given = options.parse_args()
-    if given.serve:
-        serve(given.serve, given.socket)
+    chosen = options.parse_args()
+    if chosen.serve:
+        serve(chosen.serve, chosen.socket)
         return
     content = text()
     requests = []
@@ -122,9 +122,9 @@ def main() -> None:
         head = "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
         requests.append(f"{head}{len(body)}\r\n\r\n".encode() + body)
     rates: dict[str, list[list[float]]] = {name: [] for name in PARSERS}
-    for _ in range(given.rounds):
+    for _ in range(chosen.rounds):
         for name, parser in PARSERS.items():
-            rates[name].append(measure(parser, requests, given.seconds))
+            rates[name].append(measure(parser, requests, chosen.seconds))
     rows = []
     for name, measured in rates.items():
         columns = [sorted(column) for column in zip(*measured, strict=True)]
@@ -134,8 +134,8 @@ def main() -> None:
 ## Before the engine (`make bench-front`)
 
 {results.machine()}; {date.today()}. Requests a second through uvicorn and the gate, with an engine that answers at once;
-{CONNECTIONS} connections, texts of {TOKENS} tokens, answers in base64 of {LENGTH} dimensions. Medians of {given.rounds} runs of
-{given.seconds:g} s, with the lowest and the highest. The client takes a part of the same cores. {given.note}
+{CONNECTIONS} connections, texts of {TOKENS} tokens, answers in base64 of {LENGTH} dimensions. Medians of {chosen.rounds} runs
+of {chosen.seconds:g} s, with the lowest and the highest. The client takes a part of the same cores. {chosen.note}
 
 {results.table(["parser of HTTP", *(f"{texts} text{'s' if texts > 1 else ''} a request" for texts in BATCHES)], rows)}
 """

@@ -222,8 +222,9 @@ def run_llama(row: Row, loads: list[Load], say: Callable[[str], None]) -> dict[s
     """Embed the same tokens by llama.cpp in its own process."""
     say("llama.cpp")
     with (BUILD / f"{row.name}.log").open("w") as log:
-        done = subprocess.run(llama_command(row, loads), stdout=subprocess.PIPE, stderr=log, text=True, check=True, timeout=600)
-    result: dict[str, Any] = json.loads(done.stdout)
+        command = llama_command(row, loads)
+        process = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=True, timeout=600)
+    result: dict[str, Any] = json.loads(process.stdout)
     return result
 
 

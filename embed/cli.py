@@ -195,10 +195,10 @@ def _with_progress(job: Job, console: Console) -> Outcome:
                 yield opened
 
         def report(progress: Progress) -> None:
-            rejected = f", {progress.done.rejected:,} rejected" if progress.done.rejected else ""
+            rejected = f", {progress.totals.rejected:,} rejected" if progress.totals.rejected else ""
             tokens = f", {progress.tokens_per_second:,.0f} tokens/s" if job.texts.tokenizer else ""
             speed = f"{progress.rows_per_second:,.1f}/s{tokens}"
-            status.update(fraction=progress.fraction, detail=f"{counted(progress.done.vectors, 'vector')}{rejected}, {speed}")
+            status.update(fraction=progress.fraction, detail=f"{counted(progress.totals.vectors, 'vector')}{rejected}, {speed}")
 
         return run.run(replace(job, engine=engine), report, lambda note: console.print(note, style="dim", markup=False))
 
@@ -213,12 +213,11 @@ def _on_cluster(job: Job, options: dict[str, Any], dimensions: int, console: Con
     share = Share(options["ray"], options["ray_workers"], options["ray_cpus"], options["ray_gpus"])
     with console.status("starting the engines") as status:
 
-        def report(done: Totals) -> None:
-            rejected = f", {done.rejected:,} rejected" if done.rejected else ""
-            speed = done.vectors / max(time.monotonic() - start, 1e-9)
-            status.update(
-                f"{counted(done.windows, 'part')}, {counted(done.vectors, 'vector')}{rejected}, {speed:,.1f}/s with the start"
-            )
+        def report(totals: Totals) -> None:
+            rejected = f", {totals.rejected:,} rejected" if totals.rejected else ""
+            speed = totals.vectors / max(time.monotonic() - start, 1e-9)
+            counts = f"{counted(totals.windows, 'part')}, {counted(totals.vectors, 'vector')}{rejected}"
+            status.update(f"{counts}, {speed:,.1f}/s with the start")
 
         manifest = ray_pipeline.run(job, share, dimensions, report, lambda note: console.print(note, style="dim", markup=False))
     rejects = str(job.output / manifest["rejects"]) if manifest["rejects"] else None

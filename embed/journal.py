@@ -49,8 +49,8 @@ class Totals:
 class Journal:
     """The journal of a run, locked against other processes."""
 
-    def __init__(self, folder: Path, file: IO[bytes], done: Totals, notes: dict[str, Any]) -> None:
-        self.folder, self.done, self.notes = folder, done, notes
+    def __init__(self, folder: Path, file: IO[bytes], totals: Totals, notes: dict[str, Any]) -> None:
+        self.folder, self.totals, self.notes = folder, totals, notes
         self._file = file
 
     def note(self, name: str, value: Any) -> None:
@@ -58,10 +58,10 @@ class Journal:
         self.notes[name] = value
         self._append({"note": name, "value": value})
 
-    def record(self, done: Totals) -> None:
-        """Record that everything up to `done` is on disk."""
-        self._append({"done": asdict(done)})
-        self.done = done
+    def record(self, totals: Totals) -> None:
+        """Record that everything up to `totals` is on disk."""
+        self._append({"done": asdict(totals)})
+        self.totals = totals
 
     def _append(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record).encode() + b"\n")
@@ -97,16 +97,16 @@ def opened(folder: Path, settings: Mapping[str, Any], force: bool) -> Iterator[J
         try:
             notes = {str(record["note"]): record["value"] for record in records if "note" in record}
             progress = [record["done"] for record in records if "done" in record]
-            done = _totals(progress[-1]) if progress else Totals()
+            totals = _totals(progress[-1]) if progress else Totals()
         except (TypeError, KeyError, ValueError) as error:
             raise BadInput(f"{path}: damaged; {start_anew(folder)}") from error
-        journal = Journal(folder, file, done, notes)
+        journal = Journal(folder, file, totals, notes)
         if not records:
             journal._append({"settings": current})
         yield journal
 
 
-def check_sizes(folder: Path, done: Totals, elsewhere: Mapping[str, Path]) -> None:
+def check_sizes(folder: Path, totals: Totals, elsewhere: Mapping[str, Path]) -> None:
     """Check that no file of the run is shorter than the journal says.
 
     Of a run that has ended, files that become the output may be in place `elsewhere` already, and the others gone.
@@ -114,9 +114,9 @@ def check_sizes(folder: Path, done: Totals, elsewhere: Mapping[str, Path]) -> No
     Raises:
         BadInput: one is: it was changed, or the disk has lost what it had confirmed.
     """
-    for name, size in done.sizes.items():
+    for name, size in totals.sizes.items():
         path = folder / name
-        if done.ended and not path.exists():
+        if totals.ended and not path.exists():
             if name not in elsewhere:
                 continue
             path = elsewhere[name]
@@ -156,13 +156,13 @@ def _totals(record: Mapping[str, Any]) -> Totals:
         TypeError, KeyError, ValueError: no run writes such a line.
     """
     mark = Position(**record["mark"])
-    done = Totals(**{**record, "mark": mark})
-    counts = [done.windows, done.vectors, done.rejected, done.tokens, mark.rows, mark.chunks, *done.sizes.values()]
-    if not all(type(count) is int and count >= 0 for count in counts) or type(done.ended) is not bool:
+    totals = Totals(**{**record, "mark": mark})
+    counts = [totals.windows, totals.vectors, totals.rejected, totals.tokens, mark.rows, mark.chunks, *totals.sizes.values()]
+    if not all(type(count) is int and count >= 0 for count in counts) or type(totals.ended) is not bool:
         raise ValueError("a count that is none")
-    if not isinstance(mark.digest, str) or not all(Path(name).name == name for name in done.sizes):
+    if not isinstance(mark.digest, str) or not all(Path(name).name == name for name in totals.sizes):
         raise ValueError("a name that is none")
-    return done
+    return totals
 
 
 def remove(folder: Path) -> None:

@@ -98,7 +98,7 @@ def run(
     items = [] if first is None else first.items
     work = Work(job, shape, {name: parquet.type_of([item.columns.get(name) for item in items]) for name in job.columns})
     with reporting_disk_errors(job), journal.opened(job.partial, settings_of(job), job.force) as run_journal:
-        if not run_journal.done.ended:
+        if not run_journal.totals.ended:
             _check_free(job)
             for folder in (work.parts, work.records):
                 folder.mkdir(exist_ok=True)
@@ -112,7 +112,7 @@ def run(
                 if not _finished_windows(work):
                     journal.remove(job.partial)
             _finish(work)
-            run_journal.record(replace(run_journal.done, ended=True))
+            run_journal.record(replace(run_journal.totals, ended=True))
         if work.parts.exists():
             if job.output.is_dir():
                 shutil.rmtree(job.output)
@@ -139,16 +139,16 @@ def _pipeline(work: Work, share: Share, on_progress: Callable[[Totals], None]) -
     Raises:
         QembedError: a part failed for a reason of its own, or Ray failed ATTEMPTS times without a finished part in between.
     """
-    done, fruitless = Totals(), 0
+    totals, fruitless = Totals(), 0
     while True:
         before = _finished_windows(work)
         try:
             for part in _parts(work, share, before):
                 if part["failed"]:
                     raise _final_error(work, pickle.loads(part["failed"]))  # pickled by `Embedder`
-                vectors, rejected = done.vectors + part["vectors"], done.rejected + part["rejected"]
-                done = replace(done, windows=done.windows + 1, vectors=vectors, rejected=rejected)
-                on_progress(done)
+                vectors, rejected = totals.vectors + part["vectors"], totals.rejected + part["rejected"]
+                totals = replace(totals, windows=totals.windows + 1, vectors=vectors, rejected=rejected)
+                on_progress(totals)
             if not (missing := _missing(work)):
                 return
             raise RuntimeError(f"Ray lost {missing}")
@@ -192,8 +192,8 @@ def _missing(work: Work) -> str:
     return f"{len(read - finished)} windows" if read - finished else ""
 
 
-def _parts(work: Work, share: Share, done: frozenset[str]) -> Iterator[Mapping[str, Any]]:
-    """The record of each new part; windows in `done` are skipped."""
+def _parts(work: Work, share: Share, finished: frozenset[str]) -> Iterator[Mapping[str, Any]]:
+    """The record of each new part; windows in `finished` are skipped."""
     import ray
     import ray.data
 
@@ -207,7 +207,7 @@ def _parts(work: Work, share: Share, done: frozenset[str]) -> Iterator[Mapping[s
     files = ray.data.from_items([{"file": number} for number in range(count)], override_num_blocks=count)
     parts = (
         # Reading takes no share of the cluster: the engines may have all of it.
-        files.map_batches(_read, batch_size=1, num_cpus=0, fn_kwargs={"work": work, "done": done}).map_batches(
+        files.map_batches(_read, batch_size=1, num_cpus=0, fn_kwargs={"work": work, "finished": finished}).map_batches(
             Embedder, batch_size=1, concurrency=workers, fn_constructor_kwargs={"work": work}, **resources
         )
     )
@@ -218,7 +218,7 @@ def _reading(job: Job, file: Any) -> Reading:
     return Reading(Inputs([file], job.inputs.folder), job.text_column, job.id_column, job.keep, job.rows)
 
 
-def _read(batch: Mapping[str, Any], work: Work, done: frozenset[str]) -> Iterator[dict[str, list[Any]]]:
+def _read(batch: Mapping[str, Any], work: Work, finished: frozenset[str]) -> Iterator[dict[str, list[Any]]]:
     """The windows of a file, except finished ones. A reading error takes the place of the remaining windows."""
     for file in map(int, batch["file"]):
         count = 0
@@ -227,7 +227,7 @@ def _read(batch: Mapping[str, Any], work: Work, done: frozenset[str]) -> Iterato
                 if work.job.strict and window.rejects:
                     raise BadInput(f"{window.rejects[0].place}: {window.rejects[0].reason} (--strict)")
                 name, count = work.name(file, window.number), window.number + 1
-                if name in done:
+                if name in finished:
                     _check_same(work, file, name, window)
                 else:
                     yield {"file": [file], "window": [pickle.dumps(window)]}

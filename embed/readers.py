@@ -34,7 +34,7 @@ class Reading:
         keep: columns whose values are kept.
         options: delimiter, encoding and header of the files.
         on_note: called with what a reader decided, such as a delimiter; once for each decision, whatever the number of files.
-        done: bytes read so far, approximately.
+        bytes_read: bytes read so far, approximately.
     """
 
     inputs: Inputs
@@ -43,7 +43,7 @@ class Reading:
     keep: Sequence[str] = ()
     options: RowOptions = field(default_factory=RowOptions)
     on_note: Callable[[str], None] = _ignore
-    done: int = 0
+    bytes_read: int = 0
     total: int = field(init=False)
     _notes: set[str] = field(init=False, default_factory=set)
 
@@ -56,7 +56,7 @@ class Reading:
         return self.text_column or "text"
 
     @cached_property
-    def kept(self) -> list[str]:
+    def columns(self) -> list[str]:
         """The columns to read and keep; `text` is always available and need not be a column."""
         return [name for name in self.keep if name != "text" or self.text == "text"]
 
@@ -71,7 +71,7 @@ class Reading:
         for file in self.inputs.files:
             yield from _document(file, self) if file.format == "document" else _records(file, self, before)
             before += file.size
-            self.done = before
+            self.bytes_read = before
 
     def id_of(self, file: File, number: int | None) -> str:
         """The id of a row without one of its own."""
@@ -83,7 +83,7 @@ class Reading:
     def required(self) -> dict[str, str]:
         """The columns that must exist, with the options that name them."""
         named = {self.text: "--text-column", **({self.id_column: "--id-column"} if self.id_column else {})}
-        return {**dict.fromkeys(self.kept, "--keep"), **named}
+        return {**dict.fromkeys(self.columns, "--keep"), **named}
 
     def wanted(self, records: Records, file: File) -> dict[str, str]:
         """The columns to read, with the options that name them.
@@ -123,7 +123,7 @@ class Reading:
             if own is None and self.id_column and values:
                 reason = reason or f"{id_column} is missing"
         name = name if own is None else own
-        columns = {column: storable(values.get(column)) for column in self.kept}
+        columns = {column: storable(values.get(column)) for column in self.columns}
         text = values.get(self.text, record.raw)
         if reason is None and not isinstance(text, str):
             reason = f"{self.text} is {'missing' if text is None else 'not a text'}"
@@ -166,7 +166,7 @@ def _records(file: File, reading: Reading, before: int) -> Iterator[Row]:
             reading.note(file, note)
         rows = records.read(wanted)
         for record in rows if records.columns is not None else _with_fields(rows, records, reading.required):
-            reading.done = before + records.bytes_read
+            reading.bytes_read = before + records.bytes_read
             yield reading.row(file, record)
 
 
@@ -174,7 +174,7 @@ def _check_plain(file: File, reading: Reading) -> None:
     for option, given in (("--text-column", reading.text_column), ("--id-column", reading.id_column)):
         if given:
             raise BadInput(f"{file.name}: plain text has no columns; leave {option} out")
-    if names := [name for name in reading.kept if name != "text"]:
+    if names := [name for name in reading.columns if name != "text"]:
         raise BadInput(f"{file.name}: plain text has no column {names[0]!r} to keep")
 
 
@@ -211,7 +211,7 @@ def _with_fields(rows: Iterator[Record], records: Records, required: Mapping[str
 def _document(file: File, reading: Reading) -> Iterator[Row]:
     stream = _stream(file)
     kind = file.path.suffix.lower() if stream is None else ".txt"
-    columns = dict.fromkeys(reading.kept)
+    columns = dict.fromkeys(reading.columns)
     largest = documents.LONGEST_TEXT if kind in TEXT_DOCUMENTS else documents.LARGEST
     try:
         if stream is None:

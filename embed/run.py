@@ -42,7 +42,7 @@ REJECTED = 4
 class Outcome:
     """The outcome: total counts, and how many vectors an earlier run had already finished."""
 
-    done: Totals
+    totals: Totals
     dimensions: int
     resumed: int
     rejects: Path | None
@@ -82,7 +82,7 @@ def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = la
     check(job)
     start = time.monotonic()
     with reporting_disk_errors(job), journal.opened(job.partial, settings_of(job), job.force) as run_journal:
-        resumed = run_journal.done
+        resumed = run_journal.totals
         journal.check_sizes(job.partial, resumed, job.targets)
         if not isinstance(run_journal.notes.get("dimensions", None if resumed.windows else 1), int):
             raise BadInput(f"{job.partial / journal.NAME}: damaged; {start_anew(job.partial)}")
@@ -93,23 +93,23 @@ def run(job: Job, on_progress: OnProgress = lambda _: None, on_note: OnNote = la
                 _compute(job, run_journal, on_progress, on_note)
             except BaseException:
                 spooled = any((job.partial / name).exists() for name in spool.FILES)
-                if not run_journal.done.windows and not spooled and not suspects.has_record(job.partial / suspects.FILE):
+                if not run_journal.totals.windows and not spooled and not suspects.has_record(job.partial / suspects.FILE):
                     journal.remove(job.partial)
                 raise
         dimensions = int(run_journal.notes["dimensions"])
         _put_in_place(job, run_journal)
         journal.remove(job.partial)
     targets = job.targets
-    rejects = targets[REJECTS] if run_journal.done.rejected else None
-    return Outcome(run_journal.done, dimensions, resumed.vectors, rejects, targets.get(IDS), time.monotonic() - start)
+    rejects = targets[REJECTS] if run_journal.totals.rejected else None
+    return Outcome(run_journal.totals, dimensions, resumed.vectors, rejects, targets.get(IDS), time.monotonic() - start)
 
 
 def _compute(job: Job, run_journal: Journal, on_progress: OnProgress, on_note: OnNote) -> None:
     """Embed window after window until the input ends."""
     reading = Reading(job.inputs, job.text_column, job.id_column, job.keep, job.rows, on_note)
-    with _read_ahead(_windows(job, reading, run_journal.done)) as upcoming:
+    with _read_ahead(_windows(job, reading, run_journal.totals)) as upcoming:
         first = next(upcoming, None)
-        if first is None and not run_journal.done.windows:
+        if first is None and not run_journal.totals.windows:
             raise BadInput(f"{_names(job.inputs)}: holds no texts")
         if first is None:
             # All windows are written; the run was killed before the journal said so.
@@ -132,7 +132,7 @@ def _compute(job: Job, run_journal: Journal, on_progress: OnProgress, on_note: O
 
 def _windows(job: Job, reading: Reading, start: Totals) -> Iterator[Window]:
     for window in windows(reading.rows(), job.texts, start.mark, start.windows):
-        window.done = min(1.0, reading.done / reading.total) if reading.total else 0.0
+        window.share_read = min(1.0, reading.bytes_read / reading.total) if reading.total else 0.0
         if job.strict and window.rejects:
             first = window.rejects[0]
             raise BadInput(f"{first.place}: {first.reason} (--strict)")
@@ -141,14 +141,14 @@ def _windows(job: Job, reading: Reading, start: Totals) -> Iterator[Window]:
 
 def _put_in_place(job: Job, run_journal: Journal) -> None:
     """Rename the files to their final names. Can be repeated after an interruption."""
-    done, targets = run_journal.done, job.targets
-    missing = [name for name in targets if (job.partial / name).exists() and not (name == REJECTS and not done.rejected)]
+    totals, targets = run_journal.totals, job.targets
+    missing = [name for name in targets if (job.partial / name).exists() and not (name == REJECTS and not totals.rejected)]
     for name in missing:
         target = job.target(name)
         check_targets([target], [file.path for file in job.inputs.files], force=True)
         if not job.force and target.path.exists() and not filecmp.cmp(job.partial / name, target.path, shallow=False):
             raise BadInput(f"{already_exists(target.path, target.option)}; it appeared during the run")
-    if not done.rejected and job.force and targets[REJECTS].is_file():
+    if not totals.rejected and job.force and targets[REJECTS].is_file():
         targets[REJECTS].unlink()
     for name in missing:
         _move(job.partial / name, targets[name])
@@ -232,18 +232,18 @@ def _names(inputs: Inputs) -> str:
 
 def summary(job: Job, outcome: Outcome) -> dict[str, Any]:
     """What `--json` prints."""
-    done = outcome.done
+    totals = outcome.totals
     return {
         "output": str(job.output),
         "ids": None if outcome.ids is None else str(outcome.ids),
         "rejects": None if outcome.rejects is None else str(outcome.rejects),
-        "vectors": done.vectors,
-        "rejected": done.rejected,
-        "rows": done.mark.rows,
+        "vectors": totals.vectors,
+        "rejected": totals.rejected,
+        "rows": totals.mark.rows,
         "resumed": outcome.resumed,
         **{name: value for name, value in job.about.items() if name in ("model", "prompt", "instruction")},
         "dimensions": outcome.dimensions,
         "dtype": job.dtype,
-        "tokens": done.tokens if job.texts.tokenizer else None,
+        "tokens": totals.tokens if job.texts.tokenizer else None,
         "seconds": round(outcome.seconds, 3),
     }

@@ -113,8 +113,8 @@ class Position:
 class Window:
     """Texts that are computed together, and rows between them without a vector. `end` is where the next window starts.
 
-    `tokens` and `size` (characters, including kept columns) are totals over its texts. `done` is the share of the input read
-    so far, from 0 to 1.
+    `tokens` and `size` (characters, including kept columns) are totals over its texts. `share_read` is the share of the
+    input read so far, from 0 to 1.
     """
 
     number: int
@@ -123,7 +123,7 @@ class Window:
     tokens: int = 0
     size: int = 0
     end: Position = field(default_factory=Position)
-    done: float = 0.0
+    share_read: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

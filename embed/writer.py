@@ -31,7 +31,7 @@ Unfit = Callable[[VectorBlock], Mapping[int, str]]
 class Progress:
     """Progress: total counts, share of the input (0 to 1), and the speed of this run without what earlier runs computed."""
 
-    done: Totals
+    totals: Totals
     fraction: float
     rows_per_second: float
     tokens_per_second: float
@@ -78,10 +78,10 @@ class Writer:
         about = {**job.about, "dimensions": dimensions, "dtype": job.dtype}
         width = dtypes.width(dimensions, job.dtype)
         shape = VectorLayout(job.dtype, dtypes.element(job.dtype), width, job.columns, about)
-        self.output: Output = formats.kind(job.output, job.dtype)(job.partial, shape, journal.done.sizes)
-        self.rejects = outputs.open_truncated(job.partial / REJECTS, journal.done.sizes.get(REJECTS, 0))
+        self.output: Output = formats.kind(job.output, job.dtype)(job.partial, shape, journal.totals.sizes)
+        self.rejects = outputs.open_truncated(job.partial / REJECTS, journal.totals.sizes.get(REJECTS, 0))
         self._on_progress = on_progress
-        self._before = journal.done
+        self._before = journal.totals
         self._pool = ThreadPoolExecutor(1, "writer")
         self._last: Future[None] | None = None
         self._tokens = self._rows = self._new_tokens = self._new_rows = 0
@@ -102,7 +102,7 @@ class Writer:
     def begin(self, window: Window) -> None:
         """Report that `window` is computed next."""
         if self._window is not None:
-            self._window_start = self._window.done
+            self._window_start = self._window.share_read
         self._window, self._window_rows = window, 0
 
     def report(self, tokens: int, rows: int, is_new: bool = True) -> None:
@@ -112,10 +112,10 @@ class Writer:
             self._new_tokens, self._new_rows = self._new_tokens + tokens, self._new_rows + rows
         if self._window is not None:
             share = self._window_rows / max(len(self._window.items), 1)
-            self._fraction = self._window_start + (self._window.done - self._window_start) * min(share, 1.0)
+            self._fraction = self._window_start + (self._window.share_read - self._window_start) * min(share, 1.0)
         vectors, total = self._before.vectors + self._rows, self._before.tokens + self._tokens
         seconds = max(time.monotonic() - self._since, 1e-9)
-        totals = replace(self.journal.done, vectors=vectors, tokens=total)
+        totals = replace(self.journal.totals, vectors=vectors, tokens=total)
         self._on_progress(Progress(totals, self._fraction, self._new_rows / seconds, self._new_tokens / seconds))
 
     def put(self, window: Window, results: Result) -> None:
@@ -126,11 +126,11 @@ class Writer:
     def finish(self) -> None:
         """Wait for the last write, then complete the files."""
         self._wait()
-        self.output.finish(self.journal.done.vectors)
+        self.output.finish(self.journal.totals.vectors)
         self.output.sizes()
         self._window, self._fraction = None, 1.0
         self.report(0, 0)
-        self.journal.record(replace(self.journal.done, ended=True))
+        self.journal.record(replace(self.journal.totals, ended=True))
 
     def _wait(self) -> None:
         if self._last is not None:
@@ -145,15 +145,15 @@ class Writer:
             self.output.write(block)
         sizes = self.output.sizes()
         sync(self.rejects)
-        done = self.journal.done
+        totals = self.journal.totals
         self.journal.record(
             Totals(
                 windows=window.number + 1,
                 mark=window.end,
                 sizes={**sizes, REJECTS: self.rejects.tell()},
-                vectors=done.vectors + len(block.ids),
-                rejected=done.rejected + len(rejects),
-                tokens=done.tokens + window.tokens,
+                vectors=totals.vectors + len(block.ids),
+                rejected=totals.rejected + len(rejects),
+                tokens=totals.tokens + window.tokens,
             )
         )
 

@@ -22,7 +22,11 @@ from qembed.quantize.calibration_texts import DEFAULT_COUNT, MIN_TEXTS
 from qembed.text import strict_json
 
 if TYPE_CHECKING:
+    from qembed.checkpoint.description import Checkpoint
     from qembed.checkpoint.reranker import Task
+    from qembed.quantize.calibration_pairs import Pairs
+    from qembed.quantize.calibration_texts import Texts
+    from qembed.text.rows.options import RowOptions
 
 MAX_TOKENS = 512
 """Default length limit of calibration texts: attention costs grow with its square, and few built-in texts are longer."""
@@ -252,8 +256,8 @@ def command(
     interrupted.
     """  # noqa: D301 - click needs the character \b
     from qembed.checkpoint.find import default_output, find
-    from qembed.quantize import calibration_pairs, summary
-    from qembed.quantize import calibration_texts as texts
+    from qembed.quantize import summary
+    from qembed.quantize.calibration_texts import held_out_count
     from qembed.quantize.device import torch_device
     from qembed.quantize.run import run
     from qembed.quantize.settings import QuantizationSettings
@@ -277,11 +281,7 @@ def command(
 
     with _progress("reading the checkpoint") as on_step, _interruptible():
         source = replace(find(model), task=task)
-        kind: Any = texts if source.reranker is None else calibration_pairs
-        if calibration is None:
-            sample = kind.built_in(calibration_texts, seed)
-        else:
-            sample = kind.read(calibration, calibration_texts, seed, row_options, lambda note: click.echo(note, err=True))
+        sample = _sample(source, calibration, calibration_texts, seed, row_options)
         result = run(
             source,
             target,
@@ -289,7 +289,7 @@ def command(
             sample,
             max_tokens=max_tokens,
             token_budget=calibration_tokens,
-            check=texts.held_out_count(len(sample)),
+            check=held_out_count(len(sample)),
             device=device_of_torch,
             seed=seed,
             force=force,
@@ -324,6 +324,16 @@ def _calibration_argument(calibration: str | None, column: str | None, target: P
     if target.expanduser().resolve() in file.resolve().parents:
         raise BadInput(f"{target}: holds the calibration texts {file}, which would be lost; choose another --output")
     return calibration
+
+
+def _sample(source: Checkpoint, calibration: str | None, count: int, seed: int, row_options: RowOptions) -> Texts | Pairs:
+    """`count` texts, or pairs for a reranker, of the file `calibration` or of those that ship with qembed."""
+    from qembed.quantize import calibration_pairs, calibration_texts
+
+    kind: Any = calibration_texts if source.reranker is None else calibration_pairs
+    if calibration is None:
+        return kind.built_in(count, seed)
+    return kind.read(calibration, count, seed, row_options, lambda note: click.echo(note, err=True))
 
 
 def _verify(folder: Path, device: str, threads: int | None, as_json: bool) -> None:

@@ -148,11 +148,11 @@ def fidelity_record(report: Report) -> dict[str, Any]:
 def _kendall_tau(report: Report) -> float | None:
     """Of the pairs of documents of a query that the original tells apart: the share in its order less the share out of it."""
     signs: list[int] = []
-    for (query, (one, one_int4)), (other_query, (other, other_int4)) in combinations(
+    for (query, (score, score_int4)), (other_query, (other, other_int4)) in combinations(
         zip(report.queries, report.scores, strict=True), 2
     ):
-        if query == other_query and one != other:
-            change = (one - other) * (one_int4 - other_int4)
+        if query == other_query and score != other:
+            change = (score - other) * (score_int4 - other_int4)
             signs.append((change > 0) - (change < 0))
     return round(statistics.fmean(signs), 6) if signs else None
 

@@ -108,6 +108,19 @@ def run(
             size = assemble(work.parts, work.checkpoint)
             _write_companions(work.checkpoint, source, origin, calibration, settings, report, seed, size)
             after = sizes(Checkpoint(target.name, work.checkpoint))
+    return _summary(source, target, device, settings, calibration, report, after)
+
+
+def _summary(
+    source: Checkpoint,
+    target: Path,
+    device: torch.device,
+    settings: QuantizationSettings,
+    calibration: Calibration,
+    report: Report,
+    after: Mapping[str, int],
+) -> dict[str, Any]:
+    """What `run` returns; `after` are the `sizes` of the result."""
     before = sizes(source)
     return {
         "model": source.name,

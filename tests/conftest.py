@@ -1,4 +1,4 @@
-"""Last lines of a run: the tests that were left out, and what to install for skipped ones. Fixtures of all tests."""
+"""How tests are shared out to pytest-xdist's workers, and the last lines of a run. Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
+from qembed.vllm import machine
 from tests.checkpoints import converted_reranker, fp16, int4, int4_checkpoint, make_checkpoint, reranker
 
 __all__ = ["converted_reranker", "fp16", "int4", "int4_checkpoint", "make_checkpoint", "reranker"]
 
 MARKS = ("vllm", "ray", "slow")
+SERVER = "int4_server"
+"""A server for the whole run: files that name it run in the same worker of pytest-xdist."""
+STARTS_VLLM = "mark.vllm"
 STRICT = "QEMBED_STRICT_SKIPS"
 """If set to 1, a skip for a reason other than EXPECTED fails the run. CI sets it, because it installs everything."""
 EXPECTED = (
@@ -39,10 +46,44 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """pytest-xdist: run files with slow tests first, so that at the end no worker waits for the other's long file."""
+    """pytest-xdist: sort the files, so that at the end no worker waits for the other's long file.
+
+    The server of the whole run starts while no other vLLM does: processes with the same libraries share their pages, and it
+    compares its memory with its plan.
+    """
     if hasattr(config, "workerinput"):
-        slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        places: dict[Path, int] = {}
+        for item in items:
+            places[item.path] = min(_place(item), places.get(item.path, len(MARKS)))
+        items.sort(key=lambda item: places[item.path])
+
+
+def _place(item: pytest.Item) -> int:
+    if _uses_server(item.path):
+        return 0
+    marks = {mark for mark in MARKS if item.get_closest_marker(mark)}
+    return 1 if marks & {"ray", "slow"} else 2 if marks else 3
+
+
+@cache
+def _uses_server(file: Path) -> bool:
+    """Whether a file needs the server, or on a GPU any vLLM, which must not start while another takes memory of the GPU."""
+    text = file.read_text(encoding="utf-8")
+    return SERVER in text or (STARTS_VLLM in text and machine.first_gpu() is not None)
+
+
+class Scheduling(LoadFileScheduling):
+    """Gives each file to one worker, and all files that use the server of the whole run to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return SERVER if _uses_server(self.config.rootpath / file) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """pytest-xdist: use `Scheduling` where `--dist loadfile` is given."""
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def reason(report: pytest.TestReport | pytest.CollectReport) -> str:

@@ -79,9 +79,9 @@ def test_fidelity_of_quantize_is_that_of_eval(name: str, tmp_path: Path) -> None
     int4 = tmp_path / "int4"
     command = ["quantize", "--model", str(checkpoint.folder), "-o", str(int4), "--calibration", str(texts)]
     command += ["--group-size", "64", "--device", "cpu", "--json"]
-    done = CliRunner().invoke(group, command, catch_exceptions=False)
-    assert done.exit_code == 0, done.stderr
-    printed = json.loads(done.stdout)["fidelity"]
+    result = CliRunner().invoke(group, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    printed = json.loads(result.stdout)["fidelity"]
     held_out = _held_out(checkpoint, texts, printed["texts"])
     original, quantized = (
         reference.embed(reference.load(Checkpoint(folder.name, folder)), held_out) for folder in (checkpoint.folder, int4)

@@ -1,4 +1,7 @@
-"""This machine: vLLM's device, CPU cores, and the processes of a session with their memory and CPU time."""
+"""This machine: vLLM's device, CPU cores, and the processes of a session with their memory and CPU time.
+
+/proc is read here, not through psutil: psutil has no session of a process, no limits of a container and no siblings of a core.
+"""
 
 from __future__ import annotations
 

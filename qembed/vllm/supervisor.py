@@ -199,8 +199,8 @@ class Server:
         assert self._log is not None
         lines = self._log.new_lines()
         own = (gate_rules.ACCESS, gate_rules.TEXTS)
-        kept = [line[:MAX_LINE] for line in lines if not line.startswith(own)]
-        self.lines = [*self.lines, *kept][-MAX_LINES:]
+        new = [line[:MAX_LINE] for line in lines if not line.startswith(own)]
+        self.lines = [*self.lines, *new][-MAX_LINES:]
         for line in lines:
             if line.startswith(gate_rules.ACCESS):
                 log.access(line.removeprefix(gate_rules.ACCESS), self.launch.settings.log_format)

@@ -1,4 +1,4 @@
-"""A real vLLM shared by the whole session, because its start takes most of a minute."""
+"""A real vLLM shared by the whole session, because each start takes ten seconds of a core."""
 
 from __future__ import annotations
 

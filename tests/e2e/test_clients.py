@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,19 @@ CLIENTS = Path(__file__).parent / "clients"
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 TEXTS = ["an audio player", "a PDF viewer"]
 QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1", "LANGSMITH_TRACING": "false", "NO_COLOR": "1"}
+PROGRAMS = """
+import contextlib, io, json, sys, traceback
+answers = sys.stdout
+for line in sys.stdin:
+    request = json.loads(line)
+    sys.argv, output, error = request["arguments"], io.StringIO(), None
+    try:
+        with contextlib.redirect_stdout(output):
+            exec(compile(request["code"], sys.argv[0], "exec"), {"__name__": "__main__"})
+    except BaseException:
+        error = traceback.format_exc()
+    print(json.dumps({"output": output.getvalue(), "error": error}), file=answers, flush=True)
+"""
 
 
 def run(*command: object, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -42,6 +56,31 @@ def clients() -> Path:
 
 
 @pytest.fixture(scope="module")
+def execute() -> Iterator[Callable[..., Any]]:
+    """A function that executes Python code with arguments in build/clients and returns the JSON of its last line of output.
+
+    All code runs in one process, because importing the frameworks takes longer than all they are used for here.
+    """
+    if not (BIN / "python").exists():
+        pytest.skip("no build/clients: make build/clients/installed")
+    command = [BIN / "python", "-c", PROGRAMS]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **QUIET}
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def answer(code: str, *arguments: str) -> Any:
+            print(json.dumps({"code": code, "arguments": ["program.py", *arguments]}), file=process.stdin, flush=True)
+            response = json.loads(process.stdout.readline())
+            assert response["error"] is None, response
+            return json.loads(response["output"].splitlines()[-1])
+
+        yield answer
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
 def expected(int4_server: Launched) -> dict[str, np.ndarray[Any, Any]]:
     return {
         "documents": np.asarray(embed(int4_server.url, input=TEXTS).vectors),
@@ -55,10 +94,9 @@ def equal(vectors: Any, expected: np.ndarray[Any, Any]) -> bool:
 
 @pytest.mark.parametrize("script", ["langchain", "llamaindex", "lite"])
 def test_a_framework_gets_the_vectors_of_documents_and_queries(
-    int4_server: Launched, clients: Path, expected: dict[str, np.ndarray[Any, Any]], script: str
+    int4_server: Launched, execute: Callable[..., Any], expected: dict[str, np.ndarray[Any, Any]], script: str
 ) -> None:
-    result = run(clients / "python", CLIENTS / f"{script}.py", int4_server.url, int4_server.model)
-    output = json.loads(result.stdout.splitlines()[-1])
+    output = execute((CLIENTS / f"{script}.py").read_text(), int4_server.url, int4_server.model)
     assert equal(output["documents"], expected["documents"])
     assert equal(output["async"], expected["documents"])
     assert equal(output["query"], expected["query"])
@@ -67,15 +105,14 @@ def test_a_framework_gets_the_vectors_of_documents_and_queries(
 
 
 def test_langchain_gets_a_querys_vector_by_the_models_name_alone(
-    int4_server: Launched, clients: Path, expected: dict[str, np.ndarray[Any, Any]]
+    int4_server: Launched, execute: Callable[..., Any], expected: dict[str, np.ndarray[Any, Any]]
 ) -> None:
     lines = (
         "import json, sys\nfrom langchain_openai import OpenAIEmbeddings\nurl, model = sys.argv[1:]\n"
         "queries = OpenAIEmbeddings(model=model, base_url=url, api_key='none', check_embedding_ctx_length=False)\n"
         "print(json.dumps(queries.embed_query('music player')))"
     )
-    result = run(clients / "python", "-c", lines, int4_server.url, f"{int4_server.model}-query")
-    assert equal(json.loads(result.stdout.splitlines()[-1]), expected["query"])
+    assert equal(execute(lines, int4_server.url, f"{int4_server.model}-query"), expected["query"])
 
 
 # Expressions over the variables of the page's code, printed as JSON.
@@ -89,12 +126,10 @@ PRINTED = {
 
 @pytest.mark.parametrize("client", list(PRINTED))
 def test_the_code_on_the_page_gets_the_right_vectors(
-    int4_server: Launched, clients: Path, expected: dict[str, np.ndarray[Any, Any]], tmp_path: Path, client: str
+    int4_server: Launched, execute: Callable[..., Any], expected: dict[str, np.ndarray[Any, Any]], client: str
 ) -> None:
     lines = code_of_page(int4_server, client, "python")
-    (tmp_path / "lines.py").write_text(f"{lines}\nimport json\nprint(json.dumps({PRINTED[client]}))\n")
-    result = run(clients / "python", tmp_path / "lines.py")
-    documents, query = json.loads(result.stdout.splitlines()[-1])
+    documents, query = execute(f"{lines}\nimport json\nprint(json.dumps({PRINTED[client]}))\n")
     assert equal(documents, expected["documents"])
     assert equal(query, expected["query"])
 

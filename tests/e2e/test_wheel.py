@@ -11,7 +11,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
+QUICK = ("--scales", "none", "--rounding", "rtn", "--calibration-texts", "64", "--max-tokens", "64")
 
 
 def build_wheel(folder: Path, **environment: str) -> Path:
@@ -69,7 +74,7 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     assert re.match(r"\d+\.\d+\.\d+ pip install .*'pypdf>=", hint.stdout)
     run = "import sys; from qembed.cli import main; sys.argv[0] = 'qembed'; main()"
     result = subprocess.run(
-        [sys.executable, "-c", run, "quantize", "--model", "sample", "--scales", "none", "--rounding", "rtn", "--json"],
+        [sys.executable, "-c", run, "quantize", "--model", "sample", "--json", *QUICK],
         env=environment,
         cwd=tmp_path,
         check=True,

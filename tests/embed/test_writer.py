@@ -33,7 +33,7 @@ def test_speed_and_progress_count_only_this_runs_vectors(embed: Embed, tmp_path:
     (tmp_path / "in.txt").write_text("".join(f"text {n:03}\n" for n in range(200)))
     assert embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy").exit_code == 0
     assert reports[0].rows_per_second == 0
-    assert reports[0].done.vectors == 64
+    assert reports[0].totals.vectors == 64
     assert reports[-1].rows_per_second > 0
     shares = [progress.fraction for progress in reports]
     assert shares == sorted(shares)

@@ -220,7 +220,7 @@ def _journal(folder: Path) -> Run:
         message = ""
         try:
             with journal.opened(folder, {"a": 1}, force=False) as opened:
-                journal.check_sizes(folder, opened.done, {})
+                journal.check_sizes(folder, opened.totals, {})
         except BadInput as error:
             message = str(error)
         assert "\n" not in message

@@ -18,6 +18,8 @@ from tests.victims import Victims
 
 from .conftest import contents
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--group-size", "64", "--calibration-texts", "64", "--max-tokens", "16", "--rounding", "rtn", "--no-clip")
 QUICK += ("--scales", "none", "--threads", "1")
 

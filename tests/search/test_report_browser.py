@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qembed.search import report
-from tests.eval.report.test_browser import BROWSER, CUT_OFF, OVERLAPS, Tab, tab
+from tests.eval.report.test_html_browser import BROWSER, CUT_OFF, OVERLAPS, Tab, tab
 
 __all__ = ["tab"]
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)")

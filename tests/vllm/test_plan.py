@@ -104,9 +104,9 @@ def test_without_a_cache_one_layer_has_keys_and_values_and_a_longer_text_adds_it
     assert (short.kv_tokens, long.kv_tokens) == (2048 + 32, 32768 + 32)
     assert long.kv_cache == (32768 + 32) * 4 * 1024
     assert long.activations - short.activations == (32768 - 2048) * 3 * 1024 * 2
-    kept = plan.make(shapes, CONFIG, max_model_len=32768, keeps_cache=True, **sizes)
-    assert kept.kv_cache == (32768 + 2048 + 32) * 112 * 1024
-    assert kept.activations == short.activations
+    with_cache = plan.make(shapes, CONFIG, max_model_len=32768, keeps_cache=True, **sizes)
+    assert with_cache.kv_cache == (32768 + 2048 + 32) * 112 * 1024
+    assert with_cache.activations == short.activations
 
 
 @pytest.mark.parametrize(

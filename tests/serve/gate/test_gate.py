@@ -473,8 +473,8 @@ def test_a_large_batch_goes_to_vllm_in_parts_and_has_one_answer(monkeypatch: pyt
         engine = Engine(rows[:3], [rows[3], bad], [rows[5]], [rows[4]])
         texts = ["a", "b", "c", "d", "e" * 8, "f" * 20]
         status, answer, _ = ask(Gate(engine, RULES), input=texts, encoding_format=encoding)
-        asked = [request["input"] for request in engine.requests if "truncate_prompt_tokens" not in request]
-        assert (status, asked) == (200, [texts[:3], texts[3:5], texts[5:], [texts[4]]])
+        inputs = [request["input"] for request in engine.requests if "truncate_prompt_tokens" not in request]
+        assert (status, inputs) == (200, [texts[:3], texts[3:5], texts[5:], [texts[4]]])
         vectors = [item["embedding"] for item in answer["data"]]
         if encoding == "base64":
             vectors = [np.frombuffer(base64.b64decode(vector), "f4").tolist() for vector in vectors]

@@ -29,16 +29,16 @@ LARGE = {"input": TEXTS, "prompt_name": "query", "user": "x" * 1000, "more": "x"
 
 @pytest.fixture(autouse=True)
 def _process_is_ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    made: list[Reader] = []
+    readers: list[Reader] = []
     original = Reader.__init__
 
     def init(self: Reader, rules: Rules) -> None:
         original(self, rules)
-        made.append(self)
+        readers.append(self)
 
     monkeypatch.setattr(Reader, "__init__", init)
     yield
-    for reader in made:
+    for reader in readers:
         reader._end()
 
 

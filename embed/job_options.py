@@ -18,9 +18,8 @@ from qembed.embed.job import Job, OpenEngine
 from qembed.embed.windows import Texts
 from qembed.errors import BadInput
 from qembed.targets import check_name, is_same_file
-from qembed.text.cleaning import clean
 from qembed.text.display import counted
-from qembed.text.prompts import DEFAULT_PROMPTS, instruct
+from qembed.text.prompts import DEFAULT_PROMPTS, chosen_prompt
 from qembed.text.rows.options import parse as parse_row_options
 from qembed.vectors import dtypes
 from qembed.vllm import api_keys, machine, plan
@@ -74,7 +73,8 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
     rows.check({file.row_format for file in files.files})
     computing = (_servers if options["urls"] else _on_cluster if options["ray"] else _in_process)(options, on_stage)
-    prompt = _prompt(options, *_prompts_of(computing.checkpoint))
+    prompts, default = _prompts_of(computing.checkpoint)
+    prompt = chosen_prompt(prompts, options["prompt"], options["instruction"], default, cleaned=options["clean"])
     for note in _notes(options, computing.checkpoint):
         on_stage(f"warning: {note}")
     vocabulary = None if computing.checkpoint is None else computing.checkpoint.vocabulary()
@@ -262,23 +262,6 @@ def _prompts_of(checkpoint: Checkpoint | None) -> tuple[Mapping[str, str], str]:
     if checkpoint is None:
         return DEFAULT_PROMPTS, ""
     return checkpoint.prompts, checkpoint.embedder.document_prompt
-
-
-def _prompt(options: Options, prompts: Mapping[str, str], default: str = "") -> str:
-    """The prompt of every text: the one that is asked for, or else `default`."""
-    name, task = options["prompt"], options["instruction"]
-    if task is not None:
-        cleaned = clean(task) if options["clean"] else task
-        if not cleaned.strip():
-            raise BadInput("--instruction is empty")
-        return instruct(cleaned)
-    if name is None:
-        return default
-    if not name:
-        return ""
-    if name not in prompts:
-        raise BadInput(f"--prompt {name}: the model has {', '.join(sorted(prompts))}")
-    return prompts[name]
 
 
 def _notes(options: Options, checkpoint: Checkpoint | None) -> Iterator[str]:

@@ -170,6 +170,8 @@ def test_unusable_vectors_of_a_task_fail(start_server: Start, few_texts: Path, t
         (["--retrieval", "none"], "none: no such file or folder"),
         (["--classification", "none.csv"], "none.csv: no such file"),
         (["--max-task-drop", "much"], "--max-task-drop much: not a share"),
+        (["--max-task-drop", "1"], "--max-task-drop 1: write 1%, or 100%"),
+        (["--max-task-drop", "0.5"], "--max-task-drop 0.5: write 0.5%, or 50%"),
         (["--max-task-drop", "101%"], "--max-task-drop 101%: not a share"),
         (["--min-p1", "2"], "--min-p1 2.0: not within"),
         (["--task", "sts", "--vectors", "v.npy"], "--task sts: tasks embed texts of their own"),

@@ -12,7 +12,7 @@ from qembed import __version__
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find_served, short_name
 from qembed.client import embeddings
-from qembed.embed import engine, inputs, ray_cluster, servers, windows
+from qembed.embed import engine, formats, inputs, ray_cluster, servers, windows
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, OpenEngine
 from qembed.embed.windows import Texts
@@ -119,8 +119,15 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
         strict=options["strict"],
         force=options["force"],
         replaced=replaced,
+        others=_others(options, computing.checkpoint),
     )
     return described, computing.dimensions
+
+
+def _others(options: Options, checkpoint: Checkpoint | None) -> list[Path]:
+    """The files that the job reads beside its inputs: of keys, and of the checkpoint, whose folder may hold vectors too."""
+    files = [path for path in checkpoint.folder.iterdir() if path.suffix not in formats.kinds()] if checkpoint else []
+    return [*files, *([Path(options["api_key_file"])] if options["api_key_file"] else [])]
 
 
 def check(source: str, options: Options) -> None:

@@ -69,7 +69,7 @@ def check(job: Job) -> None:
 
 def _check_targets(job: Job) -> None:
     """Check that no file that the job writes is one that it reads, or exists already (unless `force`)."""
-    inputs = [*job.replaced, *(file.path for file in job.inputs.files)]
+    inputs = [*job.replaced, *job.others, *(file.path for file in job.inputs.files)]
     check_targets([job.target(name) for name in reversed(job.targets)], inputs, force=job.force)
 
 

@@ -73,8 +73,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
     rows.check({file.row_format for file in files.files})
     computing = (_servers if options["urls"] else _on_cluster if options["ray"] else _in_process)(options, on_stage)
-    prompts, default = _prompts_of(computing.checkpoint)
-    prompt = chosen_prompt(prompts, options["prompt"], options["instruction"], default, cleaned=options["clean"])
+    prompt = _prompt(options, *_prompts_of(computing.checkpoint))
     for note in _notes(options, computing.checkpoint):
         on_stage(f"warning: {note}")
     vocabulary = None if computing.checkpoint is None else computing.checkpoint.vocabulary()
@@ -269,6 +268,11 @@ def _prompts_of(checkpoint: Checkpoint | None) -> tuple[Mapping[str, str], str]:
     if checkpoint is None:
         return DEFAULT_PROMPTS, ""
     return checkpoint.prompts, checkpoint.embedder.document_prompt
+
+
+def _prompt(options: Options, prompts: Mapping[str, str], default: str = "") -> str:
+    """The prompt of every text: the one that is asked for, or else `default`."""
+    return chosen_prompt(prompts, options["prompt"], options["instruction"], default, cleaned=options["clean"])
 
 
 def _notes(options: Options, checkpoint: Checkpoint | None) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qembed.errors import BadInput
+from qembed.text.display import counted
 from qembed.vllm import api_keys
 
 
@@ -34,5 +35,5 @@ class KeysInForce:
             return False
         if self.names == before and not on_demand:
             return False
-        warn(f"{self._file.path}: read again, {len(self.names)} keys are in force")
+        warn(f"{self._file.path}: read again, {counted(len(self.names), 'key')} in force")
         return True

@@ -32,6 +32,8 @@ STYLES: dict[State, str] = {"ok": "green", "note": "yellow", "fail": "bold red"}
 HUB_SECONDS = 2.0
 SMALLEST_MEMORY = 2 * 2**30
 """Bytes: the 0.6B in INT4 with vLLM's processes needs about this much."""
+FEWEST_FILES, USUAL_FILES = 128, 1024
+"""With 64 open files vLLM does not start, with 128 it does; below 1,024 it has fewer connections than --max-connections."""
 EXTRAS = {
     "parquet": (("pyarrow",), "Parquet files"),
     "docs": (("bs4", "markdown_it", "pypdf", "docx"), "PDF, DOCX, HTML and Markdown in `qembed embed`"),
@@ -86,6 +88,7 @@ def examine(port: int, *, ask_hub: bool = True) -> Iterator[Check]:
     yield kernel(cpu)
     yield memory()
     yield cores()
+    yield open_files()
     yield free_port(port)
     if ask_hub:
         yield hub()
@@ -190,6 +193,15 @@ def cores() -> Check:
     quota = cgroup.cpus()
     limit = "" if quota is None else f", CPU quota {quota:g}"
     return Check("cores", "ok", f"{len(machine.cores())} used of {os.cpu_count()} logical CPUs{limit}")
+
+
+def open_files() -> Check:
+    """How many files and connections a process may have open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    shown = "no limit" if limit == resource.RLIM_INFINITY else f"{limit:,} at once"
+    if limit == resource.RLIM_INFINITY or limit >= USUAL_FILES:
+        return Check("open files", "ok", shown)
+    return Check("open files", "fail" if limit < FEWEST_FILES else "note", shown, "raise the limit: ulimit -n 4096")
 
 
 def free_port(port: int) -> Check:

@@ -68,16 +68,30 @@ def test_limits_and_missing_parts_are_notes(monkeypatch: pytest.MonkeyPatch) -> 
     assert [checks[f"extra {name}"]["state"] for name in ("search", "eval", "ray")] == ["note", "note", "ok"]
 
 
-@pytest.mark.parametrize("limit", ["control group", "address space"])
-def test_too_little_memory_for_the_default_model_is_exit_code_1(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if limit == "control group":
+def limit(monkeypatch: pytest.MonkeyPatch, resource_limit: int, value: int) -> None:
+    known = resource.getrlimit
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda which: (value, resource.RLIM_INFINITY) if which == resource_limit else known(which)
+    )
+
+
+@pytest.mark.parametrize(("files", "state"), [(64, "fail"), (128, "note"), (4096, "ok"), (resource.RLIM_INFINITY, "ok")])
+def test_too_few_open_files_for_vllm_are_exit_code_1(files: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, resource.RLIMIT_NOFILE, files)
+    code, checks = run_doctor()
+    assert (code, checks["open files"]["state"]) == (1 if state == "fail" else 0, state)
+
+
+@pytest.mark.parametrize("kind", ["control group", "address space"])
+def test_too_little_memory_for_the_default_model_is_exit_code_1(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "control group":
         monkeypatch.setattr(cgroup, "memory", lambda *_: cgroup.Memory(2**30, 2**29))
     else:
-        monkeypatch.setattr(resource, "getrlimit", lambda _: (2**29, resource.RLIM_INFINITY))
+        limit(monkeypatch, resource.RLIMIT_AS, 2**29)
     code, checks = run_doctor()
     assert (code, checks["memory"]["state"]) == (1, "fail")
     assert "512 MiB free" in checks["memory"]["value"]
-    assert limit in checks["memory"]["value"]
+    assert kind in checks["memory"]["value"]
 
 
 @pytest.mark.parametrize("name", ["torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import os
 import sys
 from typing import Any
 
@@ -108,6 +109,8 @@ def group(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the `qembed` script."""
+    if sys.stdin is None:  # closed by whoever started qembed: an empty input
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without "±" is no reason to show nothing
         sys.stdout.reconfigure(errors=strict_json.ESCAPED if failures.wants_json(sys.argv) else "replace")
     if isinstance(sys.stderr, io.TextIOWrapper):

@@ -151,3 +151,10 @@ def test_json_keeps_characters_that_the_terminal_has_not(encoding: str, written:
     assert result.returncode == 2
     assert name in json.loads(result.stdout.decode(written))["error"]["message"]
     assert name in json.loads(result.stderr.decode(written))["message"]
+
+
+def test_a_closed_standard_input_is_an_empty_one() -> None:
+    arguments = [sys.executable, "-m", "qembed", "search", "-", "--index", "none.faiss"]
+    result = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "nothing to search for" in result.stderr

@@ -38,6 +38,7 @@ class Job:
         strict: whether a row that cannot be embedded ends the run.
         force: whether existing files are replaced.
         replaced: input files that the job would replace; it is refused unless they are its own finished output.
+        others: what the job reads beside its inputs: the checkpoint's files, the file of keys.
     """
 
     inputs: Inputs
@@ -55,6 +56,7 @@ class Job:
     strict: bool = False
     force: bool = False
     replaced: Sequence[Path] = ()
+    others: Sequence[Path] = ()
 
     @property
     def partial(self) -> Path:

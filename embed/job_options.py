@@ -12,15 +12,14 @@ from qembed import __version__
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find_served, short_name
 from qembed.client import embeddings
-from qembed.embed import engine, inputs, ray_cluster, servers, windows
+from qembed.embed import engine, formats, inputs, ray_cluster, servers, windows
 from qembed.embed.inputs import Inputs
 from qembed.embed.job import Job, OpenEngine
 from qembed.embed.windows import Texts
 from qembed.errors import BadInput
 from qembed.targets import check_name, is_same_file
-from qembed.text.cleaning import clean
 from qembed.text.display import counted
-from qembed.text.prompts import DEFAULT_PROMPTS, instruct
+from qembed.text.prompts import DEFAULT_PROMPTS, chosen_prompt
 from qembed.text.rows.options import parse as parse_row_options
 from qembed.vectors import dtypes
 from qembed.vllm import api_keys, machine, plan
@@ -119,8 +118,15 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
         strict=options["strict"],
         force=options["force"],
         replaced=replaced,
+        others=_others(options, computing.checkpoint),
     )
     return described, computing.dimensions
+
+
+def _others(options: Options, checkpoint: Checkpoint | None) -> list[Path]:
+    """The files that the job reads beside its inputs: of keys, and of the checkpoint, whose folder may hold vectors too."""
+    files = [path for path in checkpoint.folder.iterdir() if path.suffix not in formats.kinds()] if checkpoint else []
+    return [*files, *([Path(options["api_key_file"])] if options["api_key_file"] else [])]
 
 
 def check(source: str, options: Options) -> None:
@@ -266,19 +272,7 @@ def _prompts_of(checkpoint: Checkpoint | None) -> tuple[Mapping[str, str], str]:
 
 def _prompt(options: Options, prompts: Mapping[str, str], default: str = "") -> str:
     """The prompt of every text: the one that is asked for, or else `default`."""
-    name, task = options["prompt"], options["instruction"]
-    if task is not None:
-        cleaned = clean(task) if options["clean"] else task
-        if not cleaned.strip():
-            raise BadInput("--instruction is empty")
-        return instruct(cleaned)
-    if name is None:
-        return default
-    if not name:
-        return ""
-    if name not in prompts:
-        raise BadInput(f"--prompt {name}: the model has {', '.join(sorted(prompts))}")
-    return prompts[name]
+    return chosen_prompt(prompts, options["prompt"], options["instruction"], default, cleaned=options["clean"])
 
 
 def _notes(options: Options, checkpoint: Checkpoint | None) -> Iterator[str]:

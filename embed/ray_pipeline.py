@@ -124,7 +124,7 @@ def run(
 
 
 def _check_free(job: Job) -> None:
-    check_folder(job.output, [*job.replaced, *(file.path for file in job.inputs.files)])
+    check_folder(job.output, [*job.replaced, *job.others, *(file.path for file in job.inputs.files)])
     if job.output.exists() and not job.force:
         raise BadInput(already_exists(job.output))
     if job.output.exists() and not (job.output / MANIFEST).exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +15,10 @@ from qembed.embed.rows import Row
 from qembed.errors import BadInput
 from qembed.text.rows.lines import decoded, problem
 from qembed.text.rows.options import TABLES, RowOptions
-from qembed.text.rows.reader import IDS, opened
+from qembed.text.rows.reader import opened
 from qembed.text.rows.record import Record, Records, shown
-from qembed.text.rows.values import NoId, id_text, storable
+from qembed.text.rows.row_ids import IDS, RowIds
+from qembed.text.rows.values import storable
 
 FIRST_LINES = 1000
 """Lines of JSON of which one at least must have a field that the user names: not each need have it, but it may be misspelt."""
@@ -35,6 +37,7 @@ class Reading:
         options: delimiter, encoding and header of the files.
         on_note: called with what a reader decided, such as a delimiter; once for each decision, whatever the number of files.
         bytes_read: bytes read so far, approximately.
+        id_hashes: of the ids of all valid rows so far, in their order.
     """
 
     inputs: Inputs
@@ -45,6 +48,7 @@ class Reading:
     on_note: Callable[[str], None] = _ignore
     bytes_read: int = 0
     total: int = field(init=False)
+    id_hashes: array[int] = field(init=False, default_factory=lambda: array("q"))
     _notes: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
@@ -69,15 +73,19 @@ class Reading:
         """
         before = 0
         for file in self.inputs.files:
-            yield from _document(file, self) if file.format == "document" else _records(file, self, before)
+            for row in _document(file, self) if file.format == "document" else _records(file, self, before):
+                if row.reason is None:
+                    self.id_hashes.append(hash(row.id))
+                yield row
             before += file.size
             self.bytes_read = before
 
-    def id_of(self, file: File, number: int | None) -> str:
-        """The id of a row without one of its own."""
-        if not self.inputs.folder:
-            return file.name if number is None else str(number)
-        return file.name if number is None else f"{file.name}:{number}"
+    def repeated_ids(self) -> int:
+        """The number of ids that name more than one of the rows so far."""
+        import numpy as np
+
+        _, counts = np.unique(np.asarray(self.id_hashes, np.int64), return_counts=True)
+        return int((counts > 1).sum())
 
     @property
     def required(self) -> dict[str, str]:
@@ -85,8 +93,8 @@ class Reading:
         named = {self.text: "--text-column", **({self.id_column: "--id-column"} if self.id_column else {})}
         return {**dict.fromkeys(self.columns, "--keep"), **named}
 
-    def wanted(self, records: Records, file: File) -> dict[str, str]:
-        """The columns to read, with the options that name them.
+    def wanted(self, records: Records, file: File, ids: RowIds) -> dict[str, str]:
+        """The columns to read, with the options that name them; `ids` are those of the file.
 
         Raises:
             BadInput: a table lacks one, or plain text is asked for columns.
@@ -97,10 +105,7 @@ class Reading:
         for column, option in self.required.items():
             if not records.has(column):
                 raise records.missing(column, option)
-        if self.id_column is None and records.columns is not None:
-            own = next((name for name in IDS if name in records.columns), None)
-            return {**({own: "--id-column"} if own else {}), **self.required}
-        return self.required
+        return {**({ids.table_column: "--id-column"} if ids.table_column else {}), **self.required}
 
     def note(self, file: File, note: str) -> None:
         """Pass on what was decided about a file."""
@@ -108,21 +113,14 @@ class Reading:
             self._notes.add(note)
             self.on_note(f"{file.name}: {note}")
 
-    def row(self, file: File, record: Record) -> Row:
-        """The row of a record."""
+    def row(self, file: File, record: Record, ids: RowIds) -> Row:
+        """The row of a record; `ids` are those of its file."""
         values = record.values
-        id_column = self.id_column or (IDS[1] if IDS[1] in values and IDS[0] not in values else IDS[0])
-        if id_column != IDS[0] and self.id_column is None:
-            self.note(file, f"ids are taken from {id_column!r}")
-        name, reason = self.id_of(file, record.number), record.reason
-        try:
-            own = id_text(values.get(id_column))
-        except NoId as error:
-            own, reason = None, reason or f"{id_column} is no id: {error}"
-        else:
-            if own is None and self.id_column and values:
-                reason = reason or f"{id_column} is missing"
-        name = name if own is None else own
+        row_id = ids.of(record)
+        if row_id.column != IDS[0] and self.id_column is None:
+            self.note(file, f"ids are taken from {row_id.column!r}")
+        reason = record.reason or row_id.reason
+        name = row_id.text if row_id.own or not self.inputs.folder else f"{file.name}:{record.number}"
         columns = {column: storable(values.get(column)) for column in self.columns}
         text = values.get(self.text, record.raw)
         if reason is None and not isinstance(text, str):
@@ -161,13 +159,14 @@ def _stream(file: File) -> IO[bytes] | None:
 def _records(file: File, reading: Reading, before: int) -> Iterator[Row]:
     options = reading.options if file.format in TABLES else RowOptions(encoding=reading.options.encoding)
     with opened(file.path, file.format, options, reading.required, file.name, _stream(file)) as records:
-        wanted = reading.wanted(records, file)
+        ids = RowIds(reading.id_column, records)
+        wanted = reading.wanted(records, file, ids)
         for note in records.notes:
             reading.note(file, note)
         rows = records.read(wanted)
         for record in rows if records.columns is not None else _with_fields(rows, records, reading.required):
             reading.bytes_read = before + records.bytes_read
-            yield reading.row(file, record)
+            yield reading.row(file, record, ids)
 
 
 def _check_plain(file: File, reading: Reading) -> None:

@@ -31,6 +31,7 @@ from qembed.errors import BadInput, QembedError
 from qembed.files import appearing, sync_folder, sync_path
 from qembed.own_files import start_anew
 from qembed.targets import already_exists, check_targets
+from qembed.text.display import counted
 
 OnNote = Callable[[str], None]
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -68,7 +69,7 @@ def check(job: Job) -> None:
 
 def _check_targets(job: Job) -> None:
     """Check that no file that the job writes is one that it reads, or exists already (unless `force`)."""
-    inputs = [*job.replaced, *(file.path for file in job.inputs.files)]
+    inputs = [*job.replaced, *job.others, *(file.path for file in job.inputs.files)]
     check_targets([job.target(name) for name in reversed(job.targets)], inputs, force=job.force)
 
 
@@ -112,6 +113,7 @@ def _compute(job: Job, run_journal: Journal, on_progress: OnProgress, on_note: O
         if first is None and not run_journal.totals.windows:
             raise BadInput(f"{_names(job.inputs)}: holds no texts")
         if first is None:
+            _note_repeated_ids(reading, on_note)
             # All windows are written; the run was killed before the journal said so.
             with Writer(job, run_journal, run_journal.notes["dimensions"], on_progress) as writer:
                 writer.finish()
@@ -128,6 +130,14 @@ def _compute(job: Job, run_journal: Journal, on_progress: OnProgress, on_note: O
                     writer.begin(window)
                     writer.put(window, compute(window, engine, finished_batches, suspect_batches, writer.report))
                 writer.finish()
+    _note_repeated_ids(reading, on_note)
+
+
+def _note_repeated_ids(reading: Reading, on_note: OnNote) -> None:
+    """Say that ids are not unique: a database with one row per id would keep one of the vectors."""
+    if count := reading.repeated_ids():
+        verb = "names" if count == 1 else "name"
+        on_note(f"{counted(count, 'id')} {verb} more than one row; a table with the id as its key would keep one of them")
 
 
 def _windows(job: Job, reading: Reading, start: Totals) -> Iterator[Window]:

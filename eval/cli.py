@@ -23,6 +23,9 @@ from qembed.errors import BadInput, Interrupted, QembedError
 UNDECIDED = 5
 """Exit code where there are too few texts to tell whether --max-task-drop is met."""
 
+LARGEST_BARE_SHARE = 0.1
+"""A greater number without a percent sign is more likely a percentage: a gate at 100% would pass whatever happens."""
+
 sides = section("What to compare")
 reading = section("Texts")
 tasking = section("Tasks")
@@ -40,6 +43,8 @@ def _share(_: click.Context, option: click.Parameter, value: str | None) -> floa
         number = math.nan
     if not 0 <= number <= 1:
         raise BadInput(f"{option.opts[0]} {value}: not a share such as 0.5% or 0.005")
+    if number > LARGEST_BARE_SHARE and not value.endswith("%"):
+        raise BadInput(f"{option.opts[0]} {value}: write {value}%, or {number:.0%} if that is what you mean")
     return number
 
 

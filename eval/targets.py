@@ -13,7 +13,7 @@ from qembed.checkpoint.find import find_int4
 from qembed.errors import QembedError
 from qembed.targets import Target
 
-INPUTS = ("model", "baseline_model", "data", "vectors", "baseline_vectors", "classification", "sts", "rerank")
+INPUTS = ("model", "baseline_model", "data", "vectors", "baseline_vectors", "classification", "sts", "rerank", "api_key_file")
 
 
 def check(options: Mapping[str, Any]) -> None:

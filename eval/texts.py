@@ -12,9 +12,9 @@ from qembed.files import sha256
 from qembed.text.display import counted
 from qembed.text.rows.lines import problem
 from qembed.text.rows.options import RowOptions
-from qembed.text.rows.reader import DEFAULT, FIXED, IDS, format_of, opened
+from qembed.text.rows.reader import DEFAULT, FIXED, format_of, opened
 from qembed.text.rows.record import Record, shown
-from qembed.text.rows.values import NoId, id_text
+from qembed.text.rows.row_ids import RowId, RowIds
 from qembed.text.texts import KINDS, Text
 
 if TYPE_CHECKING:
@@ -73,17 +73,17 @@ def read(
         for name, option in required.items():
             if not records.has(name):
                 raise records.missing(name, option)
-        ids = (id_column,) if id_column else IDS
-        if records.columns is not None and (default_id := next((name for name in ids if name in records.columns), None)):
-            ids = (default_id,)
-            columns[default_id] = "--id-column"
+        ids = RowIds(id_column, records)
+        if ids.table_column is not None:
+            columns[ids.table_column] = "--id-column"
         for note in records.notes:
             on_note(f"{path}: {note}")
         for record in records.read(columns):
+            row_id = ids.of(record)
             if format == "txt" and record.reason is None and not record.values["text"].strip():
                 continue
             try:
-                rows.append(_text(record, column, ids, id_column is not None))
+                rows.append(_text(record, column, row_id))
             except _Unusable as error:
                 if not leave_out:
                     raise
@@ -155,7 +155,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield record.number, record.values["text"]
 
 
-def _text(record: Record, column: str, ids: Sequence[str], id_required: bool) -> Text:
+def _text(record: Record, column: str, row_id: RowId) -> Text:
     where, values = record.place, record.values
     if record.reason:
         raise _Unusable(f"{where}: {record.reason}")
@@ -171,17 +171,12 @@ def _text(record: Record, column: str, ids: Sequence[str], id_required: bool) ->
     kind = field(values, "kind", where) or "document"
     if kind not in KINDS:
         raise BadInput(f"{where}: kind '{kind}' is none of {', '.join(KINDS)}")
-    id_column = next((name for name in ids if name in values), ids[0])
-    try:
-        name = id_text(values.get(id_column))
-    except NoId as error:
-        raise _Unusable(f"{where}: {id_column} is no id: {error}") from error
-    if name is None and id_required:
-        raise _Unusable(f"{where}: {id_column} is missing")
-    if name is not None and (reason := problem(name)):
-        raise _Unusable(f"{where}: {id_column} {reason}")
+    if row_id.reason:
+        raise _Unusable(f"{where}: {row_id.reason}")
+    if reason := problem(row_id.text):
+        raise _Unusable(f"{where}: {row_id.column} {reason}")
     return Text(
-        id=name or str(record.number),
+        id=row_id.text,
         text=text,
         kind=kind,
         language=field(values, "language", where) or None,

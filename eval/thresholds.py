@@ -44,13 +44,14 @@ def judged(tasks: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> list[T
 def _unusable(results: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for side, counts in results["vectors"].items():
         if counts["not_finite"]:
-            yield f"{counts['not_finite']} {side} vectors hold NaN or infinity"
+            yield f"{counted(counts['not_finite'], f'{side} vector')} with NaN or infinity"
         if counts["zero"]:
-            yield f"{counts['zero']} {side} vectors are zero"
+            yield f"{counted(counts['zero'], f'{side} vector')} of zeros alone"
     for task in tasks:
         for side, count in task.get("unusable", {}).items():
             if count:
-                yield f"{count} {side} vectors of {task['task']} ({task['data']['name']}) are zero, or hold NaN or infinity"
+                what = f"{counted(count, f'{side} vector')} of {task['task']} ({task['data']['name']})"
+                yield f"{what} with NaN or infinity, or of zeros alone"
 
 
 def _below(results: Mapping[str, Any], thresholds: Thresholds) -> Iterator[str]:

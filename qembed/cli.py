@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import os
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 
 from qembed.command import failures
 from qembed.installation import version
+from qembed.text import strict_json
 
 AS_JSON = "qembed.as_json"
 """Key of the context's `meta`: whether the command line has --json."""
@@ -107,8 +109,12 @@ def group(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the `qembed` script."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without "±" is no reason to show nothing; --json is ASCII
-        sys.stdout.reconfigure(errors="replace")
+    if sys.stdin is None:  # closed by whoever started qembed: an empty input
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without "±" is no reason to show nothing
+        sys.stdout.reconfigure(errors=strict_json.ESCAPED if failures.wants_json(sys.argv) else "replace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors=strict_json.ESCAPED)
     try:
         group.main(standalone_mode=True)
     except KeyboardInterrupt:

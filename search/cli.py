@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from qembed.command import failures
 from qembed.command.options import JSON_HELP, api_key_file_option
 from qembed.command.sections import SectionedCommand, section
 from qembed.errors import BadInput, Interrupted
@@ -51,7 +52,7 @@ output = section("Output")
 @embedding("--model", metavar="MODEL", help="Hub id, folder, or 'sample'.  [default: the model recorded in the index]")
 @embedding("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True,
         help="What runs the model without --url. vLLM answers faster but takes longer to start.")  # fmt: skip
-@embedding("--prompt", metavar="NAME", help="Name of the model's prompt for the question.  [default: query]")
+@embedding("--prompt", metavar="NAME", help="Name of the model's prompt for the question; '' for none.  [default: query]")
 @embedding("--instruction", metavar="TEXT", help="Task description in place of the model's prompt; the reranker gets it too.")
 @embedding("--any-model", is_flag=True, help="Do not check the model's name against the one recorded in the index.")
 @searching("-i", "--interactive", is_flag=True,
@@ -97,11 +98,13 @@ def _run(options: dict[str, Any]) -> None:
     with opened(search, settings, progress) as ask:
         if not search.store.columns:
             click.echo(NO_TEXTS, err=True)
-        for text in _questions(sys.stdin):
+        for text in _questions(sys.stdin.buffer, sys.stdin.isatty()):
+            shown = {"queries": [{"text": text.encode("utf-8", "replace").decode()}]}
             try:
-                _show(ask(_cleaned([text])), as_json=as_json)
+                with failures.keeping(shown):
+                    _show(ask(_cleaned([text])), as_json=as_json)
             except BadInput as error:
-                click.echo(f"error: {error}", err=True)
+                failures.report(error, as_json=as_json)
 
 
 def _show(result: dict[str, Any], *, as_json: bool) -> None:
@@ -123,7 +126,7 @@ def _settings(options: dict[str, Any], progress: Any) -> tuple[Search, QuestionS
 
     if options["candidates"] and not options["rerank"]:
         raise BadInput("--candidates needs --rerank: it is the number of texts that the reranker reads")
-    if options["prompt"] and options["instruction"]:
+    if options["prompt"] is not None and options["instruction"] is not None:
         raise BadInput("--prompt and --instruction both say what stands before the question: leave one out")
     if options["url"] and options["engine"] != "transformers":
         raise BadInput("--engine says what runs the model here; with --url a server does: leave one out")
@@ -155,22 +158,21 @@ def _settings(options: dict[str, Any], progress: Any) -> tuple[Search, QuestionS
     return Search(opened, top, depth, width, column, model), settings
 
 
-def _questions(lines: TextIO) -> Iterator[str]:
-    """The lines with a question, as they come, until the end of the input; on a terminal each is asked for."""
-    asks = lines.isatty()
+def _questions(lines: IO[bytes], on_terminal: bool) -> Iterator[str]:
+    """The lines with a question, as they come, until the end of the input; on a terminal each is asked for.
+
+    Bytes that are not UTF-8 become surrogates, which no question may have.
+    """
     while True:
-        if asks:
+        if on_terminal:
             click.echo("> ", nl=False, err=True)
-        try:
-            line = lines.readline()
-        except UnicodeDecodeError as error:
-            raise BadInput(f"standard input is not UTF-8: {error}") from error
+        line = lines.readline()
         if not line:
-            if asks:
+            if on_terminal:
                 click.echo(err=True)
             return
-        if line.strip():
-            yield line.strip()
+        if text := line.decode(errors="surrogateescape").strip():
+            yield text
 
 
 def _texts(arguments: tuple[str, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from qembed.command.progress import reporter
 from qembed.errors import BadInput, QembedError
 from qembed.search.store import Store
 from qembed.text.cleaning import clean
-from qembed.text.prompts import DEFAULT_PROMPTS, instruct
+from qembed.text.prompts import DEFAULT_PROMPTS, chosen_prompt, instruct
 from qembed.text.texts import model_input
 from qembed.vectors import sources
 
@@ -102,13 +102,10 @@ def _checkpoint(model: str, store: Store, settings: QuestionSettings) -> Checkpo
 def _prompt(prompts: Mapping[str, str], store: Store, settings: QuestionSettings) -> str:
     """The prompt text of a question."""
     recorded = store.source.get("instruction")
-    instruction = settings.instruction or (recorded if settings.prompt is None and isinstance(recorded, str) else None)
-    if instruction:
-        return instruct(clean(instruction))
-    name = settings.prompt or "query"
-    if name not in prompts:
-        raise BadInput(f"--prompt {name}: the model has {', '.join(prompts)}")
-    return prompts[name]
+    if settings.prompt is None and settings.instruction is None and isinstance(recorded, str) and recorded:
+        return instruct(clean(recorded))
+    name = "query" if settings.prompt is None else settings.prompt
+    return chosen_prompt(prompts, name, settings.instruction, "")
 
 
 def check_model(store: Store, name: str) -> None:

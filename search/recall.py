@@ -68,7 +68,7 @@ def measure(
     source: str,
     on_width: Callable[[int], None],
 ) -> Recall:
-    """Measure the recall of `index` (IVF-Flat or HNSW) for `queries` [q, d] at growing widths, until it is almost complete.
+    """Measure the recall of an IVF-Flat or HNSW `index` for `queries` [q, d] at growing widths, until `wanted` and almost all.
 
     `own` [q] are the rows of queries that are in the index themselves; they do not count as results. `source` describes the
     queries. `on_width` is called with each width before it is measured.
@@ -85,7 +85,7 @@ def measure(
         recalls = (returned & (scores >= bounds[:, 1:])).mean(axis=1)
         first = (returned[:, 0] & (scores[:, 0] >= bounds[:, 0])).mean()
         points.append(Point(width, float(recalls.mean()), bootstrap.of_mean(recalls), float(first), milliseconds))
-        if points[-1].recall >= COMPLETE:
+        if points[-1].recall >= max(COMPLETE, wanted):
             break
     chosen = next((point.width for point in points if point.recall >= wanted), points[-1].width)
     return Recall(len(queries), source, depth, wanted, exact, chosen, points)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,8 +205,7 @@ def _write_index(index: Any, partial: Path) -> None:
     try:
         ivf.library().write_index(index, str(partial))
     except RuntimeError as error:
-        # FAISS wraps the system's error message in its own.
-        raise OSError(_words(error).rpartition(": ")[2] or "FAISS could not write it") from error
+        raise OSError(_system_message(str(error))) from error
     sync_path(partial)
 
 
@@ -235,6 +235,12 @@ def _read_index(path: Path) -> Any:
         return ivf.library().read_index(str(path))
     except (RuntimeError, MemoryError) as error:
         raise QembedError(f"{path}: FAISS cannot read it: {_words(error)}") from error
+
+
+def _system_message(message: str) -> str:
+    """The system's error message in FAISS's own: after its last colon, or in brackets at its end."""
+    bracketed = re.search(r"\(([^()]+)\)\s*$", message)
+    return (bracketed[1] if bracketed else message.rpartition(": ")[2].strip()) or "FAISS could not write it"
 
 
 def _words(error: BaseException) -> str:

@@ -272,7 +272,7 @@ engine_options = section("Engine")
     "--json",
     "as_json",
     is_flag=True,
-    help=json_help("one JSON object (the plan, or the state when the server is ready; memory in bytes)"),
+    help=json_help("one JSON object (the plan, the command, or the state when the server is ready; memory in bytes)"),
 )
 @engine_options(
     "--engine",
@@ -339,7 +339,7 @@ def command(
         target = devices.named(device_memory) if device_memory else machine.target()
         port = settings.port if only_plan or settings.port else ports.free(settings.host)
         launch = resolve(settings, target, kernels.this_cpu(), port)
-        sys.exit(show_plan(launch, as_json) if only_plan else show_command(launch))
+        sys.exit(show_plan(launch, as_json) if only_plan else show_command(launch, as_json))
     reporter = Reporter(settings.log_format, quiet=settings.verbose and settings.log_format == "text")
     for warning in startup_warnings(settings, api_key_file):
         reporter.warn(warning)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import resource
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +20,7 @@ import click
 
 from qembed.command.options import json_help
 from qembed.errors import QembedError
-from qembed.installation import how_to_install
+from qembed.installation import how_to_install, packages
 from qembed.text import strict_json
 
 if TYPE_CHECKING:
@@ -28,6 +32,8 @@ STYLES: dict[State, str] = {"ok": "green", "note": "yellow", "fail": "bold red"}
 HUB_SECONDS = 2.0
 SMALLEST_MEMORY = 2 * 2**30
 """Bytes: the 0.6B in INT4 with vLLM's processes needs about this much."""
+FEWEST_FILES, USUAL_FILES = 128, 1024
+"""With 64 open files vLLM does not start, with 128 it does; below 1,024 it has fewer connections than --max-connections."""
 EXTRAS = {
     "parquet": (("pyarrow",), "Parquet files"),
     "docs": (("bs4", "markdown_it", "pypdf", "docx"), "PDF, DOCX, HTML and Markdown in `qembed embed`"),
@@ -77,10 +83,12 @@ def examine(port: int, *, ask_hub: bool = True) -> Iterator[Check]:
     has_avx2 = "avx2" in cpu.flags or platform.machine() not in ("x86_64", "AMD64")
     yield Check("CPU", "ok" if has_avx2 else "note", cpu.shown, None if has_avx2 else "vLLM's CPU build needs AVX2")
     yield gpu()
+    yield requirements()
     yield vllm()
     yield kernel(cpu)
     yield memory()
     yield cores()
+    yield open_files()
     yield free_port(port)
     if ask_hub:
         yield hub()
@@ -104,6 +112,29 @@ def gpu() -> Check:
     version = machine.driver() or "unknown"
     size = "of unknown memory" if card.memory is None else gib(card.memory)
     return Check("GPU", "ok", f"{card.name}, {size}, driver {version}, compute capability {card.capability}")
+
+
+def requirements() -> Check:
+    """The packages that every command needs, such as torch; `pip install --no-deps` and later upgrades can break them."""
+    problems = {line: problem for line in packages("") if (problem := _problem(line))}
+    if not problems:
+        return Check("packages", "ok", "all that qembed needs")
+    return Check("packages", "fail", "; ".join(problems.values()), f"pip install {shlex.join(problems)}")
+
+
+def _problem(requirement: str) -> str | None:
+    """Why an installed package does not meet a requirement such as "torch>=2.6"; None if it does."""
+    name = re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0]
+    if find_spec(name) is None:
+        return f"no {name}"
+    try:
+        from packaging.requirements import Requirement
+
+        version = metadata.version(name)
+        fits = Requirement(requirement).specifier.contains(version, prereleases=True)
+    except (ImportError, metadata.PackageNotFoundError):  # a package without its metadata may work
+        return None
+    return None if fits else f"{name} {version}, where {requirement} is needed"
 
 
 def vllm() -> Check:
@@ -146,9 +177,12 @@ def memory() -> Check:
     if host.memory is None or host.free is None:
         return Check("memory", "note", "unknown")
     limited = " (limit of the control group)" if cgroup.memory() is not None else ""
-    enough = host.free >= SMALLEST_MEMORY
-    advice = None if enough else "Qwen3-Embedding-0.6B in INT4 needs about 2 GiB; see `qembed serve --plan`"
-    return Check("memory", "ok" if enough else "note", f"{gib(host.free)} free of {gib(host.memory)}{limited}", advice)
+    free, address_space = host.free, resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= address_space < free:
+        free, limited = address_space, f"{limited} (limit of the address space: ulimit -v)"
+    enough = free >= SMALLEST_MEMORY
+    advice = None if enough else "Qwen3-Embedding-0.6B in INT4 needs about 2 GiB; see `qembed serve --plan` for other models"
+    return Check("memory", "ok" if enough else "fail", f"{gib(free)} free of {gib(host.memory)}{limited}", advice)
 
 
 def cores() -> Check:
@@ -159,6 +193,15 @@ def cores() -> Check:
     quota = cgroup.cpus()
     limit = "" if quota is None else f", CPU quota {quota:g}"
     return Check("cores", "ok", f"{len(machine.cores())} used of {os.cpu_count()} logical CPUs{limit}")
+
+
+def open_files() -> Check:
+    """How many files and connections a process may have open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    shown = "no limit" if limit == resource.RLIM_INFINITY else f"{limit:,} at once"
+    if limit == resource.RLIM_INFINITY or limit >= USUAL_FILES:
+        return Check("open files", "ok", shown)
+    return Check("open files", "fail" if limit < FEWEST_FILES else "note", shown, "raise the limit: ulimit -n 4096")
 
 
 def free_port(port: int) -> Check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -24,13 +24,15 @@ def serve(settings: ServerSettings, reporter: Reporter, as_json: bool) -> int:
         grace = f"; requests in progress have {settings.shutdown_timeout:g} s to finish" if serving else ""
         reporter.note(f"stopping ({cause}){grace}")
 
+    servers: list[supervisor.Server] = []
     try:
         with (
             interrupts.raised(),
             reporter,
+            _rereading_keys(settings, servers),
             supervisor.running(settings, reporter.stage, reporter.show_plan, stopping) as server,
-            _rereading_keys(server),
         ):
+            servers.append(server)
             reporter.end()
             measured = server.measured()
             click.echo(ready_line(server, measured, as_json))
@@ -45,12 +47,20 @@ def serve(settings: ServerSettings, reporter: Reporter, as_json: bool) -> int:
 
 
 @contextlib.contextmanager
-def _rereading_keys(server: supervisor.Server) -> Iterator[None]:
-    """Read the file of keys again on SIGHUP, if there is one."""
-    if server.launch.settings.key_file is None:
+def _rereading_keys(settings: ServerSettings, servers: Sequence[supervisor.Server]) -> Iterator[None]:
+    """Have `servers` read the file of keys again on SIGHUP, if there is one.
+
+    A server that is only starting is not among them, and reads its file anyway once it serves.
+    """
+
+    def reread(*_: object) -> None:
+        for server in servers:
+            server.reread_keys()
+
+    if settings.key_file is None:
         yield
         return
-    previous = signal.signal(signal.SIGHUP, lambda *_: server.reread_keys())
+    previous = signal.signal(signal.SIGHUP, reread)
     try:
         yield
     finally:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 
@@ -138,3 +140,21 @@ def test_an_option_of_several_commands_is_described_alike() -> None:
     texts = {option.help for command, option in by_name["--api-key-file"] if command != "serve"}
     assert len(texts) == 1
     assert {option.metavar for _, option in by_name["--api-key-file"]} == {"FILE"}
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("ascii", "utf-8"), ("latin-1", "latin-1")])
+def test_json_keeps_characters_that_the_terminal_has_not(encoding: str, written: str) -> None:
+    name = "/missing/é→😀"
+    arguments = ["serve", "--int4", "--model", name, "--json", "--log-format", "json"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    result = subprocess.run([sys.executable, "-m", "qembed", *arguments], env=environment, capture_output=True, check=False)
+    assert result.returncode == 2
+    assert name in json.loads(result.stdout.decode(written))["error"]["message"]
+    assert name in json.loads(result.stderr.decode(written))["message"]
+
+
+def test_a_closed_standard_input_is_an_empty_one() -> None:
+    arguments = [sys.executable, "-m", "qembed", "search", "-", "--index", "none.faiss"]
+    result = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "nothing to search for" in result.stderr

@@ -14,6 +14,7 @@ from qembed.eval.readers import files
 from qembed.eval.tasks.classification import Labelled
 from qembed.eval.tasks.sts import Pairs
 from qembed.files import sha256
+from qembed.text.display import counted
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.reader import DEFAULT
 from qembed.text.texts import Text
@@ -53,7 +54,7 @@ def labelled(
             labels.append(files.label(label, row.where, "the label"))
             tests.append(_is_test(row) if is_test is None else is_test)
     if len(texts) < 4:
-        raise BadInput(f"{path}: {len(texts) or 'no'} texts; at least four are needed, two with each of two labels")
+        raise BadInput(f"{path}: {counted(len(texts), 'text')}; at least four are needed, two with each of two labels")
     if None in tests and any(test is not None for test in tests):
         raise BadInput(f"{path}: some rows name a split and some do not")
     split = None if None in tests else [bool(test) for test in tests]

@@ -12,6 +12,7 @@ from qembed.errors import BadInput
 from qembed.eval import fidelity
 from qembed.eval.ranks import spearman
 from qembed.eval.tasks import Metric, Outcome, Task, Vectors
+from qembed.text.display import counted
 from qembed.text.texts import Text
 
 
@@ -33,7 +34,7 @@ def task(pairs: Pairs) -> Task:
         BadInput: there are fewer than three pairs, or all have the same score, so that nothing can be ranked.
     """
     if len(pairs.scores) < 3:
-        raise BadInput(f"{pairs.name}: {len(pairs.scores)} pairs; at least three are needed to rank them")
+        raise BadInput(f"{pairs.name}: {counted(len(pairs.scores), 'pair')}; at least three are needed to rank them")
     if len(set(pairs.scores)) < 2:
         raise BadInput(f"{pairs.name}: all {len(pairs.scores)} pairs have the same score, so there is nothing to rank")
     gold = np.array(pairs.scores)
@@ -43,7 +44,7 @@ def task(pairs: Pairs) -> Task:
         sides = [fidelity.cosines(vectors[: len(gold)], vectors[len(gold) :]) for vectors in (baseline, candidate)]
         usable = np.isfinite(sides[0]) & np.isfinite(sides[1])
         undefined = int((~usable).sum())
-        notes = [f"{undefined} pairs without a cosine on either side are left out"] if undefined else []
+        notes = [f"left out: {counted(undefined, 'pair')} without a cosine on either side"] if undefined else []
         distinct = sorted({language for language in languages if language})
         metrics = []
         for group in (None, *(distinct if len(distinct) > 1 else [])):

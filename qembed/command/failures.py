@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,11 @@ def wants_json(arguments: Sequence[str]) -> bool:
     """Whether the command line asks for JSON. It is searched as text, because parsing it may be what failed."""
     options = list(arguments)
     return "--json" in (options[: options.index("--")] if "--" in options else options)
+
+
+def wants_json_log(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for a log in JSON."""
+    return "--log-format=json" in arguments or ("--log-format", "json") in itertools.pairwise(arguments)
 
 
 def report(error: BaseException, *, as_json: bool) -> int | None:

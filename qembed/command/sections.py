@@ -10,7 +10,9 @@ from click.shell_completion import CompletionItem
 
 from qembed.command.completion import model_names
 
-MODEL_OPTIONS = frozenset({"--model", "--baseline-model"})
+MODEL_OPTIONS = frozenset({"--model", "--baseline-model", "--rerank"})
+FILES = ("FILE", "PATH")
+"""Beginnings of metavars of options that take a file, perhaps with more in the same value (FILE:COLUMN)."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -23,9 +25,11 @@ class Option(click.Option):
         self.section = section
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Completions of the value; an option that names a model gets the models that are here, in all commands."""
+        """Completions of the value: of models those that are here, and files wherever the metavar names one."""
         if MODEL_OPTIONS.intersection(self.opts):
             return [CompletionItem(name) for name in model_names(incomplete)]
+        if isinstance(self.type, click.types.StringParamType) and (self.metavar or "").startswith(FILES):
+            return [CompletionItem(incomplete, type="file")]
         return super().shell_complete(ctx, incomplete)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from typing import Any
+
+ESCAPED = "qembed.json"
+"""An error handler for streams of JSON: characters that their encoding lacks become JSON's escapes, not question marks."""
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
@@ -23,3 +27,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return value
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(ESCAPED, _escaped)

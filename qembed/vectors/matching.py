@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput
+from qembed.text.display import counted
 from qembed.text.texts import Text
 
 SHOWN = 3
@@ -43,14 +44,15 @@ class VectorFile:
         """
         if self.keys is None or self.matched_by is None:
             if len(self.vectors) != len(texts):
+                sizes = f"{counted(len(self.vectors), 'vector')} for {counted(len(texts), 'text')}"
                 raise BadInput(
-                    f"{self.path}: {len(self.vectors)} vectors for {len(texts)} texts; they belong together row by row"
+                    f"{self.path}: {sizes}; they belong together row by row"
                     " (name the texts with --data; if qembed embed rejected rows, put its file of ids beside the vectors)"
                 )
             return np.arange(len(texts))
         keys = [getattr(text, self.matched_by) for text in texts]
         if self.matched_by == "id" and (repeated := repeated_keys(keys)):
-            raise BadInput(f"{self.path} is matched by id, and {len(repeated)} ids name more than one text: {_shown(repeated)}")
+            raise BadInput(f"{self.path} is matched by id, and several texts have one id: {_shown(repeated)}")
         row_of_key = {key: row for row, key in enumerate(self.keys)}
         rows = np.array([row_of_key.get(key, NONE) for key in keys], np.intp)
         if not (rows != NONE).any():

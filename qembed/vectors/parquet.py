@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qembed.errors import BadInput
 from qembed.parquet.file import TOO_LARGE, ParquetFile, opened
+from qembed.text.display import counted
 from qembed.text.rows.arrow import UNDECODABLE, python_values
 from qembed.text.rows.lines import NOT_UTF8
 from qembed.text.rows.values import NoId, id_text
@@ -111,7 +112,8 @@ def vectors(column: Any, described: VectorColumn, path: Path, before: int) -> ND
     lengths = compute.fill_null(compute.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     if (lengths != width).any():
         row = int(np.argmax(lengths != width))
-        raise BadInput(f"{path}, row {before + row + 1}: {int(lengths[row])} numbers, not {width}: vectors have one length")
+        length = counted(int(lengths[row]), "number")
+        raise BadInput(f"{path}, row {before + row + 1}: {length}, not {width}: vectors have one length")
     values = column.flatten()
     if values.null_count:
         missing = np.argmax(compute.is_null(values).to_numpy(zero_copy_only=False))

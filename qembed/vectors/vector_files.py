@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qembed.errors import BadInput
+from qembed.text.display import counted
 from qembed.text.rows.reader import FIXED, opened
 from qembed.text.rows.values import NoId, id_text
 from qembed.vectors import dtypes, parquet
@@ -88,7 +89,8 @@ def _with_ids(path: Path, vectors: NDArray[np.floating[Any]], dtype: str) -> Vec
     with opened(ids_path, "jsonl", FIXED) as records:
         keys = [_key(_valid(record), "id", record.place) for record in records.read({})]
     if len(keys) != len(vectors):
-        raise BadInput(f"{ids_path}: {len(keys)} ids, {path.name} has {len(vectors)} vectors: they are not of the same run")
+        sizes = f"{counted(len(keys), 'id')}, {path.name} has {counted(len(vectors), 'vector')}"
+        raise BadInput(f"{ids_path}: {sizes}: they are not of the same run")
     _check_keys(keys, vectors, "id", ids_path)
     return VectorFile(path, vectors, dtype, "id", keys)
 
@@ -135,7 +137,7 @@ def _lines(path: Path) -> VectorFile:
         vector = _numbers(values.get(name), place)
         width = width or len(vector)
         if len(vector) != width:
-            raise BadInput(f"{place}: {len(vector)} numbers, not {width}: vectors have one length")
+            raise BadInput(f"{place}: {counted(len(vector), 'number')}, not {width}: vectors have one length")
         rows.append(vector)
         keys += [_key(values, matched_by, place)] if matched_by else []
         if len(rows) == BLOCK:
@@ -208,7 +210,7 @@ def _check_keys(keys: Sequence[str], vectors: NDArray[np.floating[Any]], matched
         before = first.setdefault(key, row)
         if before != row and (matched_by == "id" or not np.array_equal(vectors[before], vectors[row], equal_nan=True)):
             raise BadInput(
-                f"{path}: {len(repeated_keys(keys))} {matched_by}s stand in more than one row, first {key[:40]!r} in rows"
+                f"{path}: {counted(len(repeated_keys(keys)), matched_by)} in more than one row, first {key[:40]!r} in rows"
                 f" {before + 1} and {row + 1}; each is to have one vector"
             )
 

@@ -81,10 +81,13 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp = self._current()
+        self._stamp: tuple[int, int, int] | None = None
 
     def changed(self) -> bool:
-        """Whether the file, or what it links to, is another than at the last call; a missing file has not changed."""
+        """Whether the file, or what it links to, is another than at the last call (true at the first one).
+
+        A missing file has not changed.
+        """
         stamp = self._current()
         if stamp is None or stamp == self._stamp:
             return False

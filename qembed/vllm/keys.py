@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qembed.errors import BadInput
+from qembed.text.display import counted
 from qembed.vllm import api_keys
 
 
 class KeysInForce:
-    """Keys that are read again when their file changes.
+    """Keys that are read again when their file changes, and once in any case: the server was started with what it held earlier.
 
     Attributes:
         names: the name of each key.
@@ -26,11 +27,13 @@ class KeysInForce:
         """Read the file again if it has changed; whether other keys are in force. A file that is invalid changes nothing."""
         if self._file is None or not (self._file.changed() or self.expired):
             return False
-        self.expired = False
+        before, on_demand, self.expired = self.names, self.expired, False
         try:
             self.names = api_keys.named(self._file.path, {})
         except BadInput as error:
             warn(f"{error}; the keys from before stay in force")
             return False
-        warn(f"{self._file.path}: read again, {len(self.names)} keys are in force")
+        if self.names == before and not on_demand:
+            return False
+        warn(f"{self._file.path}: read again, {counted(len(self.names), 'key')} in force")
         return True

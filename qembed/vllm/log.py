@@ -100,11 +100,15 @@ def access(line: str, style: str) -> None:
 
 def event(message: str, level: str = "info", **fields: object) -> None:
     """Write an event to stderr as one JSON object: time (UTC), level, message, and `fields`."""
+    sys.stderr.write(event_line(message, level, **fields) + "\n")
+    sys.stderr.flush()
+
+
+def event_line(message: str, level: str = "info", **fields: object) -> str:
+    """An event as `event` writes it, without the end of the line."""
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-    line = json.dumps({"time": stamp, "level": level, "message": message, **fields}, ensure_ascii=False)
-    sys.stderr.write(escaped(line) + "\n")
-    sys.stderr.flush()
+    return escaped(json.dumps({"time": stamp, "level": level, "message": message, **fields}, ensure_ascii=False))
 
 
 def plain(line: str) -> str:

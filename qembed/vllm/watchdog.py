@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qembed.client import metrics
+from qembed.text.display import counted
 
 IN_FLIGHT = "qembed_texts_in_flight"
 PROGRESS = (
@@ -78,4 +79,6 @@ class Watchdog:
             return None
         if now.texts is None:
             return f"vLLM hangs: it has not answered for {seconds:.0f} s (--hang-timeout)"
-        return f"vLLM hangs: {now.texts} texts wait, and nothing was computed for {seconds:.0f} s (--hang-timeout)"
+        return (
+            f"vLLM hangs: {counted(now.texts, 'text')} waiting, and nothing was computed for {seconds:.0f} s (--hang-timeout)"
+        )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from qembed.serve.gate.errors import Refused
+from qembed.text.display import counted
 
 WINDOW = 10.0  # seconds
 MAX_WAIT = 60  # seconds; the openai client ignores a longer Retry-After
@@ -102,7 +103,7 @@ class Load:
             raise self.stopping()
         if self.texts + texts > self.limit:
             raise self.busy(
-                f"{self.texts} texts are waiting or being computed, {texts} more would exceed --max-queue {self.limit}",
+                f"{counted(self.texts, 'text')} waiting or being computed, {texts} more would exceed --max-queue {self.limit}",
                 self.seconds_until_room(texts),
             )
         self.texts += texts

@@ -11,6 +11,7 @@ from qembed.vllm.gate_rules import Rules
 Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
 """By a field's name: values that ask for what the server does anyway, and what to do instead of others."""
 
+CUT = "a document that is too long is cut; max_tokens_per_doc cuts it at fewer tokens"
 FLOAT = ("float", "float32", ["float"])
 
 
@@ -32,11 +33,16 @@ def of_embeddings(rules: Rules) -> Unsupported:
 OF_SCORES: Unsupported = {
     "rank_fields": ((), "a document is a text, or an object with the field text; put what is to be read into it"),
     "texts": ((), "give the texts as documents"),
-    **dict.fromkeys(("prompt", "prompt_name", "task"), (("",), "give instruction; the rest of the template is the model's")),
+    "top_k": ((), "give top_n"),
+    **dict.fromkeys(
+        ("prompt", "prompt_name", "task", "input_type"), (("",), "give instruction; the rest of the template is the model's")
+    ),
+    **dict.fromkeys(("truncate", "truncation"), ((True, "END"), CUT)),
+    "truncate_prompt_tokens": ((-1,), CUT),
     "raw_scores": ((False,), "scores are 0 to 1"),
     **dict.fromkeys(("use_activation", "normalize"), ((True,), "scores are 0 to 1")),
 }
-"""The fields of requests for scores: Cohere's, sentence-transformers', TEI's and vLLM's."""
+"""The fields of requests for scores: Cohere's, Jina's, NIM's, sentence-transformers', TEI's, vLLM's and Voyage's."""
 
 
 def check_supported(content: Mapping[str, Any], unsupported: Unsupported) -> None:

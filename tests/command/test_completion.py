@@ -1,4 +1,4 @@
-"""Shell completion of --model."""
+"""Shell completion of models and files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from qembed.cli import group
 from qembed.command.completion import model_names
 
 
@@ -52,3 +54,21 @@ def test_the_shell_gets_them_without_heavy_imports(here: Path, command: str) -> 
     result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=here, capture_output=True, text=True)
     assert result.stdout.split() == ["plain,sample"], result.stderr
     assert result.stderr.strip() == "[]"
+
+
+def test_every_parameter_that_takes_a_file_or_a_model_completes_it() -> None:
+    context = click.Context(group)
+    kinds: dict[str, set[str]] = {}
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        for parameter in command.params:
+            metavar = parameter.make_metavar(click.Context(command)).lstrip("[").upper()
+            taken = next(
+                (word for word in ("FILE", "PATH", "FOLDER", "DIRECTORY", "MODEL", "INPUT") if metavar.startswith(word)), ""
+            )
+            if taken or "--model" in parameter.opts:
+                items = parameter.shell_complete(click.Context(command), "")
+                kinds[f"{name} {parameter.opts[0]}"] = {item.type for item in items}
+    assert {"eval --sts", "eval --retrieval", "eval --rerank", "quantize --calibration", "embed source"} <= kinds.keys()
+    assert [name for name, types in kinds.items() if not types] == []

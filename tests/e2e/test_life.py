@@ -180,7 +180,7 @@ def test_a_changed_file_of_keys_is_read_without_a_restart(server: Launched, keys
     other = keys.with_name("other")
     other.write_text(f"{KEY}\nteam:{new}\n")
     other.replace(keys)
-    server.wait_stage("2 keys are in force")
+    server.wait_stage("2 keys in force")
     time.sleep(0.5)
     assert [embed(server.url, key, input="text").status for key in (KEY, new, OTHER)] == [200, 200, 401]
     keys.write_text(text)
@@ -235,7 +235,7 @@ def test_a_hanging_engine_is_a_503_and_is_restarted(server: Launched) -> None:
     assert [answer.status for answer in answers] == [503]
     assert all_gone(before, 60)
     wait_for_restart(server, 2)
-    assert f"vLLM hangs: {QUEUE} texts wait, and nothing was computed for 1" in server.err
+    assert f"vLLM hangs: {QUEUE} texts waiting, and nothing was computed for 1" in server.err
     assert metric(server.url, "qembed_restarts", KEY) == 2
 
 

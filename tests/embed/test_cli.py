@@ -30,3 +30,20 @@ def test_refused_input_is_reported_in_one_line(embed: Embed, tmp_path: Path) -> 
     (tmp_path / "out.npy").touch()
     result = embed(tmp_path / "in.txt", "-o", tmp_path / "out.npy")
     assert result.stderr.splitlines() == [line for line in result.stderr.splitlines() if line.startswith("qembed: ")]
+
+
+def test_ids_that_name_several_rows_are_told(embed: Embed, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(
+        '{"id": "a", "text": "1"}\n{"id": "b", "text": "2"}\n{"id": "a", "text": "3"}\n{"text": "4"}\n'
+    )
+    (folder / "b.csv").write_text("id,text\nb,5\nc,6\nc,7\n")
+    result = embed(folder, "-o", tmp_path / "out.jsonl")
+    assert "3 ids name more than one row" in result.stderr
+    assert [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
+        *("a", "b", "a", "a.jsonl:4", "b", "c", "c")
+    ]
+    (folder / "b.csv").write_text("id,text\nb,5\nc,6\n")
+    (folder / "a.jsonl").unlink()
+    assert "more than one row" not in embed(folder, "-o", tmp_path / "unique.jsonl").stderr

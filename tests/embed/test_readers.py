@@ -74,10 +74,10 @@ def test_bad_csv_rows(embed: Embed, tmp_path: Path) -> None:
     arguments = ["--text-column", "body", "--keep", "title"]
     result = embed(tmp_path / "in.csv", "-o", tmp_path / "out.npy", *arguments)
     assert result.exit_code == 4
-    assert ids(tmp_path / "out.npy") == ["a", "d", "5"]
+    assert ids(tmp_path / "out.npy") == ["a", "d", "row 5"]
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[0], expected("first, with\na line break"))
     assert [(reject["id"], reject["reason"]) for reject in rejects(tmp_path / "out.rejects.jsonl")] == [
-        ("2", "2 cells, the header has 3"),
+        ("row 2", "2 cells, the header has 3"),
         ("c", "not UTF-8; name the file's encoding with --encoding, such as cp1252"),
     ]
 
@@ -87,10 +87,10 @@ def test_bad_tsv_rows(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "in.tsv").write_bytes(content)
     result = embed(tmp_path / "in.tsv", "-o", tmp_path / "out.npy", "--text-column", "body")
     assert result.exit_code == 4
-    assert ids(tmp_path / "out.npy") == ["a", "d", "5"]
+    assert ids(tmp_path / "out.npy") == ["a", "d", "row 5"]
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:2], [expected('"first, with'), expected('last"')])
     assert [(reject["id"], reject["reason"]) for reject in rejects(tmp_path / "out.rejects.jsonl")] == [
-        ("2", "2 cells, the header has 3"),
+        ("row 2", "2 cells, the header has 3"),
         ("c", "not UTF-8; name the file's encoding with --encoding, such as cp1252"),
     ]
 

@@ -93,7 +93,7 @@ def test_ids_of_pandas_and_of_beir(embed: Embed, tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
     out = tmp_path / "out.jsonl"
     assert embed(tmp_path / "in.parquet", "-o", out).exit_code == 0
-    assert [row["id"] for row in rows(out)] == ["1", "2", "3", "2.5", "4"]
+    assert [row["id"] for row in rows(out)] == ["1", "row 2", "row 3", "2.5", "4"]
     assert embed(tmp_path / "in.parquet", "-o", out, "--id-column", "id", "--force").exit_code == 4
     assert [row["id"] for row in rows(out)] == ["1", "2.5", "4"]
     assert [reject["reason"] for reject in rejects(tmp_path / "out.rejects.jsonl")] == ["id is missing"] * 2

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qembed.embed import journal
+from qembed.checkpoint.find import SAMPLE, find
+from qembed.embed import job_options, journal
 
 from .conftest import Embed, contents
+from .fake_engine import computing
 
 
 @pytest.fixture
@@ -92,3 +95,18 @@ def test_a_file_created_during_the_run_is_kept(
     out.unlink()
     assert embed(source, "-o", out).exit_code == 4
     assert np.load(out).shape == (1, 16)
+
+
+def test_the_checkpoint_is_an_input_and_vectors_beside_it_are_none(
+    embed: Embed, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(find(SAMPLE).folder, tmp_path / "model"))
+    monkeypatch.setattr(
+        job_options, "_in_process", lambda *arguments: replace(computing(*arguments), checkpoint=find(str(folder)))
+    )
+    config = (folder / "config.json").read_text()
+    refused = embed(source, "-o", tmp_path / "out.npy", "--rejects", folder / "config.json", "--force")
+    assert (refused.exit_code, "is the input" in refused.stderr) == (2, True)
+    assert (folder / "config.json").read_text() == config
+    for _ in range(2):
+        assert embed(source, "-o", folder / "out.npy", "--force").exit_code == 4

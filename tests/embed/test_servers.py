@@ -232,7 +232,12 @@ def test_the_key_is_read_from_a_file(source: Path, tmp_path: Path) -> None:
     keys.write_text("# of the team\na-long-enough-key\n")
     assert embed(source, "-o", out, "--url", server.url).exit_code == 2
     assert embed(source, "-o", out, "--url", server.url, "--api-key-file", keys).exit_code == 0
+    keys = keys.rename(tmp_path / "keys.jsonl")
+    for arguments in (["-o", keys], ["-o", out, "--rejects", keys]):
+        refused = embed(source, *arguments, "--force", "--url", server.url, "--api-key-file", keys)
+        assert (refused.exit_code, "is the input" in refused.stderr) == (2, True)
     server.end()
+    assert "a-long-enough-key" in keys.read_text()
     refused = embed(source, "-o", tmp_path / "x.npy", "--model", "sample", "--api-key-file", keys)
     assert refused.exit_code == 2
     assert "--url" in refused.stderr

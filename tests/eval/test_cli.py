@@ -121,7 +121,7 @@ def test_a_nan_fails_whatever_the_threshold(int4: Path, data: Path, tmp_path: Pa
         **{"not_finite": 4, "zero": 0},
         "duplicate": 3,
     }
-    assert "4 candidate vectors hold NaN or infinity" in result.stderr
+    assert "4 candidate vectors with NaN or infinity" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_unusable_vectors_of_a_task_fail(start_server: Start, few_texts: Path, t
     candidate.vectors_by_text = {"a": [float("nan")] * 64, "b": [0.0] * 64}
     result = run(candidate, baseline, "--data", few_texts, "--sts", tmp_path / "p.csv", "--json")
     assert result.exit_code == 1, result.output
-    assert "2 candidate vectors of sts (p.csv) are zero, or hold NaN or infinity" in result.stderr
+    assert "2 candidate vectors of sts (p.csv) with NaN or infinity, or of zeros alone" in result.stderr
     assert json.loads(result.stdout)["tasks"][0]["metrics"][0]["count"] == 3
 
 
@@ -170,6 +170,8 @@ def test_unusable_vectors_of_a_task_fail(start_server: Start, few_texts: Path, t
         (["--retrieval", "none"], "none: no such file or folder"),
         (["--classification", "none.csv"], "none.csv: no such file"),
         (["--max-task-drop", "much"], "--max-task-drop much: not a share"),
+        (["--max-task-drop", "1"], "--max-task-drop 1: write 1%, or 100%"),
+        (["--max-task-drop", "0.5"], "--max-task-drop 0.5: write 0.5%, or 50%"),
         (["--max-task-drop", "101%"], "--max-task-drop 101%: not a share"),
         (["--min-p1", "2"], "--min-p1 2.0: not within"),
         (["--task", "sts", "--vectors", "v.npy"], "--task sts: tasks embed texts of their own"),

@@ -29,6 +29,10 @@ def test_a_report_replaces_no_input_even_with_force(tmp_path: Path) -> None:
     for report in (vectors, tmp_path / "." / "vectors.json", tmp_path / "link.html", data):
         line = refused("--vectors", vectors, "--data", data, "--report", report, "--force")
         assert "is the input" in line
+    keys = tmp_path / "keys.json"
+    keys.write_text("a-secret-key")
+    assert "is the input" in refused("--url", "http://127.0.0.1:9", "--api-key-file", keys, "--report", keys, "--force")
+    assert keys.read_text() == "a-secret-key"
     assert "same file" in refused("--report", tmp_path / "a.json", "--report", tmp_path / "a.json")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")

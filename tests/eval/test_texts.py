@@ -33,7 +33,7 @@ def test_plain_text_has_one_text_per_line(tmp_path: Path) -> None:
 def test_fields_of_json_objects_are_read(tmp_path: Path) -> None:
     content = b'{"id": 7, "text": "a", "kind": "query", "language": "de", "instruction": "Find", "more": [1]}\n{"text": "b"}\n'
     data = texts.read(write(tmp_path, "mine.jsonl", content))
-    assert data.texts == [Text("7", "a", "query", "de", "Find"), Text("2", "b", "document", None, None)]
+    assert data.texts == [Text("7", "a", "query", "de", "Find"), Text("row 2", "b", "document", None, None)]
 
 
 @pytest.mark.parametrize(

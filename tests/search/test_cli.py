@@ -63,8 +63,12 @@ def test_prompts_and_instructions(index: tuple[Path, FakeServer]) -> None:
     assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
     json_output("search", "x", "--index", path, "--url", fake.url, "--instruction", "Find animals")
     assert fake.inputs[-2:] == [TEXTS[9], "Instruct: Find animals\nQuery:x"]
-    assert "the model has query, document" in error_line("search", "x", "--index", path, "--url", fake.url, "--prompt", "no")
-    assert "leave one out" in error_line("search", "x", "--index", path, "--prompt", "query", "--instruction", "i")
+    assert "the model has document, query" in error_line("search", "x", "--index", path, "--url", fake.url, "--prompt", "no")
+    assert "is empty" in error_line("search", "x", "--index", path, "--url", fake.url, "--instruction", " ")
+    json_output("search", "x", "--index", path, "--url", fake.url, "--prompt", "")
+    assert fake.inputs[-1] == "x"
+    for prompt in ("query", ""):
+        assert "leave one out" in error_line("search", "x", "--index", path, "--prompt", prompt, "--instruction", "i")
 
 
 def test_the_key_may_come_from_a_file(index: tuple[Path, FakeServer], tmp_path: Path) -> None:
@@ -288,14 +292,20 @@ def test_interactive_answers_each_line_with_models_loaded_once(
     monkeypatch.setattr(rerank, "_transformers", lambda *arguments: loaded.append(arguments) or load(*arguments))
     ask = ["--index", str(path), "--url", fake.url, "-k", "3", "--json"]
     ask += ["--rerank", str(reranker), "--candidates", "4"]
-    result = CliRunner().invoke(group, ["search", "--interactive", *ask], input="one\n \n\x00\ntwo\n")
+    result = CliRunner().invoke(group, ["search", "--interactive", *ask], input=b"one\n \n\x00\n\xff\ntwo\n")
     assert result.exit_code == 0
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [line["queries"][0]["text"] for line in lines] == ["one", "two"]
+    assert [line["queries"][0]["text"] for line in lines] == ["one", "\0", "?", "two"]
+    assert ["hits" in line["queries"][0] for line in lines] == [True, False, False, True]
+    assert [line["error"]["exit_code"] for line in lines[1:3]] == [2, 2]
+    assert "is empty" in lines[1]["error"]["message"]
+    assert "not UTF-8" in lines[2]["error"]["message"]
     assert len(loaded) == 1
-    assert "is empty" in result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("qembed: ")] == [
+        f"qembed: {line['error']['message']}" for line in lines[1:3]
+    ]
     alone = json_output("search", "two", *ask[:-5], "--rerank", reranker, "--candidates", 4)
-    assert lines[1] == alone
+    assert lines[3] == alone
 
 
 def test_interactive_takes_its_questions_from_standard_input_alone(index: tuple[Path, FakeServer]) -> None:

@@ -286,7 +286,7 @@ def test_a_failed_write_leaves_the_old_index(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
-    assert f"qembed: {output}: cannot be written" in result.stderr
+    assert f"qembed: {output}: cannot be written: File too large\n" in result.stderr
     assert {path.name: path.read_bytes() for path in (output, store.ids_path(output))} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["i.faiss", "i.faiss.ids.parquet", "v.parquet", "w.parquet"]
 

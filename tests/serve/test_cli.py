@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.cli import group
+from qembed.errors import BadInput
+from qembed.serve import cli
 from qembed.serve.startup_warnings import startup_warnings
 from qembed.vllm import machine
 from qembed.vllm.settings import ServerSettings
@@ -133,6 +139,49 @@ def test_errors_are_json_lines_with_json_as_the_log_format(arguments: list[str])
     lines = [json.loads(line) for line in result.output.splitlines()]
     assert [line["level"] for line in lines] == ["error"]
     assert {"time", "message"} <= set(lines[0])
+    result = serve(*arguments, "--json")
+    assert json.loads(result.stdout)["error"]["message"] == lines[0]["message"]
+    assert [json.loads(line)["message"] for line in result.stderr.splitlines()] == [lines[0]["message"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device", "file"), 1, "file: No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (click.UsageError("both"), 2, "both"),
+        (KeyError("x"), 1, "unexpected"),
+    ],
+)
+def test_a_crash_is_a_json_line_with_json_as_the_log_format(
+    error: BaseException, code: int, message: str, int4: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "find_served", fail)
+    result = serve("--model", int4.folder, "--log-format", "json")
+    assert result.exit_code == code
+    (line,) = result.output.splitlines()
+    assert message in json.loads(line)["message"]
+    result = CliRunner().invoke(group, ["--debug", "serve", "--model", str(int4.folder), "--log-format", "json"])
+    assert "Traceback" in json.loads(result.output)["traceback"] or code == 130
+
+
+def test_what_libraries_write_is_json_with_json_as_the_log_format(int4: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: Any, **__: Any) -> None:
+        warnings.warn("old", stacklevel=1)
+        print("two\nlines", file=sys.stderr)
+        sys.stderr.write("\r 10%\r 20%")
+        sys.stderr.write(' done\n{"an": "object"}\n[1]\nno end')
+        raise BadInput("é")
+
+    monkeypatch.setattr(cli, "find_served", write)
+    result = serve("--model", int4.folder, "--log-format", "json")
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [line.get("message") for line in lines] == [*("old", "two", "lines", "10%", "20% done", None, "[1]", "no end", "é")]
+    assert [line.get("level") for line in lines] == [*["warning"] * 5, None, "warning", "warning", "error"]
+    assert result.stdout == ""
 
 
 def test_the_plan_is_json_with_json_as_the_log_format(int4: Checkpoint) -> None:

@@ -104,7 +104,7 @@ def test_files_that_hold_no_vectors_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("no table")
     refused(tmp_path / "text.parquet", "not a Parquet file")
     refused(table(tmp_path / "c.parquet", other=[1]), "no column vector or embedding; it has other")
-    refused(table(tmp_path / "d.parquet", vector=[[1.0, 2.0], [1.0]]), "row 2: 1 numbers, not 2")
+    refused(table(tmp_path / "d.parquet", vector=[[1.0, 2.0], [1.0]]), "row 2: 1 number, not 2")
     refused(table(tmp_path / "n.parquet", vector=[[1.0, 2.0], None]), "row 2: 0 numbers, not 2")
     refused(table(tmp_path / "h.parquet", vector=[[1.0, 2.0], [1.0, None]]), "row 2: a number of the vector is missing")
     refused(table(tmp_path / "s.parquet", vector=[["a", "b"]]), "lists of string")
@@ -119,11 +119,11 @@ def test_files_that_hold_no_vectors_are_named(tmp_path: Path) -> None:
         ("e.fvecs", np.array([-1, 0], "<i4").tobytes(), "not .fvecs"),
         ("a.jsonl", b"", "holds no vectors"),
         ("b.jsonl", b'{"id": 1, "x": [1.5]}', "no vector or embedding; it has id, x"),
-        ("c.jsonl", b'{"id": 1, "vector": [1.5, 2]}\n{"id": 2, "vector": [1.5]}', "line 2: 1 numbers, not 2"),
+        ("c.jsonl", b'{"id": 1, "vector": [1.5, 2]}\n{"id": 2, "vector": [1.5]}', "line 2: 1 number, not 2"),
         ("d.jsonl", b'{"id": 1, "vector": [1.5]}\n{"vector": [1.5]}', "line 2: no id"),
         ("e.jsonl", b'{"id": 1, "vector": ["1.5"]}', "not a list of numbers"),
         ("f.jsonl", b'{"id": 1, "vector": [1%s]}' % (b"0" * 400), "not a list of numbers"),
-        ("g.jsonl", b'{"id": 1, "vector": [1.5]}\n{"id": 1, "vector": [0.5]}', "1 ids stand in more than one row"),
+        ("g.jsonl", b'{"id": 1, "vector": [1.5]}\n{"id": 1, "vector": [0.5]}', "1 id in more than one row"),
         ("h.jsonl", b'{"id": 1, "vector": [0, 255, 7]}', r"packed bits; embed into \.parquet"),
         ("a.csv", b'id,vector\n1,"[0.5,]"\n', "not a list of numbers"),
     ):
@@ -170,7 +170,7 @@ def test_the_ids_of_an_array_must_match_its_rows(tmp_path: Path) -> None:
     (tmp_path / "v.ids.jsonl").write_text("".join(f'{{"id": "t{row}"}}\n' for row in (4, 3, 2, 1, 0)))
     assert np.array_equal(in_order(vector_files.read(path), TEXTS), VECTORS[::-1])
     (tmp_path / "v.ids.jsonl").write_text('{"id": "t0"}\n')
-    with pytest.raises(BadInput, match=r"v\.ids\.jsonl: 1 ids, v\.npy has 5 vectors"):
+    with pytest.raises(BadInput, match=r"v\.ids\.jsonl: 1 id, v\.npy has 5 vectors"):
         vector_files.read(path)
 
 
@@ -207,7 +207,7 @@ def test_ids_with_two_vectors_are_refused(tmp_path: Path) -> None:
         other = "--baseline-vectors" if option == "--vectors" else "--vectors"
         result = qembed(option, path, other, npy(tmp_path / "v.npy", VECTORS))
         assert result.exit_code == 2
-        assert "2 ids stand in more than one row, first 'b' in rows 2 and 4" in result.stderr
+        assert "2 ids in more than one row, first 'b' in rows 2 and 4" in result.stderr
     with pytest.raises(BadInput, match="row 2: no id"):
         vector_files.read(table(tmp_path / "none.parquet", id=["a", None, "c", "d", "e"], vector=rows))
 
@@ -216,13 +216,13 @@ def test_a_text_may_be_repeated_with_the_same_vector(tmp_path: Path) -> None:
     rows = [VECTORS[row].tolist() for row in (0, 1, 0)]
     file = vector_files.read(table(tmp_path / "same.parquet", text=["x", "y", "x"], vector=rows))
     assert np.array_equal(in_order(file, [Text("1", "x"), Text("2", "x"), Text("3", "y")]), VECTORS[[0, 0, 1]])
-    with pytest.raises(BadInput, match="1 texts stand in more than one row"):
+    with pytest.raises(BadInput, match="1 text in more than one row"):
         vector_files.read(table(tmp_path / "other.parquet", text=["x", "y", "x"], vector=VECTORS[:3].tolist()))
 
 
 def test_two_texts_with_the_same_id_are_refused_if_matched_by_id(tmp_path: Path) -> None:
     file = vector_files.read(table(tmp_path / "v.parquet", id=["t0", "t1"], vector=VECTORS[:2].tolist()))
-    with pytest.raises(BadInput, match="1 ids name more than one text: 't0'"):
+    with pytest.raises(BadInput, match="several texts have one id: 't0'"):
         in_order(file, [Text("t0", "one"), Text("t0", "another")])
 
 

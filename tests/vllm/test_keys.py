@@ -38,3 +38,22 @@ def test_keys_are_read_again_on_demand(tmp_path: Path) -> None:
     without_file = KeysInForce({FIRST: ""}, None)
     without_file.expired = True
     assert not without_file.renewed(lambda _: None)
+
+
+def test_a_file_that_changed_while_the_server_started_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{SECOND}\n")
+    keys = KeysInForce({FIRST: ""}, file)
+    assert keys.renewed(lambda _: None)
+    assert keys.names == {SECOND: ""}
+
+
+def test_a_file_that_was_only_touched_is_no_change(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{FIRST}\n")
+    keys = KeysInForce({FIRST: ""}, file)
+    warnings: list[str] = []
+    assert not keys.renewed(warnings.append)
+    file.write_text(f"# a comment\n{FIRST}\n")
+    assert not keys.renewed(warnings.append)
+    assert warnings == []

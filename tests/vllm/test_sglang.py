@@ -81,3 +81,7 @@ def test_print_command_is_ready_to_paste(int4: Checkpoint, engine: str, tmp_path
     assert ("sglang.launch_server" if engine == "sglang" else "qembed.serve.server_process") in words
     assert str(int4.folder.resolve()) in words
     assert "a-secret-key" not in result.output
+    result = CliRunner().invoke(group, [*arguments, "--json"], catch_exceptions=False)
+    printed = json.loads(result.stdout)
+    assert printed["command"] == words[-len(printed["command"]) :]
+    assert len(words) == len(printed["command"]) + len(printed["environment"]) + (1 if printed["environment"] else 0)

@@ -212,7 +212,7 @@ HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).
 @pytest.mark.parametrize(
     ("metrics_code", "waiting", "message"),
     [
-        ("", "2", "vLLM hangs: 2 texts wait, and nothing was computed for"),
+        ("", "2", "vLLM hangs: 2 texts waiting, and nothing was computed for"),
         ("if self.path == '/metrics': os.kill(os.getpid(), 19)", "0", "vLLM hangs: it has not answered for"),
     ],
 )

@@ -23,7 +23,7 @@ def python_values(column: Any, is_uuid: bool = False) -> list[Any]:
     """The values of an Arrow array; `is_uuid`: bytes are UUIDs.
 
     `UNDECODABLE` stands for a string that is not UTF-8. Dates that Python does not have are text, and so are times with
-    nanoseconds, in ISO 8601. Floats of 16 and 32 bits are `NarrowFloat`.
+    nanoseconds, in ISO 8601. Floats of 16 and 32 bits are `StoredFloat`.
     """
     import pyarrow as arrow
 

@@ -10,10 +10,13 @@ from typing import Any
 
 from qembed.text.rows.plain import LineRecords, numbered
 from qembed.text.rows.record import Record
+from qembed.text.rows.values import written_float
 
 SHOWN_ERROR = 300
 MOST_TOKENS = 2**20
 """Strings, commas and opening brackets of a line. Each stands for some 100 bytes of memory, thirty times its own length."""
+LONG_NUMBER = re.compile(r"[0-9.]{16}")
+"""A number that a float may not have all digits of; it has those of one with 15."""
 TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{,]')
 """Commas and brackets inside a string are none."""
 
@@ -31,7 +34,7 @@ class JsonRecords(LineRecords):
             if reason is None:
                 value, reason = _object(line)
                 if reason is None:
-                    yield Record(number, place, value)
+                    yield Record(number, place, _with_all_digits(value, line))
                     continue
             yield Record(number, place, {}, reason, line)
 
@@ -51,6 +54,15 @@ def _object(line: str) -> tuple[dict[str, Any], str | None]:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         return {}, f"not JSON: {why}"[:SHOWN_ERROR]
     return (value, None) if isinstance(value, dict) else ({}, "not a JSON object")
+
+
+def _with_all_digits(value: dict[str, Any], line: str) -> dict[str, Any]:
+    """The object of `line` with fields that tell when a float has fewer digits than the file: they may be ids."""
+    floats = [name for name, number in value.items() if type(number) is float]
+    if floats and LONG_NUMBER.search(line):
+        written = json.loads(line, parse_float=written_float)
+        value.update((name, written[name]) for name in floats)
+    return value
 
 
 def _has_too_many_tokens(line: str) -> bool:

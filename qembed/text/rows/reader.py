@@ -26,8 +26,6 @@ FORMATS = {
     ".pq": "parquet",
 }
 """Formats by the suffix of a file's name."""
-IDS = ("id", "_id")
-"""Columns that are taken for the id unless the user names one; the second is that of BEIR's sets."""
 DEFAULT = RowOptions()
 FIXED = RowOptions(adjustable=False)
 """For files that have one form, such as those of public data sets."""

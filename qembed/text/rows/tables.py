@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import IO, Any
 
 from qembed.errors import BadInput
+from qembed.text.display import counted
 from qembed.text.rows import dialect, lines
 from qembed.text.rows.feed import Feed, TooMuch
 from qembed.text.rows.options import RowOptions
@@ -76,7 +77,8 @@ class TableRecords(Records):
                 self.bytes_read = self._lines.bytes_read
                 place = f"{self.name}, line {begin}"
                 if reason is None and len(cells) != len(columns):
-                    reason = f"{len(cells)} cells, the {'header' if self._header else 'first line'} has {len(columns)}"
+                    first = "header" if self._header else "first line"
+                    reason = f"{counted(len(cells), 'cell')}, the {first} has {len(columns)}"
                 if reason is not None:
                     yield Record(number, place, {}, reason, self.dialect.delimiter.join(cells) or None)
                     continue

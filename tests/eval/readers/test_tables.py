@@ -50,9 +50,9 @@ def test_columns_with_other_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("l.csv", "", r"l\.csv: no texts; at least four"),
-        ("l.csv", "text,label\n", "no texts; at least four"),
-        ("l.csv", "text,label\nx,a\n", "1 texts; at least four"),
+        ("l.csv", "", r"l\.csv: 0 texts; at least four"),
+        ("l.csv", "text,label\n", "0 texts; at least four"),
+        ("l.csv", "text,label\nx,a\n", "1 text; at least four"),
         ("l.csv", "text,colour\nx,red\n", r"line 2: no column for the label \(label or category .*\); there are: text, colour"),
         ("l.csv", "label\na\n", "no column for the text"),
         ("l.csv", "body,label\nx,a\n", "there are: body, label; name yours as FILE:COLUMN,COLUMN"),

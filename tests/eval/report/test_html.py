@@ -137,7 +137,7 @@ def test_a_result_without_defined_cosines_is_still_a_page() -> None:
     evaluation["results"] = result.results(texts, np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32))
     evaluation |= {"tasks": [], "speed": None, "verdict": verdict(evaluation["results"], [], Thresholds())}
     page = html.page(evaluation)
-    assert "2 candidate vectors are zero" in page
+    assert "2 candidate vectors of zeros alone" in page
     assert "memory in use is measured with --task speed" in page
     assert "–" in markdown.document(evaluation)
 

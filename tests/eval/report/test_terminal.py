@@ -59,7 +59,7 @@ def test_unusable_vectors_fail_the_verdict_and_are_named() -> None:
     assert results["worst"][0] == {"id": "q1", "kind": "query", "language": "de", "cosine": None, "text": "first"}
     assert verdict(results, [], Thresholds()) == {
         "passed": False,
-        "failures": ["1 candidate vectors hold NaN or infinity", "1 baseline vectors are zero"],
+        "failures": ["1 candidate vector with NaN or infinity", "1 baseline vector of zeros alone"],
         "undecided": [],
     }
     json.dumps(results, allow_nan=False)

@@ -46,4 +46,4 @@ def test_pairs_that_cannot_be_ranked_are_refused_or_left_out() -> None:
     broken[2] = np.nan
     outcome = sts.task(Pairs("p", "0", texts, texts, [1.0, 2, 3, 4])).measure(broken, vectors)
     assert metric_named(outcome, "Spearman").count == 3
-    assert outcome.notes == ["1 pairs without a cosine on either side are left out"]
+    assert outcome.notes == ["left out: 1 pair without a cosine on either side"]

@@ -187,6 +187,11 @@ def test_a_query_that_leaves_no_room_is_refused(gate: Gate) -> None:
         ({"query": "q", "documents": ["x"], "prompt_name": "query"}, "give instruction"),
         ({"query": "q", "documents": ["x"], "task": "judge"}, "give instruction"),
         ({"query": "q", "documents": ["x"], "raw_scores": True}, "raw_scores true is not supported"),
+        ({"query": "q", "documents": ["x"], "input_type": "query"}, "give instruction"),
+        ({"query": "q", "documents": ["x"], "top_k": 1}, "give top_n"),
+        ({"query": "q", "documents": ["x"], "truncation": False}, "max_tokens_per_doc"),
+        ({"query": "q", "documents": ["x"], "truncate": "NONE"}, "max_tokens_per_doc"),
+        ({"query": "q", "documents": ["x"], "truncate_prompt_tokens": 8}, "max_tokens_per_doc"),
         ({"query": "q", "documents": ["x"], "use_activation": False}, "use_activation false is not supported"),
         ({"query": "q", "documents": ["x"], "return_documents": 1}, "return_documents is neither true nor false"),
         ({"query": "q", "texts": ["x"]}, "texts is not supported: give the texts as documents"),
@@ -198,6 +203,7 @@ def test_invalid_requests_are_refused_with_what_is_wrong(gate: Gate, body: dict[
 
 def test_fields_that_ask_for_what_a_reranker_does_pass(gate: Gate) -> None:
     fields = {"prompt": "", "prompt_name": "", "raw_scores": False, "use_activation": True, "normalize": True}
+    fields |= {"input_type": "", "truncation": True, "truncate": "END", "truncate_prompt_tokens": -1}
     assert ask(gate, query="q", documents=["x"], **fields) == ask(gate, query="q", documents=["x"])
 
 

@@ -179,7 +179,7 @@ def test_rows_have_their_number_and_line(end: bytes, tmp_path: Path) -> None:
     ]
     assert [row.values.get("text", "").split() for row in rows if row.reason is None] == [["a", "b"], ["d"], ["g"]]
     assert [row.reason.split(":")[0].split(";")[0] for row in rows if row.reason] == [
-        "1 cells, the header has 2",
+        "1 cell, the header has 2",
         "not CSV",
         "not UTF-8",
     ]

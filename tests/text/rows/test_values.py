@@ -29,6 +29,8 @@ UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
         (decimal.Decimal("3.00"), "3"),
         (decimal.Decimal("3.50"), "3.50"),
         (decimal.Decimal("1E+3"), "1000"),
+        (decimal.Decimal("1" * 38), "1" * 38),
+        (decimal.Decimal("1" * 30 + ".50"), "1" * 30 + ".50"),
         (b"\x01\xff", "01ff"),
         (UUID, str(UUID)),
         (datetime.date(2026, 11, 27), "2026-11-27"),
@@ -73,3 +75,13 @@ def test_ids_of_narrow_floats_are_as_short_as_they_were_written(value: float, dt
 def test_narrow_floats_that_may_have_lost_digits_are_no_ids(value: float, dtype: str) -> None:
     with pytest.raises(NoId, match="lost digits"):
         id_text(narrow_float(value, dtype))
+
+
+def test_names_of_kept_fields_that_differ_by_nul_stay_apart() -> None:
+    value = {"a\0": 1, "a": 2, "\0a": 3, "a\ufffd": 4, "b\0": 5}
+    names = storable(value)
+    assert list(names.values()) == [1, 2, 3, 4, 5]
+    assert names["a"] == 2
+    assert names["a\ufffd"] == 4
+    assert names["b"] == 5
+    assert not any("\0" in name for name in names)

@@ -50,4 +50,5 @@ def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fake"), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.syspath_prepend(str(tmp_path / "fake"))
     monkeypatch.setattr("qembed.vllm.machine.device", lambda: "cpu")
+    monkeypatch.setattr("qembed.vllm.machine.accepts_listener", lambda: False)
     return package / "api_server.py"

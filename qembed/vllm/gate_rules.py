@@ -14,6 +14,8 @@ ACCESS = "qembed-access "
 """First word of a log line about a request."""
 TEXTS = "qembed-texts "
 """First word of a log line with a request's texts."""
+NONFINITE = "holds NaN or infinity"
+"""Part of the message of status 500 for a vector or a score that is not finite."""
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ class Server:
         with self._unavailable():
             readiness.wait(self, report, deadline, POLL)
         # The first request loads lazily loaded parts, and reveals a kernel that this CPU lacks.
-        readiness.check_first_answer(self, max(10.0, deadline - time.monotonic()))
+        readiness.check_first_answers(self, max(10.0, deadline - time.monotonic()))
         self._start_seconds = time.monotonic() - begin
         self._scratch.note(machine.shared_memory(self.process.pid))
         self.serving = True

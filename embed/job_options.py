@@ -20,7 +20,7 @@ from qembed.errors import BadInput
 from qembed.targets import check_name, is_same_file
 from qembed.text.cleaning import clean
 from qembed.text.display import counted
-from qembed.text.prompts import DEFAULT_PROMPTS, instruct
+from qembed.text.prompts import instruct, prompt_of
 from qembed.text.rows.options import parse as parse_row_options
 from qembed.vectors import dtypes
 from qembed.vllm import api_keys, machine, plan
@@ -74,7 +74,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
     rows.check({file.row_format for file in files.files})
     computing = (_servers if options["urls"] else _on_cluster if options["ray"] else _in_process)(options, on_stage)
-    prompt = _prompt(options, *_prompts_of(computing.checkpoint))
+    prompt = _prompt(options, computing)
     for note in _notes(options, computing.checkpoint):
         on_stage(f"warning: {note}")
     vocabulary = None if computing.checkpoint is None else computing.checkpoint.vocabulary()
@@ -257,26 +257,19 @@ def _servers(options: Options, on_stage: OnStage) -> Computing:
     return Computing(short_name(name), checkpoint, limit, open_engine, {"model": name})
 
 
-def _prompts_of(checkpoint: Checkpoint | None) -> tuple[Mapping[str, str], str]:
-    """The prompts of a model by name, and the one of texts that no other is asked for."""
-    if checkpoint is None:
-        return DEFAULT_PROMPTS, ""
-    return checkpoint.prompts, checkpoint.embedder.document_prompt
-
-
-def _prompt(options: Options, prompts: Mapping[str, str], default: str = "") -> str:
-    """The prompt of every text: the one that is asked for, or else `default`."""
-    name, task = options["prompt"], options["instruction"]
+def _prompt(options: Options, computing: Computing) -> str:
+    """The prompt of every text: the one that is asked for, or else the model's default; of a server's the server puts it."""
+    name, task, checkpoint = options["prompt"], options["instruction"], computing.checkpoint
     if task is not None:
         cleaned = clean(task) if options["clean"] else task
         if not cleaned.strip():
             raise BadInput("--instruction is empty")
         return instruct(cleaned)
-    if name is None:
-        return default
     if not name:
-        return ""
-    if name not in prompts:
+        return checkpoint.embedder.document_prompt if name is None and checkpoint is not None else ""
+    if checkpoint is None:
+        return prompt_of(name, computing.model)
+    if name not in (prompts := checkpoint.prompts):
         raise BadInput(f"--prompt {name}: the model has {', '.join(sorted(prompts))}")
     return prompts[name]
 

@@ -51,7 +51,7 @@ output = section("Output")
 @embedding("--model", metavar="MODEL", help="Hub id, folder, or 'sample'.  [default: the model recorded in the index]")
 @embedding("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True,
         help="What runs the model without --url. vLLM answers faster but takes longer to start.")  # fmt: skip
-@embedding("--prompt", metavar="NAME", help="Name of the model's prompt for the question.  [default: query]")
+@embedding("--prompt", metavar="NAME", help="Name of the model's prompt for the question; '' for none.  [default: query]")
 @embedding("--instruction", metavar="TEXT", help="Task description in place of the model's prompt; the reranker gets it too.")
 @embedding("--any-model", is_flag=True, help="Do not check the model's name against the one recorded in the index.")
 @searching("-i", "--interactive", is_flag=True,

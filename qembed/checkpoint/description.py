@@ -137,7 +137,7 @@ class Checkpoint:
         Raises:
             BadInput: that file is damaged, or has a setting that is not supported.
         """
-        return read_prompts(self.folder).texts
+        return read_prompts(self.folder, self.name, self._source).texts
 
     @cached_property
     def files(self) -> dict[str, Path]:

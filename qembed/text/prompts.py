@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from qembed.errors import BadInput
+
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
 
@@ -11,4 +15,34 @@ def instruct(instruction: str) -> str:
 
 
 DEFAULT_PROMPTS = {"query": instruct(DEFAULT_INSTRUCTION), "document": ""}
-"""Prompts by name, where a checkpoint brings none or is not at hand."""
+"""Qwen3-Embedding's prompts by name."""
+NO_PROMPTS = {"query": "", "document": ""}
+"""The prompts of other models that define none, as in sentence-transformers."""
+QWEN3_EMBEDDING = re.compile(r"qwen3-embedding|(?:^|/)sample(?:-awq-int4)?$", re.IGNORECASE)
+"""In the names of Qwen3-Embedding models, and of the sample, which is made from one."""
+
+
+def is_qwen3_embedding(*names: str | None) -> bool:
+    """Whether one of a model's `names` says that it is a Qwen3-Embedding: its own, or that of its source."""
+    return any(QWEN3_EMBEDDING.search(name) for name in names if name)
+
+
+def default_prompts(*names: str | None) -> dict[str, str]:
+    """Prompts by name of a model with these `names` where its folder has none."""
+    return dict(DEFAULT_PROMPTS if is_qwen3_embedding(*names) else NO_PROMPTS)
+
+
+def prompt_of(name: str, model: str) -> str:
+    """The prompt `name` of a `model` of which only its name is known, because a server has it.
+
+    Raises:
+        BadInput: it is no Qwen3-Embedding, whose prompts are known, or that has no such prompt.
+    """
+    if not is_qwen3_embedding(model):
+        raise BadInput(
+            f"the prompts of {model} are not known here: name its folder with --model, or give --instruction, or --prompt '' "
+            "for none"
+        )
+    if name not in DEFAULT_PROMPTS:
+        raise BadInput(f"--prompt {name}: the model has {', '.join(sorted(DEFAULT_PROMPTS))}")
+    return DEFAULT_PROMPTS[name]

@@ -40,9 +40,10 @@ def _use_file_store() -> None:
 
     if hasattr(network_utils, "get_file_store_init_method"):
         return
+    import importlib
     import tempfile
     import uuid
+    from typing import Any
 
-    from vllm.v1.executor import uniproc_executor
-
-    uniproc_executor.get_distributed_init_method = lambda *_: f"file://{tempfile.gettempdir()}/qembed-{uuid.uuid4().hex}"
+    executor: Any = importlib.import_module("vllm.v1.executor.uniproc_executor")
+    executor.get_distributed_init_method = lambda *_: f"file://{tempfile.gettempdir()}/qembed-{uuid.uuid4().hex}"

@@ -44,6 +44,8 @@ STAGES = (
 )
 """Markers, and the stage of the start that begins with them."""
 PREFIX = re.compile(r"^(?:\([^)]*pid=\d+\)\s*)?(?:(?:INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d-]+ [\d:]+ \[[^\]]*\]\s?)?")
+PROCESS = re.compile(r"^\([^)]*pid=\d+\) ?")
+"""What releases before 0.31 put before each line of a process, also before qembed's own."""
 CONSEQUENCES = ("Engine core initialization failed", "WorkerProc initialization failed", "Engine core proc", "EngineDeadError")
 """What parent processes log after a child has failed."""
 WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")

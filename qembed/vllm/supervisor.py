@@ -197,9 +197,8 @@ class Server:
     def read_log(self) -> list[str]:
         """The new lines of vLLM's log. Also shows them on stderr if `verbose` is set."""
         assert self._log is not None
-        lines = self._log.new_lines()
-        own = (gate_rules.ACCESS, gate_rules.TEXTS)
-        kept = [line[:MAX_LINE] for line in lines if not line.startswith(own)]
+        lines = [log.own(line) or line for line in self._log.new_lines()]
+        kept = [line[:MAX_LINE] for line in lines if not line.startswith(log.OWN)]
         self.lines = [*self.lines, *kept][-MAX_LINES:]
         for line in lines:
             if line.startswith(gate_rules.ACCESS):

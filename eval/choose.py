@@ -24,7 +24,7 @@ from qembed.eval.tasks import speed as speeds
 from qembed.eval.tasks.retrieval import Collection
 from qembed.eval.texts import Data
 from qembed.files import sha256
-from qembed.text.prompts import DEFAULT_PROMPTS
+from qembed.text.prompts import default_prompts, is_qwen3_embedding
 from qembed.text.rows.options import RowOptions
 from qembed.text.rows.options import parse as parse_row_options
 from qembed.text.rows.reader import FORMATS
@@ -150,7 +150,12 @@ def sides(options: Options, explicit: AbstractSet[str]) -> tuple[Side, Side, Rea
     if known is None and "model" in explicit:
         known = int4()
     if known is None:
-        return candidate, baseline, Reader(DEFAULT_PROMPTS, None)
+        names = [str(side.identity["model"]) for side in (candidate, baseline) if "model" in side.identity]
+        if names and not is_qwen3_embedding(*names):
+            note(f"the prompts of {names[0]} are not known here: queries get none; name its folder with --model")
+        return candidate, baseline, Reader(default_prompts(*names), None)
+    if (query_note := known.embedder.query_note) is not None:
+        note(f"{known.folder}: {query_note}")
     return candidate, baseline, Reader(known.prompts, known.tokenizer(), known.embedder.document_prompt)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from qembed.command.progress import reporter
 from qembed.errors import BadInput, QembedError
 from qembed.search.store import Store
 from qembed.text.cleaning import clean
-from qembed.text.prompts import DEFAULT_PROMPTS, chosen_prompt, instruct
+from qembed.text.prompts import chosen_prompt, instruct
 from qembed.text.texts import model_input
 from qembed.vectors import sources
 
@@ -32,7 +32,8 @@ class QuestionSettings:
         url: of a running server; None: `model` runs here.
         model: hub id or folder; None: the model recorded in the index.
         engine: "transformers" or "vllm", without `url`.
-        prompt: name of one of the model's prompts; None: the instruction recorded in the index, otherwise the prompt "query".
+        prompt: name of one of the model's prompts, empty for none; None: the instruction recorded in the index, otherwise the
+            prompt "query".
         instruction: a task description in place of `prompt`.
         any_model: skip the check that the model is the index's.
         api_key: goes with requests to `url`; None: the key in the environment.
@@ -65,8 +66,6 @@ def opened(store: Store, settings: QuestionSettings, progress: Console) -> Itera
     checkpoint = _checkpoint(model, store, settings) if model is not None else None
     if checkpoint is not None and not settings.any_model:
         check_model(store, checkpoint.name)
-    prompts = checkpoint.prompts if checkpoint else DEFAULT_PROMPTS
-    prompt = _prompt(prompts, store, settings)
     if settings.url:
         embedder = sources.server(settings.url, settings.api_key)
         name = str(embedder.identity["model"])
@@ -76,6 +75,9 @@ def opened(store: Store, settings: QuestionSettings, progress: Console) -> Itera
         assert checkpoint is not None
         name = checkpoint.name
         embedder = sources.vllm(checkpoint) if settings.engine == "vllm" else sources.transformers(checkpoint)
+    prompt = _prompt(checkpoint, name, store, settings)
+    if checkpoint is not None and settings.prompt is None and not prompt and checkpoint.embedder.query_note is not None:
+        progress.print(f"{checkpoint.folder}: {checkpoint.embedder.query_note}", markup=False, soft_wrap=True)
 
     with ExitStack() as stack:
         with reporter(f"opening {name}", progress) as shown:
@@ -99,13 +101,14 @@ def _checkpoint(model: str, store: Store, settings: QuestionSettings) -> Checkpo
         ) from error
 
 
-def _prompt(prompts: Mapping[str, str], store: Store, settings: QuestionSettings) -> str:
-    """The prompt text of a question."""
+def _prompt(checkpoint: Checkpoint | None, model: str, store: Store, settings: QuestionSettings) -> str:
+    """The prompt text of a question; of the `model` only its name is known if there is no `checkpoint`."""
     recorded = store.source.get("instruction")
     if settings.prompt is None and settings.instruction is None and isinstance(recorded, str) and recorded:
         return instruct(clean(recorded))
     name = "query" if settings.prompt is None else settings.prompt
-    return chosen_prompt(prompts, name, settings.instruction, "")
+    prompts = None if checkpoint is None else checkpoint.prompts
+    return chosen_prompt(prompts, name, settings.instruction, "", model=model)
 
 
 def check_model(store: Store, name: str) -> None:

@@ -15,7 +15,6 @@ import ctypes
 import gc
 import json
 import os
-import runpy
 import signal
 import socket
 import stat
@@ -69,7 +68,7 @@ def main() -> None:
         _use_socket(gate.RULES.listener)
     if FORKS_ENGINE and internals.first_module([internals.ENGINE]):
         _fork_engine()
-    runpy.run_module(internals.first_module(internals.SERVERS) or internals.SERVERS[-1], run_name="__main__")
+    internals.run_server()
 
 
 def _follow_parent(reader: object) -> None:

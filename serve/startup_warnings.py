@@ -18,6 +18,8 @@ def startup_warnings(settings: ServerSettings, key_file: Path | None) -> Iterato
             yield f"{settings.checkpoint.folder}: {note}"
         if (cut_note := settings.checkpoint.embedder.cut_note) is not None:
             yield f"{settings.checkpoint.folder}: {cut_note}"
+        if (query_note := settings.checkpoint.embedder.query_note) is not None:
+            yield f"{settings.checkpoint.folder}: {query_note}"
     if (name := settings.prompt_name) is not None and settings.default_prompt is None:
         yield f"{settings.checkpoint.folder}: requests without a prompt get the model's own, {name!r} (default_prompt_name)"
     if (unknown_tokens := settings.checkpoint.vocabulary_warning) is not None:

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
+from qembed.text.prompts import DEFAULT_PROMPTS
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -132,6 +133,7 @@ def write_fp16(folder: Path) -> None:
     tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": DEFAULT_PROMPTS}))
     byte_tokenizer().save(str(folder / "tokenizer.json"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,35 +26,38 @@ DENSE = {"out_features": 64, "bias": True, "activation_function": "torch.nn.modu
 WIDE = {"out_features": 160, "bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
 PROMPTS = {"prompts": {"query": "Q: ", "passage": "P: "}, "default_prompt_name": "query"}
 
+FEATURES: dict[str, dict[str, Any]] = {
+    "mean": {"pooling": "mean"},
+    "bidirectional": {"config": {"is_causal": False}},
+    "dense": {"dense": [DENSE]},
+    "no-normalize": {"normalize": False},
+    "max-seq-length": {"transformer": {"max_seq_length": 24}},
+    "lower-case": {"transformer": {"do_lower_case": True}},
+    "default-prompt": {"prompts": PROMPTS},
+    "new-form": {"new_form": True},
+}
+"""Arguments of `write_embedder`: each thing that a folder may say, by name."""
+
+
+def joined(*names: str) -> dict[str, Any]:
+    """Arguments of `write_embedder` for a folder with all of these FEATURES."""
+    arguments: dict[str, Any] = {}
+    for name in names:
+        for key, value in FEATURES[name].items():
+            arguments[key] = {**arguments[key], **value} if isinstance(arguments.get(key), dict) else value
+    return arguments
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "last": {},
-    "new-form": {"new_form": True},
-    "mean": {"pooling": "mean"},
-    "no-normalize": {"normalize": False},
-    "dense": {"dense": [DENSE]},
-    "max-seq-length": {"transformer": {"max_seq_length": 24, "do_lower_case": False}},
-    "lower-case": {"transformer": {"max_seq_length": 128, "do_lower_case": True}},
-    "default-prompt": {"prompts": PROMPTS},
-    "bidirectional": {"config": {"is_causal": False}},
-    "qwen2": {"family": "qwen2"},
-    "llama": {"family": "llama"},
-    "mistral": {"family": "mistral"},
-    "mean, new form, no normalize": {"pooling": "mean", "new_form": True, "normalize": False},
-    "mean, bidirectional": {"pooling": "mean", "config": {"is_causal": False}},
-    "mean, bidirectional, qwen2": {"family": "qwen2", "pooling": "mean", "config": {"is_causal": False}},
-    "mean, bidirectional, llama, no normalize": {
-        "family": "llama", "pooling": "mean", "config": {"is_causal": False}, "normalize": False,
-    },
-    "mean, dense": {"pooling": "mean", "dense": [DENSE]},
-    "mean, default prompt": {"pooling": "mean", "prompts": PROMPTS},
-    "mean, max-seq-length": {"pooling": "mean", "transformer": {"max_seq_length": 24}},
-    "dense, no normalize": {"dense": [DENSE], "normalize": False},
-    "two dense, bidirectional": {"dense": [WIDE, DENSE], "config": {"is_causal": False}},
-    "dense, max-seq-length": {"dense": [WIDE], "transformer": {"max_seq_length": 24}},
-    "lower-case, default prompt": {"transformer": {"do_lower_case": True}, "prompts": PROMPTS},
-    "lower-case, mean, no normalize": {"transformer": {"do_lower_case": True}, "pooling": "mean", "normalize": False},
-}  # fmt: skip
-"""Arguments of `write_embedder`, by name: each variant, and pairs of them."""
+    **FEATURES,
+    **{", ".join(names): joined(*names) for names in itertools.combinations(FEATURES, 2)},
+    **{family: {"family": family} for family in ("qwen2", "llama", "mistral")},
+    "mean, bidirectional, qwen2": {"family": "qwen2", **joined("mean", "bidirectional")},
+    "mean, bidirectional, no-normalize, llama": {"family": "llama", **joined("mean", "bidirectional", "no-normalize")},
+    "two dense, bidirectional": {"dense": [WIDE, DENSE], **joined("bidirectional")},
+}
+"""Arguments of `write_embedder`, by name: each feature, every pair of them, families, and more of them at once."""
 
 
 def write_embedder(
@@ -63,6 +67,7 @@ def write_embedder(
     pooling: str = "lasttoken",
     new_form: bool = False,
     normalize: bool = True,
+    normalize_config: Mapping[str, Any] | None = None,
     dense: Sequence[Mapping[str, Any]] = (),
     transformer: Mapping[str, Any] | None = None,
     prompts: Mapping[str, Any] | None = None,
@@ -74,6 +79,7 @@ def write_embedder(
         pooling: the mode, as sentence-transformers names it.
         new_form: whether 1_Pooling/config.json and the types in modules.json are those of version 6.
         normalize: whether a Normalize module comes last.
+        normalize_config: config.json of that module.
         dense: config.json of each Dense module, without in_features.
         transformer: sentence_bert_config.json.
         prompts: config_sentence_transformers.json.
@@ -95,6 +101,10 @@ def write_embedder(
     for idx, layer in enumerate(dense, 2):
         write_dense(folder / f"{idx}_Dense", {"in_features": width, **layer})
         width = layer["out_features"]
+    if normalize_config is not None:
+        normalizing = folder / modules[-1]["path"]
+        normalizing.mkdir()
+        (normalizing / "config.json").write_text(json.dumps(normalize_config))
     for name, content in (("sentence_bert_config", transformer), ("config_sentence_transformers", prompts)):
         if content is not None:
             (folder / f"{name}.json").write_text(json.dumps(content))

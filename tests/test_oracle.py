@@ -18,7 +18,8 @@ from qembed.quantize import checks
 from qembed.quantize.verify import vectors as layerwise_vectors
 from qembed.vectors import reference
 from tests.checkpoints import END
-from tests.embedders import VARIANTS, write_embedder, write_texts
+from tests.embedders import VARIANTS, joined, write_embedder, write_texts
+from tests.search.conftest import json_output, write
 
 pytestmark = pytest.mark.slow
 TEXTS = [
@@ -32,12 +33,12 @@ LENGTHS = 1e-4
 """Largest relative difference of two vectors' lengths."""
 
 
-def oracle(folder: Path, texts: list[str]) -> NDArray[np.float32]:
-    """The vectors of sentence-transformers."""
+def oracle(folder: Path, texts: list[str], **encoding: Any) -> NDArray[np.float32]:
+    """The vectors of sentence-transformers; `encoding` are further arguments of its `encode`."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"})
-    return np.asarray(model.encode(texts, batch_size=3, show_progress_bar=False), np.float32)
+    return np.asarray(model.encode(texts, batch_size=3, show_progress_bar=False, **encoding), np.float32)
 
 
 def assert_same(vectors: NDArray[Any], expected: NDArray[Any]) -> None:
@@ -69,7 +70,34 @@ def test_vectors_are_those_of_sentence_transformers(name: str, tmp_path: Path) -
     assert_same(by_layer, unit)
 
 
-QUANTIZED = ["last", "mean", "mean, bidirectional, llama, no normalize", "dense, no normalize", "two dense, bidirectional"]
+QUESTIONS = ["ΟΔΟΣ and straße", "which dog sleeps on the mat?"]
+SEARCHED = {
+    "no prompts": {},
+    "mean, no-normalize": joined("mean", "no-normalize"),
+    "dense, lower-case": joined("dense", "lower-case"),
+    "prompts, bidirectional": {**joined("bidirectional"), "prompts": {"prompts": {"query": "Q: ", "passage": "P: "}}},
+    "a default prompt that is not for queries": {"prompts": {"prompts": {"passage": "P: "}, "default_prompt_name": "passage"}},
+}
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+@pytest.mark.parametrize("dimensions", [None, 48])
+def test_search_finds_what_sentence_transformers_finds(name: str, dimensions: int | None, tmp_path: Path) -> None:
+    checkpoint = write_embedder(tmp_path / "model", **SEARCHED[name])
+    documents = oracle(checkpoint.folder, TEXTS)[:, :dimensions]
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    about = {"model": str(checkpoint.folder), "dtype": "float32"}
+    write(tmp_path / "v.parquet", documents, {"text": TEXTS}, about)
+    json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
+    queries = oracle(checkpoint.folder, QUESTIONS, prompt_name="query")[:, :dimensions]
+    cosines = queries @ documents.T / np.linalg.norm(queries, axis=1, keepdims=True)
+    result = json_output("search", *QUESTIONS, "--index", tmp_path / "i.faiss", "-k", len(TEXTS))
+    for query, expected in zip(result["queries"], cosines, strict=True):
+        scores = {hit["columns"]["text"]: hit["score"] for hit in query["hits"]}
+        assert [scores[text] for text in TEXTS] == pytest.approx(expected, abs=1e-4)
+
+
+QUANTIZED = ["last", "mean", "mean, bidirectional, no-normalize, llama", "dense, no-normalize", "two dense, bidirectional"]
 
 
 @pytest.mark.parametrize("name", QUANTIZED)

@@ -81,6 +81,9 @@ REFUSED: dict[str, tuple[dict[str, Any], Change, str]] = {
     "two modes, new form": ({"new_form": True}, setting(POOLING, pooling_mode=["mean", "max"]), "mean, max"),
     "a mode of later versions": ({}, setting(POOLING, pooling_mode_lasttoken=False, pooling_mode_new=True), "pooling_mode_new"),
     "pooling without the prompt": ({"pooling": "mean"}, setting(POOLING, include_prompt=False), "include_prompt"),
+    "Normalize that does not": (
+        {"normalize_config": {"normalize_embeddings": False}}, setting("2_Normalize/config.json"), "normalize_embeddings",
+    ),
     "LayerNorm": ({}, appended("sentence_transformers.models.LayerNorm"), "LayerNorm"),
     "WeightedLayerPooling": ({}, appended("sentence_transformers.models.WeightedLayerPooling"), "WeightedLayerPooling"),
     "a module's own class": ({}, appended("custom.Normalize"), "custom.Normalize"),
@@ -106,6 +109,20 @@ REFUSED: dict[str, tuple[dict[str, Any], Change, str]] = {
         {}, setting("config.json", is_causal=False, layer_types=["full_attention", "sliding_attention"]), "sliding window",
     ),
     "attention by another name": ({}, setting("config.json", use_bidirectional_attention=True), "use_bidirectional_attention"),
+    "rotary positions that depend on the batch": (
+        {}, setting("config.json", rope_scaling={"rope_type": "longrope", "factor": 4.0}), "longrope",
+    ),
+    "rotary positions that libraries compute differently": (
+        {}, setting("config.json", rope_scaling={"type": "dynamic", "factor": 4.0}), "dynamic",
+    ),
+    "rotary positions for each kind of layer": (
+        {}, setting("config.json", rope_parameters={"full_attention": {"rope_type": "default"}}), "each kind of layer",
+    ),
+    "a part of each head rotated": ({}, setting("config.json", partial_rotary_factor=0.5), "partial_rotary_factor"),
+    "an adapter beside the model": ({}, setting("adapter_config.json", peft_type="LORA"), "adapter_config.json"),
+    "an index that leaves out model.safetensors": (
+        {}, setting("model.safetensors.index.json", weight_map={"norm.weight": "other.safetensors"}), "remove one",
+    ),
     "a list of sizes beyond the width": ({}, setting("config.json", matryoshka_dimensions=[32, 999]), "matryoshka_dimensions"),
 }  # fmt: skip
 """Arguments of `write_embedder`, what is changed then, and a part of the message."""

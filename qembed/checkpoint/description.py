@@ -15,6 +15,7 @@ from qembed.checkpoint.numbers import check_numbers
 from qembed.checkpoint.prompts import read_prompts
 from qembed.checkpoint.reranker import Reranker, Task
 from qembed.checkpoint.reranker import describe as describe_reranker
+from qembed.checkpoint.rope import check_rope
 from qembed.checkpoint.vocabulary import Vocabulary, added_by_config, check_normalizer, check_settings, lower_casing, token_ids
 from qembed.errors import BadInput
 
@@ -84,7 +85,7 @@ class Checkpoint:
                 f"{self.folder}: a reranker, which scores pairs of a query and a document and makes no vectors; qembed serve "
                 "serves it, qembed eval --task rerank measures it, --rerank uses it"
             )
-        self._check_tokenizer_config()
+        self._check_companions()
         return describe(self.name, self.folder, self.config, self.files, self._source)
 
     @cached_property
@@ -104,7 +105,7 @@ class Checkpoint:
             task=self.task or self._noted_task,
         )
         if reranker is not None:
-            self._check_tokenizer_config()
+            self._check_companions()
         return reranker
 
     @property
@@ -125,7 +126,11 @@ class Checkpoint:
         model = source.get("model") if isinstance(source, dict) else None
         return model if isinstance(model, str) else None
 
-    def _check_tokenizer_config(self) -> None:
+    def _check_companions(self) -> None:
+        """Refuse what libraries compute in different ways: an adapter, rotary settings, settings of the tokenizer."""
+        check_rope(self.config, self.folder / "config.json")
+        if (adapter := self.folder / "adapter_config.json").exists():
+            raise BadInput(f"{adapter}: an adapter, which some libraries would add to the model; merge it, or remove the file")
         path = self.folder / "tokenizer_config.json"
         if path.exists() and (self.folder / "tokenizer.json").exists():
             check_settings(self._json(path.name), self._stored_tokenizer, path)
@@ -137,7 +142,7 @@ class Checkpoint:
         Raises:
             BadInput: that file is damaged, or has a setting that is not supported.
         """
-        return read_prompts(self.folder).texts
+        return read_prompts(self.folder, self.name, self._source).texts
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -157,6 +162,11 @@ class Checkpoint:
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise BadInput(f"{index}: its weight_map does not say which file holds which tensor")
         for name in sorted(set(weight_map.values())):
+            if single.exists() and name != single.name and single.name not in weight_map.values():
+                raise BadInput(
+                    f"{self.folder}: both model.safetensors and an {INDEX} that does not name it; libraries differ in what "
+                    "they read, so remove one"
+                )
             if not name or Path(name).name != name or name == ".." or "\0" in name:
                 raise BadInput(f"{index}: names a file outside the folder: {name!r}")
             if not (self.folder / name).is_file():
@@ -231,6 +241,8 @@ class Checkpoint:
         except Exception as error:
             raise BadInput(f"{path}: not a tokenizer: {error}") from error
         check_normalizer(tokenizer, path)
+        if (tokenizer.truncation or {}).get("direction", "right").lower() != "right":
+            raise BadInput(f"{path}: truncation at the left is not supported: texts are cut at their end")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer

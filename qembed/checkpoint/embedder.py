@@ -17,6 +17,7 @@ from qembed.checkpoint.files import open_tensors
 from qembed.checkpoint.modules import Dense, Modules, Pooling, read_modules
 from qembed.checkpoint.prompts import Prompts, read_prompts
 from qembed.errors import BadInput
+from qembed.text.prompts import is_qwen3_embedding
 
 Attention = Literal["causal", "bidirectional"]
 FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
@@ -36,8 +37,6 @@ POOLING_NAMES: dict[str, Pooling] = {"avg": "mean", "last": "last"}
 """Values of `pooling` in the config.json of a LlamaBidirectionalModel."""
 SMALLEST = 32
 """The smallest size that vectors are cut to where a model lists no sizes of its own: as Qwen3-Embedding documents it."""
-TRAINED_TO_BE_CUT = ("qwen3-embedding", "sample")
-"""Parts of names of models trained with Matryoshka representation learning whose config.json does not say so."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,10 @@ class Embedder:
     @property
     def attention_config(self) -> dict[str, Any]:
         """The entries of config.json with which vLLM computes bidirectional attention; empty for causal attention."""
-        return {} if self.architecture is None else {"architectures": [self.architecture], "is_causal": False}
+        if self.architecture is None:
+            return {}
+        head = {"num_labels": self.width} if self.architecture == VOYAGE else {}
+        return {"architectures": [self.architecture], "is_causal": False, **head}
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """`config`, as config.json has it, with the names under which vLLM and transformers read it without other code."""
@@ -138,6 +140,14 @@ class Embedder:
             yield "config.json names code that comes with the model (auto_map); it is not run"
         if not (self.normalized if normalized is None else normalized):
             yield "vectors have no unit length: the model has no Normalize module; --normalize scales them"
+
+    @property
+    def query_note(self) -> str | None:
+        """A line about queries, if the model defines prompts, but none for them under that name."""
+        names = [name for name, prompt in self.prompts.items() if prompt]
+        if not names or "query" in names:
+            return None
+        return f"the model has no prompt named query, so queries get none; its prompts are {', '.join(sorted(names))}"
 
     @property
     def cut_note(self) -> str | None:
@@ -177,9 +187,8 @@ def describe(
         dense = (head,)
     width = dense[-1].outputs if dense else hidden_size
     sizes, is_matryoshka = _sizes(config, width, path)
-    known = any(part in model.lower() for part in TRAINED_TO_BE_CUT for model in (name, source or ""))
     transformer = transformer_settings.read(folder, positions)
-    prompts: Prompts = read_prompts(folder)
+    prompts: Prompts = read_prompts(folder, name, source)
     return Embedder(
         family=family,
         attention=attention,
@@ -188,7 +197,7 @@ def describe(
         normalized=modules.normalized if modules else True,
         hidden_size=hidden_size,
         sizes=sizes,
-        is_matryoshka=is_matryoshka or known,
+        is_matryoshka=is_matryoshka or is_qwen3_embedding(name, source),  # its config.json does not say so
         context=transformer.context,
         positions=positions,
         prompts=prompts.texts,
@@ -288,7 +297,7 @@ def _head(config: Mapping[str, Any], family: str, hidden_size: int, files: Mappi
         shape = tensors.get_slice(HEAD).get_shape() if HEAD in tensors.keys() else []  # noqa: SIM118 - a handle is no dict
     if family != "qwen3" or config.get("is_causal") is True or len(shape) != 2 or shape[1] != hidden_size:
         raise BadInput(f"{path.parent}: tensor {HEAD} of shape {shape} is not supported in this architecture")
-    if (labels := config.get("num_labels")) != shape[0]:
+    if (labels := config.get("num_labels")) not in (None, shape[0]):
         raise BadInput(f"{path}: num_labels is {str(labels)[:60]!r}, but {HEAD} has {shape[0]} rows")
     return Dense(HEAD, hidden_size, shape[0], bias=False, activation="Identity", file=files[HEAD], weight=HEAD)
 

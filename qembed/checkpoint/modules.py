@@ -218,7 +218,12 @@ def _check_tensors(layer: Dense) -> None:
 def _check_normalize(folder: Path, name: str) -> None:
     path = folder / name / "config.json"
     if path.exists():
-        _check_sentence(read_json(path, folder), path)
+        config = read_json(path, folder)
+        _check_sentence(config, path)
+        if config.get("normalize_embeddings", True) is not True:  # in models saved before sentence-transformers 6
+            raise BadInput(
+                f"{path}: normalize_embeddings is {str(config['normalize_embeddings'])[:60]!r}; only true is supported"
+            )
 
 
 def _check_sentence(config: Mapping[str, Any], path: Path) -> None:

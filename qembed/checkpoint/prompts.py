@@ -8,7 +8,7 @@ from pathlib import Path
 from qembed.checkpoint.files import read_json
 from qembed.errors import BadInput
 from qembed.text.cleaning import has_surrogate
-from qembed.text.prompts import DEFAULT_PROMPTS
+from qembed.text.prompts import default_prompts
 
 FILE = "config_sentence_transformers.json"
 LONGEST_PROMPT = 2**16
@@ -24,15 +24,15 @@ class Prompts:
     default: str | None = None
 
 
-def read_prompts(folder: Path) -> Prompts:
-    """The prompts of the checkpoint in `folder`, with DEFAULT_PROMPTS where it has none of that name.
+def read_prompts(folder: Path, *names: str | None) -> Prompts:
+    """The prompts of the checkpoint in `folder`, with the `default_prompts` of a model with these `names` where it has none.
 
     Raises:
         BadInput: the file is damaged, a prompt cannot be used, or a setting is not supported.
     """
     path = folder / FILE
     if not path.exists():
-        return Prompts(dict(DEFAULT_PROMPTS))
+        return Prompts(default_prompts(*names))
     config = read_json(path, folder)
     stored = config.get("prompts") or {}
     if not isinstance(stored, dict) or not all(isinstance(prompt, str | None) for prompt in stored.values()):
@@ -46,7 +46,7 @@ def read_prompts(folder: Path) -> Prompts:
             )
         if has_surrogate(name) or has_surrogate(prompt):
             raise BadInput(f"{path}: the prompt {name[:60]!r} holds half of a surrogate pair, which is no character")
-    texts = {**DEFAULT_PROMPTS, **{name: prompt or "" for name, prompt in stored.items()}}
+    texts = {**default_prompts(*names), **{name: prompt or "" for name, prompt in stored.items()}}
     default = config.get("default_prompt_name")
     if default is not None and (not isinstance(default, str) or default not in texts):
         raise BadInput(f"{path}: default_prompt_name {str(default)[:60]!r} is none of the prompts {', '.join(sorted(texts))}")

@@ -41,7 +41,10 @@ def within(seconds: float | None, receive: Callable[[], Answer]) -> Answer:
     threading.Thread(target=work, name="answer", daemon=True).start()
     try:
         return result.result(seconds)
-    except BaseException:
+    except TimeoutError:
         if result.cancel():
             raise TimeoutError(f"no answer within {seconds:g} s") from None
+        raise
+    except BaseException:  # such as a signal's KeyboardInterrupt, which must reach the command
+        result.cancel()
         raise

@@ -16,6 +16,8 @@ TEXTS = "qembed-texts "
 """First word of a log line with a request's texts."""
 LONG_TEXTS = ("refuse", "truncate", "chunk")
 """Status 400; cut at the end; or in parts, of whose vectors the mean is the text's."""
+NONFINITE = "holds NaN or infinity"
+"""Part of the message of status 500 for a vector or a score that is not finite."""
 
 
 @dataclass(frozen=True)

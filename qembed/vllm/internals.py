@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -21,10 +22,11 @@ TRIED = ("0.32.0",)
 OLDEST = (0, 26)
 """The first release that has what the plugin needs; pyproject.toml requires it. Its build for CUDA needs torch 2.11."""
 
-# Modules. The first that exists is the one to use.
+# Modules. The first that exists is the one to use; the second is that of vLLM before 0.29.
 SERVERS = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
 ARGUMENTS = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
-LAUNCHER = "vllm.entrypoints.launchers.launcher"
+LAUNCHERS = ("vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server")
+"""Where `create_server_socket` is."""
 ENGINE = "vllm.v1.engine.utils"
 
 OPTIONAL = ("--max-num-queued-reqs", "--shutdown-timeout", "--h11-max-incomplete-event-size")
@@ -42,6 +44,8 @@ STAGES = (
 )
 """Markers, and the stage of the start that begins with them."""
 PREFIX = re.compile(r"^(?:\([^)]*pid=\d+\)\s*)?(?:(?:INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d-]+ [\d:]+ \[[^\]]*\]\s?)?")
+PROCESS = re.compile(r"^\([^)]*pid=\d+\) ?")
+"""What releases before 0.31 put before each line of a process, also before qembed's own."""
 CONSEQUENCES = ("Engine core initialization failed", "WorkerProc initialization failed", "Engine core proc", "EngineDeadError")
 """What parent processes log after a child has failed."""
 WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
@@ -80,7 +84,20 @@ def server_options() -> set[str] | None:
 
 def use_socket(create: Callable[..., socket.socket]) -> None:
     """Let vLLM's server listen on the socket that `create` returns."""
-    importlib.import_module(LAUNCHER).create_server_socket = create  # type: ignore[attr-defined]
+    importlib.import_module(first_module(LAUNCHERS) or LAUNCHERS[-1]).create_server_socket = create  # type: ignore[attr-defined]
+
+
+def run_server() -> None:
+    """Run vLLM's server with the arguments in sys.argv, until it ends."""
+    if first_module(SERVERS[:1]) is not None:
+        runpy.run_module(SERVERS[0], run_name="__main__")
+        return
+    # As __main__ this module would have functions of its own, which do not see the socket of `use_socket`.
+    server = importlib.import_module(SERVERS[-1])
+    server.cli_env_setup()
+    arguments = server.make_arg_parser(server.FlexibleArgumentParser()).parse_args()
+    server.validate_parsed_serve_args(arguments)
+    server.uvloop.run(server.run_server(arguments))
 
 
 def use_context(context: Callable[[], BaseContext]) -> None:

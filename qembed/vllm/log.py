@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from qembed.text.display import escaped
-from qembed.vllm.internals import CONSEQUENCES, GRAPHS, PREFIX, STAGES, WEIGHTS
+from qembed.vllm import gate_rules
+from qembed.vllm.internals import CONSEQUENCES, GRAPHS, PREFIX, PROCESS, STAGES, WEIGHTS
 
 FAILURE = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception)\b(?:: .+)?$")
 REFUSED = re.compile(r"^(?:Value|Assertion) error, (.+?)(?:\. Must be one of \[.*)?$")
@@ -86,6 +87,16 @@ def show(line: str, style: str, **fields: object) -> None:
     elif text := plain(line):
         level = LEVEL.search(COLOUR.sub("", line)[:80])
         event(text, level[1].lower() if level else "info", source="vllm", **fields)
+
+
+OWN = (gate_rules.ACCESS, gate_rules.TEXTS)
+"""How the gate's own lines begin."""
+
+
+def own(line: str) -> str | None:
+    """`line` without the process that vLLM names before it, if it is one of the gate's own; otherwise None."""
+    bare = PROCESS.sub("", line)
+    return bare if bare.startswith(OWN) else None
 
 
 def access(line: str, style: str) -> None:

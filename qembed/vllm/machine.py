@@ -41,8 +41,8 @@ def accepts_listener() -> bool:
     """Whether `server_process` can replace the socket of the installed vLLM. Imports nothing of vLLM."""
     spec = find_spec("vllm")
     folders = spec.submodule_search_locations or [] if spec else []
-    launcher = Path(*internals.LAUNCHER.split(".")[1:]).with_suffix(".py")
-    return any(Path(folder, launcher).exists() for folder in folders)
+    launchers = [Path(*name.split(".")[1:]).with_suffix(".py") for name in internals.LAUNCHERS]
+    return any(Path(folder, launcher).exists() for folder in folders for launcher in launchers)
 
 
 def check_device(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
-from qembed.vllm import log
+from qembed.vllm import float16, gate_rules, log
 from qembed.vllm.internals import STAGES
 
 if TYPE_CHECKING:
@@ -44,22 +44,45 @@ def _healthy(server: Server) -> bool:
         return False
 
 
-def check_first_answer(server: Server, timeout: float) -> None:
+def check_first_answers(server: Server, timeout: float) -> None:
     """Check that the server answers a text with a finite vector of the model's length, or a pair with a score.
+
+    In float16 also texts that are known to exceed its range in a published model.
 
     Raises:
         QembedError: it does not.
+        BadInput: a number is not finite in float16.
     """
-    reranks = server.launch.settings.checkpoint.reranker is not None
-    texts = {"text_1": FIRST_TEXT, "text_2": FIRST_TEXT} if reranks else {"input": FIRST_TEXT}
+    launch = server.launch
+    for text in (FIRST_TEXT, *(float16.TEXTS if launch.dtype == "float16" else ())):
+        if not _is_finite(server, text, timeout):
+            if launch.dtype == "float16":
+                reason = f"the text {text!r} gave NaN or infinity"
+                raise float16.refusal(launch.settings.checkpoint, reason, launch.target)
+            raise server.failure("vLLM's first answer holds NaN or infinity")
+
+
+def _is_finite(server: Server, text: str, timeout: float) -> bool:
+    """Whether the numbers of the answer for `text` are finite.
+
+    Raises:
+        QembedError: there is no such answer.
+    """
+    settings = server.launch.settings
+    reranks = settings.checkpoint.reranker is not None
+    texts = {"text_1": text, "text_2": text} if reranks else {"input": text}
+    if settings.engine == "vllm" and not reranks:
+        texts["prompt_name"] = ""
     body = json.dumps({"model": server.model, **texts})
     try:
         status, answer = server.request("POST", "/v1/score" if reranks else "/v1/embeddings", body, timeout)
+        if status == 500 and gate_rules.NONFINITE.encode() in answer:
+            return False
         if status == 200:
             result = json.loads(answer)["data"][0]
             numbers = [result["score"]] if reranks else result["embedding"]
-            if len(numbers) == (1 if reranks else server.launch.width) and all(map(math.isfinite, numbers)):
-                return
+            if len(numbers) == (1 if reranks else server.launch.width):
+                return all(map(math.isfinite, numbers))
             raise server.failure(f"vLLM's first answer is not a {'score' if reranks else 'vector'}")
     except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
         raise server.failure("vLLM failed at the first text") from error

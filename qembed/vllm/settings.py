@@ -8,12 +8,11 @@ from pathlib import Path
 
 from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import short_name
-from qembed.checkpoint.float16 import overflow
 from qembed.checkpoint.int8_table import INT8
 from qembed.errors import BadInput
 from qembed.sizes import gib
-from qembed.vllm import fit, hosts, kernels, plan
-from qembed.vllm.devices import BFLOAT16_CAPABILITY, Device, Target
+from qembed.vllm import fit, float16, hosts, kernels, plan
+from qembed.vllm.devices import Device, Target
 from qembed.vllm.task import check_task
 
 HOST = "127.0.0.1"
@@ -244,7 +243,7 @@ def resolve(settings: ServerSettings, target: Target, cpu: kernels.Cpu, port: in
     _check(settings, target)
     choice = chosen(settings, target, cpu)
     dtype = choice.dtype
-    _check_range(checkpoint, dtype, target)
+    float16.check_manifest(checkpoint, dtype, target)
     stored = checkpoint.shapes()
     if settings.converts_table:
         shapes = plan.with_int8_table(stored)
@@ -368,17 +367,6 @@ def _check(settings: ServerSettings, target: Target) -> None:
     hosts.allowed(settings.host, settings.allowed_hosts, has_keys=bool(settings.keys))
     if (settings.ssl_certfile is None) != (settings.ssl_keyfile is None):
         raise BadInput("--ssl-certfile and --ssl-keyfile go together")
-
-
-def _check_range(checkpoint: Checkpoint, dtype: str, target: Target) -> None:
-    """Refuse float16 for a checkpoint whose numbers it cannot hold, as far as its manifest tells."""
-    if dtype != "float16" or (reason := overflow(checkpoint.manifest)) is None:
-        return
-    advice = "use --dtype bfloat16"
-    if target.kind == "cuda" and not target.has_bfloat16:
-        needed = f"{BFLOAT16_CAPABILITY:g} or later"
-        advice = f"{target.name} has no bfloat16: use a GPU of compute capability {needed}, or a CPU"
-    raise BadInput(f"{checkpoint.folder}: vectors could be NaN in float16, whose largest number is 65,504: {reason}; {advice}")
 
 
 def check_fits(launch: Launch) -> None:

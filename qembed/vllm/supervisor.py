@@ -157,7 +157,7 @@ class Server:
         with self._unavailable():
             readiness.wait(self, report, deadline, POLL)
         # The first request loads lazily loaded parts, and reveals a kernel that this CPU lacks.
-        readiness.check_first_answer(self, max(10.0, deadline - time.monotonic()))
+        readiness.check_first_answers(self, max(10.0, deadline - time.monotonic()))
         self._start_seconds = time.monotonic() - begin
         self._scratch.note(machine.shared_memory(self.process.pid))
         self.serving = True
@@ -197,9 +197,8 @@ class Server:
     def read_log(self) -> list[str]:
         """The new lines of vLLM's log. Also shows them on stderr if `verbose` is set."""
         assert self._log is not None
-        lines = self._log.new_lines()
-        own = (gate_rules.ACCESS, gate_rules.TEXTS)
-        new = [line[:MAX_LINE] for line in lines if not line.startswith(own)]
+        lines = [log.own(line) or line for line in self._log.new_lines()]
+        new = [line[:MAX_LINE] for line in lines if not line.startswith(log.OWN)]
         self.lines = [*self.lines, *new][-MAX_LINES:]
         for line in lines:
             if line.startswith(gate_rules.ACCESS):

@@ -9,6 +9,7 @@ from typing import Any
 
 from qembed.serve.gate.errors import Refused
 from qembed.serve.gate.request import Batch
+from qembed.vllm.gate_rules import NONFINITE
 
 NUMBER_BYTES = {"float": 24, "base64": 6}
 """About the bytes of one number of a vector in an answer, by encoding."""
@@ -73,9 +74,7 @@ def refused(batch: Batch, index: int) -> Refused:
     """Status 500 for the text or pair at `index`, whose vector or score is NaN or infinite even when recomputed."""
     result = "vector" if type(batch) is Batch else "score"
     name = batch.name(index)
-    return Refused(
-        500, f"the {result} of {name} holds NaN or infinity; it is not passed on", "nonfinite", name.partition("[")[0]
-    )
+    return Refused(500, f"the {result} of {name} {NONFINITE}; it is not passed on", "nonfinite", name.partition("[")[0])
 
 
 def join(parts: Sequence[tuple[Sequence[int], dict[str, Any]]]) -> dict[str, Any]:

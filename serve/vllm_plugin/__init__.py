@@ -26,8 +26,24 @@ def register() -> None:
         LazyInt8TableConfig,
     )
 
+    _use_file_store()
     register_quantization_config(QUANT_METHOD)(LazyInt8TableConfig)
     if current_platform.is_cpu():
         amx.request_permission()
         register_quantization_config("awq")(LazyAWQConfig)
         register_quantization_config(COMPRESSED_TENSORS)(LazyCompressedTensorsConfig)
+
+
+def _use_file_store() -> None:
+    """Let a single process meet nobody through a file, as vLLM does since 0.28; before, it listens on all interfaces."""
+    from vllm.utils import network_utils
+
+    if hasattr(network_utils, "get_file_store_init_method"):
+        return
+    import importlib
+    import tempfile
+    import uuid
+    from typing import Any
+
+    executor: Any = importlib.import_module("vllm.v1.executor.uniproc_executor")
+    executor.get_distributed_init_method = lambda *_: f"file://{tempfile.gettempdir()}/qembed-{uuid.uuid4().hex}"

@@ -77,7 +77,7 @@ class Int4LinearKernel(MPLinearKernel):
 
     def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x` [..., K] times the layer's weights: [..., N] in the dtype of `x`."""
-        values, scales, _ = self._get_weight_params(layer)
+        values, scales, *_ = self._get_weight_params(layer)  # vLLM before 0.29 has g_idx too
         inputs, zeros = x.reshape(-1, x.shape[-1]), getattr(layer, ZEROS)
         if self.implementation is int4_bytes:
             rows = torch.ops.qembed.int4_bytes(inputs, values, scales, zeros, bias, self.outputs)

@@ -104,3 +104,37 @@ def test_vectors_without_unit_length_and_a_default_prompt_are_noted(tmp_path: Pa
     assert not list(checkpoint.embedder.notes(normalized=True))
     assert (checkpoint.embedder.width, checkpoint.embedder.document_prompt) == (64, "Q: ")
     assert checkpoint.appended_token == END
+
+
+OTHER = {"prompts": {"passage": "P: "}, "default_prompt_name": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "query", "others"),
+    [
+        ("model", None, "", None),
+        ("model", {"prompts": {"query": "Q: "}}, "Q: ", None),
+        ("model", {"prompts": {"query": None}}, "", None),
+        ("model", OTHER, "", "passage"),
+        ("sampled", None, "", None),
+        ("Qwen3-Embedding-4B-finetuned", None, "Instruct: ", None),
+        ("qwen3-embedding", {"prompts": {"query": "Q: "}}, "Q: ", None),
+    ],
+)
+def test_queries_take_the_prompt_of_the_folder_and_only_a_qwen3_embedding_has_one_without(
+    name: str, stored: dict[str, Any] | None, query: str, others: str | None, tmp_path: Path
+) -> None:
+    checkpoint = write_embedder(tmp_path / name, prompts=stored)
+    prompt = checkpoint.prompts["query"]
+    assert prompt[: len(query)] == query
+    assert bool(prompt) is bool(query)
+    assert checkpoint.embedder.prompts == checkpoint.prompts == rules(launched(checkpoint), "", 0).prompts
+    note = checkpoint.embedder.query_note
+    assert (note is None) is (others is None)
+    assert others is None or others in str(note)
+
+
+def test_an_int4_checkpoint_has_the_prompts_of_its_source(tmp_path: Path) -> None:
+    checkpoint = write_embedder(tmp_path / "renamed")
+    (checkpoint.folder / "qembed.json").write_text(json.dumps({"source": {"model": "Qwen/Qwen3-Embedding-0.6B"}}))
+    assert Checkpoint("renamed", checkpoint.folder).prompts["query"].startswith("Instruct: ")

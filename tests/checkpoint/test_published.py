@@ -1,6 +1,7 @@
 """Published embedders, by the settings of their folders on the hub with smaller sizes: what is read of each, or why it is not.
 
-docs/models.md has the same table. `source` says where the settings are from.
+docs/models.md has the same table. `source` says where the settings are from; those of "the hub" without another source rest on
+the model's page alone, and were not compared with its files.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tests.embedders import write_embedder, write_voyage
 
 CPU = Target("cpu", "CPU")
 VLLM_MODELS = "docs.vllm.ai: supported models, embedding"
+VLLM_TESTS = "vLLM's tests/models/language/pooling_mteb_test"
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,17 @@ PUBLISHED = {
         {"attention": "causal", "pooling": "last", "normalized": True, "default_prompt": None},
     ),
     "Octen/Octen-Embedding-0.6B": Published(
-        "huggingface.co/Octen/Octen-Embedding-0.6B: a fine-tuned Qwen3-Embedding, last token",
-        {"config": {"architectures": ["Qwen3ForCausalLM"]}},
+        "the hub: a fine-tuned Qwen3-Embedding, last token, Normalize (that of the 4B and 8B with a config.json)",
+        {"config": {"architectures": ["Qwen3ForCausalLM"]}, "normalize_config": {"normalize_embeddings": True}},
         {"attention": "causal", "pooling": "last", "normalized": True},
     ),
     "microsoft/harrier-oss-v1-0.6b": Published(
-        "huggingface.co/microsoft/harrier-oss-v1-0.6b: Qwen3Model, no sentence_bert_config.json, Normalize, no Matryoshka",
+        "its files, as github.com/…/geopres-grid read them: Qwen3Model, no sentence_bert_config.json, Normalize, no Matryoshka",
         {"config": {"architectures": ["Qwen3Model"]}, "prompts": {"prompts": {"web_search_query": INSTRUCT}}},
         {"attention": "causal", "pooling": "last", "normalized": True, "is_matryoshka": False},
     ),
     "HIT-TMG/KaLM-embedding-multilingual-mini-instruct-v1": Published(
-        "huggingface.co/HIT-TMG/KaLM-embedding-multilingual-mini-instruct-v1: Qwen2, mean, 512 tokens",
+        "the hub: Qwen2, mean, 512 tokens",
         {
             "family": "qwen2",
             "pooling": "mean",
@@ -69,7 +71,7 @@ PUBLISHED = {
         {"attention": "causal", "pooling": "mean", "context": 64, "family": "qwen2"},
     ),
     "KaLM-Embedding/KaLM-embedding-multilingual-mini-instruct-v2.5": Published(
-        "huggingface.co/KaLM-Embedding/KaLM-embedding-multilingual-mini-instruct-v2.5: bidirectional Qwen2 in code of its own",
+        "the hub: bidirectional Qwen2 in code of its own; nntrainer#3712 and mteb load it with that",
         {
             "family": "qwen2",
             "pooling": "mean",
@@ -83,17 +85,17 @@ PUBLISHED = {
         {"attention": "bidirectional", "pooling": "mean", "architecture": "Qwen2Model"},
     ),
     "voyageai/voyage-4-nano": Published(
-        "huggingface.co/voyageai/voyage-4-nano: config.json names Qwen3ForCausalLM, auto_map another model",
+        f"its files of revision 67fabc9, and {VLLM_TESTS}/test_voyage.py: num_labels 2048, mean, 32,768 of 40,960 positions",
         {"voyage": True},
         {"attention": "bidirectional", "pooling": "mean", "width": 96, "architecture": "VoyageQwen3BidirectionalEmbedModel"},
     ),
     "jinaai/jina-embeddings-v5-text-small": Published(
-        f"{VLLM_MODELS}: JinaEmbeddingsV5Model, Qwen3 with four LoRA adapters",
+        f"{VLLM_TESTS}/test_jina.py: JinaEmbeddingsV5Model; jina.ai/models: Qwen3 with four LoRA adapters",
         {"config": {"architectures": ["JinaEmbeddingsV5Model"]}},
         refused="JinaEmbeddingsV5Model",
     ),
     "jinaai/jina-embeddings-v5-text-small-retrieval": Published(
-        "huggingface.co/jinaai/jina-embeddings-v5-text-small-retrieval: merged, Qwen3, last token",
+        "the hub: merged, Qwen3, last token, sizes 32 to 1024; recipes.vllm.ai: the simplest path for vLLM",
         {
             "config": {"architectures": ["Qwen3Model"]},
             "prompts": {"prompts": {"query": "Query: ", "document": "Document: "}},
@@ -101,7 +103,7 @@ PUBLISHED = {
         {"attention": "causal", "pooling": "last"},
     ),
     "nvidia/llama-nemotron-embed-1b-v2": Published(
-        f"{VLLM_MODELS}: LlamaBidirectionalModel; config.json has model_type llama_bidirec and pooling avg",
+        f"{VLLM_TESTS}/test_nemotron.py: LlamaBidirectionalModel, mean; its code: model_type llama_bidirec, pooling avg",
         {
             "family": "llama",
             "pooling": "mean",
@@ -116,7 +118,19 @@ PUBLISHED = {
         only_int4=True,
     ),
     "intfloat/e5-mistral-7b-instruct": Published(
-        "huggingface.co/intfloat/e5-mistral-7b-instruct: MistralModel, max_seq_length 4096, sliding window 4096",
+        "mteb#5237: tokenizer_config.json says add_eos_token, tokenizer.json adds <s> alone; last token, 4096 tokens",
+        {
+            "family": "mistral",
+            "config": {"architectures": ["MistralModel"], "sliding_window": 64},
+            "transformer": {"max_seq_length": 64, "do_lower_case": False},
+            "prompts": {"prompts": {"web_search_query": INSTRUCT}},
+        },
+        refused="add_eos_token",
+        tokenizer={"add_eos_token": True},
+        appends=False,
+    ),
+    "the same with the end token in tokenizer.json": Published(
+        "as the message for the model before says",
         {
             "family": "mistral",
             "config": {"architectures": ["MistralModel"], "sliding_window": 64},

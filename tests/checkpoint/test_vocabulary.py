@@ -16,6 +16,7 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
 from qembed.errors import BadInput
 from qembed.sample import FOLDER
+from tests.checkpoints import write_checkpoint
 
 ROWS = 13824
 POISON = (Path(__file__).parents[1] / "cases" / "03-token-beyond-vocab" / "poison.txt").read_text().splitlines()
@@ -97,3 +98,16 @@ def test_the_rows_of_an_int8_table_are_those_of_its_integers(tmp_path: Path) -> 
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     assert Checkpoint("int8", tmp_path).table_rows() == 10
+
+
+def test_a_tokenizer_that_cuts_texts_at_their_start_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model", "qwen3", architectures=["Qwen3ForCausalLM"])
+    path = checkpoint.folder / "tokenizer.json"
+    for direction in ("Right", "Left"):
+        truncation = {"direction": direction, "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "truncation": truncation}))
+        if direction == "Right":
+            assert len(checkpoint.tokenizer().encode("x" * 20).ids) == 21
+        else:
+            with pytest.raises(BadInput, match="left"):
+                checkpoint.tokenizer()

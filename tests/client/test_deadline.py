@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -80,3 +81,19 @@ def test_errors_are_passed_on() -> None:
 
     with pytest.raises(TimeoutError, match="of its own"):
         within(10, receive)
+
+
+def test_a_signal_while_waiting_is_not_taken_for_a_missing_answer() -> None:
+    released = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            within(30, released.wait)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        released.set()

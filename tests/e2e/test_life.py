@@ -161,7 +161,7 @@ def test_a_token_beyond_the_table_is_named_at_the_start_and_refused(server: Laun
 def test_the_access_log_names_the_key_and_holds_no_text(server: Launched) -> None:
     headers = {"Authorization": f"Bearer {OTHER}", "Content-Type": "application/json", "X-Request-Id": "life-1"}
     assert send(server.url, "POST", "/v1/embeddings", b'{"input": ["zebras", "lions"]}', headers).status == 200
-    server.wait_stage("life-1")
+    server.wait_stage('"life-1"')
     lines = [json.loads(line) for line in server.err.splitlines()]
     line = next(line for line in lines if line.get("request_id") == "life-1")
     assert (line["event"], line["status"], line["texts"], line["key"]) == ("request", 200, 2, "team")

@@ -219,7 +219,7 @@ def test_texts_whose_vector_is_not_finite_or_zero_are_rejected(tmp_path: Path) -
 
 def test_requests_to_qembed_serve_turn_its_default_prompt_off(source: Path, tmp_path: Path) -> None:
     for is_qembed in (True, False):
-        server = FakeServer(qembed=is_qembed)
+        server = FakeServer("Qwen3-Embedding-0.6B", qembed=is_qembed)
         result = embed(source, "-o", tmp_path / f"{is_qembed}.npy", "--url", server.url, "--prompt", "query")
         server.end()
         assert result.exit_code == 0, result.output

@@ -15,6 +15,8 @@ import pytest
 from qembed.eval.embedding import SENTINEL
 from tests.answering import Request, answering
 
+SERVED = "Qwen3-Embedding-fake"
+"""The model's name: prompts of Qwen3-Embedding are known without its folder."""
 OPENAI_FIELDS = ("model", "input", "encoding_format", "dimensions")
 
 
@@ -64,7 +66,7 @@ class FakeServer:
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if path == "/v1/models":
             limit = {} if self.limit is None else {"max_model_len": self.limit}
-            return 200, {"object": "list", "data": [{"id": "fake", "object": "model", "created": 0, "owned_by": "x", **limit}]}
+            return 200, {"object": "list", "data": [{"id": SERVED, "object": "model", "created": 0, "owned_by": "x", **limit}]}
         if path != "/v1/embeddings":
             return 404, {"error": {"message": "no such path"}}
         if self.refusal is not None:
@@ -80,7 +82,7 @@ class FakeServer:
             if body.get("encoding_format") == "base64":
                 vector = base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
             data.append({"object": "embedding", "index": index, "embedding": vector})
-        return 200, {"object": "list", "model": "fake", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+        return 200, {"object": "list", "model": SERVED, "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
 
 
 @pytest.fixture

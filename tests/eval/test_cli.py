@@ -20,6 +20,7 @@ from qembed.cli import group
 from qembed.errors import QembedError
 from qembed.eval import evaluation, texts
 from qembed.vectors import sources
+from tests.eval.conftest import SERVED
 
 DATA = [
     {"id": "a", "text": "Where do swifts sleep?", "kind": "query", "language": "en"},
@@ -214,7 +215,7 @@ def test_two_servers_need_no_checkpoint(
     expected = [np.dot(candidate.vector(text), baseline.vector(text)) for text in inputs]
     norms = [np.linalg.norm(candidate.vector(text)) * np.linalg.norm(baseline.vector(text)) for text in inputs]
     assert report["results"]["overall"]["mean"] == pytest.approx(np.mean(np.divide(expected, norms)), abs=1e-6)
-    assert report["candidate"].items() >= {"engine": "server", "model": "fake", "dtype": None, "url": candidate.url}.items()
+    assert report["candidate"].items() >= {"engine": "server", "model": SERVED, "dtype": None, "url": candidate.url}.items()
     assert report["data"]["limit"] is None
 
 
@@ -228,6 +229,17 @@ def test_a_servers_shorter_context_cuts_both_sides(int4: Path, data: Path, start
     assert {len(text) for text in candidate.inputs} == {19}
 
 
+def test_queries_to_servers_of_an_unknown_model_get_no_prompt_and_that_is_said(
+    data: Path, start_server: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.eval.conftest.SERVED", "e5-mistral")
+    candidate, baseline = start_server(), start_server()
+    result = qembed("--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(candidate.inputs) == sorted(baseline.inputs) == sorted(line["text"] for line in DATA)
+    assert "prompts of e5-mistral are not known" in result.stderr
+
+
 def test_documents_get_the_models_default_prompt(
     int4: Path, data: Path, start_server: Callable[[], Any], tmp_path: Path
 ) -> None:
@@ -238,9 +250,8 @@ def test_documents_get_the_models_default_prompt(
     candidate, baseline = start_server(), start_server()
     result = qembed("--model", prompted, "--url", candidate.url, "--baseline-url", baseline.url, "--data", data, "--json")
     assert result.exit_code == 0, result.stderr
-    documents = [text for text in candidate.inputs if not text.startswith("Instruct: ")]
-    assert documents
-    assert all(text.startswith("P: ") for text in documents)
+    assert {text for text in candidate.inputs if not text.startswith("P: ")} == {DATA[0]["text"]}  # the query
+    assert "its prompts are passage" in result.stderr
 
 
 def test_the_error_for_texts_too_long_for_a_server_suggests_model(start_server: Callable[[], Any], data: Path) -> None:
@@ -258,7 +269,8 @@ def test_servers_of_different_dimensions_cannot_be_compared(start_server: Callab
     baseline.dimension = 32
     result = qembed("--url", candidate.url, "--baseline-url", baseline.url, "--data", data)
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1] == ("qembed: the two sides cannot be compared: fake has 64 dimensions, fake has 32")
+    line = result.stderr.splitlines()[-1]
+    assert line == f"qembed: the two sides cannot be compared: {SERVED} has 64 dimensions, {SERVED} has 32"
 
 
 def test_no_server_at_the_url_is_one_line() -> None:

@@ -155,7 +155,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"head_dim": 33, "num_attention_heads": 64}, ("self_attn.k_proj has 66 outputs", "multiple of 8")),
     ({"vocab_size": 200}, ("embed_tokens.weight", "[200, 128]")),
     ({"hidden_act": "nonsense"}, ("transformers rejects", "nonsense")),
-    ({"rope_scaling": {"rope_type": "nonsense", "factor": 2.0}}, ("transformers rejects", "nonsense")),
+    ({"rope_scaling": {"rope_type": "nonsense", "factor": 2.0}}, ("rope_scaling", "nonsense", "yarn")),
     ({"rope_scaling": {"rope_type": "llama3"}}, ("transformers rejects", "factor")),
     ({"rope_theta": "large"}, ("rope_theta is 'large'",)),
     ({"attention_bias": True}, ("q_proj.bias", "missing")),

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from qembed.cli import group
-from tests.eval.conftest import start_server
+from tests.eval.conftest import SERVED, start_server
 from tests.test_rerank import start_vllm
 
 __all__ = ["start_server", "start_vllm"]
 
-ABOUT = {"model": "fake", "dimensions": 64, "dtype": "float32", "prompt": "document", "version": "0.1.0"}
+ABOUT = {"model": SERVED, "dimensions": 64, "dtype": "float32", "prompt": "document", "version": "0.1.0"}
 
 
 def clustered(rows: int, dimensions: int = 64, seed: int = 0) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from qembed.checkpoint.find import find
 from qembed.cli import group
 from qembed.text.prompts import DEFAULT_INSTRUCTION, instruct
 from qembed.vectors import reference
-from tests.eval.conftest import FakeServer
+from tests.eval.conftest import SERVED, FakeServer
 from tests.search.conftest import ABOUT, error_line, json_output, qembed, write
 from tests.test_rerank import FakeVllm, by_hand
 
@@ -69,6 +69,26 @@ def test_prompts_and_instructions(index: tuple[Path, FakeServer]) -> None:
     assert fake.inputs[-1] == "x"
     for prompt in ("query", ""):
         assert "leave one out" in error_line("search", "x", "--index", path, "--prompt", prompt, "--instruction", "i")
+
+
+def test_a_server_of_another_model_needs_its_prompt(
+    index: tuple[Path, FakeServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fake = index
+    monkeypatch.setattr("tests.eval.conftest.SERVED", "e5-mistral")
+    write(
+        tmp_path / "v.parquet",
+        np.array([fake.vector(text) for text in TEXTS], np.float32),
+        about={**ABOUT, "model": "e5-mistral"},
+    )
+    json_output("index", tmp_path / "v.parquet", "-o", path)
+    for prompt in ([], ["--prompt", "query"]):
+        line = error_line("search", "x", "--index", path, "--url", fake.url, *prompt)
+        assert "prompts of e5-mistral" in line
+        assert "--model" in line
+    json_output("search", "x", "--index", path, "--url", fake.url, "--prompt", "")
+    json_output("search", "x", "--index", path, "--url", fake.url, "--instruction", "Find")
+    assert fake.inputs == ["x", "Instruct: Find\nQuery:x"]
 
 
 def test_the_key_may_come_from_a_file(index: tuple[Path, FakeServer], tmp_path: Path) -> None:
@@ -142,7 +162,7 @@ def test_query_vectors_are_cut_to_the_dimensions_of_the_index(tmp_path: Path, st
     write(tmp_path / "v.parquet", vectors[:, :16], {"text": TEXTS}, about=None)
     json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
     line = error_line("search", "x", "--index", tmp_path / "i.faiss", "--url", fake.url)
-    assert "its vectors have 16 dimensions, those of fake have 64" in line
+    assert f"its vectors have 16 dimensions, those of {SERVED} have 64" in line
     assert "does not say which model made its vectors" in error_line("search", "x", "--index", tmp_path / "i.faiss")
 
 
@@ -153,12 +173,12 @@ def test_a_model_other_than_the_indexs_is_refused(tmp_path: Path, start_server: 
     json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
     ask = ["search", "x", "--index", tmp_path / "i.faiss"]
     line = error_line(*ask, "--url", fake.url)
-    assert "its vectors are of Qwen/Qwen3-Embedding-0.6B, the question's would be of fake" in line
+    assert f"its vectors are of Qwen/Qwen3-Embedding-0.6B, the question's would be of {SERVED}" in line
     assert fake.inputs == []
     assert json_output(*ask, "--url", fake.url, "--any-model")["queries"][0]["hits"]
     assert "the question's would be of tiny" in error_line(*ask, "--model", fp16)
     fake.dimension = 32
-    assert "its vectors have 64 dimensions, those of fake have 32" in error_line(*ask, "--url", fake.url, "--any-model")
+    assert f"its vectors have 64 dimensions, those of {SERVED} have 32" in error_line(*ask, "--url", fake.url, "--any-model")
 
 
 def test_different_names_of_the_same_model_match() -> None:
@@ -238,7 +258,7 @@ def test_invalid_queries_and_options_are_one_line(index: tuple[Path, FakeServer]
     assert "no such file; make an index" in error_line("search", "a", "--index", tmp_path / "none.faiss")
     assert "no such folder" in error_line("search", "a", "--index", path, "--model", "./none")
     line = error_line("search", "a", "--index", path)
-    assert "its vectors are of fake, which is not here" in line
+    assert f"its vectors are of {SERVED}, which is not here" in line
     assert "name it with --model, or a --url" in line
     fake.refusal = 400
     assert "the engine is dead" in error_line("search", "a", *ask)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qembed.text.prompts import DEFAULT_INSTRUCTION, instruct
-from tests.eval.conftest import FakeServer
+from tests.eval.conftest import SERVED, FakeServer
 from tests.search.conftest import json_output, qembed
 
 TEXTS = [f"text number {number}" for number in range(60)]
@@ -25,7 +25,7 @@ def test_embedded_indexed_and_searched(tmp_path: Path, start_server: Callable[[]
     code, _, err = qembed(*command, "--keep", "text", "--keep", "price")
     assert code == 0, err
     index = json_output("index", tmp_path / "v.parquet", "-o", tmp_path / "i.faiss")
-    assert (index["model"], index["rows"], index["dimensions"], index["columns"]) == ("fake", 60, 64, ["text", "price"])
+    assert (index["model"], index["rows"], index["dimensions"], index["columns"]) == (SERVED, 60, 64, ["text", "price"])
     hits = json_output("search", "music", "--index", tmp_path / "i.faiss", "--url", fake.url, "-k", 60)["queries"][0]["hits"]
     vectors = np.array([fake.vector(text) for text in TEXTS])
     if dtype == "binary":

@@ -81,7 +81,9 @@ def read_by_embed(text: Text, _: pytest.MonkeyPatch) -> str:
     from qembed.embed import job_options
 
     options = {"prompt": "query" if text.kind == "query" else None, "instruction": text.instruction, "clean": True}
-    prompt = job_options._prompt(options, PROMPTS)
+    checkpoint = SimpleNamespace(prompts=PROMPTS, embedder=SimpleNamespace(document_prompt=""))
+    computing: Any = SimpleNamespace(checkpoint=checkpoint, model="tiny")
+    prompt = job_options._prompt(options, computing)
     rows = iter([Row("line 1", text.id, text.text)])
     (window,) = windows.windows(rows, windows.Texts(prompt=prompt), windows.Position(), 0)
     return window.items[0].text
@@ -137,8 +139,11 @@ def test_a_text_of_invisible_characters_is_refused_by_name(
         read(Text("line 7", "\u200b\u2060"), monkeypatch)
 
 
-def test_a_checkpoint_without_prompts_has_the_default_ones(tmp_path: Path) -> None:
-    assert Text("1", "cats", "query").model_input(Checkpoint("tiny", tmp_path).prompts).startswith("Instruct: ")
+def test_a_qwen3_embedding_without_prompts_has_its_own(tmp_path: Path) -> None:
+    for name, prompted in (("Qwen3-Embedding-0.6B", True), ("tiny", False)):
+        text = Text("1", "cats", "query").model_input(Checkpoint(name, tmp_path).prompts)
+        assert text.startswith("Instruct: ") is prompted
+        assert text.endswith("cats")
 
 
 def test_embed_puts_the_models_default_prompt_before_texts_without_one(tmp_path: Path) -> None:
@@ -146,6 +151,7 @@ def test_embed_puts_the_models_default_prompt_before_texts_without_one(tmp_path:
 
     checkpoint = write_embedder(tmp_path / "model", prompts={"prompts": {"passage": "P: "}, "default_prompt_name": "passage"})
     options = {"prompt": None, "instruction": None, "clean": True}
-    assert job_options._prompt(options, *job_options._prompts_of(checkpoint)) == "P: "
-    assert job_options._prompt({**options, "prompt": ""}, *job_options._prompts_of(checkpoint)) == ""
-    assert job_options._prompt(options, *job_options._prompts_of(None)) == ""
+    computing: Any = SimpleNamespace(checkpoint=checkpoint, model="model")
+    assert job_options._prompt(options, computing) == "P: "
+    assert job_options._prompt({**options, "prompt": ""}, computing) == ""
+    assert job_options._prompt(options, SimpleNamespace(checkpoint=None, model="model")) == ""  # type: ignore[arg-type]

@@ -52,4 +52,5 @@ def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path / "fake"))
     monkeypatch.delitem(sys.modules, "vllm", raising=False)  # tests of the plugin import the real one into this process
     monkeypatch.setattr("qembed.vllm.machine.device", lambda: "cpu")
+    monkeypatch.setattr("qembed.vllm.machine.accepts_listener", lambda: False)
     return package / "api_server.py"

@@ -77,3 +77,10 @@ def test_no_control_character_reaches_the_terminal(style: str, capsys: pytest.Ca
     assert "ü 語" in lines
     event = next(json.loads(line) for line in lines.splitlines() if '"text"' in line)
     assert event["text"] == text
+
+
+@pytest.mark.parametrize("process", ["", "(APIServer pid=8626) "])
+def test_the_gates_own_lines_are_known_behind_the_name_of_a_process(process: str) -> None:
+    line = 'qembed-access {"request_id": "1"}'
+    assert log.own(process + line) == line
+    assert log.own(f"{process}INFO 11-28 03:37:16 [launcher.py:114] qembed-access") is None

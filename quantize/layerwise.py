@@ -17,7 +17,7 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.head import Head
 from qembed.checkpoint.score_row import score_row
 from qembed.errors import BadInput
-from qembed.quantize import batches, float16, products, refine, table
+from qembed.quantize import batches, float16, heap, products, refine, table
 from qembed.quantize.batches import Batch
 from qembed.quantize.blocks import NOT_STORED, Architecture, DecoderLayer
 from qembed.quantize.calibration import Calibration
@@ -79,6 +79,7 @@ def quantize(
     Raises:
         BadInput: a tensor is missing, damaged, not finite, or exceeds the range of float16.
     """
+    heap.keep()
     converted = _convert_rest(checkpoint, calibration, settings, parts)
     final_norm = half("norm.weight", checkpoint.tensor(checkpoint.prefix + "norm.weight")).float()
     epsilon = checkpoint.config.get("rms_norm_eps", 1e-6)

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qembed.quantize import triangular
-from qembed.quantize.awq import MAX_LEVEL, Grid
+from qembed.quantize.awq import Grid
+from qembed.quantize.gptq_block import BLOCK_SIZE, round_block
 from qembed.quantize.products import linear, matmul
 
 if TYPE_CHECKING:
     import torch
 
-BLOCK_SIZE = 128
-"""Number of columns after which errors are pushed into the columns outside the block."""
 DAMPING = 0.1
 """λ as a share of the mean diagonal of the Gram matrix: GPTQ's percdamp. The usual 0.01 gives a slightly smaller error on texts
 like the calibration texts and a larger one on others: on SmolLM2, 0.1 had the lowest KL divergence of 0.01, 0.1 and 0.2."""
@@ -122,24 +121,18 @@ def gptq(weight: torch.Tensor, inverse: Inverse, grid: Grid) -> torch.Tensor:
     """Levels 0…15 [N, K] float32 of `weight` [N, K] on `grid` that keep tr(ΔW · G · ΔWᵀ) small."""
     import torch
 
-    factor, diagonal = inverse.upper, inverse.upper.diagonal().tolist()
     groups = inverse.order // grid.group_size
     # Transposed, so that each step reads contiguous memory.
-    scale, zero_point = grid.scale.T.contiguous(), grid.zero_point.T.contiguous()
-    scales, lowest, highest = scale.unbind(), (-zero_point).unbind(), (MAX_LEVEL - zero_point).unbind()
-    remaining = weight.T[inverse.order]
-    steps = torch.empty_like(remaining)
+    scales, zero_points = grid.scale.T.contiguous(), grid.zero_point.T.contiguous()
+    remaining = weight.T.contiguous().index_select(0, inverse.order)
+    levels = torch.empty_like(remaining)
     for start in range(0, len(remaining), BLOCK_SIZE):
-        end = min(start + BLOCK_SIZE, len(remaining))
-        block, errors = remaining[start:end], torch.empty_like(remaining[start:end])
-        rows = zip(groups[start:end].tolist(), block.unbind(), steps[start:end].unbind(), errors.unbind(), strict=True)
-        for channel, (group, value, step, error) in enumerate(rows, start):
-            torch.div(value, scales[group], out=step).round_().clamp_(lowest[group], highest[group])
-            torch.sub(value, step * scales[group], out=error).div_(diagonal[channel])
-            block[channel + 1 - start :].addr_(factor[channel, channel + 1 : end], error, alpha=-1)
-        remaining[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
-        steps[start:end] += zero_point[groups[start:end]]
-    return steps[inverse.order.argsort()].T.contiguous()
+        block = slice(start, start + BLOCK_SIZE)
+        errors = remaining[block]  # once it is rounded
+        round_block(errors, levels[block], inverse.upper[block, block], scales, zero_points, groups[block])
+        later = start + len(errors)
+        remaining[later:].addmm_(inverse.upper[block, later:].T, errors, alpha=-1)
+    return levels.index_select(0, inverse.order.argsort()).T.contiguous()
 
 
 def refit_scales(levels: torch.Tensor, grid: Grid, damped: torch.Tensor, products: torch.Tensor) -> Grid:

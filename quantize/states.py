@@ -55,8 +55,7 @@ class StoredStates:
 
         states = states.to("cpu")
         if self._scaled:
-            lowest, highest = states.aminmax(dim=-1, keepdim=True)
-            exponents = torch.maximum(-lowest, highest).frexp().exponent - LARGEST_EXPONENT
+            exponents = states.abs().amax(-1, keepdim=True).frexp().exponent - LARGEST_EXPONENT
             scales = self._scales[index].copy_(torch.ldexp(torch.ones(exponents.shape), exponents))
             states = states / scales
         self._values[index].copy_(states)

@@ -15,6 +15,7 @@ from enum import IntFlag
 
 import torch
 
+from qembed.native import gomp_parallel
 from qembed.serve.vllm_plugin import int4_native
 from qembed.serve.vllm_plugin.int4_native import DTYPES, MAX_CHUNK, PANEL, Weight
 from qembed.serve.vllm_plugin.int4_torch import BLOCK_OUTPUTS, ReadRows, narrow
@@ -98,7 +99,7 @@ def linear(
     failed = _multiply()(
         *(inputs.data_ptr(), result.data_ptr(), DTYPES[x.dtype], *x.shape, outputs, group, chunk_of(group)),
         *(weight.values.data_ptr(), weight.scales.data_ptr(), DTYPES[weight.scales.dtype], weight.zeros.data_ptr()),
-        *(None if float_bias is None else float_bias.data_ptr(), int4_native.gomp_parallel(), torch.get_num_threads()),
+        *(None if float_bias is None else float_bias.data_ptr(), gomp_parallel(), torch.get_num_threads()),
         *(digits, instruction or instructions()),
     )
     if failed:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 
+from qembed.native import gomp_parallel, load
 from qembed.serve.vllm_plugin.int4_torch import BLOCK_OUTPUTS, ReadRows, narrow
 from qembed.vllm.kernels import CAPABILITY_LIMIT, LIBRARY
 
@@ -37,13 +37,10 @@ class Weight(NamedTuple):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel; None if it was not built, or if this CPU or this torch cannot run it."""
-    spec = find_spec(LIBRARY)
-    if spec is None or spec.origin is None:
-        return None
+    kernel = load(LIBRARY)
     try:
-        kernel = ctypes.CDLL(spec.origin)
-        supported = bool(kernel.qembed_int4_supported())
-    except (OSError, AttributeError):
+        supported = kernel is not None and bool(kernel.qembed_int4_supported())
+    except AttributeError:
         return None
     return kernel if supported and gomp_parallel() else None
 
@@ -54,15 +51,6 @@ def has_vnni() -> bool:
     kernel = library()
     limited = os.environ.get(CAPABILITY_LIMIT, "") in ("default", "avx2")
     return kernel is not None and not limited and kernel.qembed_int4_supported() > 1
-
-
-@functools.cache
-def gomp_parallel() -> int | None:
-    """The address of `GOMP_parallel` in torch's OpenMP, whose threads vLLM has bound to cores."""
-    try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
-    except (OSError, AttributeError):
-        return None
 
 
 @functools.cache

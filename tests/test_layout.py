@@ -14,7 +14,7 @@ COMMANDS = ("quantize", "serve", "embed", "eval", "search")
 WITHOUT_MIRROR = {"cases", "deploy", "e2e", "fuzz"}
 """Folders of tests that are about no folder of modules."""
 COVERED = {
-    "checkpoint/test_embedder.py": "dtypes matryoshka modules prompts transformer_settings transformers_config",
+    "checkpoint/test_embedder.py": "dtypes matryoshka modules prompts rope transformer_settings transformers_config",
     "checkpoint/test_published.py": "description",
     "checkpoint/test_reranker.py": "score_row",
     "checkpoint/test_untrusted.py": "files numbers",
@@ -44,11 +44,11 @@ COVERED = {
     "search/test_cli.py": "answer query session",
     "search/test_index_cli.py": "build corpus nearest recall store",
     "serve/gate/test_gate.py": "asgi body engine errors openapi",
-    "serve/gate/test_request.py": "unsupported",
+    "serve/gate/test_request.py": "json_numbers unsupported",
     "serve/gate/test_rerank.py": "rerank_answer rerank_openapi rerank_prompts rerank_request",
     "serve/test_cli.py": "engine_command json_log reporter session startup_warnings vector_facts",
     "serve/vllm_plugin/test_half_table.py": "awq compressed_tensors",
-    "serve/vllm_plugin/test_int4.py": "int4_bytes int4_layer int4_native int4_torch",
+    "serve/vllm_plugin/test_int4.py": "/native int4_bytes int4_layer int4_native int4_torch",
     "serve/vllm_plugin/test_layer_cache.py": "cpu_worker gpu_worker",
     "serve/vllm_plugin/test_pieces.py": "scheduler",
     "serve/vllm_plugin/test_plugin.py": "amx lazy",
@@ -60,9 +60,10 @@ COVERED = {
     "vectors/test_cache.py": "/eval/embedding sources",
     "vectors/test_vector_files.py": "dtypes matching parquet",
     "vllm/test_settings.py": "arguments gate_rules prompt_models",
-    "vllm/test_supervisor.py": "ports readiness shutdown",
+    "vllm/test_supervisor.py": "float16 ports readiness shutdown",
 }
 SUBJECTS = {
+    "vllm/test_releases.py",
     "eval/test_embedded.py",
     "quantize/test_cuda.py",
     "quantize/test_unknown_tokens.py",

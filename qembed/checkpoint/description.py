@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "qembed.json"
 INDEX = "model.safetensors.index.json"
+LAYER = re.compile(r"layers\.(\d{1,6})\.")
+MOST_ADDED = 64
+"""Tokens that a tokenizer may make of a single letter: it and what is added to every text."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,20 @@ class Checkpoint:
             raise BadInput(f"{path}: truncation at the left is not supported: texts are cut at their end")
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        if (tokens := len(token_ids(tokenizer, "a", str(self.folder)))) > MOST_ADDED:
+            raise BadInput(f"{path}: makes {tokens:,} tokens of a single letter; it is damaged, or meant to take memory")
         return tokenizer
+
+    def check_layers(self) -> None:
+        """Check that config.json and the tensors have the same number of layers, before a model is built from either.
+
+        Raises:
+            BadInput: they have not.
+        """
+        numbers = {int(match[1]) for name in self.files if (match := LAYER.match(name.removeprefix(self.prefix)))}
+        told = self.config.get("num_hidden_layers")
+        if numbers and (numbers != set(range(len(numbers))) or len(numbers) != told):
+            raise BadInput(f"{self.folder}: config.json has {told} layers, the safetensors files {len(numbers)}")
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer beside the token table, with the tokens that have no row in it.

@@ -14,8 +14,11 @@ import click
 from qembed.errors import QembedError
 from qembed.installation import how_to_install
 from qembed.text import strict_json
+from qembed.text.display import escaped
 
 INTERRUPTED = 130
+LINES = "\t\n"
+"""Control characters that a message may have."""
 LONGEST = 2000
 """Characters of a message. What is quoted from a file may be of any length."""
 RESULT = "qembed_result"
@@ -41,7 +44,7 @@ def failure(error: BaseException) -> Failure | None:
     name = type(error).__name__
     match error:
         case QembedError():
-            return Failure(_shortened(str(error)), error.exit_code, name)
+            return Failure(escaped(_shortened(str(error)), LINES), error.exit_code, name)
         case click.exceptions.Exit() | BrokenPipeError():
             return None
         case click.ClickException():

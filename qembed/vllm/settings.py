@@ -344,6 +344,7 @@ def _check(settings: ServerSettings, target: Target) -> None:
     if not trunk.is_causal and settings.kv_cache:
         raise BadInput("--kv-cache: attention is bidirectional, so that keys and values of a text never serve another step")
     check_task(settings)
+    checkpoint.check_layers()
     tokens, seqs = settings.max_num_batched_tokens, settings.max_num_seqs
     if tokens is not None and seqs is not None and tokens < seqs:
         raise BadInput(f"--max-num-batched-tokens {tokens} is less than one token for each of --max-num-seqs {seqs}")

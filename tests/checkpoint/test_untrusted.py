@@ -17,6 +17,9 @@ from qembed.checkpoint.description import Checkpoint
 from qembed.checkpoint.find import find
 from qembed.errors import BadInput
 from qembed.sample import FOLDER
+from qembed.vllm.devices import Target
+from qembed.vllm.kernels import Cpu
+from qembed.vllm.settings import ServerSettings, resolve
 
 READ = [
     "LICENSE-MIT",
@@ -196,3 +199,22 @@ def test_a_tokenizer_whose_regular_expression_fails(folder: Path) -> None:
     with pytest.raises(BadInput, match="the tokenizer fails") as error:
         token_ids(tokenizer, "word and " * 20_000, "folder")
     assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_multiplies_texts_is_refused(folder: Path) -> None:
+    template = {
+        "type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 10_000, "pair": [],
+        "special_tokens": {},
+    }  # fmt: skip
+    change(folder, "tokenizer.json", lambda tokenizer: tokenizer.update(post_processor=template))
+    with pytest.raises(BadInput, match="makes 10,000 tokens of a single letter"):
+        find(str(folder)).tokenizer()
+
+
+@pytest.mark.parametrize("layers", [4096, 5, 7])
+def test_a_config_with_another_number_of_layers_than_the_tensors_is_refused_before_a_model_is_built(
+    folder: Path, layers: int
+) -> None:
+    change(folder, "config.json", lambda config: config.update(num_hidden_layers=layers))
+    with pytest.raises(BadInput, match=f"config.json has {layers} layers, the safetensors files 6"):
+        resolve(ServerSettings(find(str(folder))), Target("cpu", "CPU"), Cpu(), 1)

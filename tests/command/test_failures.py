@@ -86,6 +86,13 @@ def test_what_a_file_quotes_at_length_is_cut_in_the_middle() -> None:
     assert error.message.endswith("; remove it")
 
 
+def test_what_a_file_or_library_quotes_cannot_control_a_terminal() -> None:
+    error = failures.failure(QembedError("vLLM did not start: Unsupported activation: \x1b[2Jevil\u202e"))
+    assert error is not None
+    assert error.message.isprintable()
+    assert "evil" in error.message
+
+
 def test_json_behind_two_dashes_is_an_argument() -> None:
     assert run("search", "--index", "none.faiss", "--", "--json").stdout == ""
 

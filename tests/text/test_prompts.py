@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qembed.errors import BadInput
-from qembed.text.prompts import DEFAULT_PROMPTS, default_prompts, is_qwen3_embedding, prompt_of
+from qembed.text.prompts import DEFAULT_PROMPTS, chosen_prompt, default_prompts, is_qwen3_embedding
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,9 @@ from qembed.text.prompts import DEFAULT_PROMPTS, default_prompts, is_qwen3_embed
 def test_a_name_says_that_a_model_is_a_qwen3_embedding(name: str) -> None:
     assert is_qwen3_embedding(None, name)
     assert default_prompts(name) == DEFAULT_PROMPTS
-    assert prompt_of("query", name) == DEFAULT_PROMPTS["query"]
+    assert chosen_prompt(None, "query", None, "", model=name) == DEFAULT_PROMPTS["query"]
     with pytest.raises(BadInput, match="document, query"):
-        prompt_of("passage", name)
+        chosen_prompt(None, "passage", None, "", model=name)
 
 
 @pytest.mark.parametrize("name", ["intfloat/e5-mistral-7b-instruct", "samples", "sample-2", "Qwen/Qwen3-0.6B"])
@@ -25,4 +25,4 @@ def test_prompts_of_other_models_are_not_guessed(name: str) -> None:
     assert default_prompts(name) == {"query": "", "document": ""}
     for prompt in ("query", "document"):
         with pytest.raises(BadInput, match="--model"):
-            prompt_of(prompt, name)
+            chosen_prompt(None, prompt, None, "", model=name)

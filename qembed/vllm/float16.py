@@ -7,8 +7,8 @@ from qembed.checkpoint.float16 import overflow
 from qembed.errors import BadInput
 from qembed.vllm.devices import BFLOAT16_CAPABILITY, Target
 
-TEXTS = ("import", "import os")
-"""Texts that overflow in Qwen3-Embedding-8B (QwenLM/Qwen3-Embedding#164), in layer 2's down_proj."""
+TEXTS = ("import", "import os", "import os\nimport sys", "The quick brown fox jumps over the lazy dog.")
+"""Texts like those that overflow in Qwen3-Embedding-8B (QwenLM/Qwen3-Embedding#164), in layer 2's down_proj, and a sentence."""
 
 
 def check_manifest(checkpoint: Checkpoint, dtype: str, target: Target) -> None:
